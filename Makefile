@@ -1,0 +1,57 @@
+# Two commands do everything: `make train-detr` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Extra Hydra overrides, e.g. ARGS="data=coco detector=detr_r50 trainer=ddp trainer.devices=8".
+ARGS ?=
+# Tests use one process per core with one thread each, so that they do not fight over the cores.
+TEST_WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train-detr test lint types check lock sample-data clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Create .venv with the locked dependencies and this package
+
+# uv is taken from PATH, or installed with pip into the environment itself: nothing outside this folder changes.
+$(STAMP): requirements.lock pyproject.toml
+	@set -e; \
+	if command -v uv >/dev/null 2>&1; then \
+		UV=uv; [ -x $(BIN)/python ] || uv venv --quiet --python $(PYTHON) $(VENV); \
+	else \
+		[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+		$(BIN)/python -m pip install --quiet uv; UV=$(BIN)/uv; \
+	fi; \
+	$$UV pip install --python $(BIN)/python --require-hashes -r requirements.lock; \
+	$$UV pip install --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+train-detr: setup ## Train AnyDepth-DETR (the embedded sample unless ARGS says otherwise) and draw its depth curve
+	$(BIN)/anydepth-train $(ARGS)
+
+test: setup ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup ## Check types (mypy --strict, no exemptions)
+	$(BIN)/mypy
+
+check: lint types test ## Everything that CI runs
+
+lock: ## Pin the newest allowed versions in requirements.lock (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --group dev pyproject.toml -o requirements.lock
+
+sample-data: setup ## Cut the embedded sample again from its source photographs (SOURCE=folder of the photographs)
+	$(BIN)/python scripts/make_sample.py $(SOURCE)
+
+clean: ## Remove the environment, caches and run outputs
+	rm -rf $(VENV) outputs multirun .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,316 @@
+"""Depth configurations: which refinement paths of a detector run, and how they are written as text.
+
+Pure Python: nothing here knows about tensors. A :class:`DepthSpace` belongs to one detector and is the only
+place that parses, prints and enumerates its configurations.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise, product
+from typing import Literal
+
+LadderOrder = Literal["stage", "cost"]
+
+FRACTIONS: Mapping[str, Fraction] = {"3/4": Fraction(3, 4), "1/2": Fraction(1, 2), "1/4": Fraction(1, 4)}
+
+
+class DepthError(ValueError):
+    """A depth that does not exist in a detector's space; the message prints the space."""
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """One point of a :class:`DepthSpace`; built by the space, never by hand.
+
+    Attributes:
+        refine: One flag per stage in the order of the space; true where the refinement path runs.
+        decoder_layers: How many decoder layers run, or None for a detector without such layers.
+        text: The form it is printed in; parses back to an equal configuration. Not compared.
+    """
+
+    refine: tuple[bool, ...]
+    decoder_layers: int | None = None
+    text: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class DepthCosts:
+    """What each removable part of a detector costs, in MACs at the space's reference input size.
+
+    Attributes:
+        refinements: MACs of the refinement path of each stage, in the order of the space.
+        decoder_layer: MACs of one decoder layer; 0 for a detector without such layers.
+    """
+
+    refinements: tuple[int, ...]
+    decoder_layer: int = 0
+
+
+class DepthSpace:
+    """All depths of one detector: named stages that may refine or skip, and decoder layers 1..L.
+
+    Args:
+        stages: Names of the stages with a refinement path, earliest first. Empty for a fixed-depth detector.
+        decoder_layers: L, the number of decoder layers, or None where the depth does not include them.
+        minimal_decoder_layers: Decoder layers of the minimal configuration.
+        costs: Called once, when a cost is first needed (fractions, order by cost).
+
+    Example:
+        >>> space = DepthSpace(stages=("stage1", "neck"), decoder_layers=6, minimal_decoder_layers=4)
+        >>> space.parse("neck@5").refine
+        (False, True)
+        >>> str(space.parse("none@4")), [str(d) for d in space.ladder()]
+        ('minimal', ['full', 'neck@6', 'none@6', 'none@5', 'minimal'])
+    """
+
+    def __init__(
+        self,
+        *,
+        stages: Sequence[str],
+        decoder_layers: int | None = None,
+        minimal_decoder_layers: int | None = None,
+        costs: Callable[[], DepthCosts] | None = None,
+    ) -> None:
+        reserved = {"full", "minimal", "none", "all", "ladder", *FRACTIONS}
+        if len(set(stages)) != len(stages) or reserved & set(stages):
+            raise ValueError(f"stages={tuple(stages)}: names must be unique and none of {sorted(reserved)}")
+        if (decoder_layers is None) != (minimal_decoder_layers is None):
+            raise ValueError("give both decoder_layers and minimal_decoder_layers, or neither")
+        if decoder_layers is not None and minimal_decoder_layers is not None:
+            if not 1 <= minimal_decoder_layers <= decoder_layers:
+                raise ValueError(
+                    f"minimal_decoder_layers={minimal_decoder_layers}: allowed are 1..{decoder_layers} "
+                    "(decoder_layers)"
+                )
+        self.stages = tuple(stages)
+        self.decoder_layers = decoder_layers
+        self.minimal_decoder_layers = minimal_decoder_layers
+        self._measure_costs = costs
+        self._costs: DepthCosts | None = None
+
+    # -- single configurations ---------------------------------------------------------------------------
+
+    @property
+    def full(self) -> DepthConfig:
+        """Everything runs."""
+        return DepthConfig((True,) * len(self.stages), self.decoder_layers, "full")
+
+    @property
+    def minimal(self) -> DepthConfig:
+        """No refinement path runs, and only the decoder layers that the minimal configuration keeps."""
+        return DepthConfig((False,) * len(self.stages), self.minimal_decoder_layers, "minimal")
+
+    def config(self, refine: Sequence[bool], decoder_layers: int | None = None) -> DepthConfig:
+        """The configuration with these flags, printed in its canonical form.
+
+        Args:
+            refine: One flag per stage, in the order of :attr:`stages`.
+            decoder_layers: 1..L; None means all of them.
+
+        Raises:
+            DepthError: A wrong number of flags, or a decoder depth outside 1..L.
+        """
+        if len(refine) != len(self.stages):
+            raise DepthError(f"{len(refine)} flags came for {len(self.stages)} stages. {self.describe()}")
+        if decoder_layers is None:
+            decoder_layers = self.decoder_layers
+        elif self.decoder_layers is None:
+            raise DepthError(f"decoder depth {decoder_layers}: this detector has none. {self.describe()}")
+        elif not 1 <= decoder_layers <= self.decoder_layers:
+            raise DepthError(
+                f"decoder depth {decoder_layers}: allowed are 1..{self.decoder_layers}. {self.describe()}"
+            )
+        config = DepthConfig(tuple(bool(flag) for flag in refine), decoder_layers)
+        for named in (self.full, self.minimal):
+            if config == named:
+                return named
+        return DepthConfig(config.refine, config.decoder_layers, self._explicit_text(config))
+
+    def parse(self, text: "str | DepthConfig") -> DepthConfig:
+        """The configuration that a text names.
+
+        Args:
+            text: ``full``, ``minimal``, ``3/4``, ``1/2``, ``1/4``, or the explicit form: the stages that
+                refine, joined by ``+`` (``none`` for no stage), and the decoder layers after ``@``
+                (left out: all), e.g. ``stage3+neck@5``. A configuration of this space passes through.
+
+        Raises:
+            DepthError: Anything else; the message prints the space.
+        """
+        if isinstance(text, DepthConfig):
+            checked = self.config(text.refine, text.decoder_layers)
+            return text if text.text else checked
+        text = text.strip()
+        if text in ("full", "minimal"):
+            return self.full if text == "full" else self.minimal
+        if text in FRACTIONS:
+            point = self._nearest(FRACTIONS[text])
+            return DepthConfig(point.refine, point.decoder_layers, text)
+        return self._parse_explicit(text)
+
+    def parse_list(self, depths: "str | Sequence[str | DepthConfig]") -> list[DepthConfig]:
+        """Several configurations: a list of texts, or ``ladder`` or ``all``; repeated points are kept once.
+
+        Raises:
+            DepthError: An unknown text, or an empty list.
+        """
+        if isinstance(depths, str):
+            depths = [depths]
+        found: dict[DepthConfig, DepthConfig] = {}
+        for depth in depths:
+            for config in self._expand(depth):
+                found.setdefault(config, config)
+        if not found:
+            raise DepthError(f"no depth was given. {self.describe()}")
+        return list(found.values())
+
+    def describe(self) -> str:
+        """One line that prints the space, for error messages and help."""
+        stages = ", ".join(self.stages) or "no stage (fixed depth)"
+        text = f"Allowed: full, minimal, {', '.join(FRACTIONS)}, or stages joined by '+' out of [{stages}] or 'none'"
+        if self.decoder_layers is not None:
+            text += f", then '@' and 1..{self.decoder_layers} decoder layers"
+            example = f"{self.stages[-1] if self.stages else 'none'}@{self.minimal_decoder_layers}"
+        else:
+            example = "+".join(self.stages[-2:]) or "none"
+        return f"{text}, e.g. '{example}'."
+
+    # -- sets of configurations --------------------------------------------------------------------------
+
+    def all(self) -> Iterator[DepthConfig]:
+        """Every configuration: 2^stages times the decoder depths 1..L, from full downwards."""
+        layers: Sequence[int | None] = [None]
+        if self.decoder_layers is not None:
+            layers = range(self.decoder_layers, 0, -1)
+        for count in layers:
+            for refine in product((True, False), repeat=len(self.stages)):
+                yield self.config(refine, count)
+
+    def ladder(
+        self, order: LadderOrder = "stage", *, measured_ap: Mapping[DepthConfig, float] | None = None
+    ) -> list[DepthConfig]:
+        """A monotone chain from full to minimal; each step removes one refinement path or decoder layer.
+
+        Args:
+            order: ``stage`` removes the earliest stage first and decoder layers last (the order of adaptive
+                depth networks); ``cost`` removes the most expensive part first.
+            measured_ap: AP of configurations from a depth curve. Where given, it replaces ``order``: each
+                step takes the removal that loses the least AP per MAC saved.
+
+        Raises:
+            DepthError: ``measured_ap`` lacks a configuration that a step has to compare.
+        """
+        if measured_ap is not None:
+            return self._measured_ladder(measured_ap)
+        parts = [*range(len(self.stages)), *[-1] * self._removable_layers()]
+        if order == "cost":
+            parts.sort(key=lambda part: -self._part_cost(part))
+        elif order != "stage":
+            raise DepthError(f"ladder order {order!r}: allowed are 'stage' and 'cost'")
+        chain = [self.full]
+        for part in parts:
+            chain.append(self._without(chain[-1], part))
+        return chain
+
+    # -- cost --------------------------------------------------------------------------------------------
+
+    @property
+    def costs(self) -> DepthCosts:
+        """MACs of the removable parts, measured when first asked for.
+
+        Raises:
+            DepthError: The space was built without a way to measure them.
+        """
+        if self._costs is None:
+            if self._measure_costs is None:
+                raise DepthError("this depth space has no costs: fractions and the order by cost need them")
+            self._costs = self._measure_costs()
+        return self._costs
+
+    def saving(self, config: DepthConfig) -> int:
+        """MACs that a configuration saves against full, at the reference input size."""
+        costs = self.costs
+        saved = sum(cost for cost, runs in zip(costs.refinements, config.refine, strict=True) if not runs)
+        if self.decoder_layers is not None and config.decoder_layers is not None:
+            saved += (self.decoder_layers - config.decoder_layers) * costs.decoder_layer
+        return saved
+
+    # -- internals ---------------------------------------------------------------------------------------
+
+    def _explicit_text(self, config: DepthConfig) -> str:
+        names = [name for name, runs in zip(self.stages, config.refine, strict=True) if runs]
+        text = "+".join(names) or "none"
+        return text if config.decoder_layers is None else f"{text}@{config.decoder_layers}"
+
+    def _parse_explicit(self, text: str) -> DepthConfig:
+        names_text, at, layers_text = text.partition("@")
+        names = [] if names_text == "none" else names_text.split("+")
+        unknown = [name for name in names if name not in self.stages]
+        if unknown or len(set(names)) != len(names):
+            what = f"unknown stage {unknown[0]!r}" if unknown else "a stage is named twice"
+            raise DepthError(f"depth {text!r}: {what}. {self.describe()}")
+        layers = None
+        if at:
+            if not (layers_text.isascii() and layers_text.isdecimal()):
+                raise DepthError(f"depth {text!r}: {layers_text!r} is no decoder depth. {self.describe()}")
+            layers = int(layers_text)
+        return self.config([name in names for name in self.stages], layers)
+
+    def _expand(self, depth: "str | DepthConfig") -> list[DepthConfig]:
+        if depth == "ladder":
+            return self.ladder()
+        if depth == "all":
+            return list(self.all())
+        return [self.parse(depth)]
+
+    def _removable_layers(self) -> int:
+        return (self.decoder_layers or 0) - (self.minimal_decoder_layers or 0)
+
+    def _part_cost(self, part: int) -> int:
+        return self.costs.decoder_layer if part < 0 else self.costs.refinements[part]
+
+    def _without(self, config: DepthConfig, part: int) -> DepthConfig:
+        """``config`` without the refinement path of stage ``part``, or without one decoder layer (-1)."""
+        if part < 0:
+            return self.config(config.refine, (config.decoder_layers or 0) - 1)
+        refine = [runs and stage != part for stage, runs in enumerate(config.refine)]
+        return self.config(refine, config.decoder_layers)
+
+    def _nearest(self, share: Fraction) -> DepthConfig:
+        ladder = self.ladder()
+        whole = self.saving(self.minimal)
+        # Ties go to the deeper point, so that a fraction never promises less compute than it names.
+        return min(ladder, key=lambda point: abs(whole - self.saving(point) - share * whole))
+
+    def _measured_ladder(self, measured_ap: Mapping[DepthConfig, float]) -> list[DepthConfig]:
+        chain = [self.full]
+        while chain[-1] != self.minimal:
+            here = chain[-1]
+            parts = [stage for stage, runs in enumerate(here.refine) if runs]
+            if here.decoder_layers is not None and here.decoder_layers > (self.minimal_decoder_layers or 0):
+                parts.append(-1)
+            options = {part: self._without(here, part) for part in parts}
+            missing = [str(point) for point in (here, *options.values()) if point not in measured_ap]
+            if missing:
+                raise DepthError(f"measured_ap lacks {missing}: evaluate depths=all for a measured ladder")
+            chain.append(
+                min(
+                    options.items(),
+                    key=lambda item: (measured_ap[here] - measured_ap[item[1]]) / max(self._part_cost(item[0]), 1),
+                )[1]
+            )
+        return chain
+
+
+def is_monotone(chain: Sequence[DepthConfig]) -> bool:
+    """Whether each configuration runs a strict subset of what the one before it runs."""
+    return all(
+        all(b <= a for a, b in zip(one.refine, two.refine, strict=True))
+        and (two.decoder_layers or 0) <= (one.decoder_layers or 0)
+        and one != two
+        for one, two in pairwise(chain)
+    )

@@ -1,0 +1,207 @@
+"""What every any-depth detector is to the rest of the framework, whichever wing it belongs to."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anydepth.depth import DepthConfig, DepthSpace
+from anydepth.images import read_image
+from anydepth.structures import Detections, DetectorOutput, Targets
+
+ImageSource = str | Path | NDArray[np.uint8] | Tensor
+
+
+class Detector(nn.Module, ABC):
+    """One network, one set of weights, many depths.
+
+    Attributes:
+        depth_space: Parses, prints and enumerates the depths of this detector.
+        num_classes: K.
+        class_names: One name per class; "0", "1", ... until a data set or a weights file names them.
+        input_size: (height, width) in pixels that evaluation and prediction resize to.
+        config: The plain values that :func:`anydepth.build` builds an equal detector from.
+    """
+
+    depth_space: DepthSpace
+    num_classes: int
+    class_names: tuple[str, ...]
+    input_size: tuple[int, int]
+    config: Mapping[str, object]
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Tensor,
+        depth: str | DepthConfig = "full",
+        targets: Sequence[Targets] | None = None,
+    ) -> DetectorOutput:
+        """Run the network at one depth.
+
+        Args:
+            images: [B, 3, H, W] float RGB in [0, 1].
+            depth: A depth of :attr:`depth_space`.
+            targets: Ground truth per image, for what a wing feeds back in training (denoising). Ignored in
+                eval mode.
+
+        Raises:
+            DepthError: The depth does not exist in this detector's space.
+            ValueError: Images of a wrong shape or type.
+        """
+
+    @abstractmethod
+    def postprocess(
+        self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """Detections per image in pixels of the original image, best score first, no threshold.
+
+        Args:
+            output: What :meth:`forward` returned in eval mode.
+            original_sizes: (height, width) of each image in pixels.
+        """
+
+    @abstractmethod
+    def reset_classes(self, class_names: Sequence[str]) -> None:
+        """Name the classes; where their number changes, the class heads are initialised anew."""
+
+    def predict(
+        self,
+        source: ImageSource | Sequence[ImageSource],
+        depth: str | DepthConfig = "full",
+        threshold: float = 0.5,
+        batch_size: int = 8,
+    ) -> list[Detections]:
+        """Detect objects in images of any size, in eval mode and without gradients.
+
+        Args:
+            source: One image or a list of them: a path, an array [H, W, 3] uint8 RGB, or a tensor
+                [3, H, W], uint8 or float in [0, 1].
+            depth: A depth of :attr:`depth_space`.
+            threshold: Detections with a lower score are left out.
+            batch_size: Images per forward pass.
+
+        Returns:
+            One entry per image, in pixels of the original image, in host memory.
+
+        Raises:
+            ValueError: An image of another form, or a threshold outside [0, 1].
+            ImageError: A file that is missing or is no readable image.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: allowed are 0 to 1")
+        config = self.depth_space.parse(depth)
+        single = isinstance(source, str | Path | np.ndarray | Tensor)
+        sources: list[ImageSource] = [source] if single else list(source)  # type: ignore
+        device = next(self.parameters()).device
+        found: list[Detections] = []
+        with evaluating(self):
+            for start in range(0, len(sources), batch_size):
+                images = [_as_image(item) for item in sources[start : start + batch_size]]
+                sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+                batch = torch.stack([resize_image(image.to(device), self.input_size) for image in images])
+                output = self(batch, depth=config)
+                found += [item.above(threshold).cpu() for item in self.postprocess(output, sizes)]
+        return found
+
+
+@dataclass(frozen=True)
+class PathLosses:
+    """Losses of one path through the detector.
+
+    Attributes:
+        terms: Weighted scalars by name; their sum is the loss of the path.
+        assignment: Which predictions were assigned to which ground truth; a teacher's assignment is
+            handed to the distillation, so that nothing is matched twice.
+    """
+
+    terms: Mapping[str, Tensor]
+    assignment: object = field(default=None, repr=False)
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of all terms, a scalar."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class Objective(nn.Module, ABC):
+    """The losses of one wing: a path that learns from ground truth, and one that learns from another path."""
+
+    @abstractmethod
+    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PathLosses:
+        """Losses of a training-mode output against ground truth, in float32.
+
+        Args:
+            output: What the detector returned in training mode.
+            targets: Ground truth per image; images without boxes are allowed.
+        """
+
+    @abstractmethod
+    def distilled(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Sequence[Targets],
+        teacher_losses: PathLosses,
+    ) -> PathLosses:
+        """Losses of a shallower path that learns from a deeper one of the same step, in float32.
+
+        Args:
+            student: Training-mode output of the shallower path.
+            teacher: Training-mode output of the deeper path; it is detached here.
+            targets: Ground truth per image.
+            teacher_losses: What :meth:`supervised` returned for the teacher; its assignment is reused.
+        """
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside the block; the former mode of every submodule afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize one image to ``size`` without keeping its aspect ratio, as RT-DETR is evaluated.
+
+    Args:
+        image: [3, H, W], uint8 or float in [0, 1].
+        size: (height, width) in pixels.
+
+    Returns:
+        [3, height, width] float32 in [0, 1], bilinear without antialiasing.
+    """
+    scaled = image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image.to(torch.float32)
+    if scaled.shape[-2:] == size:
+        return scaled
+    return F.interpolate(scaled[None], size=size, mode="bilinear", align_corners=False, antialias=False)[0]
+
+
+def _as_image(source: ImageSource) -> Tensor:
+    if isinstance(source, str | Path):
+        return read_image(source)
+    if isinstance(source, Tensor):
+        image = source
+    else:
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+            raise ValueError(
+                f"array image of shape {source.shape} and type {source.dtype}: give [H, W, 3] uint8 RGB"
+            )
+        image = torch.from_numpy(np.ascontiguousarray(source)).permute(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"tensor image of shape {tuple(image.shape)}: give [3, H, W]")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(f"tensor image of type {image.dtype}: give uint8 or float in [0, 1]")
+    return image

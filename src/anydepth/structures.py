@@ -1,0 +1,107 @@
+"""Typed containers that travel between data, detectors and evaluation.
+
+The shape legend used everywhere: ``B`` batch, ``N`` boxes of one image, ``Q`` queries or candidates,
+``K`` classes, ``L`` levels, ``H W`` height and width in pixels (of an image) or cells (of a feature map).
+Boxes carry their format in their name: ``boxes_xyxy`` are pixels, ``boxes_cxcywh`` are normalised to [0, 1].
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of one image, in the frame of the image as it is fed to the detector.
+
+    Attributes:
+        boxes_cxcywh: [N, 4] float32, normalised; N may be 0.
+        labels: [N] int64, contiguous classes in [0, K).
+    """
+
+    boxes_cxcywh: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Targets":
+        """The same targets on another device."""
+        return Targets(
+            self.boxes_cxcywh.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a data loader yields.
+
+    Attributes:
+        images: [B, 3, H, W] RGB, uint8 in [0, 255] (the loader's form) or float in [0, 1].
+        targets: Ground truth per image; crowd regions are not among them.
+        image_ids: The data set's id of each image.
+        original_sizes: (height, width) of each image in its file, in pixels.
+    """
+
+    images: Tensor
+    targets: tuple[Targets, ...]
+    image_ids: tuple[int, ...]
+    original_sizes: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets=tuple(target.to(device, non_blocking) for target in self.targets),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, for asynchronous copies to a GPU."""
+        targets = tuple(Targets(t.boxes_cxcywh.pin_memory(), t.labels.pin_memory()) for t in self.targets)
+        return replace(self, images=self.images.pin_memory(), targets=targets)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one image, best score first.
+
+    Attributes:
+        boxes_xyxy: [N, 4] float32, pixels of the original image.
+        scores: [N] float32 in [0, 1].
+        labels: [N] int64, contiguous classes in [0, K).
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def above(self, threshold: float) -> "Detections":
+        """Only the detections whose score is at least ``threshold``."""
+        keep = self.scores >= threshold
+        return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep])
+
+    def cpu(self) -> "Detections":
+        """The same detections in host memory."""
+        return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What every detector's forward returns; each wing adds its own predictions.
+
+    Attributes:
+        backbone_features: The maps the backbone hands to the neck, [B, C, H, W] each, finest first.
+        neck_features: The maps the neck hands to the head, [B, C, H, W] each, finest first.
+    """
+
+    backbone_features: tuple[Tensor, ...] = field(repr=False)
+    neck_features: tuple[Tensor, ...] = field(repr=False)
