@@ -1,0 +1,257 @@
+"""RT-DETR's decoder: query selection, then layers that refine boxes, as many as the depth asks for.
+
+Zhao et al., "DETRs beat YOLOs on real-time object detection", CVPR 2024. Nothing here is switchable: norms
+and heads are shared by all depths.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anydepth.detr.output import DenoisingQueries
+from anydepth.layers.attention import MultiHeadAttention
+from anydepth.layers.conv import ConvNorm
+from anydepth.layers.deformable import DeformableAttention
+from anydepth.layers.mlp import MLP
+from anydepth.layers.norm import batch_norm
+from anydepth.layers.precision import without_autocast
+
+CLASS_PRIOR = 0.01
+ANCHOR_SIZE = 0.05
+ANCHOR_MARGIN = 0.01
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention, feed-forward network; post-norm, ReLU."""
+
+    def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(dim=dim, heads=heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn = DeformableAttention(dim=dim, heads=heads, levels=levels, points=points)
+        self.norm2 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        reference_cxcywh: Tensor,
+        memory: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        blocked: Tensor | None,
+    ) -> Tensor:
+        """Queries [B, Q, C] at reference boxes [B, Q, 4], looking at memory [B, T, C] -> [B, Q, C]."""
+        queries = self.norm1(queries + self.self_attn(queries, position, blocked))
+        queries = self.norm2(queries + self.cross_attn(queries + position, reference_cxcywh, memory, sizes))
+        normalised: Tensor = self.norm3(queries + self.linear2(F.relu(self.linear1(queries))))
+        return normalised
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """Predictions of the layers that ran, and of the encoder's selected tokens.
+
+    Attributes:
+        logits: [layers, B, D + Q, K]; in eval mode the last layer's only.
+        boxes_cxcywh: [layers, B, D + Q, 4], normalised; in eval mode the last layer's only.
+        encoder_logits: [B, Q, K].
+        encoder_boxes: [B, Q, 4], normalised cxcywh.
+    """
+
+    logits: Tensor
+    boxes_cxcywh: Tensor
+    encoder_logits: Tensor
+    encoder_boxes: Tensor
+
+
+class RTDETRDecoder(nn.Module):
+    """Selects the best encoder tokens as queries and refines them layer by layer.
+
+    Args:
+        num_classes: K.
+        in_channels: Channels of the neck's maps, finest first.
+        dim: Channels inside.
+        num_layers: L.
+        num_queries: Q.
+        heads: Attention heads.
+        points: Points per head and level of the cross-attention.
+        ffn_dim: Feed-forward size.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: Sequence[int],
+        dim: int = 256,
+        num_layers: int = 6,
+        num_queries: int = 300,
+        heads: int = 8,
+        points: int = 4,
+        ffn_dim: int = 1024,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1 or num_queries < 1 or num_classes < 1:
+            raise ValueError(
+                f"num_layers={num_layers}, num_queries={num_queries}, num_classes={num_classes}: each at least 1"
+            )
+        self.num_queries = num_queries
+        self.dim = dim
+        self.input_proj = nn.ModuleList(
+            ConvNorm(in_channels=channels, out_channels=dim, kernel_size=1, norm=batch_norm(dim))
+            for channels in in_channels
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim=dim, heads=heads, levels=len(in_channels), points=points, ffn_dim=ffn_dim)
+            for _ in range(num_layers)
+        )
+        self.query_pos_head = MLP(in_dim=4, hidden_dim=2 * dim, out_dim=dim, num_layers=2)
+        self.enc_output = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        self.enc_bbox_head = _box_head(dim)
+        self.dec_bbox_head = nn.ModuleList(_box_head(dim) for _ in range(num_layers))
+        nn.init.xavier_uniform_(self.enc_output[0].weight)
+        for layer in self.query_pos_head.layers:
+            nn.init.xavier_uniform_(layer.weight)  # type: ignore
+        self.reset_classes(num_classes)
+
+    def reset_classes(self, num_classes: int) -> None:
+        """Initialise everything whose shape depends on the number of classes."""
+        self.num_classes = num_classes
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, self.dim, padding_idx=num_classes)
+        self.enc_score_head = _score_head(self.dim, num_classes)
+        self.dec_score_head = nn.ModuleList(_score_head(self.dim, num_classes) for _ in self.layers)
+
+    def forward(
+        self, maps: Sequence[Tensor], num_layers: int, denoising: DenoisingQueries | None = None
+    ) -> DecoderOutput:
+        """Decode the neck's maps.
+
+        Args:
+            maps: [B, C, H, W] each, finest first.
+            num_layers: How many layers run, 1..L.
+            denoising: Noised ground truth to put in front of the queries, in training.
+
+        Raises:
+            ValueError: The maps have fewer cells than there are queries.
+        """
+        sizes = [(features.shape[-2], features.shape[-1]) for features in maps]
+        memory = torch.cat(
+            [proj(features).flatten(2).transpose(1, 2) for proj, features in zip(self.input_proj, maps, strict=True)],
+            dim=1,
+        )
+        content, reference_logits, encoder_logits = self._select_queries(memory, sizes)
+        encoder_boxes = reference_logits.sigmoid()
+        blocked = None
+        if denoising is not None:
+            embedded = self.denoising_class_embed(denoising.labels)
+            content = torch.cat([embedded.to(content.dtype), content], dim=1)
+            reference_logits = torch.cat([denoising.boxes_logits, reference_logits], dim=1)
+            blocked = denoising.attention_mask
+        elif self.training:
+            # A batch without boxes still has to give every parameter a gradient, or other processes wait.
+            content = content + 0 * self.denoising_class_embed.weight.sum()
+        logits, boxes = self._refine(
+            content, reference_logits.detach().sigmoid(), memory, sizes, blocked, num_layers
+        )
+        return DecoderOutput(logits, boxes, encoder_logits, encoder_boxes)
+
+    def _select_queries(
+        self, memory: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The Q tokens with the best class score: content [B, Q, C], box logits, class logits."""
+        if memory.shape[1] < self.num_queries:
+            raise ValueError(
+                f"the feature maps {list(sizes)} have {memory.shape[1]} cells for {self.num_queries} queries: "
+                "use larger images or a smaller num_queries"
+            )
+        anchors, valid = make_anchors(sizes, memory.device)
+        tokens = self.enc_output(memory * valid.to(memory.dtype))
+        with without_autocast(memory.device):
+            tokens = tokens.float()
+            scores = self.enc_score_head(tokens)
+            box_logits = self.enc_bbox_head(tokens) + anchors
+        best = scores.amax(dim=-1).topk(self.num_queries, dim=1).indices[..., None]
+        content, selected_boxes, selected_scores = (
+            values.gather(1, best.expand(-1, -1, values.shape[-1])) for values in (tokens, box_logits, scores)
+        )
+        return content.detach(), selected_boxes, selected_scores
+
+    def _refine(
+        self,
+        queries: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        blocked: Tensor | None,
+        num_layers: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layers from normalised boxes ``reference``; stack what their heads predict."""
+        all_logits, all_boxes = [], []
+        attached = reference
+        for index in range(num_layers):
+            position = self.query_pos_head(reference)
+            queries = self.layers[index](queries, position, reference, memory, sizes, blocked)
+            with without_autocast(queries.device):
+                hidden = queries.float()
+                delta = self.dec_bbox_head[index](hidden)
+                # "Look forward twice": a layer's loss also trains the box that the layer before it predicted.
+                boxes = (delta + inverse_sigmoid(attached)).sigmoid()
+                if self.training or index == num_layers - 1:
+                    all_logits.append(self.dec_score_head[index](hidden))
+                    all_boxes.append(boxes)
+            attached = boxes if self.training else boxes.detach()
+            reference = boxes.detach()
+        return torch.stack(all_logits), torch.stack(all_boxes)
+
+
+def inverse_sigmoid(probabilities: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """Logits of probabilities, finite also at 0 and 1."""
+    clamped = probabilities.clamp(min=0, max=1)
+    return torch.log(clamped.clamp(min=epsilon) / (1 - clamped).clamp(min=epsilon))
+
+
+def make_anchors(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """One anchor box per cell of every level.
+
+    Args:
+        sizes: (H, W) of each level, finest first.
+        device: Where to make them.
+
+    Returns:
+        Box logits [1, T, 4] float32 (infinite where invalid) and validity [1, T, 1] bool: boxes too near
+        to the border cannot be written as logits of moderate size.
+    """
+    levels = []
+    for level, (height, width) in enumerate(sizes):
+        rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+        centre_y, centre_x = torch.meshgrid(rows, columns, indexing="ij")
+        side = torch.full_like(centre_x, ANCHOR_SIZE * 2**level)
+        levels.append(torch.stack([centre_x, centre_y, side, side], dim=-1).flatten(0, 1))
+    anchors = torch.cat(levels)[None]
+    valid = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(dim=-1, keepdim=True)
+    return torch.log(anchors / (1 - anchors)).masked_fill(~valid, torch.inf), valid
+
+
+def _box_head(dim: int) -> MLP:
+    """Starts by predicting no change of the reference box."""
+    head = MLP(in_dim=dim, hidden_dim=dim, out_dim=4, num_layers=3)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return head
+
+
+def _score_head(dim: int, num_classes: int) -> nn.Linear:
+    """Starts by predicting every class with the prior probability (RetinaNet)."""
+    head = nn.Linear(dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+    return head

@@ -1,0 +1,239 @@
+"""AnyDepth-DETR: backbone, neck and decoder behind one ``forward(images, depth)``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from anydepth.boxes import cxcywh_to_xyxy
+from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
+from anydepth.detector import Detector
+from anydepth.detr.decoder import DecoderOutput, RTDETRDecoder
+from anydepth.detr.denoising import make_denoising_queries
+from anydepth.detr.neck import HybridEncoder
+from anydepth.detr.output import DenoisingQueries, DetrOutput
+from anydepth.detr.resnet import ResNet
+from anydepth.layers.macs import count_macs
+from anydepth.structures import Detections, DetectorOutput, Targets
+
+SIZE_DIVISOR = 32
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """How ground truth is noised in training (DN-DETR, DINO).
+
+    Attributes:
+        queries: Budget of positive queries per image; 0 switches denoising off.
+        label_noise: Half of this share of the labels is drawn anew.
+        box_noise: Jitter of the corners in half box sizes.
+    """
+
+    queries: int = 100
+    label_noise: float = 0.5
+    box_noise: float = 1.0
+
+
+class DetrDetector(Detector):
+    """RT-DETR of any depth, or of a fixed depth when its parts are built so.
+
+    Args:
+        backbone: Four stages, three output maps.
+        neck: Fuses the three maps.
+        decoder: Predicts classes and boxes.
+        minimal_decoder_layers: Decoder layers of the minimal depth.
+        any_depth: Whether backbone and neck have refinement paths.
+        input_size: (height, width) in pixels for evaluation and prediction; multiples of 32.
+        class_names: One name per class.
+        denoising: How ground truth is noised in training.
+        image_mean: Subtracted per channel; None as released.
+        image_std: Divided by per channel; None as released.
+        config: Plain values that build an equal detector.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: ResNet,
+        neck: HybridEncoder,
+        decoder: RTDETRDecoder,
+        minimal_decoder_layers: int,
+        any_depth: bool,
+        input_size: tuple[int, int],
+        class_names: Sequence[str],
+        denoising: DenoisingConfig,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        config: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(class_names) != decoder.num_classes:
+            raise ValueError(f"{len(class_names)} class names came for {decoder.num_classes} classes")
+        _check_size(*input_size)
+        self.backbone = backbone
+        self.neck = neck
+        self.decoder = decoder
+        self.any_depth = any_depth
+        self.minimal_decoder_layers = minimal_decoder_layers
+        self.input_size = input_size
+        self.num_classes = decoder.num_classes
+        self.class_names = tuple(class_names)
+        self.denoising = denoising
+        self.config = config or {}
+        self.register_buffer("image_mean", _per_channel(image_mean), persistent=False)
+        self.register_buffer("image_std", _per_channel(image_std), persistent=False)
+        self.image_mean: Tensor | None
+        self.image_std: Tensor | None
+
+    @cached_property
+    def depth_space(self) -> DepthSpace:  # type: ignore[override]
+        """Stages ``stage1`` to ``stage4`` of the backbone, the ``neck``, and the decoder's layers."""
+        stages = ("stage1", "stage2", "stage3", "stage4", "neck") if self.any_depth else ()
+        return DepthSpace(
+            stages=stages,
+            decoder_layers=len(self.decoder.layers),
+            minimal_decoder_layers=self.minimal_decoder_layers,
+            costs=self._measure_costs,
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        depth: str | DepthConfig = "full",
+        targets: Sequence[Targets] | None = None,
+    ) -> DetrOutput:
+        """Run the network at one depth; in training mode all decoder layers run at every depth.
+
+        Args:
+            images: [B, 3, H, W] float RGB in [0, 1]; H and W multiples of 32.
+            depth: A depth of :attr:`depth_space`.
+            targets: Ground truth per image for denoising, in training mode.
+
+        Raises:
+            DepthError: The depth does not exist.
+            ValueError: Images of a wrong shape or type.
+        """
+        config = self.depth_space.parse(depth)
+        _check_images(images)
+        refine_backbone, refine_neck = self._flags(config)
+        backbone_features = self.backbone(self._normalise(images), refine_backbone)
+        neck_features = self.neck(backbone_features, refine_neck)
+        denoising = self._make_denoising(targets)
+        layers = len(self.decoder.layers) if self.training else config.decoder_layers
+        decoded = self.decoder(neck_features, layers, denoising)
+        return _as_output(decoded, denoising, backbone_features, neck_features, self.training)
+
+    def postprocess(
+        self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """The Q best (query, class) pairs per image; no NMS and no threshold, as RT-DETR is evaluated.
+
+        Args:
+            output: What :meth:`forward` returned in eval mode.
+            original_sizes: (height, width) of each image in pixels.
+        """
+        assert isinstance(output, DetrOutput)
+        scores, indices = output.logits.float().sigmoid().flatten(1).topk(output.logits.shape[1], dim=1)
+        labels = indices % self.num_classes
+        queries = (indices // self.num_classes)[..., None].expand(-1, -1, 4)
+        boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float()).gather(1, queries)
+        sizes = torch.tensor([(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device)
+        pixels = (boxes * sizes[:, None]).clamp(min=0).minimum(sizes[:, None])
+        return [Detections(*one) for one in zip(pixels, scores, labels, strict=True)]
+
+    def reset_classes(self, class_names: Sequence[str]) -> None:
+        """Name the classes; where their number changes, the class heads are initialised anew."""
+        if len(class_names) != self.num_classes:
+            device = next(self.parameters()).device
+            self.decoder.reset_classes(len(class_names))
+            self.decoder.to(device)
+            self.num_classes = len(class_names)
+            self.config = {**self.config, "num_classes": self.num_classes}
+        self.class_names = tuple(class_names)
+
+    def _flags(self, config: DepthConfig) -> tuple[tuple[bool, ...], bool]:
+        """Flags of the four backbone stages, and of the neck; a fixed-depth network always refines."""
+        if not self.any_depth:
+            return (True,) * 4, True
+        return config.refine[:4], config.refine[4]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        if self.image_mean is not None:
+            images = images - self.image_mean
+        return images if self.image_std is None else images / self.image_std
+
+    def _make_denoising(self, targets: Sequence[Targets] | None) -> DenoisingQueries | None:
+        if not self.training or targets is None:
+            return None
+        return make_denoising_queries(
+            targets,
+            num_classes=self.num_classes,
+            num_queries=self.decoder.num_queries,
+            budget=self.denoising.queries,
+            label_noise=self.denoising.label_noise,
+            box_noise=self.denoising.box_noise,
+        )
+
+    def _measure_costs(self) -> DepthCosts:
+        """MACs of each removable part: what a forward at ``input_size`` costs less without it."""
+        space = self.depth_space
+        images = torch.empty(1, 3, *self.input_size, device="meta")
+        whole = count_macs(self, images, depth=space.full)
+        refinements = []
+        for stage in range(len(space.stages)):
+            others = [index != stage for index in range(len(space.stages))]
+            refinements.append(whole - count_macs(self, images, depth=space.config(others)))
+        layers = len(self.decoder.layers)
+        layer = whole - count_macs(self, images, depth=space.config(space.full.refine, layers - 1)) if layers > 1 else 0
+        return DepthCosts(tuple(refinements), layer)
+
+
+def _as_output(
+    decoded: DecoderOutput,
+    denoising: DenoisingQueries | None,
+    backbone_features: tuple[Tensor, ...],
+    neck_features: tuple[Tensor, ...],
+    training: bool,
+) -> DetrOutput:
+    """Split the denoising queries from the matching queries, and the last layer from the earlier ones."""
+    noised = 0 if denoising is None else denoising.labels.shape[1]
+    logits, boxes = decoded.logits[:, :, noised:], decoded.boxes_cxcywh[:, :, noised:]
+    output = DetrOutput(
+        backbone_features=backbone_features,
+        neck_features=neck_features,
+        logits=logits[-1],
+        boxes_cxcywh=boxes[-1],
+        auxiliary_logits=torch.cat([logits[:-1], decoded.encoder_logits[None]]) if training else None,
+        auxiliary_boxes=torch.cat([boxes[:-1], decoded.encoder_boxes[None]]) if training else None,
+        denoising=denoising,
+        denoising_logits=decoded.logits[:, :, :noised] if denoising is not None else None,
+        denoising_boxes=decoded.boxes_cxcywh[:, :, :noised] if denoising is not None else None,
+    )
+    return output
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} and type {images.dtype}: give [B, 3, H, W] float RGB in [0, 1]"
+        )
+    _check_size(images.shape[2], images.shape[3])
+
+
+def _check_size(height: int, width: int) -> None:
+    if height % SIZE_DIVISOR or width % SIZE_DIVISOR or min(height, width) < SIZE_DIVISOR:
+        lower = [max(SIZE_DIVISOR, side // SIZE_DIVISOR * SIZE_DIVISOR) for side in (height, width)]
+        raise ValueError(
+            f"image size {height}x{width}: height and width must be multiples of {SIZE_DIVISOR}, "
+            f"e.g. {lower[0]}x{lower[1]}"
+        )
+
+
+def _per_channel(values: Sequence[float] | None) -> Tensor | None:
+    if values is None:
+        return None
+    if len(values) != 3:
+        raise ValueError(f"{list(values)}: give one value for each of R, G and B")
+    return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)

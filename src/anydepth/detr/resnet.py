@@ -1,0 +1,242 @@
+"""ResNet backbones whose stages split into an essential and a refinement path.
+
+Variant "d" shortcuts (average pool, then 1x1 convolution) as in RT-DETR's PResNet and in the any-depth
+ResNets of the paper; the stem is either RT-DETR's deep one or the 7x7 of adaptive depth networks.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from anydepth.layers.conv import ConvNorm
+from anydepth.layers.norm import batch_norm
+from anydepth.layers.stage import DepthStage
+
+Block = Literal["basic", "bottleneck"]
+Stem = Literal["deep", "plain"]
+
+
+def essential_count(blocks: int) -> int:
+    """How many of a stage's blocks are essential: the first half, and at least one is left to skip."""
+    return min(blocks - 1, (blocks + 1) // 2)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an identity or projected shortcut (ResNet-18/34).
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels of both convolutions and of the output.
+        stride: Of the first convolution.
+        project: Whether the shortcut is a convolution.
+        switchable: Two norm sets, for blocks of the essential path.
+        frozen: Norms are frozen.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self, *, in_channels: int, width: int, stride: int, project: bool, switchable: bool, frozen: bool
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(
+            in_channels=in_channels,
+            out_channels=width,
+            kernel_size=3,
+            stride=stride,
+            norm=batch_norm(width, switchable=switchable, frozen=frozen),
+            activation=nn.ReLU(inplace=True),
+        )
+        self.conv2 = ConvNorm(
+            in_channels=width,
+            out_channels=width,
+            kernel_size=3,
+            norm=batch_norm(width, switchable=switchable, frozen=frozen),
+        )
+        self.shortcut = Shortcut(in_channels, width, stride, frozen) if project else nn.Identity()
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, features: Tensor, refine: bool = True) -> Tensor:
+        """[B, in, H, W] -> [B, width, H / stride, W / stride]."""
+        residual = self.conv2(self.conv1(features, refine), refine)
+        out: Tensor = self.activation(residual + self.shortcut(features))
+        return out
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 (ResNet-50/101 v1.5).
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels inside; the output has four times as many.
+        stride: Of the 3x3 convolution.
+        project: Whether the shortcut is a convolution.
+        switchable: Two norm sets, for blocks of the essential path.
+        frozen: Norms are frozen.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, *, in_channels: int, width: int, stride: int, project: bool, switchable: bool, frozen: bool
+    ) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = ConvNorm(
+            in_channels=in_channels,
+            out_channels=width,
+            kernel_size=1,
+            norm=batch_norm(width, switchable=switchable, frozen=frozen),
+            activation=nn.ReLU(inplace=True),
+        )
+        self.conv2 = ConvNorm(
+            in_channels=width,
+            out_channels=width,
+            kernel_size=3,
+            stride=stride,
+            norm=batch_norm(width, switchable=switchable, frozen=frozen),
+            activation=nn.ReLU(inplace=True),
+        )
+        self.conv3 = ConvNorm(
+            in_channels=width,
+            out_channels=out_channels,
+            kernel_size=1,
+            norm=batch_norm(out_channels, switchable=switchable, frozen=frozen),
+        )
+        self.shortcut = Shortcut(in_channels, out_channels, stride, frozen) if project else nn.Identity()
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, features: Tensor, refine: bool = True) -> Tensor:
+        """[B, in, H, W] -> [B, 4 * width, H / stride, W / stride]."""
+        residual = self.conv3(self.conv2(self.conv1(features, refine), refine), refine)
+        out: Tensor = self.activation(residual + self.shortcut(features))
+        return out
+
+
+class Shortcut(nn.Module):
+    """1x1 projection behind an average pool where the block halves the map; its norm has one set."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, frozen: bool) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
+        self.project = ConvNorm(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=1,
+            norm=batch_norm(out_channels, frozen=frozen),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H / stride, W / stride]."""
+        projected: Tensor = self.project(self.pool(features))
+        return projected
+
+
+class ResNet(nn.Module):
+    """Stem and four stages; the maps of stages 2 to 4 go to the neck.
+
+    Args:
+        block: ``basic`` or ``bottleneck``.
+        blocks: Blocks per stage, four numbers.
+        widths: Width per stage, four numbers.
+        stem: ``deep`` (3x3 stride 2, 3x3, 3x3; RT-DETR) or ``plain`` (7x7 stride 2; adaptive depth
+            networks).
+        any_depth: Split each stage; otherwise every block is essential (a fixed-depth ResNet).
+        switchable_norms: Give essential blocks two norm sets; only with ``any_depth``.
+        frozen: Freeze all norms and the stem, for backbones whose weights hold both norm sets.
+
+    Attributes:
+        out_channels: Channels of the three output maps (strides 8, 16, 32).
+
+    Raises:
+        ValueError: Lists of another length, or an any-depth stage of fewer than two blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: Block,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        stem: Stem,
+        any_depth: bool = True,
+        switchable_norms: bool = True,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        if block not in ("basic", "bottleneck"):
+            raise ValueError(f"block={block!r}: allowed are 'basic' and 'bottleneck'")
+        if len(blocks) != 4 or len(widths) != 4:
+            raise ValueError(f"blocks={list(blocks)}, widths={list(widths)}: give four numbers each")
+        if min(blocks) < (2 if any_depth else 1):
+            raise ValueError(f"blocks={list(blocks)}: an any-depth stage needs 2 blocks, a fixed one 1")
+        block_type = BasicBlock if block == "basic" else Bottleneck
+        self.stem = _make_stem(stem, widths[0], frozen)
+        channels = widths[0]
+        stages = []
+        for index, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            essential = essential_count(count) if any_depth else count
+            made = []
+            for position in range(count):
+                made.append(
+                    block_type(
+                        in_channels=channels,
+                        width=width,
+                        stride=2 if position == 0 and index > 0 else 1,
+                        project=position == 0,
+                        switchable=any_depth and switchable_norms and position < essential,
+                        frozen=frozen,
+                    )
+                )
+                channels = width * block_type.expansion
+            stages.append(DepthStage(essential=made[:essential], refinement=made[essential:]))
+        self.stages = nn.ModuleList(stages)
+        self.out_channels = tuple(width * block_type.expansion for width in widths[1:])
+        self._initialise(frozen)
+
+    def forward(self, images: Tensor, refine: Sequence[bool]) -> tuple[Tensor, ...]:
+        """Feature maps of stages 2, 3 and 4.
+
+        Args:
+            images: [B, 3, H, W].
+            refine: One flag per stage.
+
+        Returns:
+            [B, C, H/8, W/8], [B, C, H/16, W/16], [B, C, H/32, W/32].
+        """
+        features = self.stem(images)
+        maps = []
+        for stage, flag in zip(self.stages, refine, strict=True):
+            features = stage(features, flag)
+            maps.append(features)
+        return tuple(maps[1:])
+
+    def _initialise(self, frozen: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if frozen:
+            for parameter in self.stem.parameters():
+                parameter.requires_grad_(False)
+
+
+def _make_stem(kind: Stem, width: int, frozen: bool) -> nn.Sequential:
+    def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> ConvNorm:
+        return ConvNorm(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            norm=batch_norm(out_channels, frozen=frozen),
+            activation=nn.ReLU(inplace=True),
+        )
+
+    if kind == "deep":
+        half = width // 2
+        convs = [conv(3, half, 3, 2), conv(half, half, 3, 1), conv(half, width, 3, 1)]
+    elif kind == "plain":
+        convs = [conv(3, width, 7, 2)]
+    else:
+        raise ValueError(f"stem={kind!r}: allowed are 'deep' and 'plain'")
+    return nn.Sequential(*convs, nn.MaxPool2d(3, stride=2, padding=1))

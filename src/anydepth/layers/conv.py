@@ -1,0 +1,40 @@
+"""Convolution followed by a norm and an activation."""
+
+from torch import Tensor, nn
+
+from anydepth.layers.norm import SwitchableNorm
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, "same" padding, norm, activation.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: 1, 3, 5 or 7; the padding is half of it.
+        stride: 1 or 2.
+        norm: The norm over ``out_channels``.
+        activation: Applied last; None for a linear output.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        norm: SwitchableNorm,
+        stride: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False
+        )
+        self.norm = norm
+        self.activation = activation if activation is not None else nn.Identity()
+
+    def forward(self, features: Tensor, refine: bool = True) -> Tensor:
+        """[B, in, H, W] -> [B, out, ceil(H/stride), ceil(W/stride)]; ``refine`` selects the norm set."""
+        activated: Tensor = self.activation(self.norm(self.conv(features), refine))
+        return activated

@@ -1,0 +1,108 @@
+"""Counting what a forward pass costs, without running it for real."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class ForwardCount:
+    """What one eval-mode forward pass costs.
+
+    Attributes:
+        macs: Multiply-accumulates; GFLOPs = 2 x GMACs. Counted are convolutions, matrix products (``mm``,
+            ``addmm``, ``bmm``, ``baddbmm``, so every linear layer) and both products of scaled dot-product
+            attention. Not counted are norms, activations, softmax, element-wise arithmetic, pooling,
+            resizing, ``grid_sample`` and top-k.
+        parameters: Parameters (single numbers, not tensors) that at least one operation read.
+    """
+
+    macs: int
+    parameters: int
+
+
+def count_macs(module: nn.Module, *args: object, **kwargs: object) -> int:
+    """Multiply-accumulates of one eval-mode forward pass, see :func:`count_forward`.
+
+    Example:
+        >>> count_macs(nn.Conv2d(3, 8, 3, bias=False), torch.empty(1, 3, 10, 10))  # 8*8 places * 27 * 8
+        13824
+    """
+    return count_forward(module, *args, **kwargs).macs
+
+
+def count_forward(module: nn.Module, *args: object, **kwargs: object) -> ForwardCount:
+    """Cost of one eval-mode forward pass.
+
+    It follows from shapes alone: weights, buffers and inputs are replaced by ``meta`` tensors, so nothing is
+    computed or copied, and the module itself stays as it is.
+
+    Args:
+        module: Any module whose forward works on the ``meta`` device: its control flow must not read values
+            of tensors, and tensors it owns must be parameters or buffers.
+        *args: Arguments of the forward; tensors in them, also inside tuples, lists and dictionaries, only
+            lend their shape and type.
+        **kwargs: The same by name.
+
+    Returns:
+        The count of the whole batch that came in.
+    """
+    parameters = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_parameters()}
+    buffers = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_buffers()}
+    meta_args, meta_kwargs = tree_map(_as_meta, (args, kwargs))
+    flops = FlopCounterMode(display=False)
+    reads = _ReadRecorder(parameters)
+    # no_grad and not inference_mode: a tensor that the module caches here may later take part in training.
+    with _eval_mode(module), torch.no_grad(), reads, flops:
+        functional_call(module, {**parameters, **buffers}, meta_args, meta_kwargs)
+    run = sum(parameters[name].numel() for name in reads.read)
+    return ForwardCount(macs=int(flops.get_total_flops()) // 2, parameters=run)
+
+
+class _ReadRecorder(TorchFunctionMode):
+    """Notes which parameters operations receive.
+
+    Forward hooks would not do: fused modules such as ``nn.MultiheadAttention`` hand the weights of a child
+    to a function without calling the child.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in parameters.items()}
+        self.read: set[str] = set()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        # Questions about shape, type or device come through here too, but they return no tensor.
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            leaves = tree_leaves((args, kwargs or {}))
+            self.read.update(self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names)
+        return result
+
+
+def _as_meta(value: object) -> object:
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

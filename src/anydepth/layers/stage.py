@@ -1,0 +1,35 @@
+"""The stage: an essential path that always runs, then a refinement path that may be skipped."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class DepthStage(nn.Module):
+    """Blocks in sequence, the last of which may be skipped.
+
+    Skipping means that the refinement blocks are not called; nothing replaces them, so they must keep
+    shapes. Essential blocks are told whether the stage refines, which selects their norm set.
+
+    Args:
+        essential: Blocks called as ``block(features, refine)``; at least one.
+        refinement: Blocks called as ``block(features)``; none in a fixed-depth network.
+    """
+
+    def __init__(self, *, essential: Sequence[nn.Module], refinement: Sequence[nn.Module] = ()) -> None:
+        super().__init__()
+        if not essential:
+            raise ValueError(
+                f"a stage of {len(refinement)} refinement blocks has no essential block: give at least one"
+            )
+        self.essential = nn.ModuleList(essential)
+        self.refinement = nn.ModuleList(refinement)
+
+    def forward(self, features: Tensor, refine: bool) -> Tensor:
+        """Run the essential path on [B, C, H, W], and the refinement path where ``refine``."""
+        for block in self.essential:
+            features = block(features, refine)
+        if refine:
+            for block in self.refinement:
+                features = block(features)
+        return features
