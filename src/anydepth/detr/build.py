@@ -71,7 +71,7 @@ def build_detr(
     Raises:
         ValueError: A value that does not fit; the message says which and what is allowed.
     """
-    config = {name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value for name, value in locals().items()}
+    config = {name: _plain(value) for name, value in locals().items()}
     if len(input_size) != 2:
         raise ValueError(f"input_size={list(input_size)}: give height and width")
     if class_names is not None and len(class_names) != num_classes:
@@ -118,3 +118,8 @@ def build_detr(
         image_std=image_std,
         config=config,
     )
+
+
+def _plain(value: object) -> object:
+    """Sequences as lists, so that the configuration is equal to what a yaml or json file gives back."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -100,7 +100,8 @@ class RTDETRDecoder(nn.Module):
         super().__init__()
         if num_layers < 1 or num_queries < 1 or num_classes < 1:
             raise ValueError(
-                f"num_layers={num_layers}, num_queries={num_queries}, num_classes={num_classes}: each at least 1"
+                f"num_layers={num_layers}, num_queries={num_queries}, num_classes={num_classes}: "
+                "each at least 1"
             )
         self.num_queries = num_queries
         self.dim = dim
@@ -113,12 +114,14 @@ class RTDETRDecoder(nn.Module):
             for _ in range(num_layers)
         )
         self.query_pos_head = MLP(in_dim=4, hidden_dim=2 * dim, out_dim=dim, num_layers=2)
-        self.enc_output = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        projection = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(projection.weight)
+        self.enc_output = nn.Sequential(projection, nn.LayerNorm(dim))
         self.enc_bbox_head = _box_head(dim)
         self.dec_bbox_head = nn.ModuleList(_box_head(dim) for _ in range(num_layers))
-        nn.init.xavier_uniform_(self.enc_output[0].weight)
-        for layer in self.query_pos_head.layers:
-            nn.init.xavier_uniform_(layer.weight)  # type: ignore
+        for parameter in self.query_pos_head.parameters():
+            if parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter)
         self.reset_classes(num_classes)
 
     def reset_classes(self, num_classes: int) -> None:
@@ -143,7 +146,10 @@ class RTDETRDecoder(nn.Module):
         """
         sizes = [(features.shape[-2], features.shape[-1]) for features in maps]
         memory = torch.cat(
-            [proj(features).flatten(2).transpose(1, 2) for proj, features in zip(self.input_proj, maps, strict=True)],
+            [
+                proj(features).flatten(2).transpose(1, 2)
+                for proj, features in zip(self.input_proj, maps, strict=True)
+            ],
             dim=1,
         )
         content, reference_logits, encoder_logits = self._select_queries(memory, sizes)
@@ -168,8 +174,8 @@ class RTDETRDecoder(nn.Module):
         """The Q tokens with the best class score: content [B, Q, C], box logits, class logits."""
         if memory.shape[1] < self.num_queries:
             raise ValueError(
-                f"the feature maps {list(sizes)} have {memory.shape[1]} cells for {self.num_queries} queries: "
-                "use larger images or a smaller num_queries"
+                f"the feature maps {list(sizes)} have {memory.shape[1]} cells for {self.num_queries} "
+                "queries: use larger images or a smaller num_queries"
             )
         anchors, valid = make_anchors(sizes, memory.device)
         tokens = self.enc_output(memory * valid.to(memory.dtype))

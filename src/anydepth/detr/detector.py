@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anydepth.boxes import cxcywh_to_xyxy
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
@@ -19,6 +18,8 @@ from anydepth.layers.macs import count_macs
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 SIZE_DIVISOR = 32
+# Names of the refinement paths: one flag per backbone stage, one for the whole neck.
+STAGES = ("stage1", "stage2", "stage3", "stage4", "neck")
 
 
 @dataclass(frozen=True)
@@ -76,27 +77,21 @@ class DetrDetector(Detector):
         self.neck = neck
         self.decoder = decoder
         self.any_depth = any_depth
-        self.minimal_decoder_layers = minimal_decoder_layers
         self.input_size = input_size
         self.num_classes = decoder.num_classes
         self.class_names = tuple(class_names)
         self.denoising = denoising
         self.config = config or {}
+        self.depth_space = DepthSpace(
+            stages=STAGES if any_depth else (),
+            decoder_layers=len(decoder.layers),
+            minimal_decoder_layers=minimal_decoder_layers,
+            costs=self._measure_costs,
+        )
         self.register_buffer("image_mean", _per_channel(image_mean), persistent=False)
         self.register_buffer("image_std", _per_channel(image_std), persistent=False)
         self.image_mean: Tensor | None
         self.image_std: Tensor | None
-
-    @cached_property
-    def depth_space(self) -> DepthSpace:  # type: ignore[override]
-        """Stages ``stage1`` to ``stage4`` of the backbone, the ``neck``, and the decoder's layers."""
-        stages = ("stage1", "stage2", "stage3", "stage4", "neck") if self.any_depth else ()
-        return DepthSpace(
-            stages=stages,
-            decoder_layers=len(self.decoder.layers),
-            minimal_decoder_layers=self.minimal_decoder_layers,
-            costs=self._measure_costs,
-        )
 
     def forward(
         self,
@@ -139,7 +134,9 @@ class DetrDetector(Detector):
         labels = indices % self.num_classes
         queries = (indices // self.num_classes)[..., None].expand(-1, -1, 4)
         boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float()).gather(1, queries)
-        sizes = torch.tensor([(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device)
+        sizes = torch.tensor(
+            [(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device
+        )
         pixels = (boxes * sizes[:, None]).clamp(min=0).minimum(sizes[:, None])
         return [Detections(*one) for one in zip(pixels, scores, labels, strict=True)]
 
@@ -186,8 +183,10 @@ class DetrDetector(Detector):
             others = [index != stage for index in range(len(space.stages))]
             refinements.append(whole - count_macs(self, images, depth=space.config(others)))
         layers = len(self.decoder.layers)
-        layer = whole - count_macs(self, images, depth=space.config(space.full.refine, layers - 1)) if layers > 1 else 0
-        return DepthCosts(tuple(refinements), layer)
+        if layers == 1:
+            return DepthCosts(tuple(refinements))
+        one_less = space.config(space.full.refine, layers - 1)
+        return DepthCosts(tuple(refinements), whole - count_macs(self, images, depth=one_less))
 
 
 def _as_output(
@@ -200,7 +199,7 @@ def _as_output(
     """Split the denoising queries from the matching queries, and the last layer from the earlier ones."""
     noised = 0 if denoising is None else denoising.labels.shape[1]
     logits, boxes = decoded.logits[:, :, noised:], decoded.boxes_cxcywh[:, :, noised:]
-    output = DetrOutput(
+    return DetrOutput(
         backbone_features=backbone_features,
         neck_features=neck_features,
         logits=logits[-1],
@@ -211,13 +210,13 @@ def _as_output(
         denoising_logits=decoded.logits[:, :, :noised] if denoising is not None else None,
         denoising_boxes=decoded.boxes_cxcywh[:, :, :noised] if denoising is not None else None,
     )
-    return output
 
 
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"images of shape {tuple(images.shape)} and type {images.dtype}: give [B, 3, H, W] float RGB in [0, 1]"
+            f"images of shape {tuple(images.shape)} and type {images.dtype}: "
+            "give [B, 3, H, W] float RGB in [0, 1]"
         )
     _check_size(images.shape[2], images.shape[3])
 

@@ -83,7 +83,7 @@ class CSPRepBlock(nn.Module):
 
     def forward(self, features: Tensor, refine: bool) -> Tensor:
         """[B, in, H, W] -> [B, out, H, W]."""
-        merged = self.bottlenecks(self.conv1(features, refine), refine) + self.conv2(features, refine)
+        merged: Tensor = self.bottlenecks(self.conv1(features, refine), refine) + self.conv2(features, refine)
         if self.conv3 is None:
             return merged
         out: Tensor = self.conv3(merged, refine)
@@ -156,7 +156,9 @@ class HybridEncoder(nn.Module):
             attention_norm=layer_norm(hidden_dim, switchable=switchable),
             ffn_norm=layer_norm(hidden_dim, switchable=switchable),
         )
-        self.lateral_convs = nn.ModuleList(conv(hidden_dim, 1, 1, nn.SiLU(inplace=True)) for _ in range(steps))
+        self.lateral_convs = nn.ModuleList(
+            conv(hidden_dim, 1, 1, nn.SiLU(inplace=True)) for _ in range(steps)
+        )
         self.fpn_blocks = nn.ModuleList(csp() for _ in range(steps))
         self.downsample_convs = nn.ModuleList(
             conv(hidden_dim, 3, 2, nn.SiLU(inplace=True)) for _ in range(steps)
@@ -177,7 +179,7 @@ class HybridEncoder(nn.Module):
         projected = [conv(features, refine) for conv, features in zip(self.input_proj, maps, strict=True)]
         projected[-1] = self._attend(projected[-1], refine)
         top = projected[-1]
-        laterals = []
+        laterals: list[Tensor] = []
         for lateral, block, finer in zip(
             self.lateral_convs, self.fpn_blocks, reversed(projected[:-1]), strict=True
         ):

@@ -1,0 +1,248 @@
+"""What the shallower path learns from the deeper one: matched predictions and pooled features.
+
+Source: AnyDepth-DETR (Kang et al., 2026), whose recipe grew out of adaptive depth networks (Kang and Lee,
+NeurIPS 2024). Nothing here reaches the teacher: its tensors are detached.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anydepth.boxes import cxcywh_to_xyxy, paired_iou_giou
+from anydepth.detr.criterion import GroundTruth, Term
+from anydepth.detr.matcher import Assignment
+from anydepth.detr.output import DetrOutput
+
+ClassLoss = Literal["auto", "softmax_kl", "bernoulli_kl"]
+Source = Literal["teacher", "ground_truth", "both"]
+AutoSource = Literal["auto", "teacher", "ground_truth", "both"]
+Weight = float | Literal["queries/classes"]
+
+
+class DetrDistillation:
+    """Distillation losses of AnyDepth-DETR on the last decoder layer and on the feature maps.
+
+    Student and teacher are each matched to the ground truth; predictions that share a ground-truth box form
+    a pair, and only pairs are compared. The teacher's predictions replace the ground truth of the student's
+    last layer, or stand beside it, as ``class_targets`` and ``box_targets`` say.
+
+    One class is a special case: the softmax over one class is constant, so its KL divergence teaches nothing,
+    and no loss on matched pairs alone tells the unmatched queries to keep quiet. ``auto`` therefore means:
+
+    ==============  ===================  ===================================================
+    setting         several classes      one class
+    ==============  ===================  ===================================================
+    class_loss      ``softmax_kl``       ``bernoulli_kl``
+    class_targets   ``teacher``          ``both``: the varifocal loss against ground truth too
+    ==============  ===================  ===================================================
+
+    Args:
+        class_loss: ``softmax_kl`` is KL(teacher || student) of the softmax over classes, as published;
+            ``bernoulli_kl`` the sum over classes of the KL divergence of sigmoid scores, which also keeps
+            their level; ``auto`` chooses by the number of classes.
+        class_targets: Where the class terms of the last layer come from; ``auto`` as in the table.
+        box_targets: Where the box terms of the last layer come from.
+        softmax_kl_weight: Weight of ``softmax_kl``; the text ``queries/classes`` stands for Q / K, the
+            factor of the released implementation (3.75 at 300 queries and 80 classes).
+        bernoulli_kl_weight: Weight of ``bernoulli_kl``.
+        l1_weight: Weight of the L1 distance to the teacher's box (normalised cxcywh).
+        giou_weight: Weight of 1 - GIoU with the teacher's box.
+        backbone_weight: Weight of the KL divergence of pooled backbone features; 0 skips it.
+        neck_weight: Weight of the KL divergence of pooled neck features; 0 skips it.
+
+    Raises:
+        ValueError: An unknown choice or a negative weight.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_loss: ClassLoss = "auto",
+        class_targets: AutoSource = "auto",
+        box_targets: Source = "teacher",
+        softmax_kl_weight: Weight = "queries/classes",
+        bernoulli_kl_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        backbone_weight: float = 1.0,
+        neck_weight: float = 1.0,
+    ) -> None:
+        _check_choice("class_loss", class_loss, get_args(ClassLoss))
+        _check_choice("class_targets", class_targets, get_args(AutoSource))
+        _check_choice("box_targets", box_targets, get_args(Source))
+        if isinstance(softmax_kl_weight, str) and softmax_kl_weight != "queries/classes":
+            raise ValueError(
+                f"softmax_kl_weight={softmax_kl_weight!r}: allowed are a number or 'queries/classes'"
+            )
+        weights = {
+            "softmax_kl_weight": 0.0 if isinstance(softmax_kl_weight, str) else softmax_kl_weight,
+            "bernoulli_kl_weight": bernoulli_kl_weight,
+            "l1_weight": l1_weight,
+            "giou_weight": giou_weight,
+            "backbone_weight": backbone_weight,
+            "neck_weight": neck_weight,
+        }
+        for name, value in weights.items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: allowed is 0 (off) or more")
+        self.class_loss = class_loss
+        self.class_targets = class_targets
+        self.box_targets = box_targets
+        self.softmax_kl_weight: Weight = softmax_kl_weight
+        self.bernoulli_kl_weight = bernoulli_kl_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+        self.backbone_weight = backbone_weight
+        self.neck_weight = neck_weight
+
+    def ground_truth_terms(self, num_classes: int) -> set[Term]:
+        """The ground-truth terms that the student's last layer gets, for K = ``num_classes``."""
+        terms: set[Term] = set()
+        if self._class_targets(num_classes) != "teacher":
+            terms.add("vfl")
+        if self.box_targets != "teacher":
+            terms |= {"l1", "giou"}
+        return terms
+
+    def predictions(
+        self,
+        student: DetrOutput,
+        teacher: DetrOutput,
+        student_assignment: Assignment,
+        teacher_assignment: Assignment,
+        truth: GroundTruth,
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the student's last decoder layer against the teacher's, float32 scalars.
+
+        Args:
+            student: Output of the shallower path.
+            teacher: Output of the deeper path.
+            student_assignment: Its set 0 assigns the student's last layer.
+            teacher_assignment: Its set 0 assigns the teacher's last layer.
+            truth: The ground truth that both were matched to.
+
+        Returns:
+            ``kd_class``, ``kd_l1`` and ``kd_giou``, as far as they are switched on.
+
+        Raises:
+            ValueError: ``softmax_kl`` was asked for and there is one class.
+        """
+        ours, theirs, shared = pair_queries(student_assignment, teacher_assignment, len(truth.labels))
+        terms: dict[str, Tensor] = {}
+        if self._class_targets(student.logits.shape[-1]) != "ground_truth":
+            weight, divergence = self._class_divergence(
+                ours.gather(student.logits[None])[0].float(),
+                theirs.gather(teacher.logits[None])[0].detach().float(),
+                student.logits.shape[-2],
+            )
+            if weight:
+                terms["kd_class"] = weight * (divergence * shared).sum()
+        if self.box_targets != "ground_truth":
+            boxes = ours.gather(student.boxes_cxcywh[None])[0].float()
+            teacher_boxes = theirs.gather(teacher.boxes_cxcywh[None])[0].detach().float()
+            if self.l1_weight:
+                distance = (boxes - teacher_boxes).abs().sum(1)
+                terms["kd_l1"] = self.l1_weight * (distance * shared).sum()
+            if self.giou_weight:
+                _, giou = paired_iou_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(teacher_boxes))
+                terms["kd_giou"] = self.giou_weight * ((1 - giou) * shared).sum()
+        return {name: term / truth.num_boxes for name, term in terms.items()}
+
+    def features(self, student: DetrOutput, teacher: DetrOutput) -> dict[str, Tensor]:
+        """Weighted divergences ``kd_backbone`` and ``kd_neck`` of the pooled features, float32 scalars."""
+        terms: dict[str, Tensor] = {}
+        if self.backbone_weight:
+            divergence = pooled_feature_kl(student.backbone_features, teacher.backbone_features)
+            terms["kd_backbone"] = self.backbone_weight * divergence
+        if self.neck_weight:
+            divergence = pooled_feature_kl(student.neck_features, teacher.neck_features)
+            terms["kd_neck"] = self.neck_weight * divergence
+        return terms
+
+    def _class_targets(self, num_classes: int) -> Source:
+        if self.class_targets == "auto":
+            return "teacher" if num_classes > 1 else "both"
+        return self.class_targets
+
+    def _class_divergence(self, student: Tensor, teacher: Tensor, queries: int) -> tuple[float, Tensor]:
+        """The weight and KL(teacher || student) [P] of logits [P, K]."""
+        classes = student.shape[-1]
+        kind = self.class_loss
+        if kind == "auto":
+            kind = "softmax_kl" if classes > 1 else "bernoulli_kl"
+        if kind == "bernoulli_kl":
+            return self.bernoulli_kl_weight, bernoulli_kl(student, teacher)
+        if classes == 1:
+            raise ValueError(
+                "class_loss=softmax_kl with one class is always 0, so the last decoder layer would learn no "
+                "scores: use class_loss=auto or bernoulli_kl, or class_targets=ground_truth"
+            )
+        weight = self.softmax_kl_weight
+        return queries / classes if isinstance(weight, str) else weight, softmax_kl(student, teacher)
+
+
+def pair_queries(
+    student: Assignment, teacher: Assignment, num_targets: int
+) -> tuple[Assignment, Assignment, Tensor]:
+    """Pair the predictions of student and teacher that set 0 assigned to the same ground-truth box.
+
+    With more boxes than queries each of them may leave other boxes out. Such a pair is kept with a weight of
+    0 instead of being dropped, because its number would have to be read back from the device.
+
+    Returns:
+        Both assignments (S = 1) in the order of the student's pairs, and [P] float32: 1 for a true pair.
+    """
+    targets = student.targets[0]
+    query_of_target = torch.full((num_targets,), -1, dtype=torch.int64, device=targets.device)
+    query_of_target[teacher.targets[0]] = teacher.queries[0]
+    queries = query_of_target[targets]
+    partner = Assignment(student.images, queries.clamp(min=0)[None], targets[None])
+    return student.only(0), partner, (queries >= 0).float()
+
+
+def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) [P] of the softmax over classes of logits [P, K]."""
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(
+        -1
+    )
+
+
+def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) [P] of the sigmoid scores of logits [P, K], summed over the classes."""
+    scores = teacher.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(student, scores, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(teacher, scores, reduction="none")
+    return (cross_entropy - entropy).sum(-1)
+
+
+def pooled_feature_kl(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """KL(teacher || student) of the pooled features of some levels, a float32 scalar.
+
+    Each map is averaged over its cells; the channels of all levels of an image form one vector, whose softmax
+    is compared. The mean over images is taken, so a batch of 1 gives what the same image adds to a batch.
+
+    Args:
+        student: L maps [B, C, H, W].
+        teacher: L maps [B, C, H, W]; detached here.
+    """
+    return F.kl_div(
+        _pooled(student).log_softmax(1),
+        _pooled([level.detach() for level in teacher]).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def _pooled(levels: Sequence[Tensor]) -> Tensor:
+    # The sum accumulates in float32 without a float32 copy of the map; dividing after it instead of taking
+    # the mean keeps the gradient an expanded view, where that of the mean is a map of its own.
+    pooled = [level.sum((2, 3), dtype=torch.float32) / (level.shape[2] * level.shape[3]) for level in levels]
+    return torch.cat(pooled, dim=1)
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")

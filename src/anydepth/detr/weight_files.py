@@ -1,0 +1,130 @@
+"""Reading checkpoint files of any origin into one flat state dict, without running code from them."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Where checkpoints keep their weights, best first: averaged weights are what their authors evaluated.
+_CONTAINERS = (("ema", "module"), ("ema",), ("model",), ("state_dict",), ("module",))
+# Files that a folder of weights may hold, best first.
+_FOLDER_FILES = ("model.safetensors", "weights.safetensors", "pytorch_model.bin")
+# What wrappers put in front of every key: DistributedDataParallel, torch.compile, our Lightning module.
+_WRAPPERS = ("module.", "_orig_mod.", "detector.")
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message names them and says what to change."""
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors of a checkpoint under their own names.
+
+    Attributes:
+        tensors: By key, without the prefixes of wrappers.
+        origin: File and entry they came from, for messages.
+    """
+
+    tensors: Mapping[str, Tensor]
+    origin: str
+
+
+def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
+    """The weights inside a file, a folder or a dictionary.
+
+    Args:
+        source: A ``.safetensors`` file, a file of ``torch.save``, a folder that holds
+            ``model.safetensors``, or what ``torch.load`` gave: a state dict, or a checkpoint that keeps one
+            under ``ema.module``, ``ema``, ``model``, ``state_dict`` or ``module``.
+
+    Raises:
+        WeightsError: There is no such file, it is cut short or of another kind, it is a pickle that holds
+            more than tensors and plain containers, or it holds no state dict.
+    """
+    if isinstance(source, Mapping):
+        return _unwrap(source, "the given dictionary")
+    path = Path(source)
+    if path.is_dir():
+        path = _file_of(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file; give a checkpoint file or a folder that holds one")
+    contents = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    if not isinstance(contents, Mapping):
+        raise WeightsError(f"{path}: holds a {type(contents).__name__}, not a state dict; save one there")
+    return _unwrap(contents, str(path))
+
+
+def _file_of(folder: Path) -> Path:
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"{folder}: this folder holds none of {', '.join(_FOLDER_FILES)}; give the file itself"
+    )
+
+
+def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path}: no complete safetensors file ({error}); if it was cut short, copy it again"
+        ) from error
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise WeightsError(f"{path}: no file of torch.save; give a checkpoint or safetensors") from error
+        raise WeightsError(
+            f"{path}: refused, because this pickle wants {refused[1]} and could run any code. If you trust "
+            "where it came from, open it once with torch.load(path, weights_only=False) and save only its state "
+            "dict with safetensors.torch.save_file"
+        ) from error
+    except (EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).partition(". ")[0] or "it ends too early"
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint ({reason}); if it was cut short, copy it again"
+        ) from error
+
+
+def _unwrap(contents: Mapping[str, object], origin: str) -> StateDict:
+    """Find the state dict inside a checkpoint."""
+    for names in _CONTAINERS:
+        inner: object = contents
+        for name in names:
+            inner = inner.get(name) if isinstance(inner, Mapping) else None
+        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            return StateDict(_strip_wrappers(inner), f"{origin} ({'.'.join(names)})")
+    if not any(isinstance(value, Tensor) for value in contents.values()):
+        keys = ", ".join(repr(str(key)) for key in list(contents)[:5]) or "none"
+        raise WeightsError(
+            f"{origin}: holds no state dict; its entries are {keys}, searched were "
+            f"{', '.join('.'.join(names) for names in _CONTAINERS)} and the top level"
+        )
+    return StateDict(_strip_wrappers(contents), origin)
+
+
+def _strip_wrappers(contents: Mapping[str, object]) -> dict[str, Tensor]:
+    """Only the tensors; where a wrapper's prefix is in use, only those behind it."""
+    tensors = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
+    found = True
+    while found:
+        found = False
+        for prefix in _WRAPPERS:
+            behind = {
+                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+            }
+            if behind:
+                tensors, found = behind, True
+    return {key.replace("._orig_mod.", "."): value for key, value in tensors.items()}
