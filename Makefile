@@ -9,6 +9,9 @@ ARGS ?=
 # Tests use one process per core with one thread each, so that they do not fight over the cores.
 TEST_WORKERS ?= auto
 
+# Idle threads sleep instead of spinning: on a CPU that is shared with other work this is several times faster.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train-detr test lint types check lock sample-data clean
 

@@ -1,1 +1,28 @@
-"""Any-depth object detection: one network, one set of weights, depth chosen at inference."""
+"""Any-depth object detection: one network, one set of weights, depth chosen at inference.
+
+Example:
+    >>> import anydepth
+    >>> detector = anydepth.build("detr_tiny", num_classes=3)
+    >>> detector.depth_space.parse("minimal").refine.count(True)
+    0
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anydepth.zoo import build, load, load_weights, save
+
+__all__ = ["build", "load", "load_weights", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: `import anydepth` must stay quick and free of the training dependencies.
+    if name in __all__:
+        from anydepth import zoo
+
+        return getattr(zoo, name)
+    raise AttributeError(f"module 'anydepth' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -10,12 +10,14 @@ from torchvision.ops import box_convert
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Corners [..., 4] of boxes [..., 4] given by centre and size."""
-    return box_convert(boxes, "cxcywh", "xyxy")
+    converted: Tensor = box_convert(boxes, "cxcywh", "xyxy")
+    return converted
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """Centre and size [..., 4] of boxes [..., 4] given by corners."""
-    return box_convert(boxes, "xyxy", "cxcywh")
+    converted: Tensor = box_convert(boxes, "xyxy", "cxcywh")
+    return converted
 
 
 def paired_iou_giou(first_xyxy: Tensor, second_xyxy: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,12 +80,15 @@ class DepthSpace:
             raise ValueError(f"stages={tuple(stages)}: names must be unique and none of {sorted(reserved)}")
         if (decoder_layers is None) != (minimal_decoder_layers is None):
             raise ValueError("give both decoder_layers and minimal_decoder_layers, or neither")
-        if decoder_layers is not None and minimal_decoder_layers is not None:
-            if not 1 <= minimal_decoder_layers <= decoder_layers:
-                raise ValueError(
-                    f"minimal_decoder_layers={minimal_decoder_layers}: allowed are 1..{decoder_layers} "
-                    "(decoder_layers)"
-                )
+        if (
+            decoder_layers is not None
+            and minimal_decoder_layers is not None
+            and not 1 <= minimal_decoder_layers <= decoder_layers
+        ):
+            raise ValueError(
+                f"minimal_decoder_layers={minimal_decoder_layers}: allowed are 1..{decoder_layers} "
+                "(decoder_layers)"
+            )
         self.stages = tuple(stages)
         self.decoder_layers = decoder_layers
         self.minimal_decoder_layers = minimal_decoder_layers
@@ -171,7 +174,8 @@ class DepthSpace:
     def describe(self) -> str:
         """One line that prints the space, for error messages and help."""
         stages = ", ".join(self.stages) or "no stage (fixed depth)"
-        text = f"Allowed: full, minimal, {', '.join(FRACTIONS)}, or stages joined by '+' out of [{stages}] or 'none'"
+        named = ", ".join(["full", "minimal", *FRACTIONS])
+        text = f"Allowed: {named}, or stages joined by '+' out of [{stages}] or 'none'"
         if self.decoder_layers is not None:
             text += f", then '@' and 1..{self.decoder_layers} decoder layers"
             example = f"{self.stages[-1] if self.stages else 'none'}@{self.minimal_decoder_layers}"
@@ -300,7 +304,9 @@ class DepthSpace:
             chain.append(
                 min(
                     options.items(),
-                    key=lambda item: (measured_ap[here] - measured_ap[item[1]]) / max(self._part_cost(item[0]), 1),
+                    key=lambda item: (
+                        (measured_ap[here] - measured_ap[item[1]]) / max(self._part_cost(item[0]), 1)
+                    ),
                 )[1]
             )
         return chain

@@ -97,8 +97,7 @@ class Detector(nn.Module, ABC):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold}: allowed are 0 to 1")
         config = self.depth_space.parse(depth)
-        single = isinstance(source, str | Path | np.ndarray | Tensor)
-        sources: list[ImageSource] = [source] if single else list(source)  # type: ignore
+        sources = _as_list(source)
         device = next(self.parameters()).device
         found: list[Detections] = []
         with evaluating(self):
@@ -187,6 +186,12 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     if scaled.shape[-2:] == size:
         return scaled
     return F.interpolate(scaled[None], size=size, mode="bilinear", align_corners=False, antialias=False)[0]
+
+
+def _as_list(source: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    if isinstance(source, str | Path | np.ndarray | Tensor):
+        return [source]
+    return list(source)
 
 
 def _as_image(source: ImageSource) -> Tensor:

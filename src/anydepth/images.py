@@ -1,14 +1,133 @@
-"""Reading image files of every kind that data sets contain into one form."""
+"""Reading image files of every kind that data sets contain into one form, and resizing them in one way.
+
+Whatever compares numbers between validation, prediction and export must read and resize alike, so this is the
+only place that does either.
+"""
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+_MAX_UINT16 = 65535
 
 
 class ImageError(ValueError):
-    """A file that is missing or is no readable image; the message names the file."""
+    """A file that is missing or is no readable image; the message names the file and what to do."""
 
 
-def read_image(path: str | Path) -> Tensor:
-    """The image [3, H, W] uint8 RGB; to be written."""
-    raise ImageError(str(path))
+def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
+    """Read an image file of any mode as RGB.
+
+    Greyscale, palette, CMYK and YCbCr are converted, 16-bit values are scaled to 8 bits, transparency is
+    dropped (the colour under it stays, as in torchvision and COCO tools), and of an animation the first frame
+    is taken.
+
+    Args:
+        path: The file.
+        upright: Turn the picture as its EXIF orientation says. False returns the pixels as they are stored.
+
+    Returns:
+        [3, H, W] uint8 RGB; the memory is ordered by pixel (channels last), which resizing is fastest on.
+
+    Raises:
+        ImageError: The file is missing, truncated, no image, of a mode without a meaning as RGB (float,
+            32-bit), or so large that it may be a decompression bomb.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            array = _to_rgb(_upright(picture) if upright else picture)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file; check the path") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageError(
+            f"{path}: cannot be opened ({error.strerror}); give a readable image file"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{path}: {error} Shrink or tile the picture; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    # Decoders meet arbitrary bytes; which exception a codec raises is its own affair.
+    except Exception as error:
+        raise ImageError(
+            f"{path}: not a readable image ({type(error).__name__}: {error}); the file is truncated, damaged "
+            "or of an unknown format: restore it or remove it"
+        ) from error
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize one image without keeping its aspect ratio, as RT-DETR is evaluated.
+
+    On uint8 the result is rounded to whole grey levels before the division by 255: the validation loader
+    ships uint8, and a picture given to ``predict`` has to become the very same tensor. Resize before moving
+    the image to a GPU, whose kernel may round some values differently.
+
+    Args:
+        image: [3, H, W], uint8 or float in [0, 1].
+        size: (height, width) in pixels.
+
+    Returns:
+        [3, height, width] float32 in [0, 1], bilinear with antialiasing.
+    """
+    return to_unit_range(resize_keeping_type(image, size))
+
+
+def resize_keeping_type(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """:func:`resize_image` without its conversion: uint8 stays uint8, float stays in [0, 1].
+
+    Args:
+        image: [3, H, W].
+        size: (height, width) in pixels.
+
+    Returns:
+        [3, height, width] of the same type.
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    resized: Tensor = F.resize(image, list(size), interpolation=F.InterpolationMode.BILINEAR, antialias=True)
+    return resized
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Float32 in [0, 1] of images [..., 3, H, W], uint8 or already float in [0, 1]."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    return images.to(torch.float32)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # The pixels are loaded already; damaged EXIF says nothing about them.
+        return picture
+
+
+def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    if picture.mode.startswith("I"):
+        return _from_sixteen_bits(picture)
+    if picture.mode == "F":
+        raise ImageError("float pixels have no fixed range; convert the picture to 8 or 16 bits")
+    if picture.mode == "P" and "transparency" in picture.info:
+        # Straight to RGB, Pillow would also look for the transparent colour and warn.
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _from_sixteen_bits(picture: Image.Image) -> NDArray[np.uint8]:
+    """Pillow's own conversion clips at 255, which turns most 16-bit pictures white."""
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > _MAX_UINT16:
+        raise ImageError(
+            f"32-bit pixels of {values.min()}..{values.max()} have no fixed range; "
+            "convert the picture to 8 or 16 bits"
+        )
+    grey = np.rint(values / (_MAX_UINT16 / 255)).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

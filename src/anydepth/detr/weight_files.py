@@ -88,8 +88,8 @@ def _load_pickle(path: Path) -> object:
             raise WeightsError(f"{path}: no file of torch.save; give a checkpoint or safetensors") from error
         raise WeightsError(
             f"{path}: refused, because this pickle wants {refused[1]} and could run any code. If you trust "
-            "where it came from, open it once with torch.load(path, weights_only=False) and save only its state "
-            "dict with safetensors.torch.save_file"
+            "where it came from, open it once with torch.load(path, weights_only=False) and save only its "
+            "state dict with safetensors.torch.save_file"
         ) from error
     except (EOFError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).partition(". ")[0] or "it ends too early"

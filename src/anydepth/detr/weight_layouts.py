@@ -1,48 +1,15 @@
 """How other projects name the weights of an RT-DETR: one table of rules per layout.
 
 Rules translate OUR names into theirs, never the other way round, so that one table serves reading and
-writing. They start from a plain name, in which the split of a stage into paths is undone:
-``backbone.stages.0.essential.1.conv2.norm.full.weight`` is plainly
-``backbone.stages.0.1.conv2.norm.full.weight``.
+writing. They start from plain names, see :func:`~anydepth.detr.weight_plan.plain_names`.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 # A pattern, and what replaces it; the rules of a layout are applied one after the other.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-
-_SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>\d+)\.(?P<rest>.+)")
-# What detectors store besides weights, and what only counts training steps.
-_DERIVED = re.compile(r"num_batches_tracked$|^decoder\.(anchors|valid_mask)$|n(um)?_points_scale$")
-
-
-def plain_names(keys: Iterable[str]) -> dict[str, str]:
-    """Our keys to plain names; ``keys`` must be complete, because they tell how many blocks are essential."""
-    matches = {key: _SPLIT.fullmatch(key) for key in keys}
-    essential: dict[str, int] = {}
-    for match in matches.values():
-        if match and match["path"] == "essential":
-            essential[match["stage"]] = max(essential.get(match["stage"], 0), int(match["index"]) + 1)
-    names = {}
-    for key, match in matches.items():
-        if match is None:
-            names[key] = key
-            continue
-        offset = essential.get(match["stage"], 0) if match["path"] == "refinement" else 0
-        names[key] = f"{match['stage']}.{int(match['index']) + offset}.{match['rest']}"
-    return names
-
-
-def is_derived(foreign: str) -> bool:
-    """Whether a foreign key holds nothing that was learnt: step counters, and tables computed from sizes."""
-    return _DERIVED.search(foreign) is not None
-
-
-def twin_of(plain: str) -> str | None:
-    """The name of the full norm that a skip norm belongs to; None for every other name."""
-    return plain.replace(".skip.", ".full.") if ".skip." in plain else None
 
 
 @dataclass(frozen=True)

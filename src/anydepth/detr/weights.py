@@ -3,8 +3,7 @@
 Everything is checked before the first value is copied: a detector is filled, or left as it was.
 """
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from anydepth.detr.weight_files import StateDict, WeightsError, read_state_dict
-from anydepth.detr.weight_layouts import LAYOUTS, Layout, is_derived, plain_names, twin_of
-
-_CLASS_HEADS = re.compile(r"decoder\.(denoising_class_embed|enc_score_head|dec_score_head)\.")
-_SIZES = {
-    ("basic", (2, 2, 2, 2)): "r18",
-    ("basic", (3, 4, 6, 3)): "r34",
-    ("bottleneck", (3, 4, 6, 3)): "r50",
-    ("bottleneck", (3, 4, 23, 3)): "r101",
-}
+from anydepth.detr.weight_layouts import LAYOUTS, Layout
+from anydepth.detr.weight_plan import (
+    Plan,
+    check_architecture,
+    check_frozen_norms,
+    check_shapes,
+    plain_names,
+)
 
 
 @dataclass(frozen=True)
@@ -81,87 +79,38 @@ def load_weights(detector: nn.Module, source: str | Path | Mapping[str, object])
     state = read_state_dict(source)
     layout, tensors = _recognise(state)
     own = detector.state_dict()
-    plan = _Plan(own, layout, tensors)
-    _check_architecture(plan, state.origin)
-    _check_shapes(plan, state.origin)
-    _check_frozen_norms(detector, plan, state.origin)
+    plan = Plan(own, layout, tensors)
+    check_architecture(plan, state.origin)
+    check_shapes(plan, state.origin)
+    check_frozen_norms(detector, plan, state.origin)
     with torch.no_grad():
         for key, value in plan.values.items():
             own[key].copy_(value)
-    return plan.report(state.origin)
+    return _report(plan, state.origin)
 
 
-class _Plan:
-    """Which value each key of the detector gets; nothing is copied yet.
+def _report(plan: Plan, origin: str) -> LoadReport:
+    return LoadReport(
+        layout=plan.layout.name,
+        origin=origin,
+        loaded=tuple(key for key in plan.values if key not in set(plan.copied)),
+        copied_to_skip=tuple(plan.copied),
+        reinitialised=tuple(plan.class_heads),
+        missing=tuple(plan.missing),
+        unused=tuple(plan.unused),
+        notes=tuple(_notes(plan)),
+    )
 
-    Attributes:
-        values: By key of the detector, what is to be copied.
-        copied: Keys of ``values`` that are skip norms taking the full norm's value.
-        class_heads: Keys whose shape differs in the number of classes only.
-        misfits: Other keys whose shape differs, with the shape in the file.
-        missing: Keys that the file has no value for.
-        unused: Keys of the file that no key of the detector asked for.
-    """
 
-    def __init__(self, own: Mapping[str, Tensor], layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-        self.own, self.layout, self.tensors = own, layout, tensors
-        self.values: dict[str, Tensor] = {}
-        self.copied: list[str] = []
-        self.class_heads: list[str] = []
-        self.misfits: dict[str, tuple[int, ...]] = {}
-        self.missing: list[str] = []
-        used: set[str] = set()
-        for key, plain in plain_names(own).items():
-            twin = twin_of(plain)
-            source = plain if self.find(plain) is not None or twin is None else twin
-            value = self.find(source)
-            used.update(layout.foreign_keys(source))
-            if value is None:
-                if not is_derived(key):
-                    self.missing.append(key)
-            elif value.shape == own[key].shape:
-                self.values[key] = value
-                if source != plain:
-                    self.copied.append(key)
-            elif _CLASS_HEADS.match(key) and value.shape[1:] == own[key].shape[1:]:
-                self.class_heads.append(key)
-            else:
-                self.misfits[key] = tuple(value.shape)
-        self.unused = [key for key in tensors if key not in used and not is_derived(key)]
-
-    def find(self, plain: str) -> Tensor | None:
-        """The file's value for a plain name, None if it has none."""
-        keys = self.layout.foreign_keys(plain)
-        if not keys or any(key not in self.tensors for key in keys):
-            return None
-        parts = [self.tensors[key] for key in keys]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def report(self, origin: str) -> LoadReport:
-        """What the plan does, in words."""
-        return LoadReport(
-            layout=self.layout.name,
-            origin=origin,
-            loaded=tuple(key for key in self.values if key not in set(self.copied)),
-            copied_to_skip=tuple(self.copied),
-            reinitialised=tuple(self.class_heads),
-            missing=tuple(self.missing),
-            unused=tuple(self.unused),
-            notes=tuple(self._notes()),
+def _notes(plan: Plan) -> list[str]:
+    notes = [plan.layout.note] if plan.layout.note else []
+    if not any(key.startswith(("neck.", "decoder.")) for key in plan.values):
+        notes.append("the file holds a backbone only: neck and decoder are untrained")
+    if plan.copied:
+        notes.append(
+            "skip norms have the statistics of the full path: train before using other depths than full"
         )
-
-    def _notes(self) -> list[str]:
-        notes = [self.layout.note] if self.layout.note else []
-        if not any(key.startswith(("neck.", "decoder.")) for key in self.values):
-            notes.append("the file holds a backbone only: neck and decoder are untrained")
-        if self.copied:
-            notes.append(
-                "skip norms have the statistics of the full path: train before using other depths than full"
-            )
-        return notes
-
-
-# -- recognition -----------------------------------------------------------------------------------------
+    return notes
 
 
 def _recognise(state: StateDict) -> tuple[Layout, dict[str, Tensor]]:
@@ -187,84 +136,6 @@ def _join_tied(layout: Layout, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             if torch.equal(first, value):
                 del joined[key]
     return joined
-
-
-# -- checks ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Backbone:
-    """What tells backbones apart; None for a stem that is in no file."""
-
-    stem: str
-    block: str
-    blocks: tuple[int, ...]
-
-    @classmethod
-    def of(cls, has: Callable[[str], bool]) -> "_Backbone":
-        blocks = []
-        for stage in range(4):
-            count = 0
-            while has(f"backbone.stages.{stage}.{count}.conv1.conv.weight"):
-                count += 1
-            blocks.append(count)
-        return cls(
-            stem="deep" if has("backbone.stem.2.conv.weight") else "plain",
-            block="bottleneck" if has("backbone.stages.0.0.conv3.conv.weight") else "basic",
-            blocks=tuple(blocks),
-        )
-
-    @property
-    def described(self) -> str:
-        size = _SIZES.get((self.block, self.blocks))
-        return f"{list(self.blocks)} {self.block} blocks" + (f" (ResNet-{size[1:]})" if size else "")
-
-
-def _check_architecture(plan: _Plan, origin: str) -> None:
-    """Refuse backbones of another stem or depth, also where every shape happens to fit."""
-    theirs = _Backbone.of(lambda plain: plan.find(plain) is not None)
-    plains = set(plain_names(plan.own).values())
-    ours = _Backbone.of(plains.__contains__)
-    if (theirs.block, theirs.blocks) != (ours.block, ours.blocks):
-        size = _SIZES.get((theirs.block, theirs.blocks))
-        remedy = f"detr_{size} or rtdetr_{size}" if size else "a detector with those blocks"
-        raise WeightsError(
-            f"{origin}: its backbone has {theirs.described}, the detector's {ours.described}: build {remedy}"
-        )
-    if theirs.stem != ours.stem:
-        raise WeightsError(
-            f"{origin}: its backbone has a {theirs.stem} stem, the detector's is {ours.stem}: build it "
-            f"with stem={theirs.stem}"
-        )
-
-
-def _check_shapes(plan: _Plan, origin: str) -> None:
-    if not plan.misfits:
-        return
-    shown = "; ".join(
-        f"{key} is {list(shape)} in the file and {list(plan.own[key].shape)} in the detector"
-        for key, shape in list(plan.misfits.items())[:3]
-    )
-    raise WeightsError(
-        f"{origin}: {len(plan.misfits)} tensors are of another shape: {shown}. Nothing was loaded; build the "
-        "detector with the sizes of the file (widths, hidden_dim, decoder_dim, neck_expansion, ...)"
-    )
-
-
-def _check_frozen_norms(detector: nn.Module, plan: _Plan, origin: str) -> None:
-    """Frozen norms cannot adapt: a skip set that is a copy of the full one would stay wrong for ever."""
-    trainable = {name for name, _ in detector.named_parameters()}
-    frozen = [
-        key
-        for key in plan.copied
-        if key.startswith("backbone.") and key.endswith(".weight") and key not in trainable
-    ]
-    if frozen:
-        raise WeightsError(
-            f"{origin}: its backbone has one set of norms, and freeze_backbone_norms=true would freeze "
-            f"{len(frozen)} skip norms with the statistics of the full path: build the detector with "
-            "freeze_backbone_norms=false"
-        )
 
 
 def _first(keys: Collection[str] | Sequence[str]) -> str:

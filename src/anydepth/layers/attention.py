@@ -56,7 +56,7 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """[B, T, C] -> [B, heads, T, C / heads]."""
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.view(*tokens.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):

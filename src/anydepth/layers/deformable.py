@@ -77,10 +77,10 @@ class DeformableAttention(nn.Module):
         """Bilinear samples [B * heads, C / heads, Q, levels * points] at normalised locations."""
         grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
         samples = []
-        levels = values.split([height * width for height, width in sizes], dim=1)
+        levels = torch.split(values, [height * width for height, width in sizes], dim=1)
         for level, (value, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
-            feature_map = value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (height, width))
-            samples.append(
-                F.grid_sample(feature_map.float(), grids[:, :, level], padding_mode="zeros", align_corners=False)
-            )
+            flat = value.permute(0, 2, 3, 1).flatten(0, 1).float()
+            feature_map = flat.view(*flat.shape[:2], height, width)
+            grid = grids[:, :, level]
+            samples.append(F.grid_sample(feature_map, grid, padding_mode="zeros", align_corners=False))
         return torch.cat(samples, dim=-1)

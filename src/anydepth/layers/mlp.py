@@ -1,5 +1,7 @@
 """Multi-layer perceptron."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class MLP(nn.Module):
         if num_layers < 1:
             raise ValueError(f"num_layers={num_layers}: an MLP needs at least 1")
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., in_dim] -> [..., out_dim]."""

@@ -45,9 +45,7 @@ def batch_norm(channels: int, *, switchable: bool = False, frozen: bool = False)
 
 def layer_norm(channels: int, *, switchable: bool = False) -> SwitchableNorm:
     """Layer norm over the last axis of [..., ``channels``], eps 1e-5."""
-    return SwitchableNorm(
-        full=nn.LayerNorm(channels), skip=nn.LayerNorm(channels) if switchable else None
-    )
+    return SwitchableNorm(full=nn.LayerNorm(channels), skip=nn.LayerNorm(channels) if switchable else None)
 
 
 def switchable_norms(module: nn.Module) -> Iterator[tuple[str, SwitchableNorm]]:

@@ -1,0 +1,198 @@
+"""The tables of a COCO json as columns: read, checked against each other and the disk, and cleaned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anydepth.data.categories import Categories
+from anydepth.data.coco_json import DataError, JsonRow, check_file_name, few, json_table, refuse_duplicates
+
+_MAX_SIDE = 2**31 - 1
+ROUNDING_PX = 1.0
+"""Boxes that leave their image by no more than this are left as they are: files are full of rounded corners,
+and the figures of official sets are computed with them. Training clamps every box to the image anyway."""
+
+
+@dataclass(frozen=True)
+class BoxRepairs:
+    """How many boxes of a json could not be used as written.
+
+    Attributes:
+        clipped: Left the image by more than a pixel, and were clipped to it.
+        outside: Did not touch the image; dropped.
+        empty: Negative or zero width or height; dropped.
+        not_finite: NaN or infinite; dropped.
+        first_ids: Annotation ids of the first few.
+    """
+
+    clipped: int
+    outside: int
+    empty: int
+    not_finite: int
+    first_ids: tuple[int, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.clipped or self.outside or self.empty or self.not_finite)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.clipped} boxes leave their image and were clipped; dropped were {self.outside} outside "
+            f"it, {self.empty} without a positive size and {self.not_finite} with NaN or infinity "
+            f"(first annotation ids: {', '.join(map(str, self.first_ids))})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Annotations as columns of the same length; see ``CocoIndex`` for what each holds.
+
+    Attributes:
+        ids: Annotation ids.
+        boxes_xywh: [A, 4] in pixels.
+        labels: Contiguous classes.
+        crowd: Crowd regions.
+        areas: Square pixels, NaN where the json has no usable one.
+    """
+
+    ids: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+
+    def take(self, rows: NDArray[np.int64]) -> "Annotations":
+        """These rows, in this order."""
+        return Annotations(
+            self.ids[rows], self.boxes_xywh[rows], self.labels[rows], self.crowd[rows], self.areas[rows]
+        )
+
+
+def image_table(
+    document: dict[str, Any], path: Path
+) -> tuple[NDArray[np.int64], NDArray[np.int32], list[str]]:
+    """Ids [I], sizes [I, 2] (height, width) and file names of the images.
+
+    Raises:
+        DataError: An entry is malformed, an id is given twice, or there is no image at all.
+    """
+    table = json_table(document, "images", path)
+    if not table:
+        raise DataError(f"{path}: 'images' is empty; check that this is the right json")
+    ids = np.empty(len(table), dtype=np.int64)
+    sizes = np.empty((len(table), 2), dtype=np.int32)
+    names: list[str] = []
+    for position, entry in enumerate(table):
+        row = JsonRow(path, "image", position, entry)
+        ids[position] = row.integer("id")
+        sizes[position] = row.integer("height", 1, _MAX_SIDE), row.integer("width", 1, _MAX_SIDE)
+        names.append(check_file_name(row))
+    refuse_duplicates(ids, "image", path)
+    return ids, sizes, names
+
+
+def annotation_table(
+    document: dict[str, Any], path: Path, image_ids: NDArray[np.int64], categories: Categories
+) -> tuple[NDArray[np.int64], Annotations]:
+    """The row of each annotation's image [A], and everything else known of it, in the order of the json.
+
+    Raises:
+        DataError: An entry is malformed, names an unknown image or category, or an id is given twice.
+    """
+    table = json_table(document, "annotations", path)
+    row_of_image = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
+    label_of_category = {category_id: label for label, category_id in enumerate(categories.ids)}
+    rows = np.empty(len(table), dtype=np.int64)
+    ids = np.empty(len(table), dtype=np.int64)
+    boxes = np.empty((len(table), 4), dtype=np.float64)
+    labels = np.empty(len(table), dtype=np.int32)
+    crowd = np.empty(len(table), dtype=np.bool_)
+    areas = np.empty(len(table), dtype=np.float64)
+    for position, entry in enumerate(table):
+        row = JsonRow(path, "annotation", position, entry)
+        ids[position] = row.integer("id")
+        rows[position] = row.lookup("image_id", row_of_image, "images")
+        labels[position] = row.lookup("category_id", label_of_category, "categories")
+        boxes[position] = row.numbers("bbox", 4)
+        crowd[position] = row.flag("iscrowd")
+        areas[position] = row.area()
+    refuse_duplicates(ids, "annotation", path)
+    return rows, Annotations(ids, boxes, labels, crowd, areas)
+
+
+def clean_boxes(
+    annotations: Annotations, sizes: NDArray[np.int32]
+) -> tuple[NDArray[np.bool_], Annotations, BoxRepairs]:
+    """Sort out boxes that cannot be used as written.
+
+    Args:
+        annotations: ``A`` annotations as the json has them.
+        sizes: [A, 2] (height, width) of each annotation's image.
+
+    Returns:
+        Which annotations are usable [A]; all of them with boxes clipped and areas filled in; the counts.
+    """
+    boxes = annotations.boxes_xywh
+    limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1).astype(np.float64)
+    finite = np.isfinite(boxes).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        inside = np.clip(corners, 0, limits)
+        empty = finite & (boxes[:, 2:] <= 0).any(axis=1)
+        outside = finite & ~empty & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
+        keep = finite & ~empty & ~outside
+        clip = keep & (np.abs(inside - corners) > ROUNDING_PX).any(axis=1)
+    clipped = np.concatenate([inside[:, :2], inside[:, 2:] - inside[:, :2]], axis=1)
+    boxes = np.where(clip[:, None], clipped, boxes)
+    box_areas = boxes[:, 2] * boxes[:, 3]
+    areas = np.where(np.isnan(annotations.areas), box_areas, annotations.areas)
+    areas = np.where(clip, np.minimum(areas, box_areas), areas)
+    touched = annotations.ids[~keep | clip]
+    repairs = BoxRepairs(
+        int(clip.sum()),
+        int(outside.sum()),
+        int(empty.sum()),
+        int((~finite).sum()),
+        tuple(touched[:5].tolist()),
+    )
+    return keep, Annotations(annotations.ids, boxes, annotations.labels, annotations.crowd, areas), repairs
+
+
+def refuse_missing_files(
+    json_path: Path, root: Path, image_ids: NDArray[np.int64], names: Sequence[str]
+) -> None:
+    """Check that every image exists before a training starts.
+
+    Folders are listed, since a question per file takes minutes on a network drive.
+
+    Raises:
+        DataError: Names the first few that are missing, and how many there are.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder, but {json_path} names images in it; check the data paths")
+    folders = {folder: root / folder for folder in {str(Path(name).parent) for name in names}}
+    present = {
+        folder: {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        for folder, path in folders.items()
+    }
+    missing = [
+        f"{name} (image id {image_id})"
+        for name, image_id in zip(names, image_ids.tolist(), strict=True)
+        # A file system that ignores case lists another spelling, so absence is asked for again.
+        if Path(name).name not in present[str(Path(name).parent)] and not (root / name).is_file()
+    ]
+    if missing:
+        raise DataError(
+            f"{root}: {len(missing)} of {len(names)} images of {json_path} are missing: {few(missing)}. "
+            "Restore them, or take them out of the json"
+        )
+
+
+def pack_names(names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Texts as one array of UTF-8 bytes, and where each begins (with the end as last entry)."""
+    encoded = [name.encode("utf-8") for name in names]
+    starts = np.concatenate([[0], np.cumsum([len(name) for name in encoded])]).astype(np.int64)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), starts

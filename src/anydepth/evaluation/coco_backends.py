@@ -1,0 +1,98 @@
+"""The two implementations of the COCO evaluation behind one interface.
+
+``hotcoco`` is fast enough to evaluate many depths; ``pycocotools`` is COCO's own code and the reference.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import hotcoco
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+Measured = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""The 12 figures, and the precision [IoU thresholds, recalls, K, area ranges, detection limits]."""
+
+
+class CocoBackend(Protocol):
+    """Ground truth that is indexed once and compared with any number of sets of detections."""
+
+    def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
+        """Compare detections with the ground truth.
+
+        Args:
+            table: [N, 7]: image id, x, y, width, height (pixels), score, category id; N may be 0.
+            image_ids: The images to evaluate, unique and ascending.
+        """
+        ...
+
+
+class HotcocoBackend:
+    """The Rust implementation.
+
+    Args:
+        ground_truth: A COCO dictionary.
+    """
+
+    def __init__(self, ground_truth: Mapping[str, Any]) -> None:
+        self._truth = hotcoco.COCO(dict(ground_truth))
+
+    def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
+        """See :meth:`CocoBackend.measure`."""
+        evaluation = hotcoco.COCOeval(self._truth, self._truth.load_res(table), "bbox")
+        evaluation.params.img_ids = image_ids.tolist()
+        with _silence():
+            evaluation.run()
+        return np.asarray(evaluation.stats), np.asarray((evaluation.eval or {})["precision"])
+
+
+class PycocotoolsBackend:
+    """COCO's own implementation, without its prints.
+
+    Args:
+        ground_truth: A COCO dictionary.
+    """
+
+    def __init__(self, ground_truth: Mapping[str, Any]) -> None:
+        self._ground_truth = dict(ground_truth)
+        self._truth = _pycocotools_index(self._ground_truth)
+
+    def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
+        """See :meth:`CocoBackend.measure`."""
+        with _silence():
+            # loadRes looks at the first row to tell boxes from masks, so it needs one.
+            found = (
+                self._truth.loadRes(table)
+                if len(table)
+                else _pycocotools_index({**self._ground_truth, "annotations": []})
+            )
+            evaluation = COCOeval(self._truth, found, "bbox")
+            evaluation.params.imgIds = image_ids.tolist()
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"])
+
+
+BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], CocoBackend]] = {
+    "hotcoco": HotcocoBackend,
+    "pycocotools": PycocotoolsBackend,
+}
+
+
+def _pycocotools_index(ground_truth: Mapping[str, Any]) -> Any:
+    index: Any = COCO()
+    index.dataset = dict(ground_truth)
+    with _silence():
+        index.createIndex()
+    return index
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,247 @@
+"""What every entry point needs around its work: the configuration directory, provenance, readable errors."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+VERSION_BASE = "1.3"
+_VERSIONS_OF = (
+    "anydepth",
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "numpy",
+    "pycocotools",
+    "hotcoco",
+)
+
+
+def config_dir() -> Path:
+    """The folder of the configuration groups: inside an installed wheel, or beside ``src`` in a clone.
+
+    Raises:
+        FileNotFoundError: Neither place holds it; the installation is damaged.
+    """
+    places = (PACKAGE_DIR / "conf", PACKAGE_DIR.parent.parent / "conf")
+    for place in places:
+        if (place / "train.yaml").is_file():
+            return place
+    raise FileNotFoundError(
+        f"no configuration directory in {' or '.join(str(place) for place in places)}: install anydepth again"
+    )
+
+
+def config_names(group: str) -> tuple[str, ...]:
+    """The options of a configuration group, e.g. of ``detector``, in alphabetical order."""
+    return tuple(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
+
+
+def compose(
+    config_name: str | None, overrides: Sequence[str] = (), *, hydra_config: bool = False
+) -> DictConfig:
+    """The configuration that an entry point would get, composed from Python, also inside a Hydra job.
+
+    Args:
+        config_name: A file of :func:`config_dir` without its suffix, e.g. ``train``; None starts empty.
+        overrides: As on the command line.
+        hydra_config: Keep the node ``hydra`` and make it the one that ``${hydra:...}`` reads, as a job does.
+
+    Raises:
+        HydraException: An unknown file, key or group option.
+    """
+    hydra_state = GlobalHydra.instance()
+    running, hydra_state.hydra = hydra_state.hydra, None
+    try:
+        with hydra.initialize_config_dir(
+            str(config_dir()), version_base=VERSION_BASE, job_name=config_name or "app"
+        ):
+            config = hydra.compose(config_name, list(overrides), return_hydra_config=hydra_config)
+    finally:
+        GlobalHydra.instance().hydra = running
+    if hydra_config:
+        HydraConfig.instance().set_config(config)
+    return config
+
+
+def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any:
+    """Build what ``_target_`` names from plain values; an error keeps its own type and says where it arose.
+
+    Args:
+        config: A node with ``_target_``; nested nodes with one are built too.
+        kwargs: Further arguments of the target, already built.
+
+    Raises:
+        Exception: What the target raised, with the configuration key as a note.
+        HydraException: The target does not exist.
+    """
+    try:
+        return hydra.utils.instantiate(config, **kwargs, _convert_="all")
+    except InstantiationException as error:
+        if error.__cause__ is None:
+            raise
+        key = str(error).rpartition("full_key: ")[2]
+        if "full_key: " in str(error):
+            error.__cause__.add_note(f"(in the configuration key `{key.strip()}`)")
+        raise error.__cause__ from None
+
+
+def builder_of(target: str) -> Callable[..., Any]:
+    """The callable that a ``_target_`` names.
+
+    Raises:
+        ValueError: There is no such callable.
+    """
+    builder: Callable[..., Any] = hydra.utils.get_method(target)
+    return builder
+
+
+def is_sweep() -> bool:
+    """Whether this process runs a job of ``--multirun``."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, interpolations resolved, without the node ``hydra``.
+
+    Raises:
+        ValueError: A setting that only the user can give is missing.
+    """
+    copy = config.copy()
+    with open_dict(copy):
+        copy.pop("hydra", None)
+    # ${hydra:...} is answered by HydraConfig, so it resolves without the node.
+    try:
+        resolved = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} has no value: give {error.full_key}=VALUE") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def config_hash(config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> str:
+    """A fingerprint of a plain configuration, equal in every process that trains the same thing.
+
+    Args:
+        config: What :func:`plain` returned.
+        ignore: Top-level keys that may differ, e.g. the output folder.
+    """
+    kept = {key: value for key, value in config.items() if key not in ignore}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# -- provenance ----------------------------------------------------------------------------------------
+
+
+def provenance() -> dict[str, object]:
+    """What a result came from: time, command, versions, platform, and the commit where this is a clone."""
+    versions: dict[str, str] = {}
+    for name in _VERSIONS_OF:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "git": _git_state(PACKAGE_DIR.parent.parent),
+    }
+
+
+def write_provenance(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.yaml`` (resolved) and ``provenance.json`` into a run folder, creating it if needed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
+
+
+def _git_state(repository: Path) -> dict[str, object] | None:
+    """Commit and whether tracked files differ from it; None outside a clone or without git."""
+    if not (repository / ".git").exists():
+        return None
+    try:
+        commit = _git(repository, "rev-parse", "HEAD")
+        changed = _git(repository, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changed)}
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+# -- errors --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """End the user's mistakes as one readable message on stderr and exit code 1; also usable as a decorator.
+
+    A mistake of the user is: an error class of this package, a built-in error raised by this package's own
+    checks, a file that is missing or refused, and a wrong configuration. Anything else is a defect and keeps
+    its traceback, as does everything while the environment variable ANYDEPTH_TRACEBACK is 1.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("ANYDEPTH_TRACEBACK") == "1" or not _is_users_mistake(error):
+            raise
+        sys.stdout.flush()
+        sys.stderr.write(f"\nError: {_message(error)}\n")
+        sys.stderr.write("(ANYDEPTH_TRACEBACK=1 shows where it was raised.)\n")
+        raise SystemExit(1) from error
+
+
+def _is_users_mistake(error: Exception) -> bool:
+    # Lightning's class is recognised by its name because this layer does not import Lightning.
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return True
+    if type(error).__module__.partition(".")[0] == "anydepth":
+        return True
+    return isinstance(error, ValueError) and _raised_by_this_package(error)
+
+
+def _raised_by_this_package(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE_DIR)
+
+
+def _message(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback (most recent call last)" in text:
+        # A data loader's worker process sends its traceback as part of the message.
+        text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
+    if isinstance(error, FileNotFoundError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return "\n".join([text, *getattr(error, "__notes__", [])])

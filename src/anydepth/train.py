@@ -1,0 +1,292 @@
+"""``anydepth-train``: train a detector at many depths, then draw its depth curve."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from rich import get_console
+
+from anydepth import runtime, zoo
+from anydepth.data.datamodule import CocoDataModule
+from anydepth.detector import Detector
+from anydepth.evaluation.coco_eval import CocoEvaluator
+from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
+from anydepth.images import read_image
+from anydepth.report.pictures import Panel, grid, save_picture, side_by_side
+from anydepth.report.tables import print_depth_curve, write_depth_curve
+from anydepth.structures import Detections
+from anydepth.training.callbacks import ConfigGuard, ConsoleProgress
+from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
+from anydepth.training.depth_schedule import DepthSchedule
+from anydepth.training.distillation import SelfDistillation
+from anydepth.training.module import DetectionModule
+
+# Remarks of Lightning that ask for nothing a user of this entry point should change.
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    # The evaluator gives all processes the same figures.
+    ".*sync_dist=True.*",
+)
+
+
+def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Train, export the best averaged weights and draw their depth curve.
+
+    Args:
+        cfg: What ``conf/train.yaml`` composes to.
+
+    Returns:
+        Metrics by name (``val/score``, and ``curve/DEPTH/FIGURE`` on the first process), and the objects of
+        the run by name: ``data``, ``detector``, ``module``, ``trainer``, and on the first process ``files``
+        and ``curve`` (None where the configuration asks for no curve).
+
+    Raises:
+        ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
+    """
+    config = runtime.plain(cfg)
+    _prepare(config)
+    data: CocoDataModule = runtime.instantiate(cfg.data)
+    data.prepare_data()
+    data.setup("fit")
+    detector = build_detector(config, data)
+    schedule: DepthSchedule = runtime.instantiate(cfg.depth_schedule)
+    module = build_module(cfg, detector, data)
+    trainer = build_trainer(cfg, config, schedule, detector)
+    if config["ckpt_path"]:
+        check_resumable(config["ckpt_path"], detector)
+    if trainer.is_global_zero:
+        _announce(config, detector, data, schedule, trainer)
+    trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    objects: dict[str, Any] = {"data": data, "detector": detector, "module": module, "trainer": trainer}
+    # What follows runs in the first process alone and must not wait for the others.
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    if trainer.is_global_zero:
+        files, curve = finish(config, module, data, trainer)
+        objects |= {"files": files, "curve": curve}
+        if curve is not None:
+            metrics |= {
+                f"curve/{row.depth}/{key}": value for row in curve.rows for key, value in row.figures.items()
+            }
+    return metrics, objects
+
+
+def build_detector(config: Mapping[str, Any], data: CocoDataModule) -> Detector:
+    """The configured detector for the classes of the data, with its initial weights.
+
+    Raises:
+        ValueError: ``detector.num_classes`` contradicts the data, or initial weights that cannot be used.
+    """
+    settings = {key: value for key, value in config["detector"].items() if key != "_target_"}
+    wanted = settings.pop("num_classes")
+    if wanted not in (None, data.num_classes):
+        raise ValueError(
+            f"detector.num_classes={wanted}, but the data set has {data.num_classes} classes: leave it null"
+        )
+    detector = zoo.build(config["detector_name"], data.num_classes, **settings)
+    detector.reset_classes(data.class_names)
+    if config["weights"]:
+        report = zoo.load_weights(detector, config["weights"])
+        if _is_first_process():
+            get_console().print(str(report), highlight=False)
+    return detector
+
+
+def build_module(cfg: DictConfig, detector: Detector, data: CocoDataModule) -> DetectionModule:
+    """The Lightning module with the losses, the recipe and the evaluator of the validation images."""
+    evaluator = CocoEvaluator(
+        ground_truth=data.val_index.to_coco_dict(),
+        category_ids=data.category_ids,
+        backend=cfg.validation.backend,
+    )
+    return DetectionModule(
+        detector=detector,
+        objective=runtime.instantiate(cfg.distillation),
+        recipe=runtime.instantiate(cfg.optim),
+        evaluator=evaluator,
+        seed=cfg.seed,
+        val_depths=list(cfg.validation.depths),
+        score=cfg.validation.score,
+        resize_mode=cfg.multi_scale.mode,
+        antialias=cfg.multi_scale.antialias,
+        compile_forward=cfg.compile,
+    )
+
+
+def build_trainer(
+    cfg: DictConfig, config: Mapping[str, Any], schedule: DepthSchedule, detector: Detector
+) -> pl.Trainer:
+    """Lightning's Trainer with the configured callbacks and loggers.
+
+    Raises:
+        ValueError: A sweep whose jobs would start processes by running the command line again.
+    """
+    callbacks: list[pl.Callback] = [
+        ConfigGuard(fingerprint=runtime.config_hash(config, ignore=("paths",))),
+        SelfDistillation(schedule=schedule, seed=cfg.seed),
+        *(runtime.instantiate(node) for node in cfg.callbacks.values() if node is not None),
+    ]
+    loggers = [runtime.instantiate(node) for node in cfg.logger.values() if node is not None]
+    strategy = cfg.trainer.strategy
+    if strategy in ("ddp", "ddp_spawn") and not schedule.trains_every_parameter(detector.depth_space):
+        strategy += "_find_unused_parameters_true"
+    trainer: pl.Trainer = runtime.instantiate(
+        cfg.trainer,
+        strategy=strategy,
+        # Lightning takes None for 1000 epochs.
+        max_epochs=-1 if cfg.trainer.max_epochs is None else cfg.trainer.max_epochs,
+        callbacks=callbacks,
+        logger=loggers or False,
+        enable_progress_bar=any(isinstance(callback, ConsoleProgress) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+    )
+    starts_processes = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
+    if runtime.is_sweep() and trainer.world_size > 1 and starts_processes:
+        raise ValueError(
+            f"a sweep (--multirun) with trainer.strategy={cfg.trainer.strategy} would start the whole sweep "
+            "again in every process: take trainer.strategy=ddp_spawn, a launcher with one job per "
+            "configuration (hydra/launcher=submitit_slurm), or trainer.devices=1"
+        )
+    for logger in trainer.loggers:
+        logger.log_hyperparams(dict(config))
+    return trainer
+
+
+def finish(
+    config: Mapping[str, Any], module: DetectionModule, data: CocoDataModule, trainer: pl.Trainer
+) -> tuple[dict[str, Path], DepthCurve | None]:
+    """Export the best weights and evaluate their depths in one pass over the validation images.
+
+    Returns:
+        Files by what they are, and the curve if one was asked for.
+    """
+    folder = Path(config["paths"]["output_dir"])
+    detector, settings = module.detector, config["curve"]
+    files: dict[str, Path] = {}
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+            kind = "best" if callback.monitor else "last"
+            files[f"{kind} checkpoint"] = Path(callback.best_model_path)
+    if "best checkpoint" in files:
+        detector.load_state_dict(detector_weights(read_checkpoint(files["best checkpoint"])))
+    files["weights"] = zoo.save(detector, folder / "weights.safetensors")
+    if not settings["depths"]:
+        return files, None
+    assert module.evaluator is not None
+    curve = evaluate_depths(
+        detector,
+        data.val_dataloader(),
+        module.evaluator,
+        settings["depths"],
+        device=trainer.strategy.root_device,
+        latency_repetitions=settings["latency_repetitions"],
+    )
+    files |= {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
+    if settings["pictures"]:
+        files["pictures"] = draw_pictures(
+            detector, data, curve, folder / "pictures", settings["pictures"], settings["threshold"]
+        )
+    console = get_console()
+    print_depth_curve(curve, console)
+    console.print(
+        "\n".join(f"{name:18} {path}" for name, path in files.items()), highlight=False, soft_wrap=True
+    )
+    return files, curve
+
+
+def draw_pictures(
+    detector: Detector, data: CocoDataModule, curve: DepthCurve, folder: Path, count: int, threshold: float
+) -> Path:
+    """Ground truth, and detections at the most and the least expensive depth of a curve, side by side.
+
+    Returns:
+        The folder with one picture per image and ``grid.jpg`` with all of them.
+    """
+    index = data.val_index
+    by_cost = sorted(curve.rows, key=lambda row: -row.gflops)
+    depths = list({by_cost[0].depth: by_cost[0], by_cost[-1].depth: by_cost[-1]}.values())
+    rows = []
+    for row in np.unique(np.linspace(0, len(index) - 1, count).round().astype(int)).tolist():
+        image = read_image(index.path(row))
+        if tuple(image.shape[-2:]) != tuple(index.sizes[row]):
+            image = read_image(index.path(row), upright=False)
+        boxes, labels = (torch.from_numpy(array) for array in index.training_boxes(row))
+        panels = [Panel("ground truth", Detections(boxes, torch.ones(len(boxes)), labels), show_scores=False)]
+        for depth in depths:
+            found = detector.predict(image, depth=depth.depth, threshold=threshold)[0]
+            panels.append(Panel(f"{depth.depth}, {depth.gflops:.2f} GFLOPs", found))
+        rows.append(side_by_side(image, panels, detector.class_names))
+        save_picture(rows[-1], folder / f"{index.image_ids[row]}.jpg")
+    save_picture(grid(rows), folder / "grid.jpg")
+    return folder
+
+
+def _prepare(config: Mapping[str, Any]) -> None:
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    torch.set_float32_matmul_precision(config["float32_matmul"])
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if _is_first_process():
+        runtime.write_provenance(config["paths"]["output_dir"], config)
+
+
+def _is_first_process() -> bool:
+    """Whether this process is the first one of the run, also before it has joined the others."""
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    )
+
+
+def _announce(
+    config: Mapping[str, Any],
+    detector: Detector,
+    data: CocoDataModule,
+    schedule: DepthSchedule,
+    trainer: pl.Trainer,
+) -> None:
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    height, width = detector.input_size
+    limits = [f"{config['optim']['epochs']} epochs"] if config["optim"]["epochs"] else []
+    limits += [f"{config['optim']['minutes']:g} minutes"] if config["optim"]["minutes"] else []
+    lines = {
+        "detector": f"{config['detector_name']}, {parameters / 1e6:.2f} M parameters, input {height}x{width}",
+        "data": f"{len(data.train_index)} training and {len(data.val_index)} validation images, "
+        f"{data.num_classes} class{'es' if data.num_classes > 1 else ''}",
+        "depths": str(schedule),
+        "device": f"{trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}",
+        "length": f"{' or '.join(limits)}, whichever comes first" if len(limits) > 1 else limits[0],
+        "folder": config["paths"]["output_dir"],
+    }
+    get_console().print(
+        "\n".join(f"{name:9} {text}" for name, text in lines.items()), highlight=False, soft_wrap=True
+    )
+
+
+@hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Console script ``anydepth-train``; a sweep gets the validation score."""
+    with runtime.friendly_errors():
+        metrics, _ = run(cfg)
+    return metrics.get("val/score")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training of any-depth detectors with Lightning: depth schedule, distillation, optimisation, averaging."""

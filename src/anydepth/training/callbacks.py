@@ -1,0 +1,171 @@
+"""What accompanies a run: the guard over processes, and progress on the console."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.callbacks import ProgressBar
+from rich import get_console
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from anydepth.training.module import DetectionModule
+
+
+class ConfigMismatchError(RuntimeError):
+    """Processes of one run were started with different configurations."""
+
+
+class ConfigGuard(pl.Callback):
+    """Stops a run whose processes have different configurations, before it trains.
+
+    A sweeper with a state of its own draws anew in every process that a strategy starts, and the run would
+    end without any error after training a mixture.
+
+    Args:
+        fingerprint: Of the resolved configuration in this process.
+    """
+
+    def __init__(self, *, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compare the fingerprints of all processes.
+
+        Raises:
+            ConfigMismatchError: They differ; raised in every process.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        found: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(found, self.fingerprint)
+        different = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
+        if different:
+            raise ConfigMismatchError(
+                f"processes {different} got another configuration than process 0. A sweeper must not draw "
+                "anew in each process: sweep with trainer.strategy=ddp_spawn, with a launcher that starts "
+                "one job per configuration (submitit), or on one device (trainer.devices=1)"
+            )
+
+
+class ConsoleProgress(ProgressBar):
+    """One bar for the whole run, with the losses of every path, and one line per validation.
+
+    The bar shows on terminals; the lines also in log files.
+
+    Args:
+        refresh_steps: Training steps between two updates of the losses.
+
+    Raises:
+        ValueError: ``refresh_steps`` below 1.
+    """
+
+    def __init__(self, *, refresh_steps: int = 5) -> None:
+        super().__init__()
+        if refresh_steps < 1:
+            raise ValueError(f"refresh_steps={refresh_steps}: allowed are 1 and above")
+        self.refresh_steps = refresh_steps
+        self._enabled = True
+        self._console: Console = get_console()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls this in all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar again."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self._enabled:
+            self._console.print(*args, **kwargs)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        super().on_train_start(trainer, pl_module)
+        if not self._enabled:
+            return
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("training", total=1.0, state="")
+        self._progress.update(self._task, completed=_done(trainer, pl_module))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar and show the losses now and then."""
+        if self._progress is None or self._task is None or batch_idx % self.refresh_steps:
+            return
+        state = (
+            f"epoch {trainer.current_epoch + 1} step {trainer.global_step} · {_losses(trainer, pl_module)}"
+        )
+        self._progress.update(self._task, completed=_done(trainer, pl_module), state=state)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that a validation is running."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, state=f"epoch {trainer.current_epoch + 1} · validating")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print one line with the AP of every depth."""
+        if not self._enabled or self._progress is None:
+            return
+        metrics = trainer.callback_metrics
+        figures = [
+            f"{name.removeprefix('val/').removesuffix('/AP')} AP {_number(metrics[name])} "
+            f"AP50 {_number(metrics.get(f'{name}50'))}"
+            for name in metrics
+            if name.startswith("val/") and name.endswith("/AP")
+        ]
+        self.print(
+            f"{_done(trainer, pl_module):4.0%} · epoch {trainer.current_epoch + 1} · "
+            f"step {trainer.global_step} · {_losses(trainer, pl_module)} · {' · '.join(figures)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar, so that the message stands below it."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _done(trainer: pl.Trainer, module: pl.LightningModule) -> float:
+    """The share of the run that is done, by steps or by time, whichever is further along."""
+    assert isinstance(module, DetectionModule)
+    return min(max(trainer.global_step / trainer.estimated_stepping_batches, module.time_progress), 1.0)
+
+
+def _losses(trainer: pl.Trainer, module: pl.LightningModule) -> str:
+    assert isinstance(module, DetectionModule)
+    metrics = trainer.callback_metrics
+    parts = [f"{path.name} {_number(metrics.get(f'train/{path.name}/loss'))}" for path in module.plan]
+    return f"loss {' '.join(parts)}"
+
+
+def _number(value: Tensor | None) -> str:
+    return "-" if value is None else f"{float(value):.3f}"

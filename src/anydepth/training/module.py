@@ -1,0 +1,253 @@
+"""The Lightning module of every any-depth detector: one step runs several depths on one batch."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anydepth.data.transforms import multi_scale_size
+from anydepth.detector import Detector, Objective, PathLosses
+from anydepth.evaluation.coco_eval import CocoEvaluator
+from anydepth.images import to_unit_range
+from anydepth.layers.precision import without_autocast
+from anydepth.structures import Batch, DetectorOutput
+from anydepth.training.depth_schedule import PlannedPath
+from anydepth.training.optim import Recipe
+
+ResizeMode = Literal["bilinear", "nearest"]
+# torch.compile makes a graph per path, training mode and image shape, and gives up after a few by default.
+COMPILED_GRAPHS = 256
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss is NaN or infinite; the message names the path, the step, the term and the images."""
+
+
+class DetectionModule(pl.LightningModule):
+    """Trains a detector at the depths that :class:`anydepth.training.distillation.SelfDistillation` plans.
+
+    All paths of a step see the same batch at the same size, and their losses are summed into one backward
+    pass, so that every parameter has its gradient when distributed training exchanges them.
+
+    Random numbers of a step (denoising) are a function of the seed, the epoch, the batch and the process, so
+    that a resumed run draws the same.
+
+    Args:
+        detector: What is trained; checkpoints hold it under ``detector.``.
+        objective: The losses of the detector's wing.
+        recipe: Optimizer, learning rates and image sizes.
+        evaluator: Of the validation images; None: there is no validation.
+        seed: Of the run.
+        val_depths: Depths that each validation evaluates.
+        score: What checkpoints are selected by: ``mean`` of the AP at ``val_depths``, or one of these depths.
+        resize_mode: Interpolation of the multi-scale resize.
+        antialias: Whether that resize filters before it shrinks.
+        compile_forward: Compile the training forward with ``torch.compile``, one graph per path and size.
+
+    Raises:
+        ValueError: An unknown score or resize mode, or antialiasing of ``nearest``.
+        DepthError: A depth that the detector does not have.
+    """
+
+    def __init__(
+        self,
+        *,
+        detector: Detector,
+        objective: Objective,
+        recipe: Recipe,
+        evaluator: CocoEvaluator | None,
+        seed: int,
+        val_depths: Sequence[str] = ("full", "minimal"),
+        score: str = "mean",
+        resize_mode: ResizeMode = "bilinear",
+        antialias: bool = False,
+        compile_forward: bool = False,
+    ) -> None:
+        super().__init__()
+        self.val_depths = detector.depth_space.parse_list(val_depths)
+        scores = ["mean", *(str(depth) for depth in self.val_depths)]
+        if score not in scores:
+            raise ValueError(f"validation.score={score!r}: allowed are {', '.join(scores)}")
+        if resize_mode not in get_args(ResizeMode):
+            raise ValueError(f"multi_scale.mode={resize_mode!r}: allowed are bilinear and nearest")
+        if antialias and resize_mode == "nearest":
+            raise ValueError("multi_scale.antialias=true: only bilinear can be filtered; set it to false")
+        self.detector = detector
+        self.objective = objective
+        self.recipe = recipe
+        self.evaluator = evaluator
+        self.seed = seed
+        self.score = score
+        self.resize_mode = resize_mode
+        self.antialias = antialias
+        self.plan: tuple[PlannedPath, ...] = ()
+        self.time_progress = 0.0
+        self.compile_forward = compile_forward
+        # A bound method: the module itself would be registered, and saved, a second time.
+        self._forward: Callable[..., DetectorOutput] = detector.__call__
+
+    # -- training ----------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Compile the forward where that was asked for, in each process of the run."""
+        if self.compile_forward:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
+            self._forward = torch.compile(self.detector.forward)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The summed losses of all planned paths on one batch.
+
+        Raises:
+            NonFiniteLossError: A loss is NaN or infinite.
+        """
+        if not self.plan:
+            raise RuntimeError("no depths were planned for this step: add SelfDistillation to the callbacks")
+        self._seed_step(batch_idx)
+        images = self._at_training_size(to_unit_range(batch.images))
+        outputs: list[DetectorOutput] = []
+        losses: list[PathLosses] = []
+        for path in self.plan:
+            outputs.append(self._forward(images, path.depth, batch.targets))
+            losses.append(self._path_losses(path, outputs, losses, batch))
+        totals = torch.stack([path_losses.total for path_losses in losses])
+        if not bool(totals.isfinite().all()):
+            self._stop_on_non_finite(losses, batch)
+        self._log_losses(losses, totals, len(batch))
+        weights = totals.new_tensor([path.weight for path in self.plan])
+        return (weights * totals).sum()
+
+    def _path_losses(
+        self, path: PlannedPath, outputs: list[DetectorOutput], losses: list[PathLosses], batch: Batch
+    ) -> PathLosses:
+        """Losses of the newest output; those of earlier paths serve as its teacher's."""
+        with without_autocast(self.device):
+            try:
+                if path.teacher is None:
+                    return self.objective.supervised(outputs[-1], batch.targets)
+                teacher = path.teacher
+                return self.objective.distilled(outputs[-1], outputs[teacher], batch.targets, losses[teacher])
+            except ArithmeticError as error:
+                error.add_note(self._where(path, batch))
+                raise
+
+    def _stop_on_non_finite(self, losses: Sequence[PathLosses], batch: Batch) -> None:
+        for path, path_losses in zip(self.plan, losses, strict=True):
+            for name, value in path_losses.terms.items():
+                if not bool(value.isfinite()):
+                    raise NonFiniteLossError(
+                        f"loss term {name!r} is {float(value.detach())}: {self._where(path, batch)}. "
+                        "Lower the learning rate (optim.lr), lengthen the warm-up (optim.warmup_steps), clip "
+                        "gradients harder (optim.clip_norm), or look for damaged boxes in these images"
+                    )
+
+    def _where(self, path: PlannedPath, batch: Batch) -> str:
+        return f"path {path.name!r} at step {self.global_step}, image ids {list(batch.image_ids)}"
+
+    def _seed_step(self, batch_idx: int) -> None:
+        text = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+
+    def _at_training_size(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] at the size of this step, which all processes share."""
+        sizes = tuple(self.recipe.multi_scale_sizes)
+        if not sizes:
+            return images
+        side = multi_scale_size(self.seed, self.global_step, sizes)
+        if images.shape[-2:] == (side, side):
+            return images
+        if self.resize_mode == "nearest":
+            return F.interpolate(images, size=(side, side), mode="nearest")
+        return F.interpolate(
+            images, size=(side, side), mode="bilinear", align_corners=False, antialias=self.antialias
+        )
+
+    # -- validation --------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the detections of the last validation."""
+        if self.evaluator is not None:
+            self.evaluator.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Detect at every validation depth; the batch is decoded and moved once."""
+        assert self.evaluator is not None
+        images = to_unit_range(batch.images)
+        for depth in self.val_depths:
+            output = self.detector(images, depth)
+            with without_autocast(self.device):
+                detections = self.detector.postprocess(output, batch.original_sizes)
+            self.evaluator.add(str(depth), batch.image_ids, detections)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the COCO figures of every depth, and the score that selects checkpoints."""
+        if self.evaluator is None:
+            return
+        results = self.evaluator.evaluate()
+        for depth, result in results.items():
+            # A figure below 0 means that the images hold no such object, e.g. no small one.
+            self.log_dict(
+                {f"val/{depth}/{name}": value for name, value in result.figures.items() if value >= 0}
+            )
+        ap = {depth: max(result.figures["AP"], 0.0) for depth, result in results.items()}
+        score = sum(ap.values()) / len(ap) if self.score == "mean" else ap[self.score]
+        self.log("val/score", score)
+
+    # -- optimisation ------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and a learning rate that is set anew before every optimizer step."""
+        # Gradient scaling of float16 cannot clip the gradients of a fused optimizer.
+        optimizer = self.recipe.optimizer(self.detector, fused=self.trainer.precision != "16-mixed")
+        scheduler = self.recipe.scheduler(
+            optimizer,
+            total_steps=self.trainer.estimated_stepping_batches,
+            time_progress=lambda: self.time_progress,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Log the learning rates and the norm of the gradients before clipping; then clip by norm.
+
+        Raises:
+            ValueError: Clipping by value.
+        """
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(f"gradient_clip_algorithm={gradient_clip_algorithm}: only `norm` is supported")
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
+        rates = {
+            f"lr/{g['name']}": g["lr"] for g in optimizer.param_groups if not g["name"].endswith("no_decay")
+        }
+        self.log_dict({"train/gradient_norm": norm, **rates})
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which detector the weights belong to, as plain values."""
+        checkpoint["detector"] = {**self.detector.config, "num_classes": self.detector.num_classes}
+        checkpoint["class_names"] = list(self.detector.class_names)
+
+    # -- logging -----------------------------------------------------------------------------------------
+
+    def _log_losses(self, losses: Sequence[PathLosses], totals: Tensor, batch_size: int) -> None:
+        values: dict[str, Tensor] = {}
+        for path, path_losses, total in zip(self.plan, losses, totals.detach(), strict=True):
+            values |= _under(f"train/{path.name}", path_losses.terms)
+            values[f"train/{path.name}/loss"] = total
+        self.log_dict(values, batch_size=batch_size)
+
+
+def _under(prefix: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value.detach() for name, value in terms.items()}

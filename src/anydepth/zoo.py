@@ -1,0 +1,191 @@
+"""Detectors by name: build them from the configuration, save their weights, load them ready to use.
+
+A weights file is one safetensors file whose metadata holds the detector's configuration, the class names and
+the version of this layout, so that :func:`load` needs nothing else; it holds no code and runs none.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anydepth.detector import Detector
+from anydepth.report.files import atomic_path
+from anydepth.runtime import builder_of, compose, config_names, plain
+
+FORMAT = "anydepth"
+FORMAT_VERSION = 1
+
+
+class ZooError(ValueError):
+    """A detector name, override or weights file that cannot be used; the message says what to change."""
+
+
+def names() -> tuple[str, ...]:
+    """Names of the detectors that :func:`build` knows."""
+    return tuple(name for name in config_names("detector") if not name.startswith("_"))
+
+
+def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
+    """Build a detector with fresh weights: the one that ``detector=NAME`` composes.
+
+    Args:
+        name: One of :func:`names`, e.g. ``detr_r50``.
+        num_classes: K.
+        overrides: Values that differ from ``conf/detector/NAME.yaml``, e.g. ``stem="deep"``.
+
+    Returns:
+        A detector in training mode; ``build(**detector.config)`` builds an equal one.
+
+    Raises:
+        ZooError: An unknown name or override; the message lists the allowed ones.
+        ValueError: A value that the detector refuses.
+
+    Example:
+        >>> detector = build("detr_tiny", num_classes=1)
+        >>> detector.num_classes, str(detector.depth_space.full)
+        (1, 'full')
+    """
+    if name not in names():
+        raise ZooError(f"unknown detector {name!r}: known are {', '.join(names())}")
+    keywords = dict(plain(compose(None, [f"+detector={name}"]))["detector"])
+    builder = builder_of(str(keywords.pop("_target_")))
+    unknown = sorted(set(overrides) - set(keywords))
+    if unknown:
+        allowed = ", ".join(sorted(set(keywords) - {"num_classes"}))
+        raise ZooError(f"detector {name!r} has no setting {', '.join(unknown)}: allowed are {allowed}")
+    keywords |= {**overrides, "num_classes": num_classes}
+    detector = builder(**keywords)
+    if not isinstance(detector, Detector):
+        raise ZooError(f"conf/detector/{name}.yaml builds a {type(detector).__name__}, not a Detector")
+    detector.config = {"name": name, **keywords}
+    return detector
+
+
+def save(detector: Detector, path: str | Path) -> Path:
+    """Write the weights with everything :func:`load` needs; the file appears complete or not at all.
+
+    Args:
+        detector: Built by :func:`build` or :func:`load`.
+        path: File to write, by convention ``weights.safetensors``; missing folders are created.
+
+    Raises:
+        ZooError: The detector was assembled by hand, so that no configuration describes it.
+    """
+    config = getattr(detector, "config", None)
+    if not isinstance(config, Mapping) or "name" not in config:
+        raise ZooError(f"{type(detector).__name__} was not built by anydepth.build: no configuration to save")
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps({**config, "num_classes": detector.num_classes}),
+        "class_names": json.dumps(list(detector.class_names)),
+    }
+    weights = {key: value.cpu().contiguous() for key, value in detector.state_dict().items()}
+    with atomic_path(path) as partial:
+        save_file(weights, partial, metadata)
+    return Path(path)
+
+
+def load(path: str | Path) -> Detector:
+    """The detector that :func:`save` wrote, on the CPU, in eval mode, with its class names.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ZooError: The file is cut short, was not written by :func:`save`, is of a newer layout, or its weights
+            do not fit the detector that its configuration describes.
+    """
+    contents = _read(Path(path))
+    try:
+        detector = build(contents.name, len(contents.class_names), **contents.overrides)
+    except ValueError as error:
+        raise ZooError(f"{path}: its detector cannot be built: {error}") from error
+    _check_fit(detector, contents.weights, Path(path))
+    detector.load_state_dict(dict(contents.weights))
+    detector.reset_classes(contents.class_names)
+    return detector.eval()
+
+
+def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) -> object:
+    """Adapt weights of any layout that the detector's wing knows, and load what fits.
+
+    Args:
+        detector: The detector to fill; weights without a counterpart keep their values.
+        source: A checkpoint file, or a state dict.
+
+    Returns:
+        The wing's load report: what was loaded, initialised anew and left over; prints as text.
+
+    Raises:
+        ValueError: A file or layout that cannot be used; the message says why.
+    """
+    wing = type(detector).__module__.split(".")[1]
+    return import_module(f"anydepth.{wing}.weights").load_weights(detector, source)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a weights file holds."""
+
+    name: str
+    overrides: Mapping[str, object]
+    class_names: tuple[str, ...]
+    weights: Mapping[str, Tensor]
+
+
+def _read(path: Path) -> _Contents:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file; give the weights.safetensors of a run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise ZooError(
+            f"{path}: no complete safetensors file ({error}). If it was cut short, copy it again; weights in "
+            "another format are read by anydepth.load_weights(detector, path)"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise ZooError(
+            f"{path}: not written by anydepth.save, so it names no detector; build the right one and use "
+            "anydepth.load_weights(detector, path)"
+        )
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise ZooError(
+            f"{path}: layout version {metadata.get('format_version')}, this anydepth reads {FORMAT_VERSION}; "
+            "install the version of anydepth that wrote it"
+        )
+    try:
+        config, class_names = json.loads(metadata["config"]), json.loads(metadata["class_names"])
+        name = config.pop("name")
+        del config["num_classes"]
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        raise ZooError(
+            f"{path}: its description of the detector is damaged ({error!r}); copy it again"
+        ) from error
+    return _Contents(str(name), config, tuple(class_names), weights)
+
+
+def _check_fit(detector: Detector, weights: Mapping[str, Tensor], path: Path) -> None:
+    expected = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if expected == found:
+        return
+    missing = sorted(expected.keys() - found.keys())
+    left_over = sorted(found.keys() - expected.keys())
+    reshaped = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
+    parts = [
+        f"{len(keys)} {what} (e.g. {keys[0]})"
+        for what, keys in (("missing", missing), ("left over", left_over), ("of another shape", reshaped))
+        if keys
+    ]
+    raise ZooError(
+        f"{path}: its weights do not fit the detector it describes, {detector.config['name']!r}: "
+        f"{', '.join(parts)}. They are of another architecture or version; "
+        "anydepth.load_weights(detector, path) loads what fits"
+    )

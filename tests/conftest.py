@@ -1,0 +1,84 @@
+"""Fixtures shared by all tests: the real configuration, shrunk until a run takes seconds."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from anydepth import runtime, zoo
+from anydepth.detector import Detector
+
+# An any-depth RT-DETR of about 30,000 parameters: every part is there, each as small as its checks allow.
+SMALL_DETECTOR: dict[str, object] = {
+    "widths": [8, 8, 8, 8],
+    "blocks": [2, 2, 2, 2],
+    "hidden_dim": 16,
+    "neck_ffn_dim": 16,
+    "decoder_dim": 16,
+    "decoder_ffn_dim": 16,
+    "heads": 2,
+    "decoder_layers": 2,
+    "minimal_decoder_layers": 1,
+    "num_queries": 10,
+    "denoising_queries": 4,
+    "input_size": [64, 64],
+}
+
+# The real entry point on the embedded sample: two steps per epoch on 64-pixel images, one validation batch.
+SMALL_RUN: tuple[str, ...] = (
+    *(f"detector.{key}={value}".replace(" ", "") for key, value in SMALL_DETECTOR.items()),
+    "trainer.accelerator=cpu",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+    "optim.minutes=null",
+    "optim.epochs=2",
+    "optim.validate_every_epochs=1",
+    "data.num_workers=0",
+    "data.batch_size=2",
+    "data.eval_batch_size=4",
+    "callbacks.progress=null",
+    "curve.depths=null",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def build_small() -> Callable[..., Detector]:
+    """Builds small detectors of two classes; equal seeds give equal weights."""
+
+    def build(seed: int = 0, **overrides: object) -> Detector:
+        torch.manual_seed(seed)
+        return zoo.build("detr_tiny", 2, **{**SMALL_DETECTOR, **overrides})
+
+    return build
+
+
+@pytest.fixture
+def small_detector(build_small: Callable[..., Detector]) -> Detector:
+    """A fresh small detector, always with the same weights."""
+    return build_small()
+
+
+@pytest.fixture(scope="module")
+def compose_run() -> Iterator[Callable[..., DictConfig]]:
+    """Composes a small training run that writes into a folder, as the command line would."""
+
+    def compose(folder: Path, *overrides: str) -> DictConfig:
+        settings = [*SMALL_RUN, f"paths.output_dir={folder}", *overrides]
+        return runtime.compose("train", settings, hydra_config=True)
+
+    yield compose
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None

@@ -1,0 +1,56 @@
+"""Small data sets in COCO format, written for one test."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coco_files import CocoFiles, MakeCoco
+from PIL import Image
+
+
+@pytest.fixture
+def make_coco(tmp_path: Path) -> MakeCoco:
+    """Writes a data set: random pictures of the given sizes, and these annotations."""
+
+    def make(
+        *,
+        sizes: Sequence[tuple[int, int]] = ((40, 60), (50, 30), (20, 20)),
+        annotations: Sequence[dict[str, Any]] = (),
+        categories: Sequence[tuple[int, str]] = ((3, "cat"), (7, "dog")),
+        folder: str = "train",
+    ) -> CocoFiles:
+        root = tmp_path / "images" / folder
+        root.mkdir(parents=True)
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        random = np.random.default_rng(len(folder))
+        images = []
+        for number, (height, width) in enumerate(sizes):
+            # Ids with gaps, not in the order of the files.
+            entry = {"id": 100 - 10 * number, "file_name": f"{number}.png", "height": height, "width": width}
+            pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / str(entry["file_name"]))
+            images.append(entry)
+        document = {
+            "images": images,
+            "annotations": [
+                {"id": 500 + number, "iscrowd": 0} | entry for number, entry in enumerate(annotations)
+            ],
+            "categories": [{"id": category_id, "name": name} for category_id, name in categories],
+        }
+        path = tmp_path / "annotations" / f"instances_{folder}.json"
+        return CocoFiles(path, root, document).rewrite()
+
+    return make
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of real data sets beside a checkout, or named by ANYDEPTH_SHARED."""
+    repository = Path(__file__).resolve().parents[2]
+    folder = Path(os.environ.get("ANYDEPTH_SHARED", repository.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data sets are not at {folder}; set ANYDEPTH_SHARED to the folder that holds data/")
+    return folder

@@ -1,0 +1,306 @@
+"""The data module: layouts, loaders, and what a user chooses with data=..."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from coco_files import MakeCoco
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import LightningModule, Trainer
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from anydepth.data.coco_json import DataError, DataWarning
+from anydepth.data.datamodule import CocoDataModule
+from anydepth.data.dataset import EpochSampler
+from anydepth.data.sample import sample_root
+from anydepth.data.transforms import Augmentation, IoUCrop, PhotometricDistort, Turn, ZoomOut
+from anydepth.structures import Batch
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
+BOX = {"image_id": 100, "category_id": 7, "bbox": [1, 1, 5, 5]}
+AUGMENTATION = Augmentation(photometric=PhotometricDistort(), crop=IoUCrop(), turn=Turn())
+
+
+def make_module(root: Path, **options: Any) -> CocoDataModule:
+    return CocoDataModule(
+        **({"root": root, "input_size": (16, 24), "batch_size": 2, "num_workers": 0} | options)
+    )
+
+
+@pytest.fixture
+def root(make_coco: MakeCoco, tmp_path: Path) -> Path:
+    """Five training images and three for validation, of which one each has a box."""
+    make_coco(sizes=[(10, 12)] * 5, annotations=[BOX])
+    make_coco(annotations=[BOX], folder="val")
+    return tmp_path
+
+
+def train_ids(module: CocoDataModule, epoch: int) -> list[tuple[int, ...]]:
+    loader = module.train_dataloader()
+    assert isinstance(loader.sampler, EpochSampler)
+    loader.sampler.set_epoch(epoch)
+    return [batch.image_ids for batch in batches(loader)]
+
+
+def batches(loader: Iterable[Any]) -> list[Batch]:
+    return list(loader)
+
+
+# -- layouts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("json_pattern", "image_pattern", "names"),
+    [
+        ("annotations/instances_{}.json", "images/{}", ("train", "val")),
+        ("annotations/instances_{}.json", "{}", ("train2017", "val2017")),
+        ("annotations/instances_{}.json", "images/{}", ("train2017", "val2017")),
+        ("{}/_annotations.coco.json", "{}", ("train", "valid")),
+    ],
+)
+def test_known_layouts_are_found(
+    root: Path, tmp_path: Path, json_pattern: str, image_pattern: str, names: tuple[str, str]
+) -> None:
+    other = tmp_path / "other"
+    for name, source in zip(names, ("train", "val"), strict=True):
+        images, json_path = other / image_pattern.format(name), other / json_pattern.format(name)
+        images.parent.mkdir(parents=True, exist_ok=True)
+        (root / "images" / source).rename(images)
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        (root / "annotations" / f"instances_{source}.json").rename(json_path)
+    module = make_module(other)
+    module.setup("fit")
+    assert (len(module.train_index), len(module.val_index)) == (5, 3)
+
+
+def test_explicit_paths_win_over_the_root(root: Path) -> None:
+    module = make_module(
+        root, val_json=root / "annotations" / "instances_train.json", val_images=root / "images" / "train"
+    )
+    assert len(module.val_index) == 5
+    assert module.split("val").json_path == root / "annotations" / "instances_train.json"
+
+
+def test_a_json_without_its_images_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.val_json=a\.json and data\.val_images=None: give both"):
+        make_module(root, val_json="a.json")
+
+
+def test_what_is_not_found_is_said_with_the_remedy(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no test split; looked for .*data\.test_json and data\.test_images"):
+        make_module(root).setup("test")
+    with pytest.raises(DataError, match=r"nowhere: no such folder; give .*data\.root"):
+        make_module(tmp_path / "nowhere").setup("fit")
+    with pytest.raises(DataError, match=r"no train data: give data\.root, or data\.train_json"):
+        CocoDataModule(input_size=(8, 8), batch_size=1).setup("fit")
+
+
+# -- classes ----------------------------------------------------------------------------------------------
+
+
+def test_classes_are_known_before_the_data_is_loaded(root: Path) -> None:
+    (root / "images" / "train" / "0.png").unlink()
+    module = make_module(root)
+    assert module.num_classes == 2
+    assert module.class_names == ("cat", "dog")
+    assert module.category_ids == (3, 7)
+    with pytest.raises(DataError, match="1 of 5 images"):
+        module.setup("fit")
+
+
+def test_training_categories_rule_validation(make_coco: MakeCoco, tmp_path: Path) -> None:
+    make_coco(annotations=[BOX])
+    make_coco(annotations=[BOX], categories=[(7, "dog")], folder="val")
+    module = make_module(tmp_path)
+    module.setup("validate")
+    assert module.val_index.labels.tolist() == [1]
+    assert module.num_classes == 2
+
+
+def test_a_validation_split_alone_brings_its_own_categories(make_coco: MakeCoco, tmp_path: Path) -> None:
+    make_coco(annotations=[BOX], categories=[(7, "dog")], folder="val")
+    module = make_module(tmp_path)
+    module.setup("validate")
+    assert module.class_names == ("dog",)
+
+
+def test_a_malformed_training_json_is_not_passed_over(root: Path) -> None:
+    (root / "annotations" / "instances_train.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"instances_train\.json: not a json file"):
+        make_module(root).num_classes  # noqa: B018
+
+
+# -- loaders ----------------------------------------------------------------------------------------------
+
+
+def test_order_is_a_function_of_seed_and_epoch(root: Path) -> None:
+    orders = [train_ids(make_module(root, seed=1), epoch) for epoch in range(6)]
+    assert orders == [train_ids(make_module(root, seed=1), epoch) for epoch in range(6)]
+    assert len({str(order) for order in orders}) > 3
+    assert orders != [train_ids(make_module(root, seed=2), epoch) for epoch in range(6)]
+    # Five images in batches of two: the last one is left out.
+    assert [len(ids) for ids in orders[0]] == [2, 2]
+
+
+def test_worker_processes_give_the_same_batches_as_none_in_every_epoch(root: Path) -> None:
+    results: list[list[Tensor]] = []
+    for workers in (0, 2):
+        module = make_module(root, num_workers=workers, augmentation=AUGMENTATION, seed=5)
+        loader = module.train_dataloader()
+        assert loader.persistent_workers == (workers > 0)
+        assert isinstance(loader.sampler, EpochSampler)
+        found = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            torch.rand(workers + 1)  # the global generator must not matter
+            for batch in batches(loader):
+                found += [batch.images, *(targets.boxes_cxcywh for targets in batch.targets)]
+        results.append(found)
+    assert len(results[0]) == len(results[1])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_evaluation_gives_every_image_once_in_order(root: Path) -> None:
+    module = make_module(root, eval_batch_size=2, augmentation=AUGMENTATION)
+    found = batches(module.val_dataloader())
+    assert [batch.image_ids for batch in found] == [(100, 90), (80,)]
+    again = batches(module.val_dataloader())
+    assert torch.equal(found[0].images, again[0].images)
+
+
+def test_starting_a_loader_does_not_touch_the_global_random_numbers(root: Path) -> None:
+    module = make_module(root, augmentation=AUGMENTATION)
+    before = torch.get_rng_state()
+    batches(module.train_dataloader())
+    batches(module.val_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: allowed are whole numbers from 1"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"input_size": [640]}, r"input_size=\[640\]: give \[height, width\]"),
+        ({"input_size": [640, 0]}, "input_size="),
+    ],
+)
+def test_impossible_settings_are_refused(root: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_module(root, **options)
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_training(root: Path) -> None:
+    with pytest.raises(DataError, match=r"5 images on 1 processes .* set data\.batch_size to 5 or less"):
+        make_module(root, batch_size=6).setup("fit")
+    make_module(root, batch_size=5).setup("fit")
+
+
+def test_repaired_boxes_are_reported_once(make_coco: MakeCoco, tmp_path: Path) -> None:
+    make_coco(annotations=[BOX, BOX | {"bbox": [0, 0, 0, 0]}])
+    make_coco(annotations=[BOX], folder="val")
+    module = make_module(tmp_path)
+    with pytest.warns(DataWarning, match="1 without a positive size") as caught:
+        module.setup("fit")
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        module.setup("fit")
+
+
+class Recorder(LightningModule):
+    """Learns nothing; notes which images it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[int]] = []
+        self.validated: list[int] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append([])
+
+    def training_step(self, batch: Batch) -> Tensor:
+        self.seen[-1] += batch.image_ids
+        return self.weight * 0
+
+    def validation_step(self, batch: Batch) -> None:
+        self.validated += batch.image_ids
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_keeps_the_sampler_and_tells_it_the_epoch(root: Path, tmp_path: Path) -> None:
+    module, recorder = make_module(root, seed=1), Recorder()
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(recorder, datamodule=module)
+    expected = [sum(train_ids(make_module(root, seed=1), epoch), ()) for epoch in range(3)]
+    assert recorder.seen == [list(ids) for ids in expected]
+    assert recorder.validated == [100, 90, 80] * 3
+
+
+# -- configuration ----------------------------------------------------------------------------------------
+
+
+def from_config(name: str, overrides: list[str]) -> CocoDataModule:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = compose(name, overrides=overrides)
+    config = OmegaConf.create({"seed": 4, "detector": {"input_size": [32, 48]}, "data": data})
+    module = instantiate(config.data)
+    assert isinstance(module, CocoDataModule)
+    return module
+
+
+def test_the_sample_is_ready_to_train_on() -> None:
+    module = from_config("sample", ["num_workers=0"])
+    module.setup("fit")
+    assert module.class_names == ("tree",)
+    assert module.seed == 4
+    batch = next(iter(batches(module.train_dataloader())))
+    assert batch.images.shape == (4, 3, 32, 48)
+    assert all(len(targets) for targets in batch.targets)
+
+
+@pytest.mark.parametrize("name", ["coco", "custom"])
+def test_data_sets_of_the_user_compose_with_the_published_augmentation(root: Path, name: str) -> None:
+    module = from_config(name, [f"root={root}", "augmentation.crop.trials=3", "augmentation.zoom_out=null"])
+    module.setup("fit" if name == "coco" else "validate")
+    assert module.num_classes == 2
+    augmentation = module.augmentation
+    assert augmentation is not None
+    assert [type(part).__name__ for part in augmentation.parts] == ["PhotometricDistort", "IoUCrop", "Turn"]
+
+
+def test_an_unknown_key_is_an_error() -> None:
+    with pytest.raises(Exception, match="batchsize"):
+        from_config("sample", ["batchsize=3"])
+    with pytest.raises(Exception, match="batchsize"):
+        from_config("sample", ["+batchsize=3"])
+
+
+def test_configured_augmentation_is_that_of_the_classes() -> None:
+    """The yaml repeats the defaults to show them; the two must not drift apart."""
+    configured = from_config("custom", [f"root={sample_root()}"]).augmentation
+    assert configured is not None
+    photometric, zoom_out, crop, turn = (dict(vars(part)) for part in configured.parts)
+    assert photometric == vars(PhotometricDistort())
+    assert zoom_out == vars(ZoomOut())
+    assert crop == vars(IoUCrop())
+    assert turn == vars(Turn())

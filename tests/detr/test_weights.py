@@ -1,0 +1,543 @@
+"""Weights of other projects: names by the specification (5.1 to 5.4), refusals, reports."""
+
+import copy
+import io
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from detr_reference import SMALL, build, build_again, randomise, reference_network
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import anydepth
+from anydepth.detr import weight_layouts as layouts
+from anydepth.detr.detector import DetrDetector
+from anydepth.detr.weight_files import WeightsError
+from anydepth.detr.weight_layouts import LAYOUTS, Layout
+from anydepth.detr.weight_plan import plain_names
+from anydepth.detr.weights import load_weights
+
+SMALL_DEEP = {**SMALL, "stem": "deep"}
+SMALL_PLAIN = {**SMALL, "stem": "plain"}
+
+
+@pytest.fixture(scope="module")
+def deep() -> DetrDetector:
+    """An any-depth detector whose two norm sets differ, with the deep stem."""
+    detector = build("detr_tiny", 5, **SMALL_DEEP)
+    randomise(detector)
+    return detector
+
+
+@pytest.fixture(scope="module")
+def plain() -> DetrDetector:
+    """The same with the plain stem."""
+    detector = build("detr_tiny", 5, **SMALL_PLAIN)
+    randomise(detector, seed=2)
+    return detector
+
+
+def written_as(detector: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """The state dict of a detector in the names of a layout; what the layout has no name for is left out."""
+    state = detector.state_dict()
+    written: dict[str, Tensor] = {}
+    for key, plain_name in plain_names(state).items():
+        names = layout.foreign_keys(plain_name)
+        if names:
+            written |= dict(
+                zip(names, state[key].chunk(len(names)) if len(names) > 1 else [state[key]], strict=True)
+            )
+    return written
+
+
+def assert_equal_weights(found: nn.Module, wanted: nn.Module, *, skip_is_full: bool = False) -> None:
+    expected = wanted.state_dict()
+    for key, value in found.state_dict().items():
+        source = key.replace(".skip.", ".full.") if skip_is_full else key
+        assert torch.equal(value, expected[source]), key
+
+
+def snapshot(detector: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in detector.state_dict().items()}
+
+
+# -- names -----------------------------------------------------------------------------------------------
+
+
+def bn(prefix: str, tracked: bool = True) -> set[str]:
+    names = {"weight", "bias", "running_mean", "running_var"} | (
+        {"num_batches_tracked"} if tracked else set()
+    )
+    return {f"{prefix}.{name}" for name in names}
+
+
+def linear(*prefixes: str) -> set[str]:
+    return {f"{prefix}.{name}" for prefix in prefixes for name in ("weight", "bias")}
+
+
+def rtdetr_neck_and_decoder() -> set[str]:
+    """Names of RT-DETR v1 with three levels, no conv3 and six decoder layers, specification 5.1."""
+    keys: set[str] = set()
+    for level in range(3):
+        keys |= {f"encoder.input_proj.{level}.0.weight"} | bn(f"encoder.input_proj.{level}.1")
+        keys |= {f"decoder.input_proj.{level}.conv.weight"} | bn(f"decoder.input_proj.{level}.norm")
+    layer = "encoder.encoder.0.layers.0"
+    keys |= {f"{layer}.self_attn.in_proj_weight", f"{layer}.self_attn.in_proj_bias"}
+    keys |= linear(
+        *(f"{layer}.{name}" for name in ("self_attn.out_proj", "linear1", "linear2", "norm1", "norm2"))
+    )
+    convs = [f"encoder.{kind}.{j}" for kind in ("lateral_convs", "downsample_convs") for j in range(2)]
+    for block in (f"encoder.{kind}.{j}" for kind in ("fpn_blocks", "pan_blocks") for j in range(2)):
+        convs += [f"{block}.conv1", f"{block}.conv2"]
+        convs += [f"{block}.bottlenecks.{r}.conv{c}" for r in range(3) for c in (1, 2)]
+    for conv in convs:
+        keys |= {f"{conv}.conv.weight"} | bn(f"{conv}.norm")
+    for index in range(6):
+        layer = f"decoder.decoder.layers.{index}"
+        keys |= {f"{layer}.self_attn.in_proj_weight", f"{layer}.self_attn.in_proj_bias"}
+        keys |= linear(*(f"{layer}.{name}" for name in ("self_attn.out_proj", "linear1", "linear2")))
+        keys |= linear(*(f"{layer}.norm{number}" for number in (1, 2, 3)))
+        parts = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+        keys |= linear(*(f"{layer}.cross_attn.{part}" for part in parts))
+        keys |= linear(f"decoder.dec_score_head.{index}")
+        keys |= linear(*(f"decoder.dec_bbox_head.{index}.layers.{number}" for number in range(3)))
+    keys |= {"decoder.denoising_class_embed.weight"} | linear("decoder.enc_score_head")
+    keys |= linear("decoder.enc_output.0", "decoder.enc_output.1")
+    keys |= linear(*(f"decoder.query_pos_head.layers.{number}" for number in range(2)))
+    return keys | linear(*(f"decoder.enc_bbox_head.layers.{number}" for number in range(3)))
+
+
+def rtdetr_r50() -> set[str]:
+    """Names of rtdetr_r50vd_6x_coco_from_paddle.pth, specification 5.1."""
+    keys = rtdetr_neck_and_decoder()
+    convs = [f"conv1.conv1_{number}" for number in (1, 2, 3)] + ["res_layers.0.blocks.0.short"]
+    convs += [f"res_layers.{stage}.blocks.0.short.conv" for stage in (1, 2, 3)]
+    for stage, count in enumerate((3, 4, 6, 3)):
+        convs += [
+            f"res_layers.{stage}.blocks.{block}.branch2{part}" for block in range(count) for part in "abc"
+        ]
+    for conv in convs:
+        keys |= {f"backbone.{conv}.conv.weight"} | bn(f"backbone.{conv}.norm", tracked=False)
+    return keys
+
+
+def anydepth_r50() -> set[str]:
+    """Names of checkpoint0067_resnet50vd_AP_53.1.pth of AnyDepth-DETR's authors, specification 5.2."""
+    keys = set()
+    for key in rtdetr_neck_and_decoder():
+        key = re.sub(r"^(encoder\.input_proj\.\d)\.0\.", r"\1.conv.", key)
+        keys.add(re.sub(r"^(encoder\.input_proj\.\d)\.1\.", r"\1.norm.", key))
+    for key in set(keys):
+        if key.startswith("encoder.") and not re.search(r"bottlenecks\.[12]", key):
+            keys.add(re.sub(r"\.(norm\d?)\.", r".\1_skippable.", key))
+    keys |= {"backbone.conv1.weight"} | bn("backbone.bn1", tracked=False)
+    for stage, (count, essential) in enumerate(zip((3, 4, 6, 3), (2, 2, 3, 2), strict=True), start=1):
+        for block in range(count):
+            for conv in (1, 2, 3):
+                name = f"backbone.layer{stage}.{block}"
+                keys |= {f"{name}.conv{conv}.weight"} | bn(f"{name}.bn{conv}", tracked=False)
+                if block < essential:
+                    keys |= bn(f"{name}.bn{conv}_skip", tracked=False)
+        first = 0 if stage == 1 else 1
+        keys |= {f"backbone.layer{stage}.0.downsample.{first}.weight"}
+        keys |= bn(f"backbone.layer{stage}.0.downsample.{first + 1}", tracked=False)
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "keys", "count"),
+    [
+        ("rtdetr_r50", layouts.RTDETR_V1, rtdetr_r50(), 736),
+        ("detr_r50", layouts.ANYDEPTH, anydepth_r50(), 953),
+    ],
+    ids=["rtdetr_v1", "anydepth_authors"],
+)
+def test_written_names_are_those_of_the_released_files(
+    name: str, layout: Layout, keys: set[str], count: int
+) -> None:
+    # Counts: specification 5.1 and 5.2.
+    assert len(keys) == count
+    with torch.device("meta"):
+        detector = build(name, freeze_backbone_norms=True)
+    assert set(written_as(detector, layout)) == keys
+
+
+def test_both_spellings_of_transformers_are_written() -> None:
+    # The names inside transformers 5 are checked by the strict loading of test_parity.py; hub files keep the
+    # old ones (specification 5.4).
+    with torch.device("meta"):
+        detector = build("rtdetr_r18")
+    old = written_as(detector, layouts.TRANSFORMERS)
+    assert {
+        "model.encoder.encoder.0.layers.0.self_attn.q_proj.weight",
+        "model.encoder.encoder.0.layers.0.self_attn.out_proj.bias",
+        "model.encoder.encoder.0.layers.0.fc1.weight",
+        "model.encoder.encoder.0.layers.0.final_layer_norm.bias",
+        "model.decoder.layers.2.encoder_attn.sampling_offsets.weight",
+        "model.decoder.layers.2.encoder_attn_layer_norm.weight",
+        "model.decoder.layers.2.fc2.weight",
+        "model.backbone.model.encoder.stages.1.layers.0.shortcut.1.normalization.running_var",
+    } <= set(old)
+    inside = set(reference_network(detector, [2, 2, 2, 2], 3).state_dict())
+    renamed = {
+        key.replace(".out_proj.", ".o_proj.").replace("encoder.encoder.0", "encoder.aifi.0") for key in old
+    }
+    assert {re.sub(r"\.fc([12])\.", r".mlp.fc\1.", key) for key in renamed} == inside
+
+
+# -- every layout, there and back ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_weights_written_in_a_layout_come_back(
+    layout: Layout, deep: DetrDetector, plain: DetrDetector
+) -> None:
+    has_plain_stem = layout in (layouts.ANYDEPTH, layouts.ADAPTIVE_DEPTH_RESNET, layouts.TORCHVISION_RESNET)
+    detector = plain if has_plain_stem else deep
+    backbone_only = layout in (layouts.ADAPTIVE_DEPTH_RESNET, layouts.TORCHVISION_RESNET)
+    source = detector.backbone if backbone_only else detector
+    file = written_as(detector, layout)
+    if backbone_only:
+        file = {
+            key.removeprefix("backbone."): value for key, value in file.items() if key.startswith("backbone.")
+        }
+    target = build_again(detector)
+    report = load_weights(target, file)
+    assert report.layout == layout.name
+    assert report.unused == report.reinitialised == ()
+    assert all(key.startswith(("neck.", "decoder.")) for key in report.missing)
+    assert bool(report.missing) == backbone_only
+    # Only our own layout, the authors' and adaptive depth networks' have both norm sets.
+    one_set = "skip" not in "".join(file)
+    assert bool(report.copied_to_skip) == one_set
+    found = target.backbone if backbone_only else target
+    assert_equal_weights(found, source, skip_is_full=one_set)
+    keys = set(report.loaded) | set(report.copied_to_skip) | set(report.missing)
+    assert {key for key in target.state_dict() if "num_batches" not in key} <= keys
+
+
+def test_weights_without_step_counters_are_complete(deep: DetrDetector) -> None:
+    # Frozen norms and transformers' files have none.
+    file = {
+        key: value for key, value in written_as(deep, layouts.RTDETR_V1).items() if "num_batches" not in key
+    }
+    report = load_weights(build_again(deep), file)
+    assert report.missing == ()
+
+
+def test_tables_that_version_two_stores_are_no_leftovers(deep: DetrDetector) -> None:
+    # Specification 5.1: buffers of RT-DETR v2 that v1 does not store.
+    extra = {
+        "decoder.anchors": torch.ones(1, 10, 4),
+        "decoder.valid_mask": torch.ones(1, 10, 1),
+        "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.ones(12),
+    }
+    report = load_weights(build_again(deep), written_as(deep, layouts.RTDETR_V2) | extra)
+    assert (report.layout, report.unused) == ("RT-DETR v2", ())
+
+
+@pytest.mark.parametrize("keep_first", [True, False])
+def test_heads_that_transformers_stores_twice_are_accepted_under_either_name(
+    deep: DetrDetector, keep_first: bool
+) -> None:
+    file = written_as(deep, layouts.TRANSFORMERS)
+    for key in list(file):
+        for head in ("class_embed.", "bbox_embed."):
+            if key.startswith(f"model.decoder.{head}"):
+                file[key.removeprefix("model.decoder.")] = file[key]
+                if not keep_first:
+                    del file[key]
+    target = build_again(deep)
+    report = load_weights(target, file)
+    assert report.missing == report.unused == ()
+    assert_equal_weights(target, deep, skip_is_full=True)
+
+
+def test_a_second_copy_of_the_heads_that_differs_is_reported(deep: DetrDetector) -> None:
+    file = written_as(deep, layouts.TRANSFORMERS)
+    file["class_embed.0.bias"] = file["model.decoder.class_embed.0.bias"] + 1
+    assert load_weights(build_again(deep), file).unused == ("class_embed.0.bias",)
+
+
+def test_fixed_depth_weights_of_ours_fill_an_any_depth_detector_and_back(deep: DetrDetector) -> None:
+    fixed = build_again(deep, any_depth=False)
+    load_weights(fixed, deep.state_dict())
+    again = build_again(deep)
+    report = load_weights(again, fixed.state_dict())
+    assert len(report.copied_to_skip) > 0
+    assert report.missing == report.unused == ()
+    assert_equal_weights(again, deep, skip_is_full=True)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(fixed(images).logits, deep(images).logits)
+
+
+def test_torchvision_backbone_loads_but_for_the_shortcut_that_it_does_not_have() -> None:
+    source = torchvision.models.resnet18(weights=None)
+    sizes: dict[str, Any] = {"blocks": [2, 2, 2, 2], "widths": [64, 128, 256, 512], "stem": "plain"}
+    detector = build("detr_tiny", 5, **{**SMALL, **sizes})
+    report = load_weights(detector, source.state_dict())
+    assert torch.equal(detector.backbone.stem[0].conv.weight, source.conv1.weight)
+    refinement = detector.backbone.stages[2].refinement[0]
+    assert torch.equal(refinement.conv2.norm.full.running_var, source.layer3[1].bn2.running_var)
+    assert torch.equal(
+        detector.backbone.stages[1].essential[0].shortcut.project.conv.weight,
+        source.layer2[0].downsample[0].weight,
+    )
+    missing = [key for key in report.missing if key.startswith("backbone.")]
+    assert missing
+    assert all(key.startswith("backbone.stages.0.essential.0.shortcut.") for key in missing)
+    assert report.unused == ("fc.weight", "fc.bias")
+    assert "image_mean" in str(report)
+    assert "backbone only" in str(report)
+
+
+# -- class heads -----------------------------------------------------------------------------------------
+
+
+def test_class_heads_of_another_data_set_stay_as_initialised_and_are_reported(deep: DetrDetector) -> None:
+    target = build_again(deep, num_classes=7)
+    before = snapshot(target)
+    report = load_weights(target, written_as(deep, layouts.RTDETR_V1))
+    # One embedding, and weight and bias of the encoder's head and of three decoder heads.
+    assert len(report.reinitialised) == 1 + 2 * (1 + 3)
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, before[key]) == (
+            key in report.reinitialised or torch.equal(value, before[key])
+        )
+    assert torch.equal(target.decoder.enc_score_head.weight, before["decoder.enc_score_head.weight"])
+    assert torch.equal(target.decoder.enc_output[0].weight, deep.decoder.enc_output[0].weight)
+    assert "class heads kept as initialised: 9 (decoder.denoising_class_embed.weight" in str(report)
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_preferred(deep: DetrDetector, tmp_path: Path) -> None:
+    averaged = written_as(deep, layouts.RTDETR_V1)
+    other = {key: value + 1 for key, value in averaged.items()}
+    path = tmp_path / "checkpoint.pth"
+    torch.save(
+        {"model": other, "date": "2024", "last_epoch": 71, "ema": {"module": averaged, "updates": 5}}, path
+    )
+    target = build_again(deep)
+    report = load_weights(target, path)
+    assert_equal_weights(target, deep, skip_is_full=True)
+    assert report.origin == f"{path} (ema.module)"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"ema": state, "model": {"nothing": 1}},
+        lambda state: {"model": state},
+        lambda state: {"state_dict": {f"detector.{key}": value for key, value in state.items()}, "epoch": 3},
+        lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {
+            "module": {key.replace("backbone.", "backbone._orig_mod."): v for key, v in state.items()}
+        },
+    ],
+    ids=["ema", "model", "lightning", "ddp", "compiled", "compiled_part"],
+)
+def test_weights_are_found_inside_common_checkpoints(
+    deep: DetrDetector, wrap: Callable[[dict[str, Tensor]], dict[str, object]], tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.ckpt"
+    torch.save(wrap(deep.state_dict()), path)
+    target = build_again(deep)
+    report = load_weights(target, path)
+    assert (report.layout, report.missing, report.unused) == ("anydepth", (), ())
+    assert_equal_weights(target, deep)
+
+
+def test_safetensors_files_and_folders_are_read(deep: DetrDetector, tmp_path: Path) -> None:
+    file = {key: value.contiguous() for key, value in written_as(deep, layouts.TRANSFORMERS).items()}
+    save_file(file, tmp_path / "model.safetensors")
+    for source in (tmp_path, tmp_path / "model.safetensors", str(tmp_path)):
+        target = build_again(deep)
+        load_weights(target, source)
+        assert_equal_weights(target, deep, skip_is_full=True)
+
+
+def test_what_the_package_saves_is_read(small_detector: DetrDetector, tmp_path: Path) -> None:
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    target = build_again(small_detector)
+    report = anydepth.load_weights(target, path)
+    assert_equal_weights(target, small_detector)
+    assert str(report).startswith(f"{path}: weights of anydepth\n  loaded: ")
+
+
+def test_half_precision_files_fill_single_precision_detectors(deep: DetrDetector) -> None:
+    file = {
+        key: value.half() if value.is_floating_point() else value for key, value in deep.state_dict().items()
+    }
+    target = build_again(deep)
+    load_weights(target, file)
+    weight = target.decoder.enc_score_head.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, deep.decoder.enc_score_head.weight.half().float())
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return pickle.loads, ("never",)
+
+
+def _file(contents: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(contents)
+
+    return write
+
+
+def _saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", r"cannot be read as a checkpoint .*copy it again"),
+        (_saved({"model": {"a": torch.ones(99)}})[:300], r"cannot be read as a checkpoint .*copy it again"),
+        (b"<html>404</html>", r"no file of torch\.save"),
+        (_saved([1, 2]), "holds a list, not a state dict"),
+        (_saved({"epoch": 3, "note": "x"}), "holds no state dict; its entries are 'epoch', 'note'"),
+        (
+            _saved({"model": {"a": torch.ones(1)}, "x": _Harmful()}),
+            r"refused.*wants _?pickle\.loads.*save_file",
+        ),
+        (
+            _saved({"conv.weight": torch.ones(1)}),
+            r"unknown layout.*conv\.weight; known are anydepth, AnyDepth-DETR",
+        ),
+    ],
+    ids=["empty", "cut_short", "web_page", "list", "no_weights", "code", "unknown"],
+)
+def test_a_file_that_holds_no_known_weights_is_refused(
+    contents: bytes, message: str, deep: DetrDetector, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.pth"
+    path.write_bytes(contents)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_weights(deep, path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_missing_files_and_folders_without_weights_are_named(deep: DetrDetector, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"nowhere\.pth: no such weights file"):
+        load_weights(deep, tmp_path / "nowhere.pth")
+    with pytest.raises(WeightsError, match=r"holds none of model\.safetensors"):
+        load_weights(deep, tmp_path)
+
+
+def test_a_safetensors_file_that_is_cut_short_is_refused(deep: DetrDetector, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(100)}, path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(
+        WeightsError, match=r"model\.safetensors: no complete safetensors file .*copy it again"
+    ):
+        load_weights(deep, path)
+
+
+# -- weights that do not fit -----------------------------------------------------------------------------
+
+
+def _resized(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
+    return {**state, key: torch.ones(3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem": "plain"}, r"has a deep stem, the detector's is plain: build it with stem=deep"),
+        ({"blocks": [2, 3, 5, 2]}, r"has \[2, 3, 4, 2\] basic blocks, the detector's \[2, 3, 5, 2\] basic"),
+        ({"blocks": [2, 3, 3, 2]}, r"has \[2, 3, 4, 2\] basic blocks, the detector's \[2, 3, 3, 2\] basic"),
+        ({"block": "bottleneck"}, r"has .* basic blocks, the detector's .* bottleneck blocks"),
+        (
+            {"hidden_dim": 32},
+            r"tensors are of another shape: neck\.input_proj\.0\.conv\.weight is \[16, 12, 1, 1\] in the file and "
+            r"\[32, 12, 1, 1\] in the detector.*Nothing was loaded.*hidden_dim",
+        ),
+    ],
+    ids=["stem", "deeper", "shallower", "block", "width"],
+)
+def test_weights_of_another_architecture_are_refused_and_nothing_is_loaded(
+    changes: dict[str, object], message: str, deep: DetrDetector
+) -> None:
+    target = build_again(deep, **changes)
+    before = snapshot(target)
+    with pytest.raises(WeightsError, match=message):
+        load_weights(target, written_as(deep, layouts.RTDETR_V1))
+    after = target.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_detector_to_build_is_named_where_it_is_known() -> None:
+    with torch.device("meta"):
+        source, target = build("rtdetr_r50"), build("rtdetr_r101")
+    with pytest.raises(WeightsError, match=r"\(ResNet-50\).*\(ResNet-101\): build detr_r50 or rtdetr_r50"):
+        load_weights(target, written_as(source, layouts.RTDETR_V1))
+
+
+def test_weights_with_a_plain_stem_name_the_stem_to_build(deep: DetrDetector, plain: DetrDetector) -> None:
+    with pytest.raises(WeightsError, match="build it with stem=plain"):
+        load_weights(build_again(deep), written_as(plain, layouts.ANYDEPTH))
+
+
+def test_frozen_norms_refuse_weights_of_one_norm_set_and_take_those_of_two(plain: DetrDetector) -> None:
+    frozen = build_again(plain, freeze_backbone_norms=True)
+    before = snapshot(frozen)
+    both = written_as(plain, layouts.ANYDEPTH)
+    one = {key: value for key, value in both.items() if "_skip." not in key}
+    with pytest.raises(WeightsError, match="freeze_backbone_norms=false"):
+        load_weights(frozen, one)
+    assert all(torch.equal(before[key], value) for key, value in frozen.state_dict().items())
+    report = load_weights(frozen, both)
+    assert report.copied_to_skip == report.missing == ()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        for depth in ("full", "minimal"):
+            torch.testing.assert_close(
+                frozen(images, depth).logits, plain(images, depth).logits, atol=1e-4, rtol=0
+            )
+
+
+def test_fewer_decoder_layers_take_the_first_ones_and_report_the_rest(deep: DetrDetector) -> None:
+    shorter = build_again(deep, decoder_layers=2, minimal_decoder_layers=1)
+    report = load_weights(shorter, written_as(deep, layouts.RTDETR_V1))
+    assert report.missing == ()
+    assert all(re.match(r"decoder\.(decoder\.layers|dec_\w+_head)\.2\.", key) for key in report.unused)
+    assert torch.equal(shorter.decoder.layers[1].linear1.weight, deep.decoder.layers[1].linear1.weight)
+
+
+# -- report ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_prints_counts_first_names_and_what_to_do(deep: DetrDetector) -> None:
+    file = written_as(deep, layouts.RTDETR_V1)
+    del file["decoder.enc_output.0.bias"]
+    file |= {f"extra.{index}": torch.ones(1) for index in range(4)}
+    text = str(load_weights(build_again(deep), file))
+    assert text.splitlines()[0] == "the given dictionary: weights of RT-DETR v1"
+    assert "not in the file, kept as initialised: 1 (decoder.enc_output.0.bias)" in text
+    assert "left over in the file: 4 (extra.0, extra.1, extra.2, ...)" in text
+    assert "note: skip norms have the statistics of the full path" in text
+
+
+def test_loading_does_not_tie_the_detector_to_the_source(deep: DetrDetector) -> None:
+    file = copy.deepcopy(deep.state_dict())
+    target = build_again(deep)
+    load_weights(target, file)
+    with torch.no_grad():
+        target.decoder.enc_score_head.weight.zero_()
+    assert torch.equal(file["decoder.enc_score_head.weight"], deep.decoder.enc_score_head.weight)

@@ -1,0 +1,305 @@
+"""The COCO figures: both backends agree with COCO's own code, in one process and over several."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import distributed as dist
+from torch import multiprocessing
+
+from anydepth.evaluation.coco_eval import FIGURES, CocoEvaluator, EvaluationError
+from anydepth.structures import Detections
+
+CATEGORY_IDS = (2, 3, 11, 90)
+IMAGE_IDS = (1, 4, 5, 1000, 4242424242)
+
+
+def _truth(seed: int = 0) -> dict[str, Any]:
+    """Random ground truth with crowd, gaps in all ids, an empty image and a category without objects."""
+    random = np.random.default_rng(seed)
+    annotations: list[dict[str, Any]] = []
+    for image_id in IMAGE_IDS[:-1]:
+        for _ in range(12):
+            x, y, width, height = random.uniform((0, 0, 4, 4), (300, 300, 150, 150))
+            annotations.append(
+                {
+                    "id": 10 + 3 * len(annotations),
+                    "image_id": image_id,
+                    "category_id": int(random.choice(CATEGORY_IDS[:-1])),
+                    "bbox": [x, y, width, height],
+                    # As with polygons, the area is smaller than the box.
+                    "area": width * height * random.uniform(0.5, 1),
+                    "iscrowd": int(random.uniform() < 0.15),
+                }
+            )
+    return {
+        "images": [{"id": image_id, "width": 480, "height": 480, "file_name": ""} for image_id in IMAGE_IDS],
+        "categories": [{"id": category_id, "name": f"class{category_id}"} for category_id in CATEGORY_IDS],
+        "annotations": annotations,
+    }
+
+
+def _detections(truth: Mapping[str, Any], seed: int = 1) -> dict[int, Detections]:
+    """Jittered copies of the ground truth and false alarms, with scores of two decimals so that many tie."""
+    random = np.random.default_rng(seed)
+    found: dict[int, Detections] = {}
+    for image in truth["images"]:
+        boxes, labels = [random.uniform((0, 0, 50, 50), (50, 50, 200, 200))], [3]
+        for annotation in truth["annotations"]:
+            if annotation["image_id"] != image["id"]:
+                continue
+            x, y, width, height = annotation["bbox"]
+            label = CATEGORY_IDS.index(annotation["category_id"])
+            for _ in range(3):
+                box = np.array([x, y, x + width, y + height]) + random.normal(0, 4, 4)
+                boxes.append(box)
+                labels.append(label if random.uniform() < 0.8 else int(random.integers(4)))
+        if image["id"] == IMAGE_IDS[2]:
+            boxes, labels = boxes[:0], labels[:0]
+        scores = np.sort(random.uniform(0, 1, len(boxes)).round(2))[::-1].copy()
+        found[image["id"]] = Detections(
+            torch.tensor(np.array(boxes).reshape(-1, 4), dtype=torch.float32),
+            torch.tensor(scores, dtype=torch.float32),
+            torch.tensor(labels, dtype=torch.int64),
+        )
+    return found
+
+
+def _reference(truth: Mapping[str, Any], found: Mapping[int, Detections]) -> list[float]:
+    """pycocotools called as its own demonstration does, on result dictionaries."""
+    coco = COCO()
+    coco.dataset = {"info": {}, **truth}
+    coco.createIndex()
+    results = [
+        {
+            "image_id": image_id,
+            "category_id": CATEGORY_IDS[int(label)],
+            "bbox": [
+                float(box[0]),
+                float(box[1]),
+                float(box[2]) - float(box[0]),
+                float(box[3]) - float(box[1]),
+            ],
+            "score": float(score),
+        }
+        for image_id, item in found.items()
+        for box, score, label in zip(item.boxes_xyxy, item.scores, item.labels, strict=True)
+    ]
+    evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return [float(value) for value in evaluation.stats]
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_equal_those_of_pycocotools(
+    backend: str, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = _truth(seed)
+    found = _detections(truth, seed)
+    expected = _reference(truth, found)
+    capsys.readouterr()
+    evaluator = CocoEvaluator(ground_truth=truth, backend=backend)
+    # Images in another order and in batches of 2: the order of arrival must not matter.
+    order = list(found)[::-1]
+    for start in range(0, len(order), 2):
+        ids = order[start : start + 2]
+        evaluator.add("full", ids, [found[image_id] for image_id in ids])
+    result = evaluator.evaluate()["full"]
+    assert list(result.figures) == list(FIGURES)
+    assert list(result.figures.values()) == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < result.figures["AP"] < 0.95, "figures at the rim would hide differences"
+    assert result.images == len(IMAGE_IDS)
+    assert capsys.readouterr().out == "", "the evaluation must not print into progress bars"
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_per_class_ap_is_the_ap_of_that_class_alone(backend: str) -> None:
+    truth = _truth()
+    found = _detections(truth)
+    evaluator = CocoEvaluator(ground_truth=truth, backend=backend)
+    evaluator.add("full", list(found), list(found.values()))
+    per_class = evaluator.evaluate()["full"].per_class
+    for category_id in CATEGORY_IDS[:-1]:
+        alone = {
+            **truth,
+            "annotations": [a for a in truth["annotations"] if a["category_id"] == category_id],
+        }
+        assert per_class[f"class{category_id}"] == pytest.approx(_reference(alone, found)[0], abs=1e-12)
+    assert per_class["class90"] == -1, "a category without objects has no AP"
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_nothing_detected_gives_zero_and_minus_one_where_there_is_nothing_to_find(backend: str) -> None:
+    truth = _truth()
+    truth["annotations"] = [{**a, "area": 2000.0} for a in truth["annotations"]]
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    evaluator = CocoEvaluator(ground_truth=truth, backend=backend)
+    evaluator.add("full", IMAGE_IDS, [nothing] * len(IMAGE_IDS))
+    figures = evaluator.evaluate()["full"].figures
+    # 2000 square pixels are medium in COCO's terms (32**2 to 96**2).
+    empty = {"APs", "APl", "ARs", "ARl"}
+    assert figures == {name: -1.0 if name in empty else 0.0 for name in FIGURES}
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_only_images_that_were_added_count(backend: str) -> None:
+    truth = _truth()
+    found = _detections(truth)
+    some = IMAGE_IDS[:2]
+    evaluator = CocoEvaluator(ground_truth=truth, backend=backend)
+    evaluator.add("full", some, [found[image_id] for image_id in some])
+    smaller = {
+        **truth,
+        "images": [image for image in truth["images"] if image["id"] in some],
+        "annotations": [a for a in truth["annotations"] if a["image_id"] in some],
+    }
+    expected = _reference(smaller, {image_id: found[image_id] for image_id in some})
+    result = evaluator.evaluate()["full"]
+    assert list(result.figures.values()) == pytest.approx(expected, abs=1e-12)
+    assert result.images == 2
+
+
+def test_an_image_that_comes_twice_counts_once_and_keys_do_not_mix() -> None:
+    truth = _truth()
+    found = _detections(truth)
+    evaluator = CocoEvaluator(ground_truth=truth)
+    evaluator.add("full", list(found), list(found.values()))
+    evaluator.add("full", IMAGE_IDS[:1], [found[IMAGE_IDS[0]]])
+    other = _detections(truth, seed=7)
+    evaluator.add("minimal", list(other), list(other.values()))
+    results = evaluator.evaluate()
+    assert list(results["full"].figures.values()) == pytest.approx(_reference(truth, found), abs=1e-12)
+    assert list(results["minimal"].figures.values()) == pytest.approx(_reference(truth, other), abs=1e-12)
+    evaluator.reset()
+    assert evaluator.evaluate() == {}
+
+
+def test_labels_follow_the_categories_the_detector_was_trained_on() -> None:
+    truth = _truth()
+    found = _detections(truth)
+    reordered = {
+        image_id: Detections(item.boxes_xyxy, item.scores, 4 - item.labels)
+        for image_id, item in found.items()
+    }
+    evaluator = CocoEvaluator(ground_truth=truth, category_ids=(7, *reversed(CATEGORY_IDS)))
+    evaluator.add("full", list(reordered), list(reordered.values()))
+    figures = evaluator.evaluate()["full"].figures
+    assert list(figures.values()) == pytest.approx(_reference(truth, found), abs=1e-12)
+
+
+def test_two_categories_of_one_name_keep_both_their_figures() -> None:
+    truth = _truth()
+    for category in truth["categories"]:
+        category["name"] = "tree"
+    found = _detections(truth)
+    evaluator = CocoEvaluator(ground_truth=truth)
+    evaluator.add("full", list(found), list(found.values()))
+    assert list(evaluator.evaluate()["full"].per_class) == [f"tree ({i})" for i in CATEGORY_IDS]
+
+
+def _box(label: int = 0, score: float = 0.5, right: float = 20.0) -> Detections:
+    return Detections(
+        torch.tensor([[1.0, 2.0, right, 20.0]]),
+        torch.tensor([score]),
+        torch.tensor([label], dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "detections", "message"),
+    [
+        ([3], [_box()], "image id 3"),
+        ([1, 4], [_box()], "2 image ids came with 1"),
+        ([1], [_box(label=4)], "4 categories"),
+        ([1], [_box(label=-1)], "4 categories"),
+        ([1], [_box(score=float("nan"))], "depth full, images \\[1\\].*not finite"),
+        ([1], [_box(right=float("inf"))], "not finite"),
+    ],
+)
+def test_detections_that_cannot_be_evaluated_are_refused(
+    image_ids: Sequence[int], detections: Sequence[Detections], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        CocoEvaluator(ground_truth=_truth()).add("full", image_ids, detections)
+
+
+def test_wrong_settings_name_what_is_allowed() -> None:
+    with pytest.raises(EvaluationError, match="allowed are hotcoco, pycocotools"):
+        CocoEvaluator(ground_truth=_truth(), backend="coco")
+    with pytest.raises(EvaluationError, match="no categories"):
+        CocoEvaluator(ground_truth={**_truth(), "categories": []})
+
+
+# -- several processes ---------------------------------------------------------------------------------
+
+
+def _rank(rank: int, folder: str) -> None:
+    """One of three processes: the second has no image, the third repeats one as padding does."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+    truth = _truth()
+    found = _detections(truth)
+    shares: dict[int, Sequence[int]] = {0: IMAGE_IDS[:3], 1: (), 2: (*IMAGE_IDS[3:], IMAGE_IDS[0])}
+    evaluator = CocoEvaluator(ground_truth=truth)
+    for image_id in shares[rank]:
+        evaluator.add("full", [image_id], [found[image_id]])
+    if rank == 2:
+        evaluator.add("minimal", IMAGE_IDS, [found[image_id] for image_id in IMAGE_IDS])
+    results = {key: [*result.figures.values(), result.images] for key, result in evaluator.evaluate().items()}
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(results))
+    # A damaged ground truth breaks the evaluation on the first process only: all must hear of it.
+    broken = CocoEvaluator(ground_truth={**truth, "annotations": [{"id": 1}]}, backend="pycocotools")
+    broken.add("full", [IMAGE_IDS[0]], [found[IMAGE_IDS[0]]])
+    with pytest.raises(EvaluationError, match="first process"):
+        broken.evaluate()
+    Path(folder, f"told{rank}").touch()
+    dist.destroy_process_group()
+
+
+def test_three_processes_with_uneven_shards_agree_with_one(tmp_path: Path) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=3)
+    expected = [*_reference(_truth(), _detections(_truth())), len(IMAGE_IDS)]
+    for rank in range(3):
+        results = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert set(results) == {"full", "minimal"}
+        assert results["full"] == pytest.approx(expected, abs=1e-12)
+        assert results["minimal"] == pytest.approx(expected, abs=1e-12)
+        assert (tmp_path / f"told{rank}").exists()
+
+
+# -- real detections -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_figures_of_real_detections_equal_the_recorded_ones(backend: str) -> None:
+    root = Path(__file__).parents[2]
+    folder = Path(os.environ.get("ANYDEPTH_SHARED", root.parent / "shared")) / "data" / "coco128"
+    found = folder / "detections_ssd_mobilenet_v2_val2017.json"
+    if not found.is_file():
+        pytest.skip("the COCO sample is not here: set ANYDEPTH_SHARED to the folder that holds data/coco128")
+    # Recorded with pycocotools 2.0.11 from detections of a third-party model.
+    expected = json.loads(found.with_suffix(".pycocotools.json").read_text())
+    truth = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
+    category_ids = sorted(category["id"] for category in truth["categories"])
+    evaluator = CocoEvaluator(ground_truth=truth, backend=backend)
+    rows: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
+    for row in json.loads(found.read_text()):
+        rows[row["image_id"]].append(row)
+    for image_id, items in rows.items():
+        boxes = torch.tensor([item["bbox"] for item in items], dtype=torch.float64).reshape(-1, 4)
+        corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        labels = torch.tensor([category_ids.index(item["category_id"]) for item in items], dtype=torch.int64)
+        scores = torch.tensor([item["score"] for item in items])
+        evaluator.add("full", [image_id], [Detections(corners, scores, labels)])
+    assert evaluator.evaluate()["full"].figures == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,206 @@
+"""``anydepth-evaluate``: saved weights in, depth curve out, with the figures pycocotools gives."""
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from anydepth import evaluate, runtime, zoo
+from anydepth.data.categories import Categories
+from anydepth.depth import DepthError
+from anydepth.detector import Detector
+from anydepth.evaluation.coco_eval import FIGURES, EvaluationError
+from anydepth.evaluation.depth_curve import DepthCurve
+
+CATEGORIES = {"cat": 17, "dog": 18}
+BATCH_SIZE = 2
+
+
+@pytest.fixture
+def detector(small_detector: Detector) -> Detector:
+    # In another order than in the data set: classes are matched by name.
+    small_detector.reset_classes(["dog", "cat"])
+    return small_detector.eval()
+
+
+@pytest.fixture
+def root(tmp_path: Path, detector: Detector) -> Path:
+    """A data set of 5 noise images, whose ground truth is what the detector finds, slightly moved."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    images, annotations = [], []
+    for split in ("train", "val"):
+        (folder / "images" / split).mkdir(parents=True)
+    for position in range(5):
+        height, width = 60 + 10 * position, 100
+        path = folder / "images" / "val" / f"{position}.png"
+        Image.fromarray(random.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
+        images.append({"id": 10 * position, "file_name": path.name, "height": height, "width": width})
+        found = detector.predict(path, threshold=0)[0]
+        for box, label in zip(found.boxes_xyxy[::2].tolist(), found.labels[::2].tolist(), strict=True):
+            left, top, right, bottom = np.clip(np.array(box) + random.normal(0, 2, 4), 0, [width, height] * 2)
+            if right - left > 2 and bottom - top > 2:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": 10 * position,
+                        "category_id": CATEGORIES[detector.class_names[label]],
+                        "bbox": [left, top, right - left, bottom - top],
+                        "area": (right - left) * (bottom - top),
+                        "iscrowd": 0,
+                    }
+                )
+    document = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for name, i in CATEGORIES.items()],
+    }
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, root: Path, detector: Detector) -> Iterator[Callable[..., DictConfig]]:
+    weights = zoo.save(detector, tmp_path / "weights.safetensors")
+
+    def compose(*overrides: str) -> DictConfig:
+        settings = {
+            "data": "custom",
+            "data.root": root,
+            "data.num_workers": 0,
+            "weights": weights,
+            "output": tmp_path / "out",
+            "paths.output_dir": tmp_path / "out",
+            "device": "cpu",
+            "batch_size": BATCH_SIZE,
+            "latency.repetitions": 0,
+            "depths": "[full]",
+        }
+        return runtime.compose(
+            "evaluate", [*(f"{key}={value}" for key, value in settings.items()), *overrides]
+        )
+
+    yield compose
+    GlobalHydra.instance().clear()
+
+
+def _reference(root: Path, detector: Detector, depth: str) -> list[float]:
+    """pycocotools on what a Python call finds in each file."""
+    truth = COCO()
+    truth.dataset = {"info": {}, **json.loads((root / "annotations" / "instances_val.json").read_text())}
+    results: list[dict[str, Any]] = []
+    images = truth.dataset["images"]
+    paths = [root / "images" / "val" / image["file_name"] for image in images]
+    # The same batches, because scores of weights that learnt nothing differ by less than rounding.
+    for image, found in zip(images, detector.predict(paths, depth, 0, batch_size=BATCH_SIZE), strict=True):
+        rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+        results += [
+            {
+                "image_id": image["id"],
+                "category_id": CATEGORIES[detector.class_names[label]],
+                "bbox": [left, top, right - left, bottom - top],
+                "score": score,
+            }
+            for (left, top, right, bottom), score, label in rows
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats]
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_figures_equal_those_of_pycocotools_on_predictions_of_each_file(
+    config: Callable[..., DictConfig], root: Path, detector: Detector, backend: str
+) -> None:
+    metrics, objects = evaluate.run(config("depths=[full,minimal]", f"backend={backend}"))
+    for depth in ("full", "minimal"):
+        expected = _reference(root, detector, depth)
+        assert [metrics[f"{depth}/{name}"] for name in FIGURES] == pytest.approx(expected, abs=1e-6)
+    assert metrics["full/AP50"] > 0.1, "the ground truth was made from the full detections"
+    assert objects["curve"].images == 5
+
+
+def test_the_curve_is_written_printed_and_returned(
+    config: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, objects = evaluate.run(config("depths=[full,neck@1,minimal]", "latency.repetitions=2"))
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"depth_curve.{kind}" for kind in ("csv", "json", "png")} | {
+        "config.yaml",
+        "provenance.json",
+    }
+    curve = DepthCurve.from_json((tmp_path / "out" / "depth_curve.json").read_text())
+    assert curve == objects["curve"]
+    assert curve.protocol is not None
+    assert curve.protocol.repetitions == 2
+    printed = capsys.readouterr().out
+    assert all(row.depth in printed for row in curve.rows)
+    gflops = [row.gflops for row in curve.rows]
+    assert gflops == sorted(gflops, reverse=True)
+    assert gflops[0] > gflops[-1]
+
+
+def test_the_input_size_can_be_changed_and_rules_cost_and_data(config: Callable[..., DictConfig]) -> None:
+    small = evaluate.run(config())[1]["curve"]
+    large = evaluate.run(config("input_size=[64,128]"))[1]["curve"]
+    assert (small.input_size, large.input_size) == ((64, 64), (64, 128))
+    assert large.rows[0].gflops > 1.5 * small.rows[0].gflops
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["weights=null"], ValueError, "no weights"),
+        (["weights=absent.safetensors"], FileNotFoundError, "absent"),
+        (["depths=[full,none@9]"], DepthError, "decoder depth 9"),
+        (["depths=[]"], DepthError, "no depth"),
+        (["split=valid"], ValueError, "allowed are train, val, test"),
+        (["backend=coco"], EvaluationError, "hotcoco, pycocotools"),
+        (["precision=fp8"], ValueError, "fp32, bf16, fp16"),
+        (["input_size=[64]"], ValueError, "height, width"),
+    ],
+)
+def test_wrong_settings_are_refused_and_nothing_is_written(
+    config: Callable[..., DictConfig],
+    tmp_path: Path,
+    overrides: list[str],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate.run(config(*overrides))
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_matched_by_name_and_unknown_ones_refused() -> None:
+    categories = Categories((3, 5, 9), ("cat", "dog", "cow"), Path("val.json"))
+    assert evaluate.category_ids_of(("cow", "bird", "cat", "dog"), categories) == [9, -1, 3, 5]
+    with pytest.raises(EvaluationError, match=r"val\.json: the detector does not know cow"):
+        evaluate.category_ids_of(("cat", "dog"), categories)
+
+
+def test_an_unknown_key_fails_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["anydepth-evaluate", "depth=[full]"])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == 1
+    assert "depth" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Depth curves as files and tables: complete or not there, readable at every width."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from anydepth.depth import DepthSpace
+from anydepth.evaluation.coco_eval import FIGURES
+from anydepth.evaluation.cost import Latency, LatencyProtocol
+from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from anydepth.report.charts import METRICS, save_depth_chart
+from anydepth.report.files import atomic_path
+from anydepth.report.tables import print_depth_curve, write_depth_curve
+
+SPACE = DepthSpace(
+    stages=("stage1", "stage2", "stage3", "stage4", "neck"), decoder_layers=6, minimal_decoder_layers=4
+)
+
+
+def _curve(depths: str | list[str], *, latency: bool = True) -> DepthCurve:
+    rows = []
+    for config in SPACE.parse_list(depths):
+        gflops = 20.0 + 10 * sum(config.refine) + 2 * (config.decoder_layers or 0)
+        figures = dict.fromkeys(FIGURES, gflops / 200) | {"APs": -1.0, "AP50": gflops / 150}
+        rows.append(
+            DepthRow(
+                depth=str(config),
+                refine=dict(zip(SPACE.stages, config.refine, strict=True)),
+                decoder_layers=config.decoder_layers,
+                parameters_run=int(gflops * 1e6),
+                gflops=gflops,
+                latency=Latency(gflops / 3, gflops / 2, None) if latency else None,
+                figures=figures,
+                per_class={},
+            )
+        )
+    protocol = LatencyProtocol("cpu, 2 threads", "fp32", 1, (64, 96), 3, 20) if latency else None
+    return DepthCurve("detr", 10**8, (64, 96), "fp32", 50, protocol, tuple(rows))
+
+
+def _printed(curve: DepthCurve, width: int) -> str:
+    file = io.StringIO()
+    print_depth_curve(curve, Console(width=width, file=file))
+    return file.getvalue()
+
+
+def test_a_wide_table_shows_every_measured_column() -> None:
+    text = _printed(_curve(["full", "minimal"]), 200)
+    assert "detr: 50 images, 64x96 pixels, fp32" in text
+    assert "cpu, 2 threads, fp32, batch 1" in text
+    # Full: 20 + 5 * 10 + 6 * 2 = 82 GFLOPs, latency 82 / 3 and 82 / 2, AP 82 / 200, AP50 82 / 150, no APs.
+    assert "full xxxxx 6 82.00 M 82.00 27.3 41.0 41.0 54.7 41.0 - 41.0 41.0 41.0" in " ".join(text.split())
+    assert "minimal ..... 4 28.00 M 28.00" in " ".join(text.split())
+    assert "MiB" not in text, "memory was not measured"
+    assert " ms" not in _printed(_curve(["full"], latency=False), 200)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_a_narrow_table_keeps_what_matters_whole(width: int) -> None:
+    curve = _curve("ladder")
+    text = _printed(curve, width)
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert "…" not in text
+    for row in curve.rows:
+        line = next(line for line in lines if line.startswith(f" {row.depth} "))
+        for value in (
+            f"{row.gflops:.2f}",
+            f"{100 * row.figures['AP']:.1f}",
+            f"{100 * row.figures['AP50']:.1f}",
+        ):
+            assert value in line
+
+
+def test_a_curve_is_written_as_three_files_and_nothing_else(tmp_path: Path) -> None:
+    curve = _curve(["full", "none@6", "minimal"])
+    paths = write_depth_curve(curve, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "depth_curve.csv",
+        "depth_curve.json",
+        "depth_curve.png",
+    ]
+    assert DepthCurve.from_json(paths["json"].read_text()) == curve
+    assert paths["csv"].read_text() == curve.to_csv()
+
+
+@pytest.mark.parametrize(
+    ("depths", "latency"), [(["full", "minimal"], True), ("ladder", False), ("all", True)]
+)
+def test_the_chart_shows_both_metrics(tmp_path: Path, depths: str | list[str], latency: bool) -> None:
+    save_depth_chart(_curve(depths, latency=latency), tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for colour in METRICS.values():
+        wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(axis=2) <= 2).sum() > 100
+
+
+def test_latency_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    sizes = []
+    for latency in (True, False):
+        save_depth_chart(_curve(["full", "minimal"], latency=latency), tmp_path / "chart.png")
+        with Image.open(tmp_path / "chart.png") as picture:
+            sizes.append(picture.size)
+    assert sizes[0][0] > 1.8 * sizes[1][0]
+    assert sizes[0][1] == sizes[1][1]
+
+
+def test_a_chart_without_any_ground_truth_is_drawn_empty(tmp_path: Path) -> None:
+    curve = _curve(["full"])
+    row = replace(curve.rows[0], figures=dict.fromkeys(FIGURES, -1.0))
+    save_depth_chart(replace(curve, rows=(row,)), tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 0
+
+
+def test_a_failed_write_leaves_the_former_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "curve.json"
+    target.write_text("old")
+
+    def fail() -> None:
+        with atomic_path(target) as partial:
+            partial.write_text("half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.json"]

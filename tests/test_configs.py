@@ -1,0 +1,111 @@
+"""Every configuration that ships composes, and the parts that need no data or device can be built from it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig
+
+from anydepth import runtime
+from anydepth.detector import Objective
+from anydepth.training.depth_schedule import DepthSchedule
+from anydepth.training.optim import Recipe
+
+GROUPS = (
+    "callbacks",
+    "data",
+    "debug",
+    "depth_schedule",
+    "detector",
+    "distillation",
+    "experiment",
+    "hydra",
+    "logger",
+    "optim",
+    "paths",
+    "trainer",
+)
+OPTIONS = [
+    (group, name) for group in GROUPS for name in runtime.config_names(group) if not name.startswith("_")
+]
+# What only the user can know.
+NEEDED = ("data.root=somewhere", "weights=somewhere")
+
+
+def _compose(*overrides: str) -> DictConfig:
+    return runtime.compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
+
+
+def test_every_group_has_options() -> None:
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=[f"{group}={name}" for group, name in OPTIONS])
+def test_every_option_composes_and_resolves(group: str, name: str) -> None:
+    config = _compose(f"{group}={name}", *(NEEDED if group in ("experiment", "data") else ()))
+    assert runtime.plain(config)["detector_name"] in runtime.config_names("detector")
+
+
+@pytest.mark.parametrize("name", runtime.config_names("depth_schedule"))
+def test_depth_schedules_can_be_built(name: str) -> None:
+    config = _compose(f"depth_schedule={name}")
+    schedule = runtime.instantiate(config.depth_schedule)
+    assert isinstance(schedule, DepthSchedule)
+    # A network of one trained depth is skipped with the norms that it trained.
+    assert config.detector.switchable_norms == (len(schedule.depths) + schedule.random_points > 1)
+
+
+@pytest.mark.parametrize("name", runtime.config_names("optim"))
+def test_recipes_can_be_built(name: str) -> None:
+    config = _compose(f"optim={name}")
+    recipe = runtime.instantiate(config.optim)
+    assert isinstance(recipe, Recipe)
+    assert config.trainer.gradient_clip_val == recipe.clip_norm
+    assert config.callbacks.averaging.decay == recipe.ema_decay
+
+
+@pytest.mark.parametrize("name", runtime.config_names("distillation"))
+def test_objectives_can_be_built(name: str) -> None:
+    assert isinstance(runtime.instantiate(_compose(f"distillation={name}").distillation), Objective)
+
+
+def test_coco_on_eight_gpus_takes_the_published_recipe() -> None:
+    """Spec 3.4: AdamW 1e-4, backbone 1e-5, decay 1e-4, constant, 72 epochs, clip 0.1, EMA 0.9999, SyncBN."""
+    config = _compose("data=coco", "data.root=x", "detector=detr_r50", "trainer=ddp", "trainer.devices=8")
+    assert (config.optim.lr, config.optim.backbone_lr, config.optim.weight_decay) == (1e-4, 1e-5, 1e-4)
+    assert (config.optim.schedule, config.optim.warmup_steps) == ("constant", 0)
+    assert (config.trainer.max_epochs, config.trainer.gradient_clip_val) == (72, 0.1)
+    assert (config.optim.ema_decay, config.optim.ema_warmup_steps) == (0.9999, 2000)
+    assert (config.trainer.devices, config.trainer.strategy, config.trainer.sync_batchnorm) == (
+        8,
+        "ddp",
+        True,
+    )
+    assert config.data.batch_size * config.trainer.devices == 16
+    # Spec 3.5: 640 three times.
+    assert sorted(config.optim.multi_scale_sizes) == sorted([*range(480, 801, 32), 640, 640])
+    assert config.data.input_size == [640, 640]
+    assert config.optim.minutes is None
+
+
+def test_the_recipe_follows_the_data_unless_one_is_chosen() -> None:
+    assert _compose("data=custom", "data.root=x").optim.lr == 5e-4
+    assert _compose("data=custom", "data.root=x", "optim=detr").optim.lr == 1e-4
+    assert _compose("data=coco", "data.root=x", "optim.lr=3e-4").optim.lr == 3e-4
+
+
+@pytest.mark.parametrize("override", ["optim.lrr=1", "nothing=1", "detector.stemm=deep"])
+def test_an_unknown_key_is_an_error(override: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=f"Could not override '{override.split('=')[0]}'"):
+        _compose(override)
+
+
+def test_an_unknown_option_lists_the_options() -> None:
+    with pytest.raises(Exception, match=re.compile("detr_r5'.*detr_r50", re.DOTALL)):
+        _compose("detector=detr_r5")
+
+
+def test_a_callback_can_be_left_out(compose_run: Callable[..., DictConfig], tmp_path: Path) -> None:
+    assert compose_run(tmp_path, "callbacks.averaging=null").callbacks.averaging is None

@@ -1,0 +1,195 @@
+"""Reading pictures of every kind, and the one way to resize them."""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from anydepth.images import ImageError, read_image, resize_image, resize_keeping_type, to_unit_range
+
+Pixels = NDArray[np.uint8]
+PICTURE: Pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
+"""Two rows and three columns, every pixel another colour."""
+
+
+def as_array(path: Path, *, upright: bool = True) -> Pixels:
+    pixels: Pixels = read_image(path, upright=upright).permute(1, 2, 0).numpy()
+    return pixels
+
+
+def write_png16(path: Path, values: list[int]) -> None:
+    """A one-row RGB picture of 16 bits per channel, which Pillow itself cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    row = b"\0" + b"".join(struct.pack(">H", value) * 3 for value in values)
+    header = struct.pack(">IIBBBBB", len(values), 1, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(row))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_rgb_is_read_as_it_is(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (3, 2, 3)
+    assert image.dtype == torch.uint8
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), PICTURE)
+
+
+def test_grey_is_repeated_over_the_channels(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE[:, :, 0]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(as_array(tmp_path / "a.png"), PICTURE[:, :, [0, 0, 0]])
+
+
+def test_cmyk_becomes_the_colour_that_its_inks_print(tmp_path: Path) -> None:
+    # No ink is white, magenta with yellow is red, full black is black.
+    inks = np.array([[[0, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255]]], dtype=np.uint8)
+    Image.fromarray(inks, mode="CMYK").save(tmp_path / "a.tif")
+    expected = [[[255, 255, 255], [255, 0, 0], [0, 0, 0]]]
+    np.testing.assert_array_equal(as_array(tmp_path / "a.tif"), expected)
+
+
+def test_palette_with_transparency_keeps_its_colours_and_does_not_warn(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 1]], dtype=np.uint8), mode="P")
+    picture.putpalette([200, 10, 20, 30, 40, 250])
+    picture.save(tmp_path / "a.png", transparency=b"\x00\x80")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = as_array(tmp_path / "a.png")
+    np.testing.assert_array_equal(found, [[[200, 10, 20], [30, 40, 250], [30, 40, 250]]])
+
+
+def test_transparent_pixels_keep_the_colour_under_them(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[[9, 8, 7, 0]]], dtype=np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(as_array(tmp_path / "a.png"), [[[9, 8, 7]]])
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    # 65535 / 255 = 257: white stays white, and k * 257 is the grey level k; 40000 / 257 = 155.6.
+    values = np.array([[0, 257, 100 * 257, 40000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(as_array(tmp_path / "a.png")[0, :, 0], [0, 1, 100, 156, 255])
+    assert (as_array(tmp_path / "a.png") == as_array(tmp_path / "a.png")[..., :1]).all()
+
+
+def test_sixteen_bit_colour_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    write_png16(tmp_path / "a.png", [0, 257, 100 * 257, 40000, 65535])
+    found = as_array(tmp_path / "a.png")[0, :, 0].astype(int)
+    assert np.abs(found - [0, 1, 100, 156, 255]).max() <= 1
+
+
+TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda stored: np.rot90(stored, 1),
+}
+"""What to do with stored pixels to see them upright, as TIFF 6.0 and Exif 2.32 define tag 274."""
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_orientation_is_applied_unless_the_stored_pixels_are_wanted(
+    tmp_path: Path, orientation: int
+) -> None:
+    picture = Image.fromarray(PICTURE)
+    exif = picture.getexif()
+    exif[274] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(as_array(tmp_path / "a.png"), TURNS[orientation](PICTURE))
+    np.testing.assert_array_equal(as_array(tmp_path / "a.png", upright=False), PICTURE)
+
+
+def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
+    np.testing.assert_array_equal(as_array(tmp_path / "a.png"), PICTURE)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_truncated_picture_is_refused_with_its_name(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=rf"cut\.{suffix}: not a readable image .* restore it or remove it"):
+        read_image(path)
+
+
+def test_a_file_that_is_no_picture_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("not a picture", encoding="utf-8")
+    with pytest.raises(ImageError, match=r"notes\.jpg: not a readable image"):
+        read_image(tmp_path / "notes.jpg")
+
+
+def test_a_missing_file_and_a_folder_are_refused_with_their_name(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such file; check the path"):
+        read_image(tmp_path / "gone.jpg")
+    with pytest.raises(ImageError, match="give a readable image file"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_fixed_range_are_refused(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.full((2, 2), 70000, dtype=dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif: .*no fixed range; convert the picture to 8 or 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((10, 10), dtype=np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(ImageError, match=r"a\.png: .*decompression bomb"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("size", [(20, 31), (96, 50)])
+def test_resizing_agrees_with_pillow(size: tuple[int, int]) -> None:
+    # Pillow's bilinear filter widens with the reduction, which is what antialiasing means.
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    found = resize_image(image, size)
+    assert found.dtype == torch.float32
+    assert found.shape == (3, *size)
+    reference = torch.from_numpy(expected.copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(found, reference, atol=1.01 / 255, rtol=0)
+    if size[0] < 70:
+        aliased = F.interpolate(image[None] / 255, size, mode="bilinear", antialias=False)[0]
+        assert (aliased - reference).abs().max() > 0.1
+
+
+def test_float_and_uint8_are_resized_alike_up_to_one_grey_level() -> None:
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    as_float = resize_image(image / 255, (32, 32))
+    assert as_float.dtype == torch.float32
+    torch.testing.assert_close(as_float, resize_image(image, (32, 32)), atol=1.01 / 255, rtol=0)
+
+
+def test_uint8_result_is_whole_grey_levels_so_that_loaders_can_ship_it() -> None:
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
+    shipped = resize_keeping_type(image, (32, 32))
+    assert shipped.dtype == torch.uint8
+    assert torch.equal(to_unit_range(shipped), resize_image(image, (32, 32)))
+
+
+def test_an_image_of_the_right_size_is_not_touched() -> None:
+    image = torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8)
+    assert torch.equal(resize_image(image, (8, 9)) * 255, image.float())

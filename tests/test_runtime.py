@@ -1,0 +1,151 @@
+"""Configuration directory, composition inside a job, provenance, and errors a user can read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anydepth import runtime
+from anydepth.depth import DepthSpace
+from anydepth.zoo import ZooError
+
+
+def refuse(*, value: int) -> None:
+    """A constructor with a check, for `_target_`; the check stands in the test, so it is foreign code."""
+    raise ValueError(f"value={value}: allowed is nothing")
+
+
+def test_configuration_of_a_clone_is_found_from_any_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (runtime.config_dir() / "detector" / "detr_tiny.yaml").is_file()
+    assert runtime.config_dir().is_absolute()
+
+
+def test_configuration_inside_an_installed_wheel_comes_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "lib" / "site-packages" / "anydepth"
+    (package / "conf").mkdir(parents=True)
+    (package / "conf" / "train.yaml").touch()
+    monkeypatch.setattr(runtime, "PACKAGE_DIR", package)
+    assert runtime.config_dir() == package / "conf"
+
+
+def test_a_damaged_installation_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runtime, "PACKAGE_DIR", tmp_path / "src" / "anydepth")
+    with pytest.raises(FileNotFoundError, match="install anydepth again"):
+        runtime.config_dir()
+
+
+def test_composing_inside_a_job_leaves_the_job_alone() -> None:
+    job = object()
+    GlobalHydra.instance().hydra = job
+    try:
+        config = runtime.compose(None, ["+detector=detr_tiny"])
+        assert GlobalHydra.instance().hydra is job
+    finally:
+        GlobalHydra.instance().clear()
+    assert config.detector.blocks == [2, 2, 2, 2]
+
+
+def test_instantiate_keeps_the_type_of_an_error_and_names_the_key() -> None:
+    config = OmegaConf.create(
+        {"part": {"_target_": f"{__name__}.refuse", "value": 3}, "_target_": "builtins.dict"}
+    )
+    with pytest.raises(ValueError, match="value=3: allowed is nothing") as caught:
+        runtime.instantiate(config)
+    assert caught.value.__notes__ == ["(in the configuration key `part`)"]
+
+
+def test_fingerprints_differ_with_the_settings_but_not_with_the_folder() -> None:
+    one = {"seed": 1, "paths": {"output_dir": "a"}}
+    assert runtime.config_hash(one, ignore=("paths",)) == runtime.config_hash(
+        {"seed": 1, "paths": {"output_dir": "b"}}, ignore=("paths",)
+    )
+    assert runtime.config_hash(one) != runtime.config_hash({**one, "seed": 2})
+
+
+def test_provenance_holds_the_resolved_configuration_versions_and_commit(tmp_path: Path) -> None:
+    runtime.write_provenance(tmp_path / "run", {"seed": 3, "nested": {"value": [1, 2]}})
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"seed": 3, "nested": {"value": [1, 2]}}
+    written = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert written["versions"]["torch"].startswith(__import__("torch").__version__.partition("+")[0])
+    repository = Path(__file__).resolve().parents[1]
+    if (repository / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        if head.returncode == 0:
+            assert written["git"]["commit"] == head.stdout.strip()
+
+
+def _missing_value() -> None:
+    _ = OmegaConf.create({"root": "???"}).root
+
+
+def _missing_file() -> None:
+    Path("no/such/file").read_text()
+
+
+def _wrong_depth() -> None:
+    DepthSpace(stages=("neck",)).parse("nek")
+
+
+def _builtin_error_of_this_package() -> None:
+    DepthSpace(stages=("neck", "neck"))
+
+
+def _from_a_worker_process() -> None:
+    raise ZooError(
+        "Caught ZooError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in y\nanydepth.zoo.ZooError: the message\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (_missing_value, "root"),
+        (_missing_file, "no/such/file: No such file or directory"),
+        (_wrong_depth, "unknown stage 'nek'"),
+        (_builtin_error_of_this_package, "names must be unique"),
+        (_from_a_worker_process, "Error: the message\n"),
+    ],
+)
+def test_mistakes_of_the_user_end_in_a_message(
+    mistake: "object", message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert callable(mistake)
+    with pytest.raises(SystemExit) as stopped, runtime.friendly_errors():
+        mistake()
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_defects_keep_their_traceback() -> None:
+    with pytest.raises(ValueError, match="invalid literal"), runtime.friendly_errors():
+        int("x")
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYDEPTH_TRACEBACK", "1")
+    with pytest.raises(OmegaConfBaseException), runtime.friendly_errors():
+        _missing_value()
+
+
+def test_importing_the_package_imports_no_training_dependency() -> None:
+    code = (
+        "import sys, anydepth\n"
+        "assert not {'torch', 'hydra', 'lightning', 'wandb'} & set(sys.modules), sys.modules.keys()\n"
+        "assert {'build', 'load', 'load_weights', 'save'} <= set(dir(anydepth))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

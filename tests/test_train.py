@@ -1,0 +1,107 @@
+"""The entry point: what it refuses, and training in two processes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+import anydepth
+from anydepth.train import main, run
+
+Compose = Callable[..., DictConfig]
+
+
+def test_classes_that_contradict_the_data(compose_run: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_classes=3, but the data set has 1 classes"):
+        run(compose_run(tmp_path, "detector.num_classes=3"))
+
+
+def test_a_missing_checkpoint_is_named_before_any_work(compose_run: Compose, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt: no such checkpoint"):
+        run(compose_run(tmp_path, "ckpt_path=none.ckpt"))
+
+
+def test_a_fixed_depth_detector_needs_a_schedule_of_one_depth(compose_run: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="depth_schedule=full_only"):
+        run(compose_run(tmp_path, "detector.any_depth=false", "validation.depths=[full]"))
+
+
+def test_a_sweep_does_not_start_processes_that_sweep_again(compose_run: Compose, tmp_path: Path) -> None:
+    devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
+    config = compose_run(tmp_path, *devices)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.mode = RunMode.MULTIRUN
+    HydraConfig.instance().set_config(config)
+    with pytest.raises(ValueError, match=r"trainer\.strategy=ddp_spawn"):
+        run(config)
+
+
+def test_training_starts_from_given_weights(compose_run: Compose, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing and no averaging, a run ends with the weights it began with."""
+    still = ("optim.lr=1e-30", "optim.backbone_lr=0", "optim.weight_decay=0", "callbacks.averaging=null")
+    short = ("optim.epochs=1", "trainer.limit_train_batches=1")
+    run(compose_run(tmp_path / "first", *short))
+    first = tmp_path / "first" / "weights.safetensors"
+    run(compose_run(tmp_path / "second", *short, *still, "seed=1", f"weights={first}"))
+    given, trained = (anydepth.load(tmp_path / name / "weights.safetensors") for name in ("first", "second"))
+    for (name, one), two in zip(given.named_parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-20, msg=name)
+
+
+def test_two_processes_train_together_and_one_of_them_writes(tmp_path: Path) -> None:
+    """The real command line; steps leave parameters unused, and 19 images do not divide by 2."""
+    from conftest import SMALL_RUN  # the command line gets the settings as text
+
+    settings = [
+        *SMALL_RUN,
+        *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false"),
+        *("depth_schedule=random", "optim.epochs=1", "trainer.limit_train_batches=1"),
+        *("trainer.limit_val_batches=null", "curve.depths=[full,minimal]", "curve.latency_repetitions=0"),
+        "curve.pictures=0",
+    ]
+    command = [sys.executable, "-m", "anydepth.train", *settings]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stdout
+    (folder,) = (tmp_path / "outputs" / "train").iterdir()
+    curve = json.loads((folder / "depth_curve.json").read_text())
+    assert curve["images"] == 19
+    assert [row["depth"] for row in curve["rows"]] == ["full", "minimal"]
+    assert anydepth.load(folder / "weights.safetensors").class_names
+    assert len(list(folder.rglob("metrics.csv"))) == 1
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=custom data.root=nowhere", "nowhere"),
+        ("detector=detr_r5", "detr_r50"),
+        ("optim.lrr=1", "Could not override 'optim.lrr'"),
+        ("validation.depths=[stage9]", "unknown stage 'stage9'"),
+        ("optim.lr=-1", "optim.lr=-1: allowed are above 0\n(in the configuration key"),
+        ("data=coco", "data.root has no value: give data.root=VALUE"),
+    ],
+)
+def test_the_command_line_refuses_in_one_message(
+    override: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["anydepth-train", *override.split(), "hydra.run.dir=out"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert message in printed
+    assert "Traceback" not in printed

@@ -1,0 +1,128 @@
+"""Detectors by name, and weights files that say what they belong to."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import anydepth
+from anydepth import zoo
+from anydepth.detector import Detector
+
+
+def _logits(detector: Detector, depth: str) -> torch.Tensor:
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    detector.eval()
+    with torch.no_grad():
+        logits: torch.Tensor = detector(images, depth=depth).logits
+    return logits
+
+
+def _rewrite(path: Path, **changes: str) -> Path:
+    """The same weights file with other metadata."""
+    with safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), **changes}
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    changed = path.with_name("changed.safetensors")
+    save_file(weights, changed, metadata)
+    return changed
+
+
+def test_names_are_those_that_others_call() -> None:
+    wanted = {f"{kind}_{net}" for kind in ("detr", "rtdetr") for net in ("r18", "r34", "r50", "r101")}
+    assert wanted | {"detr_tiny"} <= set(zoo.names())
+    assert not any(name.startswith("_") for name in zoo.names())
+
+
+def test_the_configuration_of_a_detector_builds_an_equal_one(small_detector: Detector) -> None:
+    again = anydepth.build(**small_detector.config)
+    assert again.config == small_detector.config
+    assert again.config["name"] == "detr_tiny"
+    shapes = {key: value.shape for key, value in small_detector.state_dict().items()}
+    assert {key: value.shape for key, value in again.state_dict().items()} == shapes
+
+
+def test_loaded_detector_equals_the_saved_one(small_detector: Detector, tmp_path: Path) -> None:
+    small_detector.reset_classes(["cat", "dog"])
+    path = anydepth.save(small_detector, tmp_path / "new" / "weights.safetensors")
+    loaded = anydepth.load(path)
+    assert not loaded.training
+    assert loaded.class_names == ("cat", "dog")
+    assert loaded.config == small_detector.config
+    for depth in ("full", "minimal", "neck@2"):
+        assert torch.equal(_logits(loaded, depth), _logits(small_detector, depth))
+
+
+def test_classes_that_were_changed_after_building_are_saved(small_detector: Detector, tmp_path: Path) -> None:
+    small_detector.reset_classes(["a", "b", "c"])
+    loaded = anydepth.load(anydepth.save(small_detector, tmp_path / "weights.safetensors"))
+    assert loaded.class_names == ("a", "b", "c")
+    assert torch.equal(_logits(loaded, "full"), _logits(small_detector, "full"))
+
+
+def test_unknown_name_lists_the_names() -> None:
+    with pytest.raises(zoo.ZooError, match=r"'detr_r5'.*detr_r50"):
+        anydepth.build("detr_r5")
+
+
+def test_unknown_override_lists_the_settings() -> None:
+    with pytest.raises(zoo.ZooError, match=r"no setting stemm: allowed are .*stem"):
+        anydepth.build("detr_tiny", stemm="deep")
+
+
+def test_a_detector_built_by_hand_is_not_saved(small_detector: Detector, tmp_path: Path) -> None:
+    small_detector.config = {}
+    with pytest.raises(zoo.ZooError, match=r"anydepth\.build"):
+        anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        anydepth.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_file_cut_short_is_refused(small_detector: Detector, tmp_path: Path, share: float) -> None:
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(zoo.ZooError, match="cut short, copy it again"):
+        anydepth.load(path)
+
+
+def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(zoo.ZooError, match="load_weights"):
+        anydepth.load(tmp_path / "other.safetensors")
+
+
+def test_weights_of_another_architecture_are_refused(small_detector: Detector, tmp_path: Path) -> None:
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    config = {**small_detector.config, "decoder_layers": 3, "num_queries": 12}
+    with pytest.raises(zoo.ZooError, match=r"do not fit.*\d+ missing \(e\.g\. decoder\."):
+        anydepth.load(_rewrite(path, config=json.dumps(config)))
+    with pytest.raises(zoo.ZooError, match="unknown detector 'detr_r9'"):
+        anydepth.load(_rewrite(path, config=json.dumps({**config, "name": "detr_r9"})))
+
+
+def test_a_newer_layout_is_refused(small_detector: Detector, tmp_path: Path) -> None:
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    with pytest.raises(zoo.ZooError, match="layout version 2"):
+        anydepth.load(_rewrite(path, format_version="2"))
+
+
+def test_damaged_metadata_is_refused(small_detector: Detector, tmp_path: Path) -> None:
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    with pytest.raises(zoo.ZooError, match="description of the detector is damaged"):
+        anydepth.load(_rewrite(path, config="{"))
+
+
+def test_load_weights_goes_to_the_wing_of_the_detector(build_small: Callable[..., Detector]) -> None:
+    source, small_detector = build_small(seed=5), build_small(seed=6)
+    anydepth.load_weights(small_detector, source.state_dict())
+    assert torch.equal(_logits(source, "minimal"), _logits(small_detector, "minimal"))

@@ -1,0 +1,152 @@
+"""Parameter groups, learning-rate schedules and the checks of a recipe."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from anydepth.detector import Detector
+from anydepth.training.optim import NoDecay, Recipe, parameter_groups
+
+
+class _Net(nn.Module):
+    """Norms whose names do not say so, a frozen layer, and a stacked bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False))
+        self.backbone[2].requires_grad_(False)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.last = nn.LayerNorm(4)
+
+
+def _names(net: nn.Module, no_decay: NoDecay) -> dict[str, set[str]]:
+    name_of = {id(parameter): name for name, parameter in net.named_parameters()}
+    groups = parameter_groups(net, lr=1.0, backbone_lr=0.1, weight_decay=0.5, no_decay=no_decay)
+    for group in groups:
+        assert group["lr"] == (0.1 if group["name"].startswith("backbone") else 1.0)
+        assert group["weight_decay"] == (0.0 if group["name"].endswith("no_decay") else 0.5)
+    return {group["name"]: {name_of[id(parameter)] for parameter in group["params"]} for group in groups}
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    assert _names(_Net(), "norm_and_bias") == {
+        "backbone": {"backbone.0.weight"},
+        "backbone_no_decay": {"backbone.0.bias", "backbone.1.weight", "backbone.1.bias"},
+        "head": {"attention.in_proj_weight", "attention.out_proj.weight"},
+        "head_no_decay": {"attention.in_proj_bias", "attention.out_proj.bias", "last.weight", "last.bias"},
+    }
+
+
+def test_only_norms_do_not_decay() -> None:
+    groups = _names(_Net(), "norm")
+    assert groups["backbone_no_decay"] == {"backbone.1.weight", "backbone.1.bias"}
+    assert groups["head_no_decay"] == {"last.weight", "last.bias"}
+
+
+def test_everything_decays() -> None:
+    groups = _names(_Net(), "none")
+    assert groups.keys() == {"backbone", "head"}
+    assert sum(map(len, groups.values())) == 10
+
+
+def test_all_parameters_of_a_detector_are_trained_once(small_detector: Detector) -> None:
+    groups = parameter_groups(
+        small_detector, lr=1.0, backbone_lr=1.0, weight_decay=0.1, no_decay="norm_and_bias"
+    )
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in small_detector.parameters() if p.requires_grad}
+
+
+def test_nothing_to_train() -> None:
+    net = _Net()
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen"):
+        _names(net, "none")
+    with pytest.raises(ValueError, match="no `backbone`"):
+        parameter_groups(nn.Linear(1, 1), lr=1, backbone_lr=1, weight_decay=0, no_decay="none")
+
+
+def _recipe(**settings: object) -> Recipe:
+    return Recipe(**{"lr": 1.0, "backbone_lr": 0.1, "weight_decay": 0.0, "epochs": 1, **settings})
+
+
+def test_cosine_agrees_with_torch() -> None:
+    """Reference: torch.optim.lr_scheduler.CosineAnnealingLR over 10 steps down to 5 %."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.05)
+    recipe = _recipe(schedule="cosine", final_lr=0.05)
+    for step in range(11):
+        assert recipe.lr_factor(step, step / 10) == pytest.approx(reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()
+
+
+def test_warm_up_is_linear_and_ends() -> None:
+    recipe = _recipe(warmup_steps=4)
+    assert [recipe.lr_factor(step, 0.0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_multistep_drops_at_shares_of_the_run() -> None:
+    recipe = _recipe(schedule="multistep", milestones=[0.5, 0.9], gamma=0.1)
+    factors = [recipe.lr_factor(0, progress) for progress in (0.0, 0.49, 0.5, 0.89, 0.9, 1.0)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_learning_rate_follows_steps_or_time_whichever_is_further() -> None:
+    recipe = _recipe(schedule="cosine")
+    time_progress = 0.0
+    net = _Net()
+    optimizer = recipe.optimizer(net)
+    scheduler = recipe.scheduler(optimizer, total_steps=4, time_progress=lambda: time_progress)
+    rates = []
+    for elapsed in (0.0, 0.0, 0.5, 0.9):
+        time_progress = elapsed
+        optimizer.step()
+        scheduler.step()
+        rates.append({group["name"]: group["lr"] for group in optimizer.param_groups}["head"])
+    expected = [(1 + math.cos(math.pi * progress)) / 2 for progress in (0.25, 0.5, 0.75, 1.0)]
+    assert rates == pytest.approx(expected)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * rates[-1])
+
+
+def test_time_alone_limits_a_run_without_epochs() -> None:
+    recipe = _recipe(schedule="cosine", epochs=None, minutes=5)
+    scheduler = recipe.scheduler(recipe.optimizer(_Net()), total_steps=math.inf, time_progress=lambda: 0.5)
+    assert scheduler.get_last_lr()[-1] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 0.0},
+        {"backbone_lr": -1.0},
+        {"weight_decay": -1.0},
+        {"no_decay": "biases"},
+        {"betas": [0.9, 1.0]},
+        {"schedule": "linear"},
+        {"warmup_steps": -1},
+        {"final_lr": 2.0},
+        {"milestones": [0.9, 0.5]},
+        {"gamma": 0.0},
+        {"epochs": 0},
+        {"minutes": 0.0},
+        {"clip_norm": 0.0},
+        {"ema_decay": 1.0},
+        {"ema_warmup_steps": -1},
+        {"validate_every_epochs": 0},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_values_out_of_range_are_named(settings: dict[str, object]) -> None:
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=rf"optim\.{name}=.*allowed are"):
+        _recipe(**settings)
+
+
+def test_a_run_needs_an_end() -> None:
+    with pytest.raises(ValueError, match="never end"):
+        _recipe(epochs=None)
