@@ -1,6 +1,6 @@
 """What any-depth training costs: one step against a full-only step of the same network, paired in one run.
 
-Usage: ``python scripts/benchmark_step.py --detector detr_r50 --size 640 --batch 16 --device cuda --precision bf16``
+Usage: ``python scripts/benchmark_step.py --detector detr_r50 --size 640 --batch 16 --precision bf16``
 
 Both kinds of step alternate, so that other work on the machine hits both alike; medians and their ratio are
 printed. A step is forward, losses, backward, clipping and AdamW, on random images and boxes. Peak memory is
@@ -11,25 +11,22 @@ what it had before the first step. ``--latency`` adds the inference latency of e
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from anydepth.detector import Detector, Objective
 from anydepth.evaluation.cost import measure_latency
-from anydepth.layers.precision import without_autocast
+from anydepth.evaluation.device import autocast
 from anydepth.runtime import compose, instantiate
-from anydepth.structures import Targets
-from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.module import run_paths
+from anydepth.structures import DetectorOutput, Targets
 from anydepth.zoo import build
 
-KINDS = {"any-depth": ("full", "minimal"), "full-only": ("full",)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+KINDS = ("any-depth", "full-only")
 
 
 @dataclass(frozen=True)
@@ -66,16 +63,26 @@ class Stepper:
 
     def step(self, kind: str) -> None:
         """One optimizer step of a kind."""
-        plan = DepthSchedule(depths=KINDS[kind]).sample(self.detector.depth_space, seed=0, step=0)
-        with torch.autocast(
-            self.device.type, DTYPES[self.setting.precision], enabled=self.setting.precision != "fp32"
-        ):
-            losses = run_paths(self.detector, self.objective, plan, self.images, self.targets)
+        loss = self.losses(kind)
         self.optimizer.zero_grad()
-        with without_autocast(self.device):
-            torch.stack([path.total for path in losses]).sum().backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.detector.parameters(), 0.1)
         self.optimizer.step()
+
+    def losses(self, kind: str) -> torch.Tensor:
+        """The summed losses of the paths of a kind, a scalar."""
+        full = self.forward("full")
+        taught = self.objective.supervised(full, self.targets)
+        if kind == "full-only":
+            return taught.total
+        minimal = self.forward("minimal")
+        return taught.total + self.objective.distilled(minimal, full, self.targets, taught).total
+
+    def forward(self, depth: str) -> DetectorOutput:
+        """Run one path in the precision that is measured."""
+        with autocast(self.device, self.setting.precision):
+            output: DetectorOutput = self.detector(self.images, depth, self.targets)
+        return output
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock reads finished work."""
@@ -109,10 +116,19 @@ def peak_memory_gpu(stepper: Stepper, kind: str) -> float:
 def peak_memory_cpu(setting: Setting, kind: str) -> float:
     """Peak MiB that steps of a kind add to a fresh process."""
     stepper = Stepper(setting)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident_mib("VmRSS")
+    # 5 resets the high-water mark, which importing torch has raised.
+    Path("/proc/self/clear_refs").write_text("5")
     for _ in range(3):
         stepper.step(kind)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _resident_mib("VmHWM") - before
+
+
+def _resident_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {field}: peak memory on a CPU is measured on Linux only")
 
 
 def in_new_process(function: Callable[[Setting, str], float], setting: Setting, kind: str) -> float:
@@ -123,14 +139,16 @@ def in_new_process(function: Callable[[Setting, str], float], setting: Setting, 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--detector", default="detr_tiny")
     parser.add_argument("--num-classes", type=int, default=80)
     parser.add_argument("--size", type=int, default=256, help="side of the square images in pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--boxes", type=int, default=8, help="ground-truth boxes per image (COCO: 7.3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=sorted(DTYPES), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
@@ -156,8 +174,17 @@ def main() -> None:
     result["peak_memory_mib"] = {kind: round(value) for kind, value in memory.items()}
     result["memory_ratio"] = round(memory["any-depth"] / memory["full-only"], 3)
     if arguments.latency:
-        space = stepper.detector.depth_space
-        result["latency_ms"] = latency_by_rung(stepper, space.ladder())
+        ladder = stepper.detector.depth_space.ladder()
+        latencies, protocol = measure_latency(
+            stepper.detector,
+            ladder,
+            precision=setting.precision,
+            batch_size=setting.batch,
+            input_size=(setting.size, setting.size),
+        )
+        found = zip(ladder, latencies, strict=True)
+        result["latency_ms"] = {str(depth): round(latency.median_ms, 2) for depth, latency in found}
+        result["latency_protocol"] = str(protocol)
     print(json.dumps(result, indent=2))
 
 

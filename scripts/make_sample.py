@@ -107,7 +107,7 @@ def read_boxes(path: Path) -> Boxes:
         [float(box.findtext(key, "nan")) for key in ("xmin", "ymin", "xmax", "ymax")]
         for box in ET.parse(path).iter("bndbox")
     ]
-    boxes = np.array(corners, dtype=np.float64) - np.array([1.0, 1.0, 0.0, 0.0])
+    boxes: Boxes = np.array(corners, dtype=np.float64) - np.array([1.0, 1.0, 0.0, 0.0])
     if not np.isfinite(boxes).all() or (boxes[:, 2:] <= boxes[:, :2]).any():
         raise SystemExit(f"{path}: a box has no area; is this deepforest==2.1.0?")
     return boxes
@@ -121,7 +121,8 @@ def visible_boxes(boxes: Boxes, rect: Rect) -> Boxes:
     side = clipped[:, 2:] - clipped[:, :2]
     whole = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     keep = (side.prod(axis=1) >= MIN_VISIBLE * whole) & (side >= MIN_SIDE).all(axis=1)
-    return clipped[keep] - origin
+    visible: Boxes = clipped[keep] - origin
+    return visible
 
 
 def overlaps(first: Rect, second: Rect) -> bool:
@@ -146,8 +147,9 @@ def train_rects(photograph: Photograph, boxes: Boxes) -> list[Rect]:
     rows = [*range(y0, y1 - TRAIN_SIDE, TRAIN_STEP), y1 - TRAIN_SIDE]
     squares = [(x, y, x + TRAIN_SIDE, y + TRAIN_SIDE) for y in rows for x in columns]
     free = [rect for rect in squares if not any(overlaps(rect, block) for block in photograph.val_blocks)]
-    rects = np.array(free)[:, None]
-    inside = (boxes[:, :2] >= rects[..., :2]).all(axis=2) & (boxes[:, 2:] <= rects[..., 2:]).all(axis=2)
+    rects = np.array(free, dtype=np.float64)[:, None]
+    starts_inside = np.all(boxes[:, :2] >= rects[..., :2], axis=2)
+    inside: NDArray[np.bool_] = starts_inside & np.all(boxes[:, 2:] <= rects[..., 2:], axis=2)
     views = np.zeros(len(boxes), dtype=np.int64)
     chosen: list[Rect] = []
     while True:
@@ -183,7 +185,8 @@ def write_split(source: Path, output: Path, split: str, plan: dict[Photograph, l
 
 def coco_dict(tiles: list[Tile]) -> dict[str, object]:
     """The COCO dictionary of a list of tiles."""
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for image_id, tile in enumerate(tiles, start=1):
         side = tile.rect[2] - tile.rect[0]
         images.append({"id": image_id, "file_name": tile.file_name, "width": side, "height": side})

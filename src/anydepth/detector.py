@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anydepth.depth import DepthConfig, DepthSpace
-from anydepth.images import read_image
+from anydepth.images import read_image, resize_image
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 ImageSource = str | Path | NDArray[np.uint8] | Tensor
@@ -104,8 +103,9 @@ class Detector(nn.Module, ABC):
             for start in range(0, len(sources), batch_size):
                 images = [_as_image(item) for item in sources[start : start + batch_size]]
                 sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-                batch = torch.stack([resize_image(image.to(device), self.input_size) for image in images])
-                output = self(batch, depth=config)
+                # Resized on the host, as the validation loader does: a GPU rounds some grey levels otherwise.
+                batch = torch.stack([resize_image(image.cpu(), self.input_size) for image in images])
+                output = self(batch.to(device), depth=config)
                 found += [item.above(threshold).cpu() for item in self.postprocess(output, sizes)]
         return found
 
@@ -170,22 +170,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize one image to ``size`` without keeping its aspect ratio, as RT-DETR is evaluated.
-
-    Args:
-        image: [3, H, W], uint8 or float in [0, 1].
-        size: (height, width) in pixels.
-
-    Returns:
-        [3, height, width] float32 in [0, 1], bilinear without antialiasing.
-    """
-    scaled = image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image.to(torch.float32)
-    if scaled.shape[-2:] == size:
-        return scaled
-    return F.interpolate(scaled[None], size=size, mode="bilinear", align_corners=False, antialias=False)[0]
 
 
 def _as_list(source: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

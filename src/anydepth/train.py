@@ -29,6 +29,7 @@ from anydepth.training.callbacks import ConfigGuard, ConsoleProgress
 from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.distillation import SelfDistillation
+from anydepth.training.loggers import close_loggers, log_depth_curve
 from anydepth.training.module import DetectionModule
 
 # Remarks of Lightning that ask for nothing a user of this entry point should change.
@@ -84,6 +85,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             metrics |= {
                 f"curve/{row.depth}/{key}": value for row in curve.rows for key, value in row.figures.items()
             }
+        close_loggers(trainer.loggers)
     return metrics, objects
 
 
@@ -202,6 +204,10 @@ def finish(
         files["pictures"] = draw_pictures(
             detector, data, curve, folder / "pictures", settings["pictures"], settings["threshold"]
         )
+    images = {name: path for name, path in files.items() if path.suffix == ".png"}
+    if settings["pictures"]:
+        images["pictures"] = files["pictures"] / "grid.jpg"
+    log_depth_curve(trainer.loggers, curve, images)
     console = get_console()
     print_depth_curve(curve, console)
     console.print(

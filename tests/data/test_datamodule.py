@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,6 +202,28 @@ def test_a_batch_larger_than_the_data_is_refused_before_training(root: Path) -> 
     with pytest.raises(DataError, match=r"5 images on 1 processes .* set data\.batch_size to 5 or less"):
         make_module(root, batch_size=6).setup("fit")
     make_module(root, batch_size=5).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("processes", "remedy"), [(2, r"data\.batch_size to 2"), (6, r"trainer\.devices to 5")]
+)
+def test_processes_that_get_no_batch_are_refused_before_training(
+    root: Path, processes: int, remedy: str
+) -> None:
+    module = make_module(root, batch_size=3)
+    module.trainer = SimpleNamespace(world_size=processes, global_rank=0)
+    with pytest.raises(DataError, match=rf"5 images .*{processes} processes.* set {remedy} or less"):
+        module.setup("fit")
+
+
+def test_each_process_draws_its_own_share(root: Path) -> None:
+    shares = []
+    for rank in range(2):
+        module = make_module(root)
+        module.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        shares.append(train_ids(module, epoch=0))
+    assert [len(share) for share in shares] == [1, 1]
+    assert len({*shares[0][0], *shares[1][0]}) == 4
 
 
 def test_repaired_boxes_are_reported_once(make_coco: MakeCoco, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_zoom_out_moves_the_boxes_with_their_pixels_and_fills_the_rest() -> None
 def test_crop_keeps_boxes_by_their_centre_and_clips_them() -> None:
     boxes = [[10.0 * i, 8.0 * i, 10.0 * i + 30, 8.0 * i + 20] for i in range(12)]
     view = coordinate_view(boxes)
-    crop = IoUCrop(p=1.0, scale=(0.3, 0.7), aspect=(0.5, 2.0), min_iou=(0.0,))
+    crop = IoUCrop(p=1.0, scale=(0.3, 0.7), aspect=(1.2, 2.0), min_iou=(0.0,))
     dropped = 0
     for seed in range(40):
         cropped = crop(view, generator(seed))
@@ -135,7 +135,7 @@ def test_crop_keeps_boxes_by_their_centre_and_clips_them() -> None:
         height, width = image.shape[-2:]
         assert 0.3 * WIDTH - 1 <= width <= 0.7 * WIDTH
         assert 0.3 * HEIGHT - 1 <= height <= 0.7 * HEIGHT
-        assert 0.5 <= width / height <= 2.0
+        assert 1.2 <= width / height <= 2.0
         left, top = image[0, 0, 0].item(), image[1, 0, 0].item()
         inside = [
             number
@@ -175,15 +175,15 @@ def test_crops_are_as_large_as_those_of_torchvision() -> None:
     areas: list[list[float]] = [[], []]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for seed in range(300):
+        for seed in range(150):
             image = plain(ours(view, generator(seed)))[0]
             areas[0].append(image.shape[1] * image.shape[2] / (HEIGHT * WIDTH))
             areas[1].append(theirs(sample)["image"][0].numel() / (HEIGHT * WIDTH))
     mine, reference = torch.tensor(areas)
-    # The deviation of one area is about 0.25, so that of a mean of 300 is 0.015.
-    assert abs(mine.mean() - reference.mean()) < 0.06
-    assert abs(mine.std() - reference.std()) < 0.04
-    assert abs((mine == 1).float().mean() - (reference == 1).float().mean()) < 0.08
+    # The deviation of one area is about 0.25, so that of the difference of two means of 150 is 0.03.
+    assert abs(mine.mean() - reference.mean()) < 0.08
+    assert abs(mine.std() - reference.std()) < 0.06
+    assert abs((mine == 1).float().mean() - (reference == 1).float().mean()) < 0.12
 
 
 @pytest.mark.parametrize("boxes", [[], [[5, 5, 8, 8]]])

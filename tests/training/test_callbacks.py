@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from omegaconf import DictConfig
 
 from anydepth.detector import Detector
@@ -145,15 +144,3 @@ def test_processes_with_different_configurations_do_not_train(
 def test_the_console_refreshes_after_a_positive_number_of_steps() -> None:
     with pytest.raises(ValueError, match="1 and above"):
         ConsoleProgress(refresh_steps=0)
-
-
-def test_compiled_training_runs_every_path_as_one_graph_each(
-    monkeypatch: pytest.MonkeyPatch, module: DetectionModule
-) -> None:
-    """More paths than torch.compile's default limit of graphs; `eager` keeps the test free of a C++ compiler."""
-    compiled: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
-    module.compile_forward = True
-    module.on_fit_start()
-    assert compiled == [module.detector.forward]
-    assert torch._dynamo.config.recompile_limit >= 64

@@ -206,3 +206,17 @@ def test_settings_that_do_not_exist(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         _module(build_small(), _Recorder(), **settings)
+
+
+def test_compilation_leaves_room_for_a_graph_per_path(
+    monkeypatch: pytest.MonkeyPatch, small_detector: Detector
+) -> None:
+    """By default torch.compile falls back to eager after 8 graphs, without a word."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    module = _module(small_detector, _Recorder(), compile_forward=True)
+    module.on_fit_start()
+    module.training_step(_batch(), 0)
+    assert compiled == [small_detector.forward]
+    assert torch._dynamo.config.recompile_limit >= 2 ** len(small_detector.depth_space.stages)

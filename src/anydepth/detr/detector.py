@@ -1,5 +1,6 @@
 """AnyDepth-DETR: backbone, neck and decoder behind one ``forward(images, depth)``."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,11 @@ from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.output import DenoisingQueries, DetrOutput
 from anydepth.detr.resnet import ResNet
-from anydepth.layers.macs import count_macs
+from anydepth.layers.macs import count_forward, count_macs
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 SIZE_DIVISOR = 32
+_REFINEMENT_BLOCK = re.compile(r"\.refinement\.\d+$")
 # Names of the refinement paths: one flag per backbone stage, one for the whole neck.
 STAGES = ("stage1", "stage2", "stage3", "stage4", "neck")
 
@@ -174,19 +176,20 @@ class DetrDetector(Detector):
         )
 
     def _measure_costs(self) -> DepthCosts:
-        """MACs of each removable part: what a forward at ``input_size`` costs less without it."""
+        """MACs of each removable part at ``input_size``."""
         space = self.depth_space
         images = torch.empty(1, 3, *self.input_size, device="meta")
-        whole = count_macs(self, images, depth=space.full)
-        refinements = []
-        for stage in range(len(space.stages)):
-            others = [index != stage for index in range(len(space.stages))]
-            refinements.append(whole - count_macs(self, images, depth=space.config(others)))
+        full = count_forward(self, images, depth=space.full)
+        refinements = [0] * len(space.stages)
+        for name, macs in full.macs_by_module.items():
+            if _REFINEMENT_BLOCK.search(name):
+                stage = -1 if name.startswith("neck.") else int(name.split(".")[2])
+                refinements[stage] += macs
         layers = len(self.decoder.layers)
         if layers == 1:
             return DepthCosts(tuple(refinements))
         one_less = space.config(space.full.refine, layers - 1)
-        return DepthCosts(tuple(refinements), whole - count_macs(self, images, depth=one_less))
+        return DepthCosts(tuple(refinements), full.macs - count_macs(self, images, depth=one_less))
 
 
 def _as_output(

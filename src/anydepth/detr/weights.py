@@ -77,19 +77,19 @@ def load_weights(detector: nn.Module, source: str | Path | Mapping[str, object])
             detector is left as it was.
     """
     state = read_state_dict(source)
-    layout, tensors = _recognise(state)
+    layout, names = _recognise(state)
     own = detector.state_dict()
-    plan = Plan(own, layout, tensors)
+    plan = Plan(own, layout, {name: state.tensors[key] for name, key in names.items()})
     check_architecture(plan, state.origin)
     check_shapes(plan, state.origin)
     check_frozen_norms(detector, plan, state.origin)
     with torch.no_grad():
         for key, value in plan.values.items():
             own[key].copy_(value)
-    return _report(plan, state.origin)
+    return _report(plan, names, state.origin)
 
 
-def _report(plan: Plan, origin: str) -> LoadReport:
+def _report(plan: Plan, names: Mapping[str, str], origin: str) -> LoadReport:
     return LoadReport(
         layout=plan.layout.name,
         origin=origin,
@@ -97,7 +97,7 @@ def _report(plan: Plan, origin: str) -> LoadReport:
         copied_to_skip=tuple(plan.copied),
         reinitialised=tuple(plan.class_heads),
         missing=tuple(plan.missing),
-        unused=tuple(plan.unused),
+        unused=tuple(names[name] for name in plan.unused),
         notes=tuple(_notes(plan)),
     )
 
@@ -113,28 +113,28 @@ def _notes(plan: Plan) -> list[str]:
     return notes
 
 
-def _recognise(state: StateDict) -> tuple[Layout, dict[str, Tensor]]:
-    """The layout of a state dict, and its tensors under the full names of that layout."""
-    names = plain_names(state.tensors)
-    tensors = {names[key]: value for key, value in state.tensors.items()}
+def _recognise(state: StateDict) -> tuple[Layout, dict[str, str]]:
+    """The layout of a state dict, and its keys by the full name that they have in that layout."""
+    plain = {name: key for key, name in plain_names(state.tensors).items()}
     for layout in LAYOUTS:
-        prefix = layout.prefix_in(tensors)
+        prefix = layout.prefix_in(plain)
         if prefix is not None:
-            return layout, _join_tied(layout, {prefix + key: value for key, value in tensors.items()})
+            names = {prefix + name: key for name, key in plain.items()}
+            return layout, _join_tied(layout, names, state.tensors)
     raise WeightsError(
-        f"{state.origin}: unknown layout, its keys begin with {_first(list(tensors))}; known are "
+        f"{state.origin}: unknown layout, its keys begin with {_first(list(state.tensors))}; known are "
         f"{', '.join(layout.name for layout in LAYOUTS)}"
     )
 
 
-def _join_tied(layout: Layout, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _join_tied(layout: Layout, names: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Drop what a file holds twice, and move what it holds only under the second name."""
-    joined = dict(tensors)
-    for key, value in tensors.items():
-        if key.startswith(layout.tied):
-            first = joined.setdefault(layout.tied_to + key, value)
-            if torch.equal(first, value):
-                del joined[key]
+    joined = dict(names)
+    for name, key in names.items():
+        if name.startswith(layout.tied):
+            first = joined.setdefault(layout.tied_to + name, key)
+            if torch.equal(tensors[first], tensors[key]):
+                del joined[name]
     return joined
 
 

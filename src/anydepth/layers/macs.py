@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,13 @@ class ForwardCount:
             attention. Not counted are norms, activations, softmax, element-wise arithmetic, pooling,
             resizing, ``grid_sample`` and top-k.
         parameters: Parameters (single numbers, not tensors) that at least one operation read.
+        macs_by_module: The share of every submodule that ran, by its name; submodules are part of their
+            parents' share.
     """
 
     macs: int
     parameters: int
+    macs_by_module: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
 def count_macs(module: nn.Module, *args: object, **kwargs: object) -> int:
@@ -63,7 +66,13 @@ def count_forward(module: nn.Module, *args: object, **kwargs: object) -> Forward
     with _eval_mode(module), torch.no_grad(), reads, flops:
         functional_call(module, {**parameters, **buffers}, meta_args, meta_kwargs)
     run = sum(parameters[name].numel() for name in reads.read)
-    return ForwardCount(macs=int(flops.get_total_flops()) // 2, parameters=run)
+    # The counter puts the class of the whole module in front of the names.
+    by_module = {
+        name.partition(".")[2]: int(sum(counts.values())) // 2
+        for name, counts in flops.get_flop_counts().items()
+        if "." in name
+    }
+    return ForwardCount(int(flops.get_total_flops()) // 2, run, by_module)
 
 
 class _ReadRecorder(TorchFunctionMode):

@@ -6,7 +6,6 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ProgressBar
 from rich import get_console
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -67,7 +66,6 @@ class ConsoleProgress(ProgressBar):
             raise ValueError(f"refresh_steps={refresh_steps}: allowed are 1 and above")
         self.refresh_steps = refresh_steps
         self._enabled = True
-        self._console: Console = get_console()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -82,7 +80,7 @@ class ConsoleProgress(ProgressBar):
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
         if self._enabled:
-            self._console.print(*args, **kwargs)
+            get_console().print(*args, **kwargs)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
@@ -97,7 +95,7 @@ class ConsoleProgress(ProgressBar):
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[state]}"),
-            console=self._console,
+            console=get_console(),
             transient=True,
         )
         self._progress.start()
