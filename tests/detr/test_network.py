@@ -1,7 +1,7 @@
 """Sizes and costs of the named networks, and what a detector does around its network.
 
-Expected counts are those of the specification (1.1, 1.3, 1.7, 2, 5.1, 5.2), which takes them from the logs and
-the released files of the authors.
+Expected counts are those of the specification (1.1, 1.3, 1.7, 2, 5.1, 5.2), which takes them from
+the logs and the released files of the authors.
 """
 
 from functools import cache

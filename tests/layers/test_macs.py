@@ -94,3 +94,11 @@ def test_weights_that_a_fused_module_uses_without_calling_the_child_count_as_run
     assert count_forward(module, torch.empty(1, 10, 8)).parameters == sum(
         p.numel() for p in module.parameters()
     )
+
+
+def test_the_share_of_every_submodule_that_ran_is_listed() -> None:
+    module = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Sequential(nn.ReLU(), nn.Linear(6, 2, bias=False)))
+    shares = count_forward(module, torch.empty(3, 4)).macs_by_module
+    assert {name: macs for name, macs in shares.items() if macs} == {"0": 3 * 24, "1": 3 * 12, "1.1": 3 * 12}
+    branches = count_forward(_TwoBranches(), torch.empty(1, 4), deep=False)
+    assert dict(branches.macs_by_module) == {"always": 16}
