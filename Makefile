@@ -9,11 +9,8 @@ ARGS ?=
 # Tests use one process per core with one thread each, so that they do not fight over the cores.
 TEST_WORKERS ?= auto
 
-# Idle threads sleep instead of spinning: on a CPU that is shared with other work this is several times faster.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr test lint types check lock sample-data clean
+.PHONY: help setup train-detr test bench-step lint types check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -38,6 +35,9 @@ train-detr: setup ## Train AnyDepth-DETR (the embedded sample unless ARGS says o
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+bench-step: setup ## Compare a step of any-depth training with a full-only step (ARGS="--help" lists options)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/benchmark_step.py $(ARGS)
 
 lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
 	$(BIN)/ruff check .

@@ -310,7 +310,7 @@ def test_costs_are_measured_once_and_only_when_needed() -> None:
         return DepthCosts((1, 2))
 
     space = DepthSpace(stages=("one", "two"), costs=measure)
-    assert space.parse("one") in space.ladder()
+    assert space.parse("two") in space.ladder()
     assert calls == []
     assert space.parse("1/2") in space.ladder("cost")
     assert calls == [1]

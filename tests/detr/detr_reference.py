@@ -17,11 +17,11 @@ from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.detr.build import build_detr
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.weight_layouts import TRANSFORMERS_5
+from anydepth.detr.weight_layouts import TRANSFORMERS_5, Layout
 from anydepth.detr.weight_plan import plain_names
 
 # Small enough to build by the hundred; stages of different depth, so that no two of them can be mixed up.
-SMALL: dict[str, object] = {
+SMALL: dict[str, Any] = {
     "blocks": [2, 3, 4, 2],
     "widths": [8, 12, 16, 20],
     "hidden_dim": 16,
@@ -220,3 +220,23 @@ def count_calls(module: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     for handle in handles:
         handle.remove()
     return calls
+
+
+def written_as(detector: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """The state dict of a detector in the names of a layout; what the layout has no name for is left out."""
+    state = detector.state_dict()
+    written: dict[str, Tensor] = {}
+    for key, plain_name in plain_names(state).items():
+        names = layout.foreign_keys(plain_name)
+        if names:
+            written |= dict(
+                zip(names, state[key].chunk(len(names)) if len(names) > 1 else [state[key]], strict=True)
+            )
+    return written
+
+
+def assert_equal_weights(found: nn.Module, wanted: nn.Module, *, skip_is_full: bool = False) -> None:
+    expected = wanted.state_dict()
+    for key, value in found.state_dict().items():
+        source = key.replace(".skip.", ".full.") if skip_is_full else key
+        assert torch.equal(value, expected[source]), key

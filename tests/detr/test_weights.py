@@ -1,4 +1,4 @@
-"""Weights of other projects: names by the specification (5.1 to 5.4), refusals, reports."""
+"""Loading weights: class heads, kinds of files, refusals, reports."""
 
 import copy
 import io
@@ -6,12 +6,10 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torchvision
-from detr_reference import SMALL, build, build_again, randomise, reference_network
+from detr_reference import SMALL, assert_equal_weights, build, build_again, randomise, written_as
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,8 +17,6 @@ import anydepth
 from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
 from anydepth.detr.weight_files import WeightsError
-from anydepth.detr.weight_layouts import LAYOUTS, Layout
-from anydepth.detr.weight_plan import plain_names
 from anydepth.detr.weights import load_weights
 
 SMALL_DEEP = {**SMALL, "stem": "deep"}
@@ -43,259 +39,8 @@ def plain() -> DetrDetector:
     return detector
 
 
-def written_as(detector: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """The state dict of a detector in the names of a layout; what the layout has no name for is left out."""
-    state = detector.state_dict()
-    written: dict[str, Tensor] = {}
-    for key, plain_name in plain_names(state).items():
-        names = layout.foreign_keys(plain_name)
-        if names:
-            written |= dict(
-                zip(names, state[key].chunk(len(names)) if len(names) > 1 else [state[key]], strict=True)
-            )
-    return written
-
-
-def assert_equal_weights(found: nn.Module, wanted: nn.Module, *, skip_is_full: bool = False) -> None:
-    expected = wanted.state_dict()
-    for key, value in found.state_dict().items():
-        source = key.replace(".skip.", ".full.") if skip_is_full else key
-        assert torch.equal(value, expected[source]), key
-
-
 def snapshot(detector: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in detector.state_dict().items()}
-
-
-# -- names -----------------------------------------------------------------------------------------------
-
-
-def bn(prefix: str, tracked: bool = True) -> set[str]:
-    names = {"weight", "bias", "running_mean", "running_var"} | (
-        {"num_batches_tracked"} if tracked else set()
-    )
-    return {f"{prefix}.{name}" for name in names}
-
-
-def linear(*prefixes: str) -> set[str]:
-    return {f"{prefix}.{name}" for prefix in prefixes for name in ("weight", "bias")}
-
-
-def rtdetr_neck_and_decoder() -> set[str]:
-    """Names of RT-DETR v1 with three levels, no conv3 and six decoder layers, specification 5.1."""
-    keys: set[str] = set()
-    for level in range(3):
-        keys |= {f"encoder.input_proj.{level}.0.weight"} | bn(f"encoder.input_proj.{level}.1")
-        keys |= {f"decoder.input_proj.{level}.conv.weight"} | bn(f"decoder.input_proj.{level}.norm")
-    layer = "encoder.encoder.0.layers.0"
-    keys |= {f"{layer}.self_attn.in_proj_weight", f"{layer}.self_attn.in_proj_bias"}
-    keys |= linear(
-        *(f"{layer}.{name}" for name in ("self_attn.out_proj", "linear1", "linear2", "norm1", "norm2"))
-    )
-    convs = [f"encoder.{kind}.{j}" for kind in ("lateral_convs", "downsample_convs") for j in range(2)]
-    for block in (f"encoder.{kind}.{j}" for kind in ("fpn_blocks", "pan_blocks") for j in range(2)):
-        convs += [f"{block}.conv1", f"{block}.conv2"]
-        convs += [f"{block}.bottlenecks.{r}.conv{c}" for r in range(3) for c in (1, 2)]
-    for conv in convs:
-        keys |= {f"{conv}.conv.weight"} | bn(f"{conv}.norm")
-    for index in range(6):
-        layer = f"decoder.decoder.layers.{index}"
-        keys |= {f"{layer}.self_attn.in_proj_weight", f"{layer}.self_attn.in_proj_bias"}
-        keys |= linear(*(f"{layer}.{name}" for name in ("self_attn.out_proj", "linear1", "linear2")))
-        keys |= linear(*(f"{layer}.norm{number}" for number in (1, 2, 3)))
-        parts = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
-        keys |= linear(*(f"{layer}.cross_attn.{part}" for part in parts))
-        keys |= linear(f"decoder.dec_score_head.{index}")
-        keys |= linear(*(f"decoder.dec_bbox_head.{index}.layers.{number}" for number in range(3)))
-    keys |= {"decoder.denoising_class_embed.weight"} | linear("decoder.enc_score_head")
-    keys |= linear("decoder.enc_output.0", "decoder.enc_output.1")
-    keys |= linear(*(f"decoder.query_pos_head.layers.{number}" for number in range(2)))
-    return keys | linear(*(f"decoder.enc_bbox_head.layers.{number}" for number in range(3)))
-
-
-def rtdetr_r50() -> set[str]:
-    """Names of rtdetr_r50vd_6x_coco_from_paddle.pth, specification 5.1."""
-    keys = rtdetr_neck_and_decoder()
-    convs = [f"conv1.conv1_{number}" for number in (1, 2, 3)] + ["res_layers.0.blocks.0.short"]
-    convs += [f"res_layers.{stage}.blocks.0.short.conv" for stage in (1, 2, 3)]
-    for stage, count in enumerate((3, 4, 6, 3)):
-        convs += [
-            f"res_layers.{stage}.blocks.{block}.branch2{part}" for block in range(count) for part in "abc"
-        ]
-    for conv in convs:
-        keys |= {f"backbone.{conv}.conv.weight"} | bn(f"backbone.{conv}.norm", tracked=False)
-    return keys
-
-
-def anydepth_r50() -> set[str]:
-    """Names of checkpoint0067_resnet50vd_AP_53.1.pth of AnyDepth-DETR's authors, specification 5.2."""
-    keys = set()
-    for key in rtdetr_neck_and_decoder():
-        key = re.sub(r"^(encoder\.input_proj\.\d)\.0\.", r"\1.conv.", key)
-        keys.add(re.sub(r"^(encoder\.input_proj\.\d)\.1\.", r"\1.norm.", key))
-    for key in set(keys):
-        if key.startswith("encoder.") and not re.search(r"bottlenecks\.[12]", key):
-            keys.add(re.sub(r"\.(norm\d?)\.", r".\1_skippable.", key))
-    keys |= {"backbone.conv1.weight"} | bn("backbone.bn1", tracked=False)
-    for stage, (count, essential) in enumerate(zip((3, 4, 6, 3), (2, 2, 3, 2), strict=True), start=1):
-        for block in range(count):
-            for conv in (1, 2, 3):
-                name = f"backbone.layer{stage}.{block}"
-                keys |= {f"{name}.conv{conv}.weight"} | bn(f"{name}.bn{conv}", tracked=False)
-                if block < essential:
-                    keys |= bn(f"{name}.bn{conv}_skip", tracked=False)
-        first = 0 if stage == 1 else 1
-        keys |= {f"backbone.layer{stage}.0.downsample.{first}.weight"}
-        keys |= bn(f"backbone.layer{stage}.0.downsample.{first + 1}", tracked=False)
-    return keys
-
-
-@pytest.mark.parametrize(
-    ("name", "layout", "keys", "count"),
-    [
-        ("rtdetr_r50", layouts.RTDETR_V1, rtdetr_r50(), 736),
-        ("detr_r50", layouts.ANYDEPTH, anydepth_r50(), 953),
-    ],
-    ids=["rtdetr_v1", "anydepth_authors"],
-)
-def test_written_names_are_those_of_the_released_files(
-    name: str, layout: Layout, keys: set[str], count: int
-) -> None:
-    # Counts: specification 5.1 and 5.2.
-    assert len(keys) == count
-    with torch.device("meta"):
-        detector = build(name, freeze_backbone_norms=True)
-    assert set(written_as(detector, layout)) == keys
-
-
-def test_both_spellings_of_transformers_are_written() -> None:
-    # The names inside transformers 5 are checked by the strict loading of test_parity.py; hub files keep the
-    # old ones (specification 5.4).
-    with torch.device("meta"):
-        detector = build("rtdetr_r18")
-    old = written_as(detector, layouts.TRANSFORMERS)
-    assert {
-        "model.encoder.encoder.0.layers.0.self_attn.q_proj.weight",
-        "model.encoder.encoder.0.layers.0.self_attn.out_proj.bias",
-        "model.encoder.encoder.0.layers.0.fc1.weight",
-        "model.encoder.encoder.0.layers.0.final_layer_norm.bias",
-        "model.decoder.layers.2.encoder_attn.sampling_offsets.weight",
-        "model.decoder.layers.2.encoder_attn_layer_norm.weight",
-        "model.decoder.layers.2.fc2.weight",
-        "model.backbone.model.encoder.stages.1.layers.0.shortcut.1.normalization.running_var",
-    } <= set(old)
-    inside = set(reference_network(detector, [2, 2, 2, 2], 3).state_dict())
-    renamed = {
-        key.replace(".out_proj.", ".o_proj.").replace("encoder.encoder.0", "encoder.aifi.0") for key in old
-    }
-    assert {re.sub(r"\.fc([12])\.", r".mlp.fc\1.", key) for key in renamed} == inside
-
-
-# -- every layout, there and back ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_weights_written_in_a_layout_come_back(
-    layout: Layout, deep: DetrDetector, plain: DetrDetector
-) -> None:
-    has_plain_stem = layout in (layouts.ANYDEPTH, layouts.ADAPTIVE_DEPTH_RESNET, layouts.TORCHVISION_RESNET)
-    detector = plain if has_plain_stem else deep
-    backbone_only = layout in (layouts.ADAPTIVE_DEPTH_RESNET, layouts.TORCHVISION_RESNET)
-    source = detector.backbone if backbone_only else detector
-    file = written_as(detector, layout)
-    if backbone_only:
-        file = {
-            key.removeprefix("backbone."): value for key, value in file.items() if key.startswith("backbone.")
-        }
-    target = build_again(detector)
-    report = load_weights(target, file)
-    assert report.layout == layout.name
-    assert report.unused == report.reinitialised == ()
-    assert all(key.startswith(("neck.", "decoder.")) for key in report.missing)
-    assert bool(report.missing) == backbone_only
-    # Only our own layout, the authors' and adaptive depth networks' have both norm sets.
-    one_set = "skip" not in "".join(file)
-    assert bool(report.copied_to_skip) == one_set
-    found = target.backbone if backbone_only else target
-    assert_equal_weights(found, source, skip_is_full=one_set)
-    keys = set(report.loaded) | set(report.copied_to_skip) | set(report.missing)
-    assert {key for key in target.state_dict() if "num_batches" not in key} <= keys
-
-
-def test_weights_without_step_counters_are_complete(deep: DetrDetector) -> None:
-    # Frozen norms and transformers' files have none.
-    file = {
-        key: value for key, value in written_as(deep, layouts.RTDETR_V1).items() if "num_batches" not in key
-    }
-    report = load_weights(build_again(deep), file)
-    assert report.missing == ()
-
-
-def test_tables_that_version_two_stores_are_no_leftovers(deep: DetrDetector) -> None:
-    # Specification 5.1: buffers of RT-DETR v2 that v1 does not store.
-    extra = {
-        "decoder.anchors": torch.ones(1, 10, 4),
-        "decoder.valid_mask": torch.ones(1, 10, 1),
-        "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.ones(12),
-    }
-    report = load_weights(build_again(deep), written_as(deep, layouts.RTDETR_V2) | extra)
-    assert (report.layout, report.unused) == ("RT-DETR v2", ())
-
-
-@pytest.mark.parametrize("keep_first", [True, False])
-def test_heads_that_transformers_stores_twice_are_accepted_under_either_name(
-    deep: DetrDetector, keep_first: bool
-) -> None:
-    file = written_as(deep, layouts.TRANSFORMERS)
-    for key in list(file):
-        for head in ("class_embed.", "bbox_embed."):
-            if key.startswith(f"model.decoder.{head}"):
-                file[key.removeprefix("model.decoder.")] = file[key]
-                if not keep_first:
-                    del file[key]
-    target = build_again(deep)
-    report = load_weights(target, file)
-    assert report.missing == report.unused == ()
-    assert_equal_weights(target, deep, skip_is_full=True)
-
-
-def test_a_second_copy_of_the_heads_that_differs_is_reported(deep: DetrDetector) -> None:
-    file = written_as(deep, layouts.TRANSFORMERS)
-    file["class_embed.0.bias"] = file["model.decoder.class_embed.0.bias"] + 1
-    assert load_weights(build_again(deep), file).unused == ("class_embed.0.bias",)
-
-
-def test_fixed_depth_weights_of_ours_fill_an_any_depth_detector_and_back(deep: DetrDetector) -> None:
-    fixed = build_again(deep, any_depth=False)
-    load_weights(fixed, deep.state_dict())
-    again = build_again(deep)
-    report = load_weights(again, fixed.state_dict())
-    assert len(report.copied_to_skip) > 0
-    assert report.missing == report.unused == ()
-    assert_equal_weights(again, deep, skip_is_full=True)
-    images = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        assert torch.equal(fixed(images).logits, deep(images).logits)
-
-
-def test_torchvision_backbone_loads_but_for_the_shortcut_that_it_does_not_have() -> None:
-    source = torchvision.models.resnet18(weights=None)
-    sizes: dict[str, Any] = {"blocks": [2, 2, 2, 2], "widths": [64, 128, 256, 512], "stem": "plain"}
-    detector = build("detr_tiny", 5, **{**SMALL, **sizes})
-    report = load_weights(detector, source.state_dict())
-    assert torch.equal(detector.backbone.stem[0].conv.weight, source.conv1.weight)
-    refinement = detector.backbone.stages[2].refinement[0]
-    assert torch.equal(refinement.conv2.norm.full.running_var, source.layer3[1].bn2.running_var)
-    assert torch.equal(
-        detector.backbone.stages[1].essential[0].shortcut.project.conv.weight,
-        source.layer2[0].downsample[0].weight,
-    )
-    missing = [key for key in report.missing if key.startswith("backbone.")]
-    assert missing
-    assert all(key.startswith("backbone.stages.0.essential.0.shortcut.") for key in missing)
-    assert report.unused == ("fc.weight", "fc.bias")
-    assert "image_mean" in str(report)
-    assert "backbone only" in str(report)
 
 
 # -- class heads -----------------------------------------------------------------------------------------
