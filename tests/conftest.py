@@ -55,6 +55,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
+def small_run() -> tuple[str, ...]:
+    """The settings of a small training run, as text for the command line."""
+    return SMALL_RUN
+
+
+@pytest.fixture
 def build_small() -> Callable[..., Detector]:
     """Builds small detectors of two classes; equal seeds give equal weights."""
 

@@ -55,12 +55,12 @@ def test_training_starts_from_given_weights(compose_run: Compose, tmp_path: Path
         torch.testing.assert_close(one, two, rtol=0, atol=1e-20, msg=name)
 
 
-def test_two_processes_train_together_and_one_of_them_writes(tmp_path: Path) -> None:
+def test_two_processes_train_together_and_one_of_them_writes(
+    tmp_path: Path, small_run: tuple[str, ...]
+) -> None:
     """The real command line; steps leave parameters unused, and 19 images do not divide by 2."""
-    from conftest import SMALL_RUN  # the command line gets the settings as text
-
     settings = [
-        *SMALL_RUN,
+        *small_run,
         *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false"),
         *("depth_schedule=random", "optim.epochs=1", "trainer.limit_train_batches=1"),
         *("trainer.limit_val_batches=null", "curve.depths=[full,minimal]", "curve.latency_repetitions=0"),

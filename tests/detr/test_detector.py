@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detr_reference import SMALL, build, build_again
+from detr_reference import SMALL, build, build_again, randomise
 from torch import Tensor
 
 from anydepth.depth import DepthError
@@ -101,6 +101,18 @@ def test_every_parameter_gets_a_gradient_from_both_extremes_together(small: Detr
     assert all(torch.isfinite(parameter.grad).all() for parameter in small.parameters())
 
 
+def test_the_box_of_a_layer_also_trains_the_box_head_of_the_layer_before(small: DetrDetector) -> None:
+    # "Look forward twice" (specification 1.4): the reference that a box is added to is not detached, but the
+    # one that positions and sampling points come from is.
+    randomise(small)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    small.train()(images).boxes_cxcywh.square().sum().backward()
+    trained = [head.layers[2].weight.grad for head in small.decoder.dec_bbox_head]
+    assert not trained[0].any()
+    assert trained[1].abs().max() > 0
+    assert trained[2].abs().max() > 0
+
+
 def test_a_path_trains_its_own_norm_sets_only(small: DetrDetector) -> None:
     small.train()
     small(torch.rand(2, 3, 64, 64), "minimal").logits.sum().backward()
@@ -151,22 +163,27 @@ def test_one_query_may_give_several_classes() -> None:
 
 def test_predict_takes_arrays_and_tensors_and_keeps_the_mode(small: DetrDetector) -> None:
     generator = torch.Generator().manual_seed(1)
-    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=generator)
+    image = torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8, generator=generator)
     small.train()
     by_array, by_tensor, by_float = small.predict(
         [image.permute(1, 2, 0).numpy(), image, image / 255], depth="minimal", threshold=0, batch_size=2
     )
     assert small.training
     assert small.backbone.training
-    for found in (by_array, by_float):
+    for found in (by_array, by_float, *small.predict(image, depth="minimal", threshold=0)):
         torch.testing.assert_close(found.boxes_xyxy, by_tensor.boxes_xyxy, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(found.scores, by_tensor.scores, atol=1e-5, rtol=1e-4)
-    assert len(by_tensor) == 12
-    assert (by_tensor.scores.diff() <= 0).all()
-    assert by_tensor.boxes_xyxy[:, 2].max() <= 70
-    assert by_tensor.boxes_xyxy[:, 3].max() <= 50
-    (single,) = small.predict(image, depth="minimal", threshold=0)
-    torch.testing.assert_close(single.scores, by_tensor.scores, atol=1e-5, rtol=1e-4)
+
+
+def test_predictions_are_in_pixels_of_the_original_image(small: DetrDetector) -> None:
+    randomise(small)
+    (found,) = small.predict(torch.rand(3, 60, 200), threshold=0)
+    assert len(found) == 12
+    assert (found.scores.diff() <= 0).all()
+    assert found.boxes_xyxy.min() >= 0
+    # Wider than high: horizontal coordinates go beyond what fits vertically.
+    assert 60 < found.boxes_xyxy[:, [0, 2]].max() <= 200
+    assert 0 < found.boxes_xyxy[:, [1, 3]].max() <= 60
 
 
 def test_predict_leaves_out_what_is_below_the_threshold(small: DetrDetector) -> None:

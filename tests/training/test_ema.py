@@ -110,6 +110,8 @@ def test_after_a_fit_the_detector_holds_the_average_until_the_next_fit(small_det
     fit.state.state.fn = TrainerFn.VALIDATING
     fit.hook("on_validation_start")
     assert _equal(fit.weights(), averaged)
+    fit.hook("on_validation_end")
+    assert _equal(fit.weights(), averaged)
     fit.hook("on_fit_start")
     assert _equal(fit.weights(), training)
 

@@ -207,13 +207,14 @@ class RTDETRDecoder(nn.Module):
             with without_autocast(queries.device):
                 hidden = queries.float()
                 delta = self.dec_bbox_head[index](hidden)
-                # "Look forward twice": a layer's loss also trains the box that the layer before it predicted.
-                boxes = (delta + inverse_sigmoid(attached)).sigmoid()
+                boxes = (delta + inverse_sigmoid(reference)).sigmoid()
                 if self.training or index == num_layers - 1:
                     all_logits.append(self.dec_score_head[index](hidden))
-                    all_boxes.append(boxes)
-            attached = boxes if self.training else boxes.detach()
-            reference = boxes.detach()
+                    # "Look forward twice" (DINO): a layer's loss also trains the box that the layer before it
+                    # predicted, and no earlier one.
+                    twice = (delta + inverse_sigmoid(attached)).sigmoid() if self.training else boxes
+                    all_boxes.append(twice)
+            attached, reference = boxes, boxes.detach()
         return torch.stack(all_logits), torch.stack(all_boxes)
 
 
