@@ -64,6 +64,15 @@ def test_classes_that_were_changed_after_building_are_saved(small_detector: Dete
     assert torch.equal(_logits(loaded, "full"), _logits(small_detector, "full"))
 
 
+def test_whoever_may_read_other_files_of_a_run_may_read_its_weights(
+    small_detector: Detector, tmp_path: Path
+) -> None:
+    saved = zoo.save(small_detector, tmp_path / "weights.safetensors")
+    other = tmp_path / "other"
+    other.touch()
+    assert saved.stat().st_mode == other.stat().st_mode
+
+
 def test_unknown_name_lists_the_names() -> None:
     with pytest.raises(zoo.ZooError, match=r"'detr_r5'.*detr_r50"):
         anydepth.build("detr_r5")

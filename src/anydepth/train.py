@@ -21,7 +21,6 @@ from anydepth.data.datamodule import CocoDataModule
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
-from anydepth.images import read_image
 from anydepth.report.pictures import Panel, grid, save_picture, side_by_side
 from anydepth.report.tables import print_depth_curve, write_depth_curve
 from anydepth.structures import Detections
@@ -229,9 +228,7 @@ def draw_pictures(
     depths = list({by_cost[0].depth: by_cost[0], by_cost[-1].depth: by_cost[-1]}.values())
     rows = []
     for row in np.unique(np.linspace(0, len(index) - 1, count).round().astype(int)).tolist():
-        image = read_image(index.path(row))
-        if tuple(image.shape[-2:]) != tuple(index.sizes[row]):
-            image = read_image(index.path(row), upright=False)
+        image = index.read_image(row)
         boxes, labels = (torch.from_numpy(array) for array in index.training_boxes(row))
         panels = [Panel("ground truth", Detections(boxes, torch.ones(len(boxes)), labels), show_scores=False)]
         for depth in depths:

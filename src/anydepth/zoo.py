@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from anydepth.detector import Detector
@@ -88,7 +88,8 @@ def save(detector: Detector, path: str | Path) -> Path:
     }
     weights = {key: value.cpu().contiguous() for key, value in detector.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(weights, partial, metadata)
+        # Not save_file, which lets nobody but the writer read the file.
+        partial.write_bytes(serialize(weights, metadata))
     return Path(path)
 
 

@@ -49,7 +49,7 @@ def predict(
 def assert_same_predictions(
     ours: DetrDetector, theirs: RTDetrForObjectDetection, size: tuple[int, int], depth: str
 ) -> None:
-    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(7))
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(6))
     wanted = predict(theirs, theirs.model.enc_score_head, images)
     found = predict(ours, ours.decoder.enc_score_head, images, ours.depth_space.parse(depth))
     assert torch.equal(found[2], wanted[2])
