@@ -35,6 +35,8 @@ SMALL: dict[str, Any] = {
     "denoising_queries": 6,
     "input_size": [96, 96],
 }
+SMALL_DEEP = {**SMALL, "stem": "deep"}
+SMALL_PLAIN = {**SMALL, "stem": "plain"}
 
 
 def build(name: str, num_classes: int = 80, seed: int = 0, **overrides: Any) -> DetrDetector:

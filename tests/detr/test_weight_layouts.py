@@ -11,7 +11,6 @@ from detr_reference import (
     assert_equal_weights,
     build,
     build_again,
-    randomise,
     reference_network,
     written_as,
 )
@@ -20,26 +19,6 @@ from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
 from anydepth.detr.weight_layouts import LAYOUTS, Layout
 from anydepth.detr.weights import load_weights
-
-SMALL_DEEP = {**SMALL, "stem": "deep"}
-SMALL_PLAIN = {**SMALL, "stem": "plain"}
-
-
-@pytest.fixture(scope="module")
-def deep() -> DetrDetector:
-    """An any-depth detector whose two norm sets differ, with the deep stem."""
-    detector = build("detr_tiny", 5, **SMALL_DEEP)
-    randomise(detector)
-    return detector
-
-
-@pytest.fixture(scope="module")
-def plain() -> DetrDetector:
-    """The same with the plain stem."""
-    detector = build("detr_tiny", 5, **SMALL_PLAIN)
-    randomise(detector, seed=2)
-    return detector
-
 
 # -- names -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detr_reference import SMALL, assert_equal_weights, build, build_again, randomise, written_as
+from detr_reference import assert_equal_weights, build, build_again, written_as
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,25 +18,6 @@ from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
 from anydepth.detr.weight_files import WeightsError
 from anydepth.detr.weights import load_weights
-
-SMALL_DEEP = {**SMALL, "stem": "deep"}
-SMALL_PLAIN = {**SMALL, "stem": "plain"}
-
-
-@pytest.fixture(scope="module")
-def deep() -> DetrDetector:
-    """An any-depth detector whose two norm sets differ, with the deep stem."""
-    detector = build("detr_tiny", 5, **SMALL_DEEP)
-    randomise(detector)
-    return detector
-
-
-@pytest.fixture(scope="module")
-def plain() -> DetrDetector:
-    """The same with the plain stem."""
-    detector = build("detr_tiny", 5, **SMALL_PLAIN)
-    randomise(detector, seed=2)
-    return detector
 
 
 def snapshot(detector: nn.Module) -> dict[str, Tensor]:

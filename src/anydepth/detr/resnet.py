@@ -5,12 +5,13 @@ ResNets of the paper; the stem is either RT-DETR's deep one or the 7x7 of adapti
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
 from anydepth.layers.conv import ConvNorm
-from anydepth.layers.norm import batch_norm
+from anydepth.layers.norm import SwitchableNorm, batch_norm
 from anydepth.layers.stage import DepthStage
 
 Block = Literal["basic", "bottleneck"]
@@ -40,20 +41,9 @@ class BasicBlock(nn.Module):
         self, *, in_channels: int, width: int, stride: int, project: bool, switchable: bool, frozen: bool
     ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(
-            in_channels=in_channels,
-            out_channels=width,
-            kernel_size=3,
-            stride=stride,
-            norm=batch_norm(width, switchable=switchable, frozen=frozen),
-            activation=nn.ReLU(inplace=True),
-        )
-        self.conv2 = ConvNorm(
-            in_channels=width,
-            out_channels=width,
-            kernel_size=3,
-            norm=batch_norm(width, switchable=switchable, frozen=frozen),
-        )
+        make_norm = partial(batch_norm, switchable=switchable, frozen=frozen)
+        self.conv1 = _conv_relu(in_channels, width, 3, make_norm(width), stride)
+        self.conv2 = ConvNorm(in_channels=width, out_channels=width, kernel_size=3, norm=make_norm(width))
         self.shortcut = Shortcut(in_channels, width, stride, frozen) if project else nn.Identity()
         self.activation = nn.ReLU(inplace=True)
 
@@ -83,26 +73,11 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = width * self.expansion
-        self.conv1 = ConvNorm(
-            in_channels=in_channels,
-            out_channels=width,
-            kernel_size=1,
-            norm=batch_norm(width, switchable=switchable, frozen=frozen),
-            activation=nn.ReLU(inplace=True),
-        )
-        self.conv2 = ConvNorm(
-            in_channels=width,
-            out_channels=width,
-            kernel_size=3,
-            stride=stride,
-            norm=batch_norm(width, switchable=switchable, frozen=frozen),
-            activation=nn.ReLU(inplace=True),
-        )
+        make_norm = partial(batch_norm, switchable=switchable, frozen=frozen)
+        self.conv1 = _conv_relu(in_channels, width, 1, make_norm(width))
+        self.conv2 = _conv_relu(width, width, 3, make_norm(width), stride)
         self.conv3 = ConvNorm(
-            in_channels=width,
-            out_channels=out_channels,
-            kernel_size=1,
-            norm=batch_norm(out_channels, switchable=switchable, frozen=frozen),
+            in_channels=width, out_channels=out_channels, kernel_size=1, norm=make_norm(out_channels)
         )
         self.shortcut = Shortcut(in_channels, out_channels, stride, frozen) if project else nn.Identity()
         self.activation = nn.ReLU(inplace=True)
@@ -221,16 +196,23 @@ class ResNet(nn.Module):
                 parameter.requires_grad_(False)
 
 
+def _conv_relu(
+    in_channels: int, out_channels: int, kernel_size: int, norm: SwitchableNorm, stride: int = 1
+) -> ConvNorm:
+    return ConvNorm(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        norm=norm,
+        activation=nn.ReLU(inplace=True),
+    )
+
+
 def _make_stem(kind: Stem, width: int, frozen: bool) -> nn.Sequential:
     def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> ConvNorm:
-        return ConvNorm(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-            norm=batch_norm(out_channels, frozen=frozen),
-            activation=nn.ReLU(inplace=True),
-        )
+        norm = batch_norm(out_channels, frozen=frozen)
+        return _conv_relu(in_channels, out_channels, kernel_size, norm, stride)
 
     if kind == "deep":
         half = width // 2
