@@ -71,17 +71,19 @@ class Stepper:
 
     def losses(self, kind: str) -> torch.Tensor:
         """The summed losses of the paths of a kind, a scalar."""
-        full = self.forward("full")
+        with autocast(self.device, self.setting.precision):
+            stem = self.detector.stem_features(self.images)
+        full = self.forward("full", stem)
         taught = self.objective.supervised(full, self.targets)
         if kind == "full-only":
             return taught.total
-        minimal = self.forward("minimal")
+        minimal = self.forward("minimal", stem)
         return taught.total + self.objective.distilled(minimal, full, self.targets, taught).total
 
-    def forward(self, depth: str) -> DetectorOutput:
+    def forward(self, depth: str, stem: torch.Tensor) -> DetectorOutput:
         """Run one path in the precision that is measured."""
         with autocast(self.device, self.setting.precision):
-            output: DetectorOutput = self.detector(self.images, depth, self.targets)
+            output: DetectorOutput = self.detector(self.images, depth, self.targets, stem)
         return output
 
     def synchronize(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace, LadderOrder, is_monotone
+from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace, LadderOrder
 
 # GMACs that each part of AnyDepth-DETR-R50 saves: specification of the network, section 2.
 R50_COSTS = DepthCosts((1783, 3565, 5348, 1783, 13128), decoder_layer=959)
@@ -206,7 +206,6 @@ def assert_ladder(space: DepthSpace, chain: list[DepthConfig]) -> None:
 def test_ladders_remove_one_part_at_a_time(space: DepthSpace, order: LadderOrder) -> None:
     chain = space.ladder(order)
     assert_ladder(space, chain)
-    assert is_monotone(chain)
     assert [space.saving(config) for config in chain] == sorted(space.saving(config) for config in chain)
 
 
@@ -263,12 +262,6 @@ def neighbours(config: DepthConfig) -> Iterator[DepthConfig]:
 def test_a_measured_ladder_names_what_was_not_measured() -> None:
     with pytest.raises(DepthError, match=r"measured_ap lacks \['stage2\+stage3.*depths=all"):
         DETR.ladder(measured_ap={DETR.full: 0.5})
-
-
-def test_chains_that_repeat_or_climb_are_not_monotone() -> None:
-    assert not is_monotone([DETR.full, DETR.full])
-    assert not is_monotone([DETR.minimal, DETR.full])
-    assert not is_monotone([DETR.parse("stage1@6"), DETR.parse("stage2@5")])
 
 
 # -- fractions and costs ---------------------------------------------------------------------------------

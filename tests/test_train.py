@@ -87,7 +87,8 @@ def test_two_processes_train_together_and_one_of_them_writes(
         ("optim.lrr=1", "Could not override 'optim.lrr'"),
         ("validation.depths=[stage9]", "unknown stage 'stage9'"),
         ("optim.lr=-1", "optim.lr=-1: allowed are above 0\n(in the configuration key"),
-        ("data=coco", "data.root has no value: give data.root=VALUE"),
+        ("data=coco", "datasets/coco: no such folder; give the data set's folder as data.root"),
+        ("seed=???", "seed has no value: give seed=VALUE"),
     ],
 )
 def test_the_command_line_refuses_in_one_message(

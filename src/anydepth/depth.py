@@ -7,7 +7,7 @@ place that parses, prints and enumerates its configurations.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import product
 from typing import Literal
 
 LadderOrder = Literal["stage", "cost"]
@@ -310,13 +310,3 @@ class DepthSpace:
                 )[1]
             )
         return chain
-
-
-def is_monotone(chain: Sequence[DepthConfig]) -> bool:
-    """Whether each configuration runs a strict subset of what the one before it runs."""
-    return all(
-        all(b <= a for a, b in zip(one.refine, two.refine, strict=True))
-        and (two.decoder_layers or 0) <= (one.decoder_layers or 0)
-        and one != two
-        for one, two in pairwise(chain)
-    )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.images import read_image, resize_image
+from anydepth.layers.mode import eval_mode
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 ImageSource = str | Path | NDArray[np.uint8] | Tensor
@@ -41,6 +42,7 @@ class Detector(nn.Module, ABC):
         images: Tensor,
         depth: str | DepthConfig = "full",
         targets: Sequence[Targets] | None = None,
+        stem: Tensor | None = None,
     ) -> DetectorOutput:
         """Run the network at one depth.
 
@@ -49,9 +51,21 @@ class Detector(nn.Module, ABC):
             depth: A depth of :attr:`depth_space`.
             targets: Ground truth per image, for what a wing feeds back in training (denoising). Ignored in
                 eval mode.
+            stem: What :meth:`stem_features` returned for these images, to spare computing it again.
 
         Raises:
             DepthError: The depth does not exist in this detector's space.
+            ValueError: Images of a wrong shape or type.
+        """
+
+    @abstractmethod
+    def stem_features(self, images: Tensor) -> Tensor:
+        """What every depth computes alike in front of the first stage, for several forwards of one batch.
+
+        Args:
+            images: [B, 3, H, W] float RGB in [0, 1].
+
+        Raises:
             ValueError: Images of a wrong shape or type.
         """
 
@@ -162,14 +176,8 @@ class Objective(nn.Module, ABC):
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside the block; the former mode of every submodule afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    with eval_mode(module), torch.inference_mode():
+        yield
 
 
 def _as_list(source: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

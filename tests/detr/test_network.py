@@ -218,9 +218,22 @@ def test_frozen_backbones_train_convolutions_but_neither_norms_nor_stem() -> Non
     assert isinstance(backbone, ResNet)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     backbone.train()
-    maps = backbone(torch.rand(2, 3, 64, 64), (True,) * 4)
+    maps = backbone(backbone.stem(torch.rand(2, 3, 64, 64)), (True,) * 4)
     sum(features.sum() for features in maps).backward()
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
     trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
     assert trained
     assert all("conv" in name and "norm" not in name and "stem" not in name for name in trained)
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_fresh_refinement_blocks_start_as_the_identity_and_learn(block: str) -> None:
+    backbone = build("detr_tiny", 5, **{**SMALL, "block": block, "switchable_norms": False}).backbone.eval()
+    features = backbone.stem(torch.rand(2, 3, 64, 64))
+    with torch.no_grad():
+        refined, skipped = backbone(features, (True,) * 4), backbone(features, (False,) * 4)
+    for one, other in zip(refined, skipped, strict=True):
+        assert torch.equal(one, other)
+    sum(one.square().sum() for one in backbone(features, (True,) * 4)).backward()
+    for stage in backbone.stages:
+        assert stage.refinement[-1].last_norm.full.weight.grad.abs().sum() > 0

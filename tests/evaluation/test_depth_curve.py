@@ -37,15 +37,23 @@ class _Detector(Detector):
         self.calls: list[tuple[str, bool, torch.dtype, tuple[int, ...]]] = []
 
     def forward(
-        self, images: Tensor, depth: str | DepthConfig = "full", targets: Sequence[Targets] | None = None
+        self,
+        images: Tensor,
+        depth: str | DepthConfig = "full",
+        targets: Sequence[Targets] | None = None,
+        stem: Tensor | None = None,
     ) -> DetectorOutput:
         config = self.depth_space.parse(depth)
-        features = self.essential(images)
+        features = self.stem_features(images) if stem is None else stem
         if config.refine[0]:
             features = self.refinement(features)
         self.calls.append((str(config), self.training, features.dtype, tuple(images.shape)))
         shift = 0.0 if config.refine[0] else 1.5
         return DetectorOutput((images.mean(dim=(1, 2, 3)) * 255 + shift,), (features,))
+
+    def stem_features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.essential(images)
+        return features
 
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]

@@ -132,7 +132,7 @@ def test_figures_equal_those_of_pycocotools_on_predictions_of_each_file(
     for depth in ("full", "minimal"):
         expected = _reference(root, detector, depth)
         assert [metrics[f"{depth}/{name}"] for name in FIGURES] == pytest.approx(expected, abs=1e-6)
-    assert metrics["full/AP50"] > 0.1, "the ground truth was made from the full detections"
+    assert metrics["full/AP50"] > 0.02, "the ground truth was made from the full detections"
     assert objects["curve"].images == 5
 
 

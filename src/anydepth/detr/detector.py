@@ -100,6 +100,7 @@ class DetrDetector(Detector):
         images: Tensor,
         depth: str | DepthConfig = "full",
         targets: Sequence[Targets] | None = None,
+        stem: Tensor | None = None,
     ) -> DetrOutput:
         """Run the network at one depth; in training mode all decoder layers run at every depth.
 
@@ -107,20 +108,32 @@ class DetrDetector(Detector):
             images: [B, 3, H, W] float RGB in [0, 1]; H and W multiples of 32.
             depth: A depth of :attr:`depth_space`.
             targets: Ground truth per image for denoising, in training mode.
+            stem: What :meth:`stem_features` returned for these images.
 
         Raises:
             DepthError: The depth does not exist.
             ValueError: Images of a wrong shape or type.
         """
         config = self.depth_space.parse(depth)
-        _check_images(images)
         refine_backbone, refine_neck = self._flags(config)
-        backbone_features = self.backbone(self._normalise(images), refine_backbone)
+        backbone_features = self.backbone(
+            self.stem_features(images) if stem is None else stem, refine_backbone
+        )
         neck_features = self.neck(backbone_features, refine_neck)
         denoising = self._make_denoising(targets)
         layers = len(self.decoder.layers) if self.training else config.decoder_layers
         decoded = self.decoder(neck_features, layers, denoising)
         return _as_output(decoded, denoising, backbone_features, neck_features, self.training)
+
+    def stem_features(self, images: Tensor) -> Tensor:
+        """[B, C, H/4, W/4] of images [B, 3, H, W]: no norm of the stem is switchable, so depths share it.
+
+        Raises:
+            ValueError: Images of a wrong shape or type.
+        """
+        _check_images(images)
+        features: Tensor = self.backbone.stem(self._normalise(images))
+        return features
 
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]

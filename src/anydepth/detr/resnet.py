@@ -47,6 +47,11 @@ class BasicBlock(nn.Module):
         self.shortcut = Shortcut(in_channels, width, stride, frozen) if project else nn.Identity()
         self.activation = nn.ReLU(inplace=True)
 
+    @property
+    def last_norm(self) -> SwitchableNorm:
+        """The norm that ends the residual branch."""
+        return self.conv2.norm
+
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
         """[B, in, H, W] -> [B, width, H / stride, W / stride]."""
         residual = self.conv2(self.conv1(features, refine), refine)
@@ -81,6 +86,11 @@ class Bottleneck(nn.Module):
         )
         self.shortcut = Shortcut(in_channels, out_channels, stride, frozen) if project else nn.Identity()
         self.activation = nn.ReLU(inplace=True)
+
+    @property
+    def last_norm(self) -> SwitchableNorm:
+        """The norm that ends the residual branch."""
+        return self.conv3.norm
 
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
         """[B, in, H, W] -> [B, 4 * width, H / stride, W / stride]."""
@@ -122,6 +132,7 @@ class ResNet(nn.Module):
         frozen: Freeze all norms and the stem, for backbones whose weights hold both norm sets.
 
     Attributes:
+        stem: Images to the input of the first stage; the same at every depth.
         out_channels: Channels of the three output maps (strides 8, 16, 32).
 
     Raises:
@@ -170,17 +181,16 @@ class ResNet(nn.Module):
         self.out_channels = tuple(width * block_type.expansion for width in widths[1:])
         self._initialise(frozen)
 
-    def forward(self, images: Tensor, refine: Sequence[bool]) -> tuple[Tensor, ...]:
+    def forward(self, features: Tensor, refine: Sequence[bool]) -> tuple[Tensor, ...]:
         """Feature maps of stages 2, 3 and 4.
 
         Args:
-            images: [B, 3, H, W].
+            features: [B, C, H/4, W/4], what :attr:`stem` makes of images [B, 3, H, W].
             refine: One flag per stage.
 
         Returns:
             [B, C, H/8, W/8], [B, C, H/16, W/16], [B, C, H/32, W/32].
         """
-        features = self.stem(images)
         maps = []
         for stage, flag in zip(self.stages, refine, strict=True):
             features = stage(features, flag)
@@ -194,6 +204,13 @@ class ResNet(nn.Module):
         if frozen:
             for parameter in self.stem.parameters():
                 parameter.requires_grad_(False)
+            return
+        # A refinement that starts as the identity does not have to learn first what the essential path
+        # already gives, so that full depth does not trail minimal depth early in training (Goyal et al. 2017
+        # start residual branches so).
+        for stage in self.stages:
+            for refinement in stage.refinement:
+                nn.init.zeros_(refinement.last_norm.full.weight)
 
 
 def _conv_relu(

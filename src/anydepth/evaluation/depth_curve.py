@@ -207,9 +207,11 @@ def _evaluate_batch(
     precision: str,
 ) -> None:
     images = to_unit_range(batch.images.to(device, non_blocking=True))
+    with autocast(device, precision):
+        stem = detector.stem_features(images)
     for depth in depths:
         with autocast(device, precision):
-            output = detector(images, depth=depth)
+            output = detector(images, depth=depth, stem=stem)
         evaluator.add(str(depth), batch.image_ids, detector.postprocess(output, batch.original_sizes))
 
 

@@ -1,7 +1,6 @@
 """Counting what a forward pass costs, without running it for real."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +9,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
+
+from anydepth.layers.mode import eval_mode
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def count_forward(module: nn.Module, *args: object, **kwargs: object) -> Forward
     flops = FlopCounterMode(display=False)
     reads = _ReadRecorder(parameters)
     # no_grad and not inference_mode: a tensor that the module caches here may later take part in training.
-    with _eval_mode(module), torch.no_grad(), reads, flops:
+    with eval_mode(module), torch.no_grad(), reads, flops:
         functional_call(module, {**parameters, **buffers}, meta_args, meta_kwargs)
     run = sum(parameters[name].numel() for name in reads.read)
     # The counter puts the class of the whole module in front of the names.
@@ -104,14 +105,3 @@ class _ReadRecorder(TorchFunctionMode):
 
 def _as_meta(value: object) -> object:
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

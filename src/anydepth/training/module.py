@@ -30,8 +30,8 @@ class NonFiniteLossError(ArithmeticError):
 class DetectionModule(pl.LightningModule):
     """Trains a detector at the depths that :class:`anydepth.training.distillation.SelfDistillation` plans.
 
-    All paths of a step see the same batch at the same size, and their losses are summed into one backward
-    pass, so that every parameter has its gradient when distributed training exchanges them.
+    All paths of a step see the same batch at the same size and share its stem, and their losses are summed
+    into one backward pass, so that every parameter has its gradient when distributed training exchanges them.
 
     Random numbers of a step (denoising) are a function of the seed, the epoch, the batch and the process, so
     that a resumed run draws the same.
@@ -87,6 +87,7 @@ class DetectionModule(pl.LightningModule):
         self.plan: tuple[PlannedPath, ...] = ()
         self.time_progress = 0.0
         self.compile_forward = compile_forward
+        self._stem: Callable[[Tensor], Tensor] = detector.stem_features
         # A bound method: the module itself would be registered, and saved, a second time.
         self._forward: Callable[..., DetectorOutput] = detector.__call__
 
@@ -96,6 +97,7 @@ class DetectionModule(pl.LightningModule):
         """Compile the forward where that was asked for, in each process of the run."""
         if self.compile_forward:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
+            self._stem = torch.compile(self.detector.stem_features)
             self._forward = torch.compile(self.detector.forward)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -108,10 +110,11 @@ class DetectionModule(pl.LightningModule):
             raise RuntimeError("no depths were planned for this step: add SelfDistillation to the callbacks")
         self._seed_step(batch_idx)
         images = self._at_training_size(to_unit_range(batch.images))
+        stem = self._stem(images)
         outputs: list[DetectorOutput] = []
         losses: list[PathLosses] = []
         for path in self.plan:
-            outputs.append(self._forward(images, path.depth, batch.targets))
+            outputs.append(self._forward(images, path.depth, batch.targets, stem))
             losses.append(self._path_losses(path, outputs, losses, batch))
         totals = torch.stack([path_losses.total for path_losses in losses])
         if not bool(totals.isfinite().all()):
@@ -176,8 +179,9 @@ class DetectionModule(pl.LightningModule):
         """Detect at every validation depth; the batch is decoded and moved once."""
         assert self.evaluator is not None
         images = to_unit_range(batch.images)
+        stem = self.detector.stem_features(images)
         for depth in self.val_depths:
-            output = self.detector(images, depth)
+            output = self.detector(images, depth, stem=stem)
             with without_autocast(self.device):
                 detections = self.detector.postprocess(output, batch.original_sizes)
             self.evaluator.add(str(depth), batch.image_ids, detections)
