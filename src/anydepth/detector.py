@@ -11,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anydepth.depth import DepthConfig, DepthSpace
+from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
 from anydepth.images import read_image, resize_image
+from anydepth.layers.macs import count_forward
 from anydepth.layers.mode import eval_mode
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 ImageSource = str | Path | NDArray[np.uint8] | Tensor
+# Every detector's coarsest stride: the sides of an image must be multiples of it.
+SIZE_DIVISOR = 32
 
 
 class Detector(nn.Module, ABC):
@@ -35,6 +38,11 @@ class Detector(nn.Module, ABC):
     class_names: tuple[str, ...]
     input_size: tuple[int, int]
     config: Mapping[str, object]
+
+    @property
+    @abstractmethod
+    def stage_modules(self) -> tuple[str, ...]:
+        """The name of the submodule that holds each stage of :attr:`depth_space`, in its order."""
 
     @abstractmethod
     def forward(
@@ -83,6 +91,23 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def reset_classes(self, class_names: Sequence[str]) -> None:
         """Name the classes; where their number changes, the class heads are initialised anew."""
+
+    def measure_depth_costs(self) -> DepthCosts:
+        """MACs at ``input_size`` of each refinement path, and of a decoder layer where there are several."""
+        space = self.depth_space
+        images = torch.empty(1, 3, *self.input_size, device="meta")
+        full = count_forward(self, images, depth=space.full)
+        skipped = count_forward(self, images, depth=space.config((False,) * len(space.stages)))
+        # By stage and not by block: a stage whose units are skipped also fuses fewer channels.
+        refinements = tuple(
+            full.macs_by_module.get(name, 0) - skipped.macs_by_module.get(name, 0)
+            for name, _ in zip(self.stage_modules, space.stages, strict=False)
+        )
+        layers = space.decoder_layers or 1
+        if layers == 1:
+            return DepthCosts(refinements)
+        one_less = count_forward(self, images, depth=space.config(space.full.refine, layers - 1))
+        return DepthCosts(refinements, full.macs - one_less.macs)
 
     def predict(
         self,
@@ -202,3 +227,39 @@ def _as_image(source: ImageSource) -> Tensor:
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(f"tensor image of type {image.dtype}: give uint8 or float in [0, 1]")
     return image
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what no detector can take.
+
+    Raises:
+        ValueError: Not [B, 3, H, W] float with H and W multiples of 32.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} and type {images.dtype}: "
+            "give [B, 3, H, W] float RGB in [0, 1]"
+        )
+    check_input_size(images.shape[2], images.shape[3])
+
+
+def check_input_size(height: int, width: int) -> None:
+    """Refuse image sizes that the coarsest stride does not divide.
+
+    Raises:
+        ValueError: With the nearest smaller size that works.
+    """
+    if height % SIZE_DIVISOR or width % SIZE_DIVISOR or min(height, width) < SIZE_DIVISOR:
+        lower = [max(SIZE_DIVISOR, side // SIZE_DIVISOR * SIZE_DIVISOR) for side in (height, width)]
+        raise ValueError(
+            f"image size {height}x{width}: height and width must be multiples of {SIZE_DIVISOR}, "
+            f"e.g. {lower[0]}x{lower[1]}"
+        )
+
+
+def plain_config(values: Mapping[str, object]) -> dict[str, object]:
+    """A builder's arguments with sequences as lists, equal to what a yaml or json file gives back."""
+    return {
+        name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for name, value in values.items()
+    }

@@ -36,6 +36,10 @@ class _Detector(Detector):
         self.depth_space = DepthSpace(stages=("stage1",), decoder_layers=2, minimal_decoder_layers=1)
         self.calls: list[tuple[str, bool, torch.dtype, tuple[int, ...]]] = []
 
+    @property
+    def stage_modules(self) -> tuple[str, ...]:
+        return ("refinement",)
+
     def forward(
         self,
         images: Tensor,

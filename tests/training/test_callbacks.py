@@ -19,12 +19,12 @@ from anydepth.training.checkpoints import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.distillation import SelfDistillation
 from anydepth.training.module import DetectionModule
-from anydepth.training.optim import Recipe
+from anydepth.training.optim import AdamWRecipe
 
 
 @pytest.fixture
 def module(small_detector: Detector) -> DetectionModule:
-    recipe = Recipe(lr=1.0, backbone_lr=1.0, weight_decay=0.0, epochs=1)
+    recipe = AdamWRecipe(lr=1.0, backbone_lr=1.0, weight_decay=0.0, epochs=1)
     return DetectionModule(
         detector=small_detector, objective=build_objective(), recipe=recipe, evaluator=None, seed=0
     )

@@ -16,14 +16,14 @@ from anydepth.detector import Detector, Objective
 from anydepth.detr.objective import build_objective
 from anydepth.training.ema import WeightAveraging
 from anydepth.training.module import DetectionModule
-from anydepth.training.optim import Recipe
+from anydepth.training.optim import AdamWRecipe
 
 
 class _Fit:
     """One fit, hook by hook, without Lightning's loops."""
 
     def __init__(self, callback: WeightAveraging, detector: Detector) -> None:
-        recipe = Recipe(lr=1.0, backbone_lr=1.0, weight_decay=0.0, epochs=1)
+        recipe = AdamWRecipe(lr=1.0, backbone_lr=1.0, weight_decay=0.0, epochs=1)
         objective: Objective = build_objective()
         self.module = DetectionModule(
             detector=detector, objective=objective, recipe=recipe, evaluator=None, seed=0

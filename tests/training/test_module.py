@@ -13,7 +13,7 @@ from anydepth.detr.objective import build_objective
 from anydepth.structures import Batch, DetectorOutput, Targets
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule, NonFiniteLossError
-from anydepth.training.optim import Recipe
+from anydepth.training.optim import AdamWRecipe
 
 
 class _Recorder(Objective):
@@ -61,7 +61,7 @@ def _batch(size: int = 64) -> Batch:
 def _module(
     detector: Detector, objective: Objective, sizes: Sequence[int] = (), **settings: Any
 ) -> DetectionModule:
-    recipe = Recipe(lr=1e-3, backbone_lr=1e-4, weight_decay=0.0, epochs=1, multi_scale_sizes=sizes)
+    recipe = AdamWRecipe(lr=1e-3, backbone_lr=1e-4, weight_decay=0.0, epochs=1, multi_scale_sizes=sizes)
     module = DetectionModule(
         detector=detector, objective=objective, recipe=recipe, evaluator=None, seed=0, **settings
     )

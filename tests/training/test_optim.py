@@ -1,13 +1,14 @@
 """Parameter groups, learning-rate schedules and the checks of a recipe."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from anydepth.detector import Detector
-from anydepth.training.optim import NoDecay, Recipe, parameter_groups
+from anydepth.training.optim import AdamWRecipe, NoDecay, SGDRecipe, parameter_groups
 
 
 class _Net(nn.Module):
@@ -23,7 +24,8 @@ class _Net(nn.Module):
 
 def _names(net: nn.Module, no_decay: NoDecay) -> dict[str, set[str]]:
     name_of = {id(parameter): name for name, parameter in net.named_parameters()}
-    groups = parameter_groups(net, lr=1.0, backbone_lr=0.1, weight_decay=0.5, no_decay=no_decay)
+    recipe = _recipe(lr=1.0, backbone_lr=0.1, weight_decay=0.5, no_decay=no_decay)
+    groups = recipe.optimizer(net).param_groups
     for group in groups:
         assert group["lr"] == (0.1 if group["name"].startswith("backbone") else 1.0)
         assert group["weight_decay"] == (0.0 if group["name"].endswith("no_decay") else 0.5)
@@ -52,9 +54,7 @@ def test_everything_decays() -> None:
 
 
 def test_all_parameters_of_a_detector_are_trained_once(small_detector: Detector) -> None:
-    groups = parameter_groups(
-        small_detector, lr=1.0, backbone_lr=1.0, weight_decay=0.1, no_decay="norm_and_bias"
-    )
+    groups = parameter_groups(small_detector, lr=1.0, backbone_lr=1.0, weight_decay=0.1, spared=frozenset())
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in small_detector.parameters() if p.requires_grad}
@@ -66,11 +66,11 @@ def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="frozen"):
         _names(net, "none")
     with pytest.raises(ValueError, match="no `backbone`"):
-        parameter_groups(nn.Linear(1, 1), lr=1, backbone_lr=1, weight_decay=0, no_decay="none")
+        parameter_groups(nn.Linear(1, 1), lr=1, backbone_lr=1, weight_decay=0, spared=frozenset())
 
 
-def _recipe(**settings: object) -> Recipe:
-    return Recipe(**{"lr": 1.0, "backbone_lr": 0.1, "weight_decay": 0.0, "epochs": 1, **settings})
+def _recipe(**settings: object) -> AdamWRecipe:
+    return AdamWRecipe(**{"lr": 1.0, "backbone_lr": 0.1, "weight_decay": 0.0, "epochs": 1, **settings})
 
 
 def test_cosine_agrees_with_torch() -> None:
@@ -127,7 +127,7 @@ def test_time_alone_limits_a_run_without_epochs() -> None:
         {"weight_decay": -1.0},
         {"no_decay": "biases"},
         {"betas": [0.9, 1.0]},
-        {"schedule": "linear"},
+        {"schedule": "square"},
         {"warmup_steps": -1},
         {"final_lr": 2.0},
         {"milestones": [0.9, 0.5]},
@@ -150,3 +150,68 @@ def test_values_out_of_range_are_named(settings: dict[str, object]) -> None:
 def test_a_run_needs_an_end() -> None:
     with pytest.raises(ValueError, match="never end"):
         _recipe(epochs=None)
+
+
+# -- SGD -------------------------------------------------------------------------------------------------
+
+
+def _sgd(**settings: Any) -> SGDRecipe:
+    defaults: dict[str, Any] = {"lr": 0.1, "backbone_lr": 0.1, "weight_decay": 0.5, "epochs": 1}
+    return SGDRecipe(**{**defaults, **settings})
+
+
+def test_sgd_has_three_groups_and_only_weights_decay() -> None:
+    net = _Net()
+    name_of = {id(parameter): name for name, parameter in net.named_parameters()}
+    groups = {group["name"]: group for group in _sgd().optimizer(net).param_groups}
+    names = {name: {name_of[id(p)] for p in group["params"]} for name, group in groups.items()}
+    assert names == {
+        "backbone": {"backbone.0.weight"},
+        "backbone_no_decay": {"backbone.1.weight", "backbone.1.bias"},
+        "backbone_bias": {"backbone.0.bias"},
+        "head": {"attention.in_proj_weight", "attention.out_proj.weight"},
+        "head_no_decay": {"last.weight", "last.bias"},
+        "head_bias": {"attention.in_proj_bias", "attention.out_proj.bias"},
+    }
+    assert {name for name, group in groups.items() if group["weight_decay"]} == {"backbone", "head"}
+    assert all(group["nesterov"] for group in groups.values())
+
+
+def test_sgd_warms_up_rates_momentum_and_biases_and_then_decays() -> None:
+    """Hand-computed: 4 warm-up steps of 8, linear decay to a tenth."""
+    recipe = _sgd(
+        warmup_steps=4,
+        warmup_momentum=0.5,
+        momentum=0.9,
+        warmup_bias_lr=0.2,
+        schedule="linear",
+        final_lr=0.1,
+    )
+    optimizer = recipe.optimizer(_Net())
+    scheduler = recipe.scheduler(optimizer, total_steps=8, time_progress=lambda: 0.0)
+    seen = []
+    for _ in range(9):
+        groups = {group["name"]: group for group in optimizer.param_groups}
+        seen.append((groups["head"]["lr"], groups["head_bias"]["lr"], groups["head"]["momentum"]))
+        optimizer.step()
+        scheduler.step()
+    decay = [1 - 0.9 * step / 8 for step in range(9)]
+    done = [min(1.0, step / 4) for step in range(9)]
+    assert [rate for rate, _, _ in seen] == pytest.approx(
+        [0.1 * d * w for d, w in zip(decay, done, strict=True)]
+    )
+    assert [rate for _, rate, _ in seen] == pytest.approx(
+        [0.2 + w * (0.1 * d - 0.2) for d, w in zip(decay, done, strict=True)]
+    )
+    assert [momentum for _, _, momentum in seen] == pytest.approx([0.5 + 0.4 * w for w in done])
+
+
+def test_sgd_sums_gradients_over_the_nominal_batch() -> None:
+    assert _sgd(nominal_batch=64).loss_scale == 64
+    assert _recipe().loss_scale == 1
+
+
+@pytest.mark.parametrize("name", ["momentum", "nominal_batch", "warmup_momentum", "warmup_bias_lr"])
+def test_values_of_sgd_out_of_range_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"optim\.{name}=-1.*allowed are"):
+        _sgd(**{name: -1})

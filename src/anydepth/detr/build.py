@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from anydepth.detector import plain_config
 from anydepth.detr.decoder import RTDETRDecoder
 from anydepth.detr.detector import DenoisingConfig, DetrDetector
 from anydepth.detr.neck import HybridEncoder
@@ -71,7 +72,7 @@ def build_detr(
     Raises:
         ValueError: A value that does not fit; the message says which and what is allowed.
     """
-    config = {name: _plain(value) for name, value in locals().items()}
+    config = plain_config(locals())
     if len(input_size) != 2:
         raise ValueError(f"input_size={list(input_size)}: give height and width")
     if class_names is not None and len(class_names) != num_classes:
@@ -118,8 +119,3 @@ def build_detr(
         image_std=image_std,
         config=config,
     )
-
-
-def _plain(value: object) -> object:
-    """Sequences as lists, so that the configuration is equal to what a yaml or json file gives back."""
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,6 +1,5 @@
 """AnyDepth-DETR: backbone, neck and decoder behind one ``forward(images, depth)``."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,18 +7,15 @@ import torch
 from torch import Tensor
 
 from anydepth.boxes import cxcywh_to_xyxy
-from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
-from anydepth.detector import Detector
+from anydepth.depth import DepthConfig, DepthSpace
+from anydepth.detector import Detector, check_images, check_input_size
 from anydepth.detr.decoder import DecoderOutput, RTDETRDecoder
 from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.output import DenoisingQueries, DetrOutput
 from anydepth.detr.resnet import ResNet
-from anydepth.layers.macs import count_forward, count_macs
 from anydepth.structures import Detections, DetectorOutput, Targets
 
-SIZE_DIVISOR = 32
-_REFINEMENT_BLOCK = re.compile(r"\.refinement\.\d+$")
 # Names of the refinement paths: one flag per backbone stage, one for the whole neck.
 STAGES = ("stage1", "stage2", "stage3", "stage4", "neck")
 
@@ -74,7 +70,7 @@ class DetrDetector(Detector):
         super().__init__()
         if len(class_names) != decoder.num_classes:
             raise ValueError(f"{len(class_names)} class names came for {decoder.num_classes} classes")
-        _check_size(*input_size)
+        check_input_size(*input_size)
         self.backbone = backbone
         self.neck = neck
         self.decoder = decoder
@@ -88,12 +84,17 @@ class DetrDetector(Detector):
             stages=STAGES if any_depth else (),
             decoder_layers=len(decoder.layers),
             minimal_decoder_layers=minimal_decoder_layers,
-            costs=self._measure_costs,
+            costs=self.measure_depth_costs,
         )
         self.register_buffer("image_mean", _per_channel(image_mean), persistent=False)
         self.register_buffer("image_std", _per_channel(image_std), persistent=False)
         self.image_mean: Tensor | None
         self.image_std: Tensor | None
+
+    @property
+    def stage_modules(self) -> tuple[str, ...]:
+        """The submodule of each stage of the depth space."""
+        return (*(f"backbone.stages.{index}" for index in range(4)), "neck")
 
     def forward(
         self,
@@ -131,7 +132,7 @@ class DetrDetector(Detector):
         Raises:
             ValueError: Images of a wrong shape or type.
         """
-        _check_images(images)
+        check_images(images)
         features: Tensor = self.backbone.stem(self._normalise(images))
         return features
 
@@ -188,22 +189,6 @@ class DetrDetector(Detector):
             box_noise=self.denoising.box_noise,
         )
 
-    def _measure_costs(self) -> DepthCosts:
-        """MACs of each removable part at ``input_size``."""
-        space = self.depth_space
-        images = torch.empty(1, 3, *self.input_size, device="meta")
-        full = count_forward(self, images, depth=space.full)
-        refinements = [0] * len(space.stages)
-        for name, macs in full.macs_by_module.items():
-            if _REFINEMENT_BLOCK.search(name):
-                stage = -1 if name.startswith("neck.") else int(name.split(".")[2])
-                refinements[stage] += macs
-        layers = len(self.decoder.layers)
-        if layers == 1:
-            return DepthCosts(tuple(refinements))
-        one_less = space.config(space.full.refine, layers - 1)
-        return DepthCosts(tuple(refinements), full.macs - count_macs(self, images, depth=one_less))
-
 
 def _as_output(
     decoded: DecoderOutput,
@@ -226,24 +211,6 @@ def _as_output(
         denoising_logits=decoded.logits[:, :, :noised] if denoising is not None else None,
         denoising_boxes=decoded.boxes_cxcywh[:, :, :noised] if denoising is not None else None,
     )
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(
-            f"images of shape {tuple(images.shape)} and type {images.dtype}: "
-            "give [B, 3, H, W] float RGB in [0, 1]"
-        )
-    _check_size(images.shape[2], images.shape[3])
-
-
-def _check_size(height: int, width: int) -> None:
-    if height % SIZE_DIVISOR or width % SIZE_DIVISOR or min(height, width) < SIZE_DIVISOR:
-        lower = [max(SIZE_DIVISOR, side // SIZE_DIVISOR * SIZE_DIVISOR) for side in (height, width)]
-        raise ValueError(
-            f"image size {height}x{width}: height and width must be multiples of {SIZE_DIVISOR}, "
-            f"e.g. {lower[0]}x{lower[1]}"
-        )
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:

@@ -13,6 +13,7 @@ class ConvNorm(nn.Module):
         out_channels: Channels of the output.
         kernel_size: 1, 3, 5 or 7; the padding is half of it.
         stride: 1 or 2.
+        groups: Blocks of channels that are convolved apart.
         norm: The norm over ``out_channels``.
         activation: Applied last; None for a linear output.
     """
@@ -25,11 +26,18 @@ class ConvNorm(nn.Module):
         kernel_size: int,
         norm: SwitchableNorm,
         stride: int = 1,
+        groups: int = 1,
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=False,
         )
         self.norm = norm
         self.activation = activation if activation is not None else nn.Identity()

@@ -1,6 +1,7 @@
 """Switchable norms: one parameter set for "this stage refines", one for "this stage skips"."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,26 @@ class SwitchableNorm(nn.Module):
         return normalised
 
 
-def batch_norm(channels: int, *, switchable: bool = False, frozen: bool = False) -> SwitchableNorm:
-    """Batch norm over [B, ``channels``, H, W], eps 1e-5, momentum 0.1.
+def batch_norm(
+    channels: int,
+    *,
+    switchable: bool = False,
+    frozen: bool = False,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+) -> SwitchableNorm:
+    """Batch norm over [B, ``channels``, H, W].
 
     Args:
         channels: Number of channels.
         switchable: Give the skip state its own set.
         frozen: Weights and statistics are buffers that training leaves alone.
+        eps: Added to the variance.
+        momentum: Share of the newest batch in the running statistics.
     """
-    make: Callable[[int], nn.Module] = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
+    make: Callable[[int], nn.Module] = (
+        partial(FrozenBatchNorm2d, eps=eps) if frozen else partial(nn.BatchNorm2d, eps=eps, momentum=momentum)
+    )
     return SwitchableNorm(full=make(channels), skip=make(channels) if switchable else None)
 
 

@@ -9,11 +9,11 @@ class DepthStage(nn.Module):
     """Blocks in sequence, the last of which may be skipped.
 
     Skipping means that the refinement blocks are not called; nothing replaces them, so they must keep
-    shapes. Essential blocks are told whether the stage refines, which selects their norm set.
+    shapes. Blocks are told whether the stage refines, which selects the norm set of essential blocks.
 
     Args:
         essential: Blocks called as ``block(features, refine)``; at least one.
-        refinement: Blocks called as ``block(features)``; none in a fixed-depth network.
+        refinement: Blocks called likewise, always with true; none in a fixed-depth network.
     """
 
     def __init__(self, *, essential: Sequence[nn.Module], refinement: Sequence[nn.Module] = ()) -> None:
@@ -25,11 +25,12 @@ class DepthStage(nn.Module):
         self.essential = nn.ModuleList(essential)
         self.refinement = nn.ModuleList(refinement)
 
+    def running(self, refine: bool) -> list[nn.Module]:
+        """The blocks that run, in order."""
+        return [*self.essential, *self.refinement] if refine else list(self.essential)
+
     def forward(self, features: Tensor, refine: bool) -> Tensor:
         """Run the essential path on [B, C, H, W], and the refinement path where ``refine``."""
-        for block in self.essential:
+        for block in self.running(refine):
             features = block(features, refine)
-        if refine:
-            for block in self.refinement:
-                features = block(features)
         return features

@@ -1,6 +1,7 @@
-"""The optimisation recipe: AdamW parameter groups, learning-rate schedules and the length of a run."""
+"""The optimisation recipes: parameter groups, learning-rate schedules and the length of a run."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,7 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 NoDecay = Literal["norm_and_bias", "norm", "none"]
-Schedule = Literal["constant", "cosine", "multistep"]
+Schedule = Literal["constant", "cosine", "linear", "multistep"]
+Kind = Literal["weight", "norm", "bias"]
 
 _NORMS = (
     nn.BatchNorm1d,
@@ -22,11 +24,16 @@ _NORMS = (
     nn.InstanceNorm2d,
     nn.RMSNorm,
 )
+_SPARED: dict[NoDecay, frozenset[Kind]] = {
+    "norm_and_bias": frozenset({"norm", "bias"}),
+    "norm": frozenset({"norm"}),
+    "none": frozenset(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a detector is optimised, and for how long.
+class Recipe(ABC):
+    """How long a detector is trained, with which schedule; subclasses bring the optimizer.
 
     A run ends after ``epochs`` or after ``minutes``, whichever comes first; the learning rate follows the
     one that is further along. A run that ``minutes`` ends depends on the speed of the machine.
@@ -34,13 +41,11 @@ class Recipe:
     Attributes:
         lr: Learning rate of everything but the backbone.
         backbone_lr: Learning rate of the backbone.
-        weight_decay: Decoupled weight decay of AdamW (Loshchilov and Hutter, ICLR 2019).
-        no_decay: What does not decay: ``norm_and_bias`` parameters, only those of ``norm`` layers, ``none``.
-        betas: Of AdamW.
-        schedule: ``constant``; ``cosine`` to ``final_lr`` times the learning rate; ``multistep``, which
-            multiplies by ``gamma`` at each of ``milestones``.
+        weight_decay: Of the parameters that decay.
+        schedule: ``constant``; ``cosine`` or ``linear`` to ``final_lr`` times the learning rate;
+            ``multistep``, which multiplies by ``gamma`` at each of ``milestones``.
         warmup_steps: Optimizer steps in which the learning rate rises linearly.
-        final_lr: Share of the learning rate that ``cosine`` ends with.
+        final_lr: Share of the learning rate that ``cosine`` and ``linear`` end with.
         milestones: For ``multistep``, as shares of the run in (0, 1).
         gamma: For ``multistep``.
         epochs: Passes over the training images; None: as many as ``minutes`` allow.
@@ -58,8 +63,6 @@ class Recipe:
     lr: float
     backbone_lr: float
     weight_decay: float
-    no_decay: NoDecay = "norm_and_bias"
-    betas: Sequence[float] = (0.9, 0.999)
     schedule: Schedule = "constant"
     warmup_steps: int = 0
     final_lr: float = 0.0
@@ -77,9 +80,6 @@ class Recipe:
         self._check("lr", self.lr > 0, "above 0")
         self._check("backbone_lr", self.backbone_lr >= 0, "0 and above")
         self._check("weight_decay", self.weight_decay >= 0, "0 and above")
-        self._check("no_decay", self.no_decay in get_args(NoDecay), ", ".join(get_args(NoDecay)))
-        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        self._check("betas", in_range, "two shares in [0, 1)")
         self._check("schedule", self.schedule in get_args(Schedule), ", ".join(get_args(Schedule)))
         self._check("warmup_steps", self.warmup_steps >= 0, "0 and above")
         self._check("final_lr", 0 <= self.final_lr <= 1, "0 to 1")
@@ -101,38 +101,43 @@ class Recipe:
         if not allowed:
             raise ValueError(f"optim.{name}={getattr(self, name)}: allowed are {range_text}")
 
+    @property
+    def loss_scale(self) -> float:
+        """What the loss of a step is multiplied by."""
+        return 1.0
+
+    def decay_factor(self, progress: float) -> float:
+        """What the schedule multiplies the learning rates by.
+
+        Args:
+            progress: Share of the run that is done, in [0, 1].
+        """
+        progress = min(progress, 1.0)
+        if self.schedule == "cosine":
+            return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+        if self.schedule == "linear":
+            return self.final_lr + (1 - self.final_lr) * (1 - progress)
+        if self.schedule == "multistep":
+            return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
+        return 1.0
+
     def lr_factor(self, step: int, progress: float) -> float:
-        """What the learning rates are multiplied by.
+        """What the learning rates are multiplied by: the schedule and the warm-up.
 
         Args:
             step: Optimizer steps done.
             progress: Share of the run that is done, in [0, 1].
         """
-        factor = 1.0
-        if self.schedule == "cosine":
-            cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-            factor = self.final_lr + (1 - self.final_lr) * cosine
-        elif self.schedule == "multistep":
-            factor = self.gamma ** sum(progress >= milestone for milestone in self.milestones)
-        if step < self.warmup_steps:
-            factor *= (step + 1) / self.warmup_steps
-        return factor
+        return self.decay_factor(progress) * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
-    def optimizer(self, detector: nn.Module, *, fused: bool = True) -> torch.optim.AdamW:
-        """AdamW over the trainable parameters of ``detector`` in the groups of :func:`parameter_groups`.
+    @abstractmethod
+    def optimizer(self, detector: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
+        """The optimizer over the trainable parameters of ``detector``.
 
         Args:
             detector: Its attribute ``backbone`` gets the backbone's learning rate.
             fused: One kernel per step; not together with gradient clipping under float16.
         """
-        groups = parameter_groups(
-            detector,
-            lr=self.lr,
-            backbone_lr=self.backbone_lr,
-            weight_decay=self.weight_decay,
-            no_decay=self.no_decay,
-        )
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused)
 
     def scheduler(
         self, optimizer: torch.optim.Optimizer, *, total_steps: float, time_progress: Callable[[], float]
@@ -151,8 +156,110 @@ class Recipe:
         return LambdaLR(optimizer, factor)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdamWRecipe(Recipe):
+    """AdamW (Loshchilov and Hutter, ICLR 2019), the optimizer of RT-DETR.
+
+    Attributes:
+        no_decay: What does not decay: ``norm_and_bias`` parameters, only those of ``norm`` layers, ``none``.
+        betas: Decay of the two moments.
+    """
+
+    no_decay: NoDecay = "norm_and_bias"
+    betas: Sequence[float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("no_decay", self.no_decay in get_args(NoDecay), ", ".join(get_args(NoDecay)))
+        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        self._check("betas", in_range, "two shares in [0, 1)")
+
+    def optimizer(self, detector: nn.Module, *, fused: bool = True) -> torch.optim.AdamW:
+        """AdamW with decoupled weight decay."""
+        groups = parameter_groups(
+            detector,
+            lr=self.lr,
+            backbone_lr=self.backbone_lr,
+            weight_decay=self.weight_decay,
+            spared=_SPARED[self.no_decay],
+        )
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDRecipe(Recipe):
+    """SGD with Nesterov momentum, the optimizer of YOLO: weights decay, norms and biases do not.
+
+    Its learning rates hold for gradients that are summed over ``nominal_batch`` images, so the mean over the
+    images of a step, which is what the gradient is without it, is multiplied by that number, whatever the
+    batch, the processes and the accumulation.
+
+    Attributes:
+        momentum: After the warm-up.
+        nominal_batch: Images per optimizer step that the learning rate was chosen for.
+        warmup_momentum: Momentum at the start of the warm-up, in which it rises linearly.
+        warmup_bias_lr: Learning rate of biases at the start of the warm-up, from where it goes linearly to
+            theirs; all others start at 0.
+    """
+
+    momentum: float = 0.937
+    nominal_batch: int = 64
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("momentum", 0 < self.momentum < 1, "above 0, below 1")
+        self._check("nominal_batch", self.nominal_batch >= 1, "1 and above")
+        self._check("warmup_momentum", 0 <= self.warmup_momentum < 1, "0 and above, below 1")
+        self._check("warmup_bias_lr", self.warmup_bias_lr >= 0, "0 and above")
+
+    @property
+    def loss_scale(self) -> float:
+        """The nominal batch."""
+        return float(self.nominal_batch)
+
+    def optimizer(self, detector: nn.Module, *, fused: bool = True) -> torch.optim.SGD:
+        """SGD with Nesterov momentum."""
+        groups = parameter_groups(
+            detector,
+            lr=self.lr,
+            backbone_lr=self.backbone_lr,
+            weight_decay=self.weight_decay,
+            spared=_SPARED["norm_and_bias"],
+            apart="bias",
+        )
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True, fused=fused)
+
+    def scheduler(
+        self, optimizer: torch.optim.Optimizer, *, total_steps: float, time_progress: Callable[[], float]
+    ) -> LambdaLR:
+        """The learning-rate schedule, which also warms up the momentum and the biases' learning rate."""
+
+        def factor(group: dict[str, Any], step: int) -> float:
+            done = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+            # LambdaLR asks every group before each step: the place where its momentum can follow too.
+            group["momentum"] = self.warmup_momentum + done * (self.momentum - self.warmup_momentum)
+            warms_from = self.warmup_bias_lr if group["name"].endswith("_bias") else 0.0
+            start = warms_from / group["initial_lr"] if warms_from else 0.0
+            decayed = self.decay_factor(max(step / total_steps, time_progress()))
+            return start + done * (decayed - start)
+
+        return LambdaLR(optimizer, [_bind(factor, group) for group in optimizer.param_groups])
+
+
+def _bind(factor: Callable[[dict[str, Any], int], float], group: dict[str, Any]) -> Callable[[int], float]:
+    return lambda step: factor(group, step)
+
+
 def parameter_groups(
-    detector: nn.Module, *, lr: float, backbone_lr: float, weight_decay: float, no_decay: NoDecay
+    detector: nn.Module,
+    *,
+    lr: float,
+    backbone_lr: float,
+    weight_decay: float,
+    spared: frozenset[Kind],
+    apart: Kind | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and weight decay, without frozen ones and empty groups.
 
@@ -163,10 +270,11 @@ def parameter_groups(
         lr: Of everything else.
         backbone_lr: Of the backbone.
         weight_decay: Of what decays.
-        no_decay: See :class:`Recipe`.
+        spared: Kinds that do not decay. A bias of a norm is of both kinds.
+        apart: A spared kind that gets groups of its own; of norms, their biases stay with them.
 
     Returns:
-        Groups named ``backbone``, ``backbone_no_decay``, ``head`` and ``head_no_decay``.
+        Groups named ``backbone`` and ``head``, with the endings ``_no_decay`` and ``_KIND`` of ``apart``.
 
     Raises:
         ValueError: The detector has no backbone, or nothing to train.
@@ -175,33 +283,40 @@ def parameter_groups(
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"{type(detector).__name__} has no `backbone`: optim.backbone_lr applies to nothing")
     in_backbone = {id(parameter) for parameter in backbone.parameters()}
-    groups: dict[str, list[nn.Parameter]] = {}
-    for parameter, decays in _trainable(detector, no_decay):
-        name = ("backbone" if id(parameter) in in_backbone else "head") + ("" if decays else "_no_decay")
-        groups.setdefault(name, []).append(parameter)
-    if not groups:
+    endings = ["", "_no_decay"] + ([f"_{apart}"] if apart else [])
+    groups: dict[str, list[nn.Parameter]] = {
+        part + end: [] for part in ("backbone", "head") for end in endings
+    }
+    for parameter, kinds in _trainable(detector):
+        part = "backbone" if id(parameter) in in_backbone else "head"
+        end = f"_{apart}" if kinds == {apart} else "_no_decay" if kinds & spared else ""
+        groups[part + end].append(parameter)
+    if not any(groups.values()):
         raise ValueError(f"all parameters of {type(detector).__name__} are frozen: there is nothing to train")
     return [
         {
             "name": name,
-            "params": groups[name],
+            "params": parameters,
             "lr": backbone_lr if name.startswith("backbone") else lr,
-            "weight_decay": 0.0 if name.endswith("no_decay") else weight_decay,
+            "weight_decay": weight_decay if name in ("backbone", "head") else 0.0,
         }
-        for name in ("backbone", "backbone_no_decay", "head", "head_no_decay")
-        if name in groups
+        for name, parameters in groups.items()
+        if parameters
     ]
 
 
-def _trainable(detector: nn.Module, no_decay: NoDecay) -> Iterator[tuple[nn.Parameter, bool]]:
-    """Each trainable parameter once, and whether it decays."""
+def _trainable(detector: nn.Module) -> Iterator[tuple[nn.Parameter, set[Kind]]]:
+    """Each trainable parameter once, with its kinds."""
     seen: set[int] = set()
     for module in detector.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            spared = no_decay != "none" and isinstance(module, _NORMS)
+            kinds: set[Kind] = set()
+            if isinstance(module, _NORMS):
+                kinds.add("norm")
             # nn.MultiheadAttention names its stacked bias in_proj_bias.
-            spared |= no_decay == "norm_and_bias" and name.endswith("bias")
-            yield parameter, not spared
+            if name.endswith("bias"):
+                kinds.add("bias")
+            yield parameter, kinds or {"weight"}

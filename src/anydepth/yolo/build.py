@@ -1,0 +1,105 @@
+"""Builds a detector of the YOLO wing from plain values: behind every ``conf/detector/yolo*`` file."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from anydepth.detector import plain_config
+from anydepth.yolo.backbone import YoloBackbone
+from anydepth.yolo.detector import NmsConfig, YoloDetector
+from anydepth.yolo.head import YoloHead
+from anydepth.yolo.neck import YoloNeck
+from anydepth.yolo.stages import C3k2Split, C3k2Unit
+
+
+def build_yolo(
+    *,
+    num_classes: int,
+    widths: Sequence[int],
+    backbone_units: Sequence[int],
+    neck_units: Sequence[int],
+    backbone_c3k2_unit: C3k2Unit,
+    c3k2_split: C3k2Split,
+    mlp_ratio: float,
+    residual_scale: bool,
+    any_depth: bool,
+    switchable_norms: bool,
+    input_size: Sequence[int],
+    nms_score: float,
+    nms_iou: float,
+    nms_candidates: int,
+    nms_detections: int,
+    class_names: Sequence[str] | None = None,
+) -> YoloDetector:
+    """AnyDepth-YOLO, or with ``any_depth=False`` the fixed-depth YOLOv12, from scratch.
+
+    Args:
+        num_classes: K.
+        widths: Channels of the nominal widths 64, 128, 256, 512 and 1024.
+        backbone_units: Units of backbone stages 1 to 4.
+        neck_units: Units of neck stages 1 to 4.
+        backbone_c3k2_unit: Units of backbone stages 1 and 2: ``bottleneck`` or ``c3k``.
+        c3k2_split: What C3k2 stages skip: the second ``bottleneck`` inside each unit, or the second ``unit``.
+        mlp_ratio: Hidden over outer channels in the attention blocks.
+        residual_scale: Attention stages add their input, with a learnt scale on the rest.
+        any_depth: Split stages into essential and refinement paths.
+        switchable_norms: Two norm sets on essential paths; False shares one.
+        input_size: (height, width) for evaluation and prediction.
+        nms_score: See :class:`~anydepth.yolo.detector.NmsConfig` for the four of suppression.
+        nms_iou: Largest overlap of two detections of a class.
+        nms_candidates: Most (cell, class) pairs per image before suppression.
+        nms_detections: Most detections per image.
+        class_names: One per class; None numbers them.
+
+    Raises:
+        ValueError: A value that does not fit; the message says which and what is allowed.
+    """
+    config = plain_config(locals())
+    _check_lengths(widths, backbone_units, neck_units, input_size)
+    if c3k2_split not in get_args(C3k2Split):
+        raise ValueError(f"c3k2_split={c3k2_split!r}: allowed are 'bottleneck' and 'unit'")
+    if backbone_c3k2_unit not in get_args(C3k2Unit):
+        raise ValueError(f"backbone_c3k2_unit={backbone_c3k2_unit!r}: allowed are 'bottleneck' and 'c3k'")
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"{len(class_names)} class names came for num_classes={num_classes}")
+    backbone = YoloBackbone(
+        widths=widths,
+        units=backbone_units,
+        c3k2_unit=backbone_c3k2_unit,
+        c3k2_split=c3k2_split,
+        mlp_ratio=mlp_ratio,
+        residual=residual_scale,
+        any_depth=any_depth,
+        switchable_norms=switchable_norms,
+    )
+    neck = YoloNeck(
+        in_channels=backbone.out_channels,
+        widths=widths[2:],
+        units=neck_units,
+        c3k2_split=c3k2_split,
+        any_depth=any_depth,
+        switchable_norms=switchable_norms,
+    )
+    return YoloDetector(
+        backbone=backbone,
+        neck=neck,
+        head=YoloHead(in_channels=neck.out_channels, num_classes=num_classes),
+        any_depth=any_depth,
+        input_size=(input_size[0], input_size[1]),
+        class_names=class_names or [str(index) for index in range(num_classes)],
+        nms=NmsConfig(nms_score, nms_iou, nms_candidates, nms_detections),
+        config=config,
+    )
+
+
+def _check_lengths(
+    widths: Sequence[int], backbone_units: Sequence[int], neck_units: Sequence[int], input_size: Sequence[int]
+) -> None:
+    if len(input_size) != 2:
+        raise ValueError(f"input_size={list(input_size)}: give height and width")
+    if len(widths) != 5 or any(width % 8 for width in widths) or any(width % 64 for width in widths[3:]):
+        raise ValueError(
+            f"widths={list(widths)}: give five multiples of 8, the last two of 64 (heads of 32 channels)"
+        )
+    for name, units in (("backbone_units", backbone_units), ("neck_units", neck_units)):
+        if len(units) != 4 or min(units) < 1:
+            raise ValueError(f"{name}={list(units)}: give four numbers of 1 and above")

@@ -1,0 +1,186 @@
+"""AnyDepth-YOLO: backbone, neck and head behind one ``forward(images, depth)``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from anydepth.depth import DepthConfig, DepthSpace
+from anydepth.detector import Detector, check_images, check_input_size
+from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.yolo.backbone import YoloBackbone
+from anydepth.yolo.decode import anchor_points, decode_boxes, flatten_maps
+from anydepth.yolo.head import YoloHead
+from anydepth.yolo.neck import YoloNeck
+from anydepth.yolo.output import YoloOutput
+
+# Names of the refinement paths, in the order of the network.
+BACKBONE_STAGES = ("stage1", "stage2", "stage3", "stage4")
+NECK_STAGES = ("neck1", "neck2", "neck3", "neck4")
+
+
+@dataclass(frozen=True)
+class NmsConfig:
+    """How raw predictions become detections; the defaults are those of the published figures.
+
+    Attributes:
+        score: (cell, class) pairs with a lower score are left out.
+        iou: Of two boxes of a class that overlap by more, the lower score is left out.
+        candidates: Most pairs per image that go into suppression, best first.
+        detections: Most detections per image.
+
+    Raises:
+        ValueError: A value outside its range.
+    """
+
+    score: float = 0.001
+    iou: float = 0.7
+    candidates: int = 30_000
+    detections: int = 300
+
+    def __post_init__(self) -> None:
+        for name in ("score", "iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 0 to 1")
+        for name in ("candidates", "detections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 1 and above")
+
+
+class NonFiniteOutputError(ArithmeticError):
+    """A network's output is NaN or infinite, so that it names no boxes."""
+
+
+class YoloDetector(Detector):
+    """YOLOv12 of any depth, or of a fixed depth when its parts are built so.
+
+    Args:
+        backbone: Four stages, three output maps.
+        neck: Four stages, three output maps.
+        head: Predicts distance bins and classes.
+        any_depth: Whether the stages have refinement paths.
+        input_size: (height, width) in pixels for evaluation and prediction; multiples of 32.
+        class_names: One name per class.
+        nms: How raw predictions become detections.
+        config: Plain values that build an equal detector.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: YoloBackbone,
+        neck: YoloNeck,
+        head: YoloHead,
+        any_depth: bool,
+        input_size: tuple[int, int],
+        class_names: Sequence[str],
+        nms: NmsConfig,
+        config: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        check_input_size(*input_size)
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.any_depth = any_depth
+        self.input_size = input_size
+        self.num_classes = len(class_names)
+        self.class_names = tuple(class_names)
+        self.nms = nms
+        self.config = config or {}
+        self.depth_space = DepthSpace(
+            stages=(*BACKBONE_STAGES, *NECK_STAGES) if any_depth else (), costs=self.measure_depth_costs
+        )
+
+    @property
+    def stage_modules(self) -> tuple[str, ...]:
+        """The submodule of each stage of the depth space."""
+        return tuple(f"{part}.stages.{index}" for part in ("backbone", "neck") for index in range(4))
+
+    def forward(
+        self,
+        images: Tensor,
+        depth: str | DepthConfig = "full",
+        targets: Sequence[Targets] | None = None,
+        stem: Tensor | None = None,
+    ) -> YoloOutput:
+        """Run the network at one depth.
+
+        Args:
+            images: [B, 3, H, W] float RGB in [0, 1]; H and W multiples of 32.
+            depth: A depth of :attr:`depth_space`.
+            targets: Not used: this wing feeds no ground truth back.
+            stem: What :meth:`stem_features` returned for these images.
+
+        Raises:
+            DepthError: The depth does not exist.
+            ValueError: Images of a wrong shape or type.
+        """
+        refine = self.depth_space.parse(depth).refine if self.any_depth else (True,) * 8
+        features = self.stem_features(images) if stem is None else stem
+        backbone_features = self.backbone(features, refine[:4])
+        neck_features = self.neck(backbone_features, refine[4:])
+        return YoloOutput(backbone_features, neck_features, maps=self.head(neck_features))
+
+    def stem_features(self, images: Tensor) -> Tensor:
+        """[B, C, H/4, W/4] of images [B, 3, H, W]: no norm of the stem is switchable, so depths share it.
+
+        Raises:
+            ValueError: Images of a wrong shape or type.
+        """
+        check_images(images)
+        features: Tensor = self.backbone.stem(images)
+        return features
+
+    def postprocess(
+        self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """Scored boxes of every class after class-wise non-maximum suppression.
+
+        A cell may give a box for several classes.
+
+        Args:
+            output: What :meth:`forward` returned.
+            original_sizes: (height, width) of each image in pixels.
+
+        Raises:
+            NonFiniteOutputError: The network gave NaN or infinite values.
+        """
+        assert isinstance(output, YoloOutput)
+        maps = tuple(level.float() for level in output.maps)
+        if not all(bool(level.isfinite().all()) for level in maps):
+            raise NonFiniteOutputError(
+                "the head's maps hold NaN or infinite values: the weights are damaged, or too large for this "
+                "precision; look at the weights file, or use precision=fp32"
+            )
+        box_logits, class_logits = flatten_maps(maps)
+        centres, strides = anchor_points(maps)
+        boxes = decode_boxes(box_logits, centres, strides)
+        height, width = (8 * side for side in maps[0].shape[-2:])
+        found = []
+        for image_boxes, scores, (h, w) in zip(boxes, class_logits.sigmoid(), original_sizes, strict=True):
+            scale = image_boxes.new_tensor([w / width, h / height] * 2)
+            limit = image_boxes.new_tensor([w, h] * 2)
+            found.append(self._suppress(image_boxes * scale, scores, limit))
+        return found
+
+    def reset_classes(self, class_names: Sequence[str]) -> None:
+        """Name the classes; where their number changes, the class branches are initialised anew."""
+        if len(class_names) != self.num_classes:
+            device = next(self.parameters()).device
+            self.head.reset_classes(len(class_names))
+            self.head.to(device)
+            self.num_classes = len(class_names)
+            self.config = {**self.config, "num_classes": self.num_classes}
+        self.class_names = tuple(class_names)
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, limit: Tensor) -> Detections:
+        """Detections of one image from boxes [A, 4] in its pixels and scores [A, K]."""
+        cells, labels = (scores > self.nms.score).nonzero(as_tuple=True)
+        best, order = scores[cells, labels].sort(descending=True, stable=True)
+        best, order = best[: self.nms.candidates], order[: self.nms.candidates]
+        cells, labels = cells[order], labels[order]
+        kept = batched_nms(boxes[cells], best, labels, self.nms.iou)[: self.nms.detections]
+        clipped = boxes[cells[kept]].clamp(min=0).minimum(limit)
+        return Detections(clipped, best[kept], labels[kept])

@@ -1,0 +1,69 @@
+"""The decoupled head: distance bins and class scores for every cell of three levels."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anydepth.yolo.blocks import conv
+from anydepth.yolo.output import BINS, STRIDES
+
+# Initial class scores expect 5 objects in a 640-pixel image (bias of YOLOv5 and its successors).
+_EXPECTED_OBJECTS = 5
+_REFERENCE_SIZE = 640
+
+
+class YoloHead(nn.Module):
+    """Box and class branches per level; no norm is switchable, so every depth shares all of it.
+
+    Args:
+        in_channels: Channels of the maps with strides 8, 16 and 32.
+        num_classes: K.
+    """
+
+    def __init__(self, *, in_channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.in_channels = tuple(in_channels)
+        width = max(16, in_channels[0] // 4, 4 * BINS)
+        self.box_branches = nn.ModuleList(
+            nn.Sequential(conv(channels, width, 3), conv(width, width, 3), nn.Conv2d(width, 4 * BINS, 1))
+            for channels in in_channels
+        )
+        for branch in self.box_branches:
+            nn.init.ones_(branch[-1].bias)
+        self.class_branches = nn.ModuleList()
+        self.reset_classes(num_classes)
+        # Distances of the bins in strides: fixed, and a parameter as in the published network, whose count of
+        # parameters and whose files include it.
+        self.bins = nn.Parameter(torch.arange(BINS, dtype=torch.float32), requires_grad=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps [B, C, H/s, W/s] of the neck -> raw maps [B, 64 + K, H/s, W/s]."""
+        return tuple(
+            torch.cat([boxes(features), classes(features)], dim=1)
+            for features, boxes, classes in zip(maps, self.box_branches, self.class_branches, strict=True)
+        )
+
+    def reset_classes(self, num_classes: int) -> None:
+        """Initialise the class branches anew: their width depends on the number of classes.
+
+        Raises:
+            ValueError: No class.
+        """
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: allowed are 1 and above")
+        width = max(self.in_channels[0], min(num_classes, 100))
+        self.class_branches = nn.ModuleList(
+            nn.Sequential(
+                conv(channels, channels, 3, groups=channels),
+                conv(channels, width),
+                conv(width, width, 3, groups=width),
+                conv(width, width),
+                nn.Conv2d(width, num_classes, 1),
+            )
+            for channels in self.in_channels
+        )
+        for branch, stride in zip(self.class_branches, STRIDES, strict=True):
+            cells = (_REFERENCE_SIZE / stride) ** 2
+            nn.init.constant_(branch[-1].bias, math.log(_EXPECTED_OBJECTS / num_classes / cells))
