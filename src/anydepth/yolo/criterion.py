@@ -1,0 +1,116 @@
+"""Losses of a YOLO against ground truth.
+
+Sources: TOOD (Feng et al., ICCV 2021) for the soft class targets and the weights; Distance-IoU (Zheng et al.,
+AAAI 2020) for the box loss; Generalized Focal Loss (Li et al., NeurIPS 2020) for the distribution focal loss.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
+from anydepth.yolo.decode import Predictions
+from anydepth.yolo.output import BINS
+from anydepth.yolo.overlap import complete_iou
+
+# Keeps the upper of the two bins around a distance inside the distribution.
+_MAX_DISTANCE = BINS - 1 - 0.01
+
+
+class YoloCriterion:
+    """Box (1 - CIoU), class (binary cross entropy) and distribution focal losses of one path.
+
+    Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its gain and by the
+    batch size B, so that what accumulates over batches is a sum over images. A gain of 0 leaves its term out.
+
+    Every anchor is computed and the background weighted with 0: to select the foreground would make the host
+    wait for the device.
+
+    Args:
+        assigner: Assigns anchors to ground truth.
+        box_gain: Gain of 1 - CIoU.
+        class_gain: Gain of the binary cross entropy of all anchors and classes.
+        dfl_gain: Gain of the distribution focal loss of the four distances.
+
+    Raises:
+        ValueError: A negative gain, or none that is positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        assigner: TaskAlignedAssigner,
+        box_gain: float = 7.5,
+        class_gain: float = 0.5,
+        dfl_gain: float = 1.5,
+    ) -> None:
+        gains = {"box_gain": box_gain, "class_gain": class_gain, "dfl_gain": dfl_gain}
+        if min(gains.values()) < 0 or not any(gains.values()):
+            raise ValueError(f"gains of the losses {gains}: allowed are 0 or more, and at least one above 0")
+        self.assigner = assigner
+        self.box_gain = box_gain
+        self.class_gain = class_gain
+        self.dfl_gain = dfl_gain
+
+    def assign(self, predictions: Predictions, truth: GroundTruth) -> Assignment:
+        """Assign the anchors of one path to the ground truth, by its own scores and boxes.
+
+        Raises:
+            ValueError: The number of images differs between predictions and ground truth.
+        """
+        scores = predictions.class_logits.detach().sigmoid()
+        return self.assigner(scores, predictions.boxes_xyxy.detach(), predictions.centres, truth)
+
+    def terms(
+        self, predictions: Predictions, truth: GroundTruth, assignment: Assignment
+    ) -> dict[str, Tensor]:
+        """Losses of one path, float32 scalars with gain and batch size: ``box``, ``class`` and ``dfl``.
+
+        Without boxes in the batch ``box`` and ``dfl`` are 0, with gradients of 0.
+
+        Args:
+            predictions: Of the B images.
+            truth: Ground truth of the B images; N is at least 1, as :meth:`GroundTruth.collect` makes it.
+            assignment: What :meth:`assign` returned for these predictions.
+        """
+        weights = assignment.weights
+        targets = assignment.targets[..., None].expand(-1, -1, 4)
+        wanted = truth.boxes_xyxy.gather(1, targets) / predictions.strides[:, None]
+        terms: dict[str, Tensor] = {}
+        if self.box_gain:
+            predicted = predictions.boxes_xyxy / predictions.strides[:, None]
+            terms["box"] = self.box_gain * (weights * (1 - complete_iou(predicted, wanted))).sum()
+        if self.class_gain:
+            terms["class"] = self.class_gain * F.binary_cross_entropy_with_logits(
+                predictions.class_logits, assignment.soft_targets, reduction="sum"
+            )
+        if self.dfl_gain:
+            distances = side_distances(wanted, predictions.centres / predictions.strides[:, None])
+            loss = distribution_focal_loss(predictions.box_logits, distances)
+            terms["dfl"] = self.dfl_gain * (weights * loss).sum()
+        scale = len(weights) / weights.sum().clamp(min=1)
+        return {name: scale * term for name, term in terms.items()}
+
+
+def side_distances(boxes_xyxy: Tensor, centres: Tensor) -> Tensor:
+    """Distances [..., A, 4] from points [A, 2] to left, top, right, bottom of boxes [..., A, 4]."""
+    return torch.cat([centres - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centres], dim=-1)
+
+
+def distribution_focal_loss(box_logits: Tensor, distances: Tensor) -> Tensor:
+    """Cross entropy to the two bins around each distance, weighted by its nearness to them.
+
+    Args:
+        box_logits: [B, A, 4, 16].
+        distances: [B, A, 4] in strides; clipped to [0, 14.99].
+
+    Returns:
+        [B, A], the mean over the four sides.
+    """
+    # NaN is reported by the objective once its losses are queued; until then it must not become a position.
+    distances = distances.nan_to_num(nan=0).clamp(0, _MAX_DISTANCE)
+    lower = distances.floor()
+    upper_share = distances - lower
+    bins = torch.stack([lower, lower + 1], dim=-1).long()
+    lower_loss, upper_loss = box_logits.log_softmax(-1).gather(-1, bins).neg().unbind(-1)
+    return (lower_loss * (1 - upper_share) + upper_loss * upper_share).mean(-1)

@@ -1,0 +1,218 @@
+"""What the shallower path learns from the deeper one: scores, boxes and distributions, and pooled features.
+
+Source: AnyDepth-YOLO (Kang et al., 2026), whose recipe grew out of adaptive depth networks (Kang and Lee,
+NeurIPS 2024). Nothing here reaches the teacher: its tensors are detached.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anydepth.yolo.assigner import Assignment
+from anydepth.yolo.decode import Predictions
+from anydepth.yolo.output import YoloOutput
+from anydepth.yolo.overlap import complete_iou
+
+ClassLoss = Literal["auto", "softmax_kl", "bernoulli_kl"]
+
+
+class YoloDistillation:
+    """Distillation losses of AnyDepth-YOLO, anchor by anchor where the teacher sees an object.
+
+    Both paths have been assigned to the ground truth by their own predictions. An anchor is in *conflict*
+    where both assign it and to different boxes; it teaches nothing. Everywhere else the sum of the teacher's
+    soft targets is the anchor's weight w, and each loss is sum(w loss) / max(sum(w), 1) over its anchors:
+
+    =======  =====================================================  ==========================================
+    term     anchors                                                loss
+    =======  =====================================================  ==========================================
+    class    assigned by the teacher (the student may see           KL(teacher || student) of the classes at
+             background), no conflict                               ``class_temperature``, times its square
+    box      assigned by both, no conflict                          1 - CIoU with the teacher's box
+    dfl      assigned by both, no conflict                          KL(teacher || student) of the 16 bins at
+                                                                    ``dfl_temperature``, mean over the sides;
+                                                                    not times its square
+    =======  =====================================================  ==========================================
+
+    The feature loss is the squared distance of L2-normalised pooled maps, mean over images and maps. All are
+    multiplied by the batch size, as those of :class:`~anydepth.yolo.criterion.YoloCriterion` are.
+
+    One class is a special case: the softmax over one class is constant, so its KL divergence teaches nothing.
+    ``auto`` therefore means ``bernoulli_kl`` with one class, and ``softmax_kl`` with several.
+
+    Args:
+        class_loss: ``softmax_kl`` is the KL divergence of the softmax over classes, as published;
+            ``bernoulli_kl`` the sum over classes of the KL divergence of sigmoid scores, which also keeps
+            their level; ``auto`` chooses by the number of classes.
+        box_gain: Gain of the box term; 0 skips it.
+        class_gain: Gain of the class term; 0 skips it.
+        dfl_gain: Gain of the term of the distance distributions; 0 skips it.
+        feature_gain: Gain of the feature term; 0 skips it.
+        class_temperature: Divides the class logits, of either ``class_loss``.
+        dfl_temperature: Divides the logits of the distance bins.
+
+    Raises:
+        ValueError: An unknown choice, a negative gain, or a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_loss: ClassLoss = "auto",
+        box_gain: float = 1.2,
+        class_gain: float = 0.4,
+        dfl_gain: float = 0.8,
+        feature_gain: float = 0.4,
+        class_temperature: float = 2.0,
+        dfl_temperature: float = 1.0,
+    ) -> None:
+        if class_loss not in get_args(ClassLoss):
+            raise ValueError(f"class_loss={class_loss!r}: allowed are {', '.join(get_args(ClassLoss))}")
+        gains = {
+            "box_gain": box_gain,
+            "class_gain": class_gain,
+            "dfl_gain": dfl_gain,
+            "feature_gain": feature_gain,
+        }
+        for name, value in gains.items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: allowed is 0 (off) or more")
+        for name, value in {
+            "class_temperature": class_temperature,
+            "dfl_temperature": dfl_temperature,
+        }.items():
+            if value <= 0:
+                raise ValueError(f"{name}={value}: allowed is more than 0")
+        self.class_loss = class_loss
+        self.box_gain = box_gain
+        self.class_gain = class_gain
+        self.dfl_gain = dfl_gain
+        self.feature_gain = feature_gain
+        self.class_temperature = class_temperature
+        self.dfl_temperature = dfl_temperature
+
+    @property
+    def active(self) -> bool:
+        """Whether any term is switched on."""
+        return any((self.box_gain, self.class_gain, self.dfl_gain, self.feature_gain))
+
+    def predictions(
+        self,
+        student: Predictions,
+        teacher: Predictions,
+        student_assignment: Assignment,
+        teacher_assignment: Assignment,
+    ) -> dict[str, Tensor]:
+        """Losses of the student's predictions, float32 scalars that include gain and batch size.
+
+        Args:
+            student: Of the shallower path.
+            teacher: Of the deeper path, for the same images; detached here.
+            student_assignment: Of the student's predictions.
+            teacher_assignment: Of the teacher's predictions, to the same ground truth.
+
+        Returns:
+            ``kd_box``, ``kd_class`` and ``kd_dfl``, as far as they are switched on; 0 where no anchor counts.
+
+        Raises:
+            ValueError: ``softmax_kl`` was asked for and there is one class.
+        """
+        teacher = teacher.detach()
+        taught, shared = distilled_weights(student_assignment, teacher_assignment)
+        terms: dict[str, Tensor] = {}
+        if self.box_gain:
+            boxes, wanted = (side.boxes_xyxy / side.strides[:, None] for side in (student, teacher))
+            terms["kd_box"] = self.box_gain * _weighted_mean(1 - complete_iou(boxes, wanted), shared)
+        if self.class_gain:
+            divergence = self._class_divergence(student.class_logits, teacher.class_logits)
+            terms["kd_class"] = self.class_gain * _weighted_mean(divergence, taught)
+        if self.dfl_gain:
+            bins, wanted = (side.box_logits / self.dfl_temperature for side in (student, teacher))
+            terms["kd_dfl"] = self.dfl_gain * _weighted_mean(softmax_kl(bins, wanted).mean(-1), shared)
+        return {name: len(taught) * term for name, term in terms.items()}
+
+    def features(self, student: YoloOutput, teacher: YoloOutput) -> dict[str, Tensor]:
+        """``kd_feature`` with gain and batch size, a float32 scalar, unless it is switched off.
+
+        The maps are those of the strides 16 and 32 of the backbone and all of the neck (layers 6, 8, 14, 17
+        and 20 of YOLOv12).
+        """
+        if not self.feature_gain:
+            return {}
+        ours, theirs = (
+            (*output.backbone_features[1:], *output.neck_features) for output in (student, teacher)
+        )
+        distance = pooled_feature_distance(ours, theirs)
+        return {"kd_feature": self.feature_gain * len(student.maps[0]) * distance}
+
+    def _class_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Divergence [B, A] of logits [B, A, K], times the square of the temperature."""
+        kind = self.class_loss
+        if kind == "auto":
+            kind = "softmax_kl" if student.shape[-1] > 1 else "bernoulli_kl"
+        if kind == "softmax_kl" and student.shape[-1] == 1:
+            raise ValueError(
+                "class_loss=softmax_kl with one class is always 0, so the deeper path would teach no scores: "
+                "use class_loss=auto or bernoulli_kl, or a class gain of 0"
+            )
+        divergence = softmax_kl if kind == "softmax_kl" else bernoulli_kl
+        temperature = self.class_temperature
+        return temperature**2 * divergence(student / temperature, teacher / temperature)
+
+
+def distilled_weights(student: Assignment, teacher: Assignment) -> tuple[Tensor, Tensor]:
+    """Weights [B, A] of the class term and of the box terms: the teacher's, 0 where an anchor does not count.
+
+    The first holds where the teacher assigned a box and the student none or the same; the second where both
+    assigned the same.
+    """
+    both = student.foreground & teacher.foreground
+    same = student.targets == teacher.targets
+    weights = teacher.weights
+    return weights.masked_fill(both & ~same, 0), weights.masked_fill(~(both & same), 0)
+
+
+def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) [...] of the softmax over the last axis of logits [..., C]."""
+    divergence = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
+    return divergence.sum(-1)
+
+
+def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) [...] of the sigmoid scores of logits [..., C], summed over the last axis."""
+    scores = teacher.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(student, scores, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(teacher, scores, reduction="none")
+    return (cross_entropy - entropy).sum(-1)
+
+
+def pooled_feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Squared distance of the L2-normalised pooled maps, a float32 scalar; that is 2 (1 - cosine).
+
+    The mean over images and maps is taken, so a batch of 1 gives what the same image adds to a batch.
+
+    Args:
+        student: L maps [B, C, H, W].
+        teacher: L maps [B, C, H, W]; detached here.
+
+    Raises:
+        ValueError: Student and teacher have another number of maps.
+    """
+    distances = [
+        (_pooled(ours) - _pooled(theirs.detach())).square().sum(1).mean()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(distances).mean()
+
+
+def _pooled(level: Tensor) -> Tensor:
+    # The length of the vector cancels, so the sum over the cells does for the mean. It accumulates in float32
+    # without a float32 copy of the map.
+    return F.normalize(level.sum((2, 3), dtype=torch.float32), dim=1)
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    return (losses * weights).sum() / weights.sum().clamp(min=1)
