@@ -51,9 +51,9 @@ def loop_losses(predictions: Predictions, truth: GroundTruth, assignment: Assign
     z, y = predictions.class_logits, assignment.soft_targets
     entropy = (y * F.softplus(-z) + (1 - y) * F.softplus(z)).sum()
     return {
-        "box": images * 7.5 * box / normaliser,
-        "class": images * 0.5 * entropy / normaliser,
-        "dfl": images * 1.5 * dfl / normaliser,
+        "box": 7.5 * box / normaliser,
+        "class": 0.5 * entropy / normaliser,
+        "dfl": 1.5 * dfl / normaliser,
     }
 
 
@@ -108,8 +108,8 @@ def test_distances_are_those_of_left_top_right_and_bottom() -> None:
 def test_without_boxes_only_the_background_is_taught() -> None:
     maps = make_maps(2, 3)
     terms, predictions, *_ = losses_of(maps, make_targets((0, 0), 3))
-    # All labels are 0: BCE = sum softplus(z), divided by 1 (the least S), times B = 2 and the gain 0.5.
-    torch.testing.assert_close(terms["class"], 2 * 0.5 * F.softplus(predictions.class_logits).sum())
+    # All labels are 0: BCE = sum softplus(z), divided by 1 (the least S), times the gain 0.5.
+    torch.testing.assert_close(terms["class"], 0.5 * F.softplus(predictions.class_logits).sum())
     assert terms["box"] == terms["dfl"] == 0
     torch.stack(list(terms.values())).sum().backward()
     for level in maps:
@@ -119,14 +119,14 @@ def test_without_boxes_only_the_background_is_taught() -> None:
         assert level.grad[:, 64:].all()
 
 
-def test_losses_are_sums_over_images() -> None:
-    # S grows with the number of images and the factor B undoes it.
+def test_losses_do_not_depend_on_the_number_of_images() -> None:
+    # S grows with the number of images as the sums do.
     maps, targets = make_maps(1, 3, seed=3), make_targets((5,), 3)
     alone, *_, assignment = losses_of(maps, targets)
     assert assignment.soft_targets.sum() > 1
     batch, *_ = losses_of(tuple(level.repeat(3, 1, 1, 1) for level in maps), targets * 3)
     for name, value in alone.items():
-        torch.testing.assert_close(batch[name], 3 * value, msg=name)
+        torch.testing.assert_close(batch[name], value, msg=name)
 
 
 def test_saturated_predictions_have_finite_losses_and_gradients() -> None:

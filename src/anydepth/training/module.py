@@ -101,7 +101,7 @@ class DetectionModule(pl.LightningModule):
             self._forward = torch.compile(self.detector.forward)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The summed losses of all planned paths on one batch.
+        """The summed losses of all planned paths on one batch, times the recipe's ``loss_scale``.
 
         Raises:
             NonFiniteLossError: A loss is NaN or infinite.
@@ -121,7 +121,7 @@ class DetectionModule(pl.LightningModule):
             self._stop_on_non_finite(losses, batch)
         self._log_losses(losses, totals, len(batch))
         weights = totals.new_tensor([path.weight for path in self.plan])
-        return (weights * totals).sum()
+        return self.recipe.loss_scale * (weights * totals).sum()
 
     def _path_losses(
         self, path: PlannedPath, outputs: list[DetectorOutput], losses: list[PathLosses], batch: Batch

@@ -20,8 +20,9 @@ _MAX_DISTANCE = BINS - 1 - 0.01
 class YoloCriterion:
     """Box (1 - CIoU), class (binary cross entropy) and distribution focal losses of one path.
 
-    Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its gain and by the
-    batch size B, so that what accumulates over batches is a sum over images. A gain of 0 leaves its term out.
+    Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its gain; 0
+    leaves its term out. The published factor, the number of images per step, belongs to the learning rate
+    that was chosen for it: see :class:`~anydepth.training.optim.SGDRecipe`.
 
     Every anchor is computed and the background weighted with 0: to select the foreground would make the host
     wait for the device.
@@ -64,7 +65,7 @@ class YoloCriterion:
     def terms(
         self, predictions: Predictions, truth: GroundTruth, assignment: Assignment
     ) -> dict[str, Tensor]:
-        """Losses of one path, float32 scalars with gain and batch size: ``box``, ``class`` and ``dfl``.
+        """Losses of one path, float32 scalars with gain: ``box``, ``class`` and ``dfl``.
 
         Without boxes in the batch ``box`` and ``dfl`` are 0, with gradients of 0.
 
@@ -88,8 +89,8 @@ class YoloCriterion:
             distances = side_distances(wanted, predictions.centres / predictions.strides[:, None])
             loss = distribution_focal_loss(predictions.box_logits, distances)
             terms["dfl"] = self.dfl_gain * (weights * loss).sum()
-        scale = len(weights) / weights.sum().clamp(min=1)
-        return {name: scale * term for name, term in terms.items()}
+        total = weights.sum().clamp(min=1)
+        return {name: term / total for name, term in terms.items()}
 
 
 def side_distances(boxes_xyxy: Tensor, centres: Tensor) -> Tensor:

@@ -37,8 +37,7 @@ class YoloDistillation:
                                                                     not times its square
     =======  =====================================================  ==========================================
 
-    The feature loss is the squared distance of L2-normalised pooled maps, mean over images and maps. All are
-    multiplied by the batch size, as those of :class:`~anydepth.yolo.criterion.YoloCriterion` are.
+    The feature loss is the squared distance of L2-normalised pooled maps, mean over images and maps.
 
     One class is a special case: the softmax over one class is constant, so its KL divergence teaches nothing.
     ``auto`` therefore means ``bernoulli_kl`` with one class, and ``softmax_kl`` with several.
@@ -106,7 +105,7 @@ class YoloDistillation:
         student_assignment: Assignment,
         teacher_assignment: Assignment,
     ) -> dict[str, Tensor]:
-        """Losses of the student's predictions, float32 scalars that include gain and batch size.
+        """Losses of the student's predictions, float32 scalars that include the gain.
 
         Args:
             student: Of the shallower path.
@@ -132,10 +131,10 @@ class YoloDistillation:
         if self.dfl_gain:
             bins, wanted = (side.box_logits / self.dfl_temperature for side in (student, teacher))
             terms["kd_dfl"] = self.dfl_gain * _weighted_mean(softmax_kl(bins, wanted).mean(-1), shared)
-        return {name: len(taught) * term for name, term in terms.items()}
+        return terms
 
     def features(self, student: YoloOutput, teacher: YoloOutput) -> dict[str, Tensor]:
-        """``kd_feature`` with gain and batch size, a float32 scalar, unless it is switched off.
+        """``kd_feature`` with its gain, a float32 scalar, unless it is switched off.
 
         The maps are those of the strides 16 and 32 of the backbone and all of the neck (layers 6, 8, 14, 17
         and 20 of YOLOv12).
@@ -146,7 +145,7 @@ class YoloDistillation:
             (*output.backbone_features[1:], *output.neck_features) for output in (student, teacher)
         )
         distance = pooled_feature_distance(ours, theirs)
-        return {"kd_feature": self.feature_gain * len(student.maps[0]) * distance}
+        return {"kd_feature": self.feature_gain * distance}
 
     def _class_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Divergence [B, A] of logits [B, A, K], times the square of the temperature."""

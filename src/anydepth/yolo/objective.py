@@ -33,7 +33,7 @@ class YoloObjective(Objective):
     """Losses of AnyDepth-YOLO (Kang et al., 2026), in float32 also under mixed precision.
 
     The deeper path learns from ground truth; the shallower one from alpha x ground truth + (1 - alpha) x the
-    deeper path. Losses are sums over images: each is multiplied by the batch size.
+    deeper path.
 
     Terms are named ``box``, ``class`` and ``dfl``, and ``kd_box``, ``kd_class``, ``kd_dfl`` and
     ``kd_feature``; those of a gain of 0 are left out.
