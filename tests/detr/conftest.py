@@ -1,7 +1,7 @@
 """Detectors that several tests of foreign weights fill."""
 
 import pytest
-from detr_reference import SMALL_DEEP, SMALL_PLAIN, build, randomise
+from detr_reference import SMALL_DEEP, SMALL_PLAIN, SMALL_SWIN, build, randomise
 
 from anydepth.detr.detector import DetrDetector
 
@@ -19,4 +19,12 @@ def plain() -> DetrDetector:
     """The same with the plain stem."""
     detector = build("detr_tiny", 5, **SMALL_PLAIN)
     randomise(detector, seed=2)
+    return detector
+
+
+@pytest.fixture(scope="module")
+def swin() -> DetrDetector:
+    """The same with a Swin Transformer."""
+    detector = build("detr_tiny", 5, **SMALL_SWIN)
+    randomise(detector, seed=3)
     return detector

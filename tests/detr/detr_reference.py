@@ -1,7 +1,8 @@
 """Independent references for the DETR wing: fixed-depth networks that hold one depth of a detector.
 
 The rule for norms is written down here once more, from the specification and not from the code under test:
-a stage uses the norm set of its own flag; the stem, the shortcuts and the decoder have one set.
+a stage uses the norm set of its own flag, and so does the patch merging in front of it; the stem, the
+shortcuts and the decoder have one set.
 """
 
 import re
@@ -34,6 +35,14 @@ SMALL: dict[str, Any] = {
     "num_queries": 12,
     "denoising_queries": 6,
     "input_size": [96, 96],
+}
+SMALL_SWIN = {
+    **SMALL,
+    "block": "swin",
+    "blocks": [2, 3, 4, 2],
+    "widths": [32, 64, 128, 256],
+    "stem": "patch",
+    "stochastic_depth": 0.1,
 }
 SMALL_DEEP = {**SMALL, "stem": "deep"}
 SMALL_PLAIN = {**SMALL, "stem": "plain"}
@@ -73,7 +82,8 @@ def randomise(detector: Detector, seed: int = 0) -> None:
         if isinstance(module, nn.Linear):
             moves = name.endswith("sampling_offsets") or re.search(r"bbox_head.*layers\.2$", name)
             module.weight.copy_(normal(module.weight, (0.1 if moves else 1.0) * module.in_features**-0.5))
-            module.bias += normal(module.bias, 0.1)
+            if module.bias is not None:
+                module.bias += normal(module.bias, 0.1)
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             module.weight.copy_(uniform(module.weight, 0.5, 1.5))
             module.bias.copy_(normal(module.bias, 0.2))
@@ -100,6 +110,7 @@ def _measure_statistics(detector: Detector, norms: list[nn.BatchNorm2d], images:
 def weights_at(detector: Detector, depth: DepthConfig) -> dict[str, Tensor]:
     """Weights, by plain name, of the ordinary network that one depth is: one norm set, fewer blocks."""
     refine = dict(zip(("stages.0", "stages.1", "stages.2", "stages.3", "neck"), depth.refine, strict=True))
+    refine |= {f"merges.{index}": depth.refine[index + 1] for index in range(3)}
     assert depth.decoder_layers is not None
     found = {}
     state = detector.state_dict()
@@ -197,7 +208,8 @@ def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _blocks(weights: dict[str, Tensor]) -> list[int]:
-    return [_count(weights, f"backbone.stages.{stage}.{{}}.conv1.conv.weight") for stage in range(4)]
+    weight = "attn.qkv" if "backbone.stages.0.0.attn.qkv.weight" in weights else "conv1.conv"
+    return [_count(weights, f"backbone.stages.{stage}.{{}}.{weight}.weight") for stage in range(4)]
 
 
 def _count(weights: dict[str, Tensor], name: str) -> int:

@@ -1,4 +1,4 @@
-"""The five invariants of an any-depth detector, on a small network whose stages all differ in depth."""
+"""The five invariants of an any-depth detector, on small networks of either kind of backbone."""
 
 import random
 from itertools import product
@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from detr_reference import SMALL, build, build_again, count_calls, fixed_depth, randomise, weights_at
+from detr_reference import (
+    SMALL,
+    SMALL_SWIN,
+    build,
+    build_again,
+    count_calls,
+    fixed_depth,
+    randomise,
+    weights_at,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,11 +29,25 @@ from anydepth.layers.stage import DepthStage
 # One of each kind, for checks that need not see all 96.
 SOME_DEPTHS = ["full", "minimal", "none@1", "stage1@3", "stage2+neck@2", "stage1+stage3+stage4@1"]
 IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+# Switchable norms, by the specification. ResNet (1.1): 2 in each of the 1 + 2 + 2 + 1 essential basic blocks.
+# Swin Transformer (1.2): the same, and 1 in each of 3 patch mergings. Neck (1.3): 25, and since its expansion
+# is not 1, one more in each of its 4 CSP blocks (7.7).
+SWITCHABLE = {"resnet": 2 * 6 + 25 + 4, "swin": 2 * 6 + 3 + 25 + 4}
+
+
+@pytest.fixture(scope="module", params=["resnet", "swin"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def detector() -> DetrDetector:
-    detector = build("detr_tiny", 5, **SMALL)
+def sizes(kind: str) -> dict[str, Any]:
+    return SMALL if kind == "resnet" else SMALL_SWIN
+
+
+@pytest.fixture(scope="module")
+def detector(sizes: dict[str, Any]) -> DetrDetector:
+    detector = build("detr_tiny", 5, **sizes)
     randomise(detector)
     return detector
 
@@ -94,7 +117,9 @@ def test_only_units_of_the_depth_are_called(detector: DetrDetector, depth: str) 
 
 
 @pytest.mark.parametrize("depth", SOME_DEPTHS)
-def test_each_stage_uses_only_the_norm_set_of_its_own_flag(detector: DetrDetector, depth: str) -> None:
+def test_each_stage_uses_only_the_norm_set_of_its_own_flag(
+    detector: DetrDetector, kind: str, depth: str
+) -> None:
     config = detector.depth_space.parse(depth)
     calls = count_calls(detector, lambda: run(detector, config))
     switched = 0
@@ -105,10 +130,10 @@ def test_each_stage_uses_only_the_norm_set_of_its_own_flag(detector: DetrDetecto
             continue
         switched += 1
         stage = 4 if name.startswith("neck.") else int(name.split(".")[2])
+        # Patch merging belongs to the stage that it precedes.
+        stage += name.startswith("backbone.merges.")
         assert count == (name.endswith(".full") == config.refine[stage]), name
-    # 2 norms in each of 1 + 2 + 2 + 1 essential basic blocks, 25 in the neck (specification, 1.1 and 1.3)
-    # and, since its expansion is not 1, one more in each of its 4 CSP blocks (specification, 7.7).
-    assert switched == 2 * (2 * 6 + 25 + 4)
+    assert switched == 2 * SWITCHABLE[kind]
 
 
 class _OperationCounter(TorchDispatchMode):
@@ -143,7 +168,9 @@ def test_cost_is_that_of_the_fixed_depth_network(detector: DetrDetector, depth: 
     parameters = sum(
         value.numel()
         for name, value in weights_at(detector, config).items()
-        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        if not name.endswith(
+            ("running_mean", "running_var", "num_batches_tracked", "relative_position_index")
+        )
         # Used in training only: the embedding of noised labels, and the class heads of earlier layers.
         and not name.startswith("decoder.denoising_class_embed")
         and not (name.startswith("decoder.dec_score_head.") and int(name.split(".")[2]) < last)
@@ -189,11 +216,13 @@ def test_training_returns_all_decoder_layers_at_every_depth(detector: DetrDetect
 # -- 4: equal norms, no refinement -----------------------------------------------------------------------
 
 
-def test_equal_norm_sets_without_refinement_units_make_full_and_minimal_coincide() -> None:
-    detector = build("detr_tiny", 5, **{**SMALL, "minimal_decoder_layers": 3})
+def test_equal_norm_sets_without_refinement_units_make_full_and_minimal_coincide(
+    sizes: dict[str, Any], kind: str
+) -> None:
+    detector = build("detr_tiny", 5, **{**sizes, "minimal_decoder_layers": 3})
     randomise(detector)
     assert not torch.equal(run(detector, "full").logits, run(detector, "minimal").logits)
-    assert copy_full_norms_to_skip(detector) == 2 * 6 + 25 + 4
+    assert copy_full_norms_to_skip(detector) == SWITCHABLE[kind]
     for stage in detector.modules():
         if isinstance(stage, DepthStage):
             stage.refinement = nn.ModuleList()

@@ -12,9 +12,10 @@ from detr_reference import SMALL, build, build_again
 
 from anydepth.detr.decoder import make_anchors
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.resnet import ResNet, essential_count
+from anydepth.detr.resnet import ResNet
 from anydepth.layers.macs import count_macs
 from anydepth.layers.norm import switchable_norms
+from anydepth.layers.stage import essential_count
 
 
 @cache
@@ -192,7 +193,7 @@ def test_anchors_at_the_border_of_fine_maps_are_invalid() -> None:
     ("wrong", "message"),
     [
         ({"stem": "wide"}, "stem='wide': allowed are 'deep' and 'plain'"),
-        ({"block": "wide"}, "block='wide': allowed are 'basic' and 'bottleneck'"),
+        ({"block": "wide"}, "block='wide': allowed are 'basic', 'bottleneck' and 'swin'"),
         ({"blocks": [2, 2, 2]}, "give four numbers each"),
         ({"blocks": [2, 1, 2, 2]}, "an any-depth stage needs 2 blocks"),
         ({"neck_blocks": 2}, "blocks=2: an any-depth neck needs at least 3"),

@@ -1,6 +1,7 @@
 """Names of other projects by the specification (5.1 to 5.4), and weights in them there and back."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from detr_reference import (
     reference_network,
     written_as,
 )
+from torch import nn
 
 from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
+from anydepth.detr.weight_files import WeightsError
 from anydepth.detr.weight_layouts import LAYOUTS, Layout
 from anydepth.detr.weights import load_weights
+from anydepth.zoo import names
 
 # -- names -----------------------------------------------------------------------------------------------
 
@@ -103,13 +107,33 @@ def anydepth_r50() -> set[str]:
     return keys
 
 
+def anydepth_swin_t() -> set[str]:
+    """Names of an AnyDepth-DETR with Swin-T, specification 5.2."""
+    keys = {key for key in anydepth_r50() if not key.startswith("backbone.")}
+    keys |= linear("backbone.pre.0", "backbone.pre.2")
+    for stage, (count, essential) in enumerate(zip((2, 2, 6, 2), (1, 1, 3, 1), strict=True)):
+        for block in range(count):
+            name = f"backbone.features.{2 * stage}.{block}"
+            parts = ["norm1", "norm2", "attn.qkv", "attn.proj", "mlp.0", "mlp.3"]
+            parts += ["norm1_skip", "norm2_skip"] if block < essential else []
+            keys |= linear(*(f"{name}.{part}" for part in parts))
+            keys |= {f"{name}.attn.relative_position_{kind}" for kind in ("bias_table", "index")}
+    for merge in (1, 3, 5):
+        name = f"backbone.features.{merge}"
+        keys |= {f"{name}.reduction.weight"} | linear(f"{name}.norm", f"{name}.norm_skip")
+    return keys
+
+
 @pytest.mark.parametrize(
     ("name", "layout", "keys", "count"),
     [
         ("rtdetr_r50", layouts.RTDETR_V1, rtdetr_r50(), 736),
         ("detr_r50", layouts.ANYDEPTH, anydepth_r50(), 953),
+        # 4 of the stem, 14 per block, 4 more in each of 6 essential ones, 5 per patch merging; neck and
+        # decoder as above.
+        ("detr_swin_t", layouts.ANYDEPTH_SWIN, anydepth_swin_t(), 4 + 12 * 14 + 6 * 4 + 3 * 5 + 365 + 215),
     ],
-    ids=["rtdetr_v1", "anydepth_authors"],
+    ids=["rtdetr_v1", "anydepth_authors", "anydepth_authors_swin"],
 )
 def test_written_names_are_those_of_the_released_files(
     name: str, layout: Layout, keys: set[str], count: int
@@ -149,11 +173,11 @@ def test_both_spellings_of_transformers_are_written() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_weights_written_in_a_layout_come_back(
-    layout: Layout, deep: DetrDetector, plain: DetrDetector
+    layout: Layout, deep: DetrDetector, plain: DetrDetector, swin: DetrDetector
 ) -> None:
     has_plain_stem = layout in (layouts.ANYDEPTH, layouts.ADAPTIVE_DEPTH_RESNET, layouts.TORCHVISION_RESNET)
-    detector = plain if has_plain_stem else deep
-    backbone_only = layout in (layouts.ADAPTIVE_DEPTH_RESNET, layouts.TORCHVISION_RESNET)
+    detector = swin if "Swin" in layout.name else plain if has_plain_stem else deep
+    backbone_only = "backbone" in layout.name
     source = detector.backbone if backbone_only else detector
     file = written_as(detector, layout)
     if backbone_only:
@@ -173,6 +197,18 @@ def test_weights_written_in_a_layout_come_back(
     assert_equal_weights(found, source, skip_is_full=one_set)
     keys = set(report.loaded) | set(report.copied_to_skip) | set(report.missing)
     assert {key for key in target.state_dict() if "num_batches" not in key} <= keys
+
+
+def test_our_own_weights_of_a_swin_transformer_come_back(swin: DetrDetector) -> None:
+    target = build_again(swin)
+    report = load_weights(target, swin.state_dict())
+    assert (report.layout, report.missing, report.unused) == ("anydepth", (), ())
+    assert_equal_weights(target, swin)
+    backbone = build_again(swin)
+    report = load_weights(backbone, swin.backbone.state_dict())
+    assert report.layout == "anydepth"
+    assert all(key.startswith(("neck.", "decoder.")) for key in report.missing)
+    assert_equal_weights(backbone.backbone, swin.backbone)
 
 
 def test_weights_without_step_counters_are_complete(deep: DetrDetector) -> None:
@@ -249,3 +285,80 @@ def test_torchvision_backbone_loads_but_for_the_shortcut_that_it_does_not_have()
     assert report.unused == ("fc.weight", "fc.bias")
     assert "image_mean" in str(report)
     assert "backbone only" in str(report)
+
+
+def test_torchvision_swin_transformer_loads_but_for_its_classifier(swin: DetrDetector) -> None:
+    source = small_torchvision_swin()
+    detector = build_again(swin)
+    report = load_weights(detector, source.state_dict())
+    assert report.layout == "torchvision Swin Transformer (backbone)"
+    assert report.unused == ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    assert all(key.startswith(("neck.", "decoder.")) for key in report.missing)
+    # 2 norms in each of 6 essential blocks, 1 in each of 3 patch mergings; weight and bias.
+    assert len(report.copied_to_skip) == 2 * (2 * 6 + 3)
+    merge = detector.backbone.merges[1].norm
+    assert torch.equal(merge.full.weight, source.features[4].norm.weight)
+    assert torch.equal(merge.skip.weight, source.features[4].norm.weight)
+    refinement = detector.backbone.stages[2].refinement[0]
+    assert torch.equal(refinement.mlp[3].weight, source.features[5][2].mlp[3].weight)
+    assert "image_mean=[0.485" in str(report)
+    assert "backbone only" in str(report)
+
+
+def test_a_dead_classifier_in_a_whole_swin_detector_is_left_over(swin: DetrDetector) -> None:
+    # Specification 1.2: the authors' checkpoints hold a norm and a head that nothing uses.
+    dead = ("backbone.norm.weight", "backbone.norm.bias", "backbone.head.weight", "backbone.head.bias")
+    file = written_as(swin, layouts.ANYDEPTH_SWIN) | {key: torch.ones(3) for key in dead}
+    target = build_again(swin)
+    report = load_weights(target, file)
+    assert (report.layout, report.unused) == (layouts.ANYDEPTH_SWIN.name, dead)
+    assert report.missing == report.copied_to_skip == ()
+    assert_equal_weights(target, swin)
+
+
+def test_frozen_stems_of_swin_transformers_take_weights_of_one_norm_set(swin: DetrDetector) -> None:
+    # Unlike frozen batch norms: these skip norms stay trainable.
+    report = load_weights(
+        build_again(swin, freeze_backbone_norms=True), small_torchvision_swin().state_dict()
+    )
+    assert report.copied_to_skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: torchvision.models.swin_s(weights=None),
+            r"has \[2, 2, 18, 2\] swin blocks, the detector's \[2, 2, 6, 2\] swin blocks \(Swin-T\): build a",
+        ),
+        (
+            lambda: torchvision.models.resnet50(weights=None),
+            r"bottleneck blocks \(ResNet-50\), the detector's .* \(Swin-T\): build detr_r50 or rtdetr_r50",
+        ),
+        (lambda: torchvision.models.swin_v2_t(weights=None), "unknown layout"),
+    ],
+    ids=["swin_s", "resnet50", "swin_v2_t"],
+)
+def test_a_swin_detector_refuses_weights_of_other_backbones(
+    make: Callable[[], nn.Module], message: str
+) -> None:
+    with torch.device("meta"):
+        detector, weights = build("detr_swin_t"), make().state_dict()
+    with pytest.raises(WeightsError, match=message):
+        load_weights(detector, weights)
+
+
+def test_a_resnet_detector_refuses_swin_weights_and_names_the_detector_to_build() -> None:
+    with torch.device("meta"):
+        detector = build("detr_r50")
+        weights = torchvision.models.swin_t(weights=None).state_dict()
+    with pytest.raises(WeightsError, match=r"\(Swin-T\).*\(ResNet-50\): build detr_swin_t or rtdetr_swin_t"):
+        load_weights(detector, weights)
+    assert {"detr_swin_t", "rtdetr_swin_t"} <= set(names())
+
+
+def small_torchvision_swin() -> torchvision.models.SwinTransformer:
+    """torchvision's network with the blocks of ``SMALL_SWIN``; its widths always double."""
+    return torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=32, depths=[2, 3, 4, 2], num_heads=[1, 2, 4, 8], window_size=[7, 7]
+    )

@@ -1,21 +1,24 @@
 """Builds a detector of the DETR wing from plain values: the recipe behind every ``conf/detector`` file."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from anydepth.detector import plain_config
 from anydepth.detr.decoder import RTDETRDecoder
 from anydepth.detr.detector import DenoisingConfig, DetrDetector
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.resnet import Block, ResNet, Stem
+from anydepth.detr.swin import SwinTransformer
 
 
 def build_detr(
     *,
     num_classes: int,
-    block: Block,
+    block: Block | Literal["swin"],
     blocks: Sequence[int],
     widths: Sequence[int],
-    stem: Stem,
+    stem: Stem | Literal["patch"],
+    stochastic_depth: float,
     any_depth: bool,
     switchable_norms: bool,
     freeze_backbone_norms: bool,
@@ -42,14 +45,18 @@ def build_detr(
 
     Args:
         num_classes: K.
-        block: Residual block of the backbone: ``basic`` or ``bottleneck``.
+        block: Residual block of the backbone: ``basic`` or ``bottleneck`` (ResNets) or ``swin``.
         blocks: Residual blocks per stage.
-        widths: Width per stage.
-        stem: ``deep`` (RT-DETR weights fit) or ``plain`` (AnyDepth and ADN weights fit).
+        widths: Width per stage; of a Swin Transformer multiples of 32.
+        stem: Of a ResNet ``deep`` (RT-DETR weights fit) or ``plain`` (AnyDepth and ADN weights fit); of a
+            Swin Transformer ``patch``.
+        stochastic_depth: How often the last block of a Swin Transformer drops its residual branches in
+            training; a ResNet takes only 0.
         any_depth: Split stages into essential and refinement paths.
         switchable_norms: Two norm sets on essential paths; False shares one.
         freeze_backbone_norms: Backbone norms become buffers and the stem's convolutions are not trained;
-            right only for pretrained backbones that hold both norm sets.
+            right only for pretrained backbones that hold both norm sets. As released, this freezes the whole
+            stem of a Swin Transformer, while its layer norms, which have no statistics, stay trainable.
         hidden_dim: Channels of the neck.
         neck_ffn_dim: Feed-forward size of the neck's attention layer.
         neck_expansion: Expansion of the neck's CSP blocks.
@@ -77,11 +84,12 @@ def build_detr(
         raise ValueError(f"input_size={list(input_size)}: give height and width")
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names came for num_classes={num_classes}")
-    backbone = ResNet(
+    backbone = _make_backbone(
         block=block,
         blocks=blocks,
         widths=widths,
         stem=stem,
+        stochastic_depth=stochastic_depth,
         any_depth=any_depth,
         switchable_norms=switchable_norms,
         frozen=freeze_backbone_norms,
@@ -118,4 +126,47 @@ def build_detr(
         image_mean=image_mean,
         image_std=image_std,
         config=config,
+    )
+
+
+def _make_backbone(
+    *,
+    block: Block | Literal["swin"],
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    stem: Stem | Literal["patch"],
+    stochastic_depth: float,
+    any_depth: bool,
+    switchable_norms: bool,
+    frozen: bool,
+) -> ResNet | SwinTransformer:
+    """The backbone that ``block`` names; settings of the other kind are refused rather than ignored."""
+    if block not in ("basic", "bottleneck", "swin"):
+        raise ValueError(f"block={block!r}: allowed are 'basic', 'bottleneck' and 'swin'")
+    if block == "swin":
+        if stem != "patch":
+            raise ValueError(f"stem={stem!r}: a Swin Transformer (block=swin) has only the stem 'patch'")
+        return SwinTransformer(
+            blocks=blocks,
+            widths=widths,
+            any_depth=any_depth,
+            switchable_norms=switchable_norms,
+            stochastic_depth=stochastic_depth,
+            frozen_stem=frozen,
+        )
+    if stem == "patch":
+        raise ValueError(f"stem='patch': a ResNet (block={block}) has the stems 'deep' and 'plain'")
+    if stochastic_depth:
+        raise ValueError(
+            f"stochastic_depth={stochastic_depth}: a ResNet (block={block}) drops no residual branches; "
+            "give 0, or block=swin"
+        )
+    return ResNet(
+        block=block,
+        blocks=blocks,
+        widths=widths,
+        stem=stem,
+        any_depth=any_depth,
+        switchable_norms=switchable_norms,
+        frozen=frozen,
     )

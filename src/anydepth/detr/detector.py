@@ -14,6 +14,7 @@ from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.output import DenoisingQueries, DetrOutput
 from anydepth.detr.resnet import ResNet
+from anydepth.detr.swin import SwinTransformer
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 # Names of the refinement paths: one flag per backbone stage, one for the whole neck.
@@ -55,7 +56,7 @@ class DetrDetector(Detector):
     def __init__(
         self,
         *,
-        backbone: ResNet,
+        backbone: ResNet | SwinTransformer,
         neck: HybridEncoder,
         decoder: RTDETRDecoder,
         minimal_decoder_layers: int,

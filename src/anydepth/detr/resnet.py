@@ -12,15 +12,10 @@ from torch import Tensor, nn
 
 from anydepth.layers.conv import ConvNorm
 from anydepth.layers.norm import SwitchableNorm, batch_norm
-from anydepth.layers.stage import DepthStage
+from anydepth.layers.stage import DepthStage, check_stages, essential_count
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["deep", "plain"]
-
-
-def essential_count(blocks: int) -> int:
-    """How many of a stage's blocks are essential: the first half, and at least one is left to skip."""
-    return min(blocks - 1, (blocks + 1) // 2)
 
 
 class BasicBlock(nn.Module):
@@ -153,10 +148,7 @@ class ResNet(nn.Module):
         super().__init__()
         if block not in ("basic", "bottleneck"):
             raise ValueError(f"block={block!r}: allowed are 'basic' and 'bottleneck'")
-        if len(blocks) != 4 or len(widths) != 4:
-            raise ValueError(f"blocks={list(blocks)}, widths={list(widths)}: give four numbers each")
-        if min(blocks) < (2 if any_depth else 1):
-            raise ValueError(f"blocks={list(blocks)}: an any-depth stage needs 2 blocks, a fixed one 1")
+        check_stages(blocks, widths, any_depth=any_depth)
         block_type = BasicBlock if block == "basic" else Bottleneck
         self.stem = _make_stem(stem, widths[0], frozen)
         channels = widths[0]
@@ -208,9 +200,11 @@ class ResNet(nn.Module):
         # A refinement that starts as the identity does not have to learn first what the essential path
         # already gives, so that full depth does not trail minimal depth early in training (Goyal et al. 2017
         # start residual branches so).
-        for stage in self.stages:
-            for refinement in stage.refinement:
-                nn.init.zeros_(refinement.last_norm.full.weight)
+        for name, module in self.named_modules():
+            if isinstance(module, BasicBlock | Bottleneck) and ".refinement." in name:
+                last = module.last_norm.full
+                assert isinstance(last, nn.BatchNorm2d)
+                nn.init.zeros_(last.weight)
 
 
 def _conv_relu(

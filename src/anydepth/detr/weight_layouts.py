@@ -102,6 +102,16 @@ def _plain_resnet(pooled_shortcut: bool) -> tuple[Rule, ...]:
     )
 
 
+def _swin(stem: str, first_stage: int) -> tuple[Rule, ...]:
+    """Names of torchvision: stages and what merges patches between them are numbered together."""
+    return (
+        (r"^backbone\.stem\.projection\b", f"backbone.{stem}.0"),
+        (r"^backbone\.stem\.norm\b", f"backbone.{stem}.2"),
+        (r"^backbone\.stages\.(\d)\b", lambda m: f"backbone.features.{first_stage + 2 * int(m[1])}"),
+        (r"^backbone\.merges\.(\d)\b", lambda m: f"backbone.features.{first_stage + 2 * int(m[1]) + 1}"),
+    )
+
+
 # -- neck and decoder ------------------------------------------------------------------------------------
 
 _RTDETR_HEAD: tuple[Rule, ...] = (
@@ -161,6 +171,8 @@ OURS = Layout(
     markers=(
         (("backbone.stages.0.0.conv1.conv.weight",), ""),
         (("stages.0.0.conv1.conv.weight",), "backbone."),
+        (("backbone.stages.0.0.attn.qkv.weight",), ""),
+        (("stages.0.0.attn.qkv.weight",), "backbone."),
     ),
     rules=(),
     norm_name=lambda plain: plain,
@@ -184,6 +196,27 @@ TORCHVISION_RESNET = Layout(
     norm_name=_both_sets,
     note="torchvision's ResNets expect normalised images (image_mean, image_std), and their shortcuts take "
     "every second pixel where ours average: train before use",
+)
+ANYDEPTH_SWIN = Layout(
+    name="AnyDepth-DETR of its authors (Swin Transformer)",
+    markers=((("backbone.pre.0.weight", "encoder.input_proj.0.norm_skippable.weight"), ""),),
+    rules=(*_swin("pre", first_stage=0), *_RTDETR_HEAD),
+    norm_name=_both_sets,
+)
+ADAPTIVE_DEPTH_SWIN = Layout(
+    name="adaptive depth network (Swin Transformer backbone)",
+    markers=((("pre.0.weight", "features.0.0.attn.relative_position_bias_table"), "backbone."),),
+    rules=_swin("pre", first_stage=0),
+    norm_name=_both_sets,
+)
+# The table of relative positions is not in the second version, which is another network.
+TORCHVISION_SWIN = Layout(
+    name="torchvision Swin Transformer (backbone)",
+    markers=((("features.0.0.weight", "features.1.0.attn.relative_position_bias_table"), "backbone."),),
+    rules=_swin("features.0", first_stage=1),
+    norm_name=_both_sets,
+    note="torchvision's Swin Transformers expect normalised images: build the detector with "
+    "image_mean=[0.485, 0.456, 0.406] and image_std=[0.229, 0.224, 0.225]",
 )
 RTDETR_V2 = Layout(
     name="RT-DETR v2",
@@ -226,6 +259,9 @@ LAYOUTS = (
     ANYDEPTH,
     ADAPTIVE_DEPTH_RESNET,
     TORCHVISION_RESNET,
+    ANYDEPTH_SWIN,
+    ADAPTIVE_DEPTH_SWIN,
+    TORCHVISION_SWIN,
     RTDETR_V2,
     RTDETR_V1,
     TRANSFORMERS_5,

@@ -12,14 +12,20 @@ from anydepth.detr.weight_layouts import Layout
 
 _SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>\d+)\.(?P<rest>.+)")
 # What detectors store besides weights, and what only counts training steps.
-_DERIVED = re.compile(r"num_batches_tracked$|^decoder\.(anchors|valid_mask)$|n(um)?_points_scale$")
+_DERIVED = re.compile(
+    r"num_batches_tracked$|relative_position_index$|^decoder\.(anchors|valid_mask)$|n(um)?_points_scale$"
+)
 _CLASS_HEADS = re.compile(r"decoder\.(denoising_class_embed|enc_score_head|dec_score_head)\.")
-_SIZES: dict[tuple[str, tuple[int, ...]], str] = {
-    ("basic", (2, 2, 2, 2)): "r18",
-    ("basic", (3, 4, 6, 3)): "r34",
-    ("bottleneck", (3, 4, 6, 3)): "r50",
-    ("bottleneck", (3, 4, 23, 3)): "r101",
+# Backbones that named detectors have: how these end, and what people call the backbone.
+_SIZES: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {
+    ("basic", (2, 2, 2, 2)): ("r18", "ResNet-18"),
+    ("basic", (3, 4, 6, 3)): ("r34", "ResNet-34"),
+    ("bottleneck", (3, 4, 6, 3)): ("r50", "ResNet-50"),
+    ("bottleneck", (3, 4, 23, 3)): ("r101", "ResNet-101"),
+    ("swin", (2, 2, 6, 2)): ("swin_t", "Swin-T"),
 }
+# A weight that every block of a kind has.
+_BLOCK_WEIGHTS = ("conv1.conv.weight", "attn.qkv.weight")
 
 
 def plain_names(keys: Iterable[str]) -> dict[str, str]:
@@ -120,19 +126,22 @@ class _Backbone:
         blocks = []
         for stage in range(4):
             count = 0
-            while has(f"backbone.stages.{stage}.{count}.conv1.conv.weight"):
+            while any(has(f"backbone.stages.{stage}.{count}.{weight}") for weight in _BLOCK_WEIGHTS):
                 count += 1
             blocks.append(count)
-        return cls(
-            stem="deep" if has("backbone.stem.2.conv.weight") else "plain",
-            block="bottleneck" if has("backbone.stages.0.0.conv3.conv.weight") else "basic",
-            blocks=tuple(blocks),
-        )
+        block, stem = "basic", "plain"
+        if has("backbone.stages.0.0.attn.qkv.weight"):
+            block, stem = "swin", "patch"
+        elif has("backbone.stages.0.0.conv3.conv.weight"):
+            block = "bottleneck"
+        if has("backbone.stem.2.conv.weight"):
+            stem = "deep"
+        return cls(stem=stem, block=block, blocks=tuple(blocks))
 
     @property
     def described(self) -> str:
         size = _SIZES.get((self.block, self.blocks))
-        return f"{list(self.blocks)} {self.block} blocks" + (f" (ResNet-{size[1:]})" if size else "")
+        return f"{list(self.blocks)} {self.block} blocks" + (f" ({size[1]})" if size else "")
 
 
 def check_architecture(plan: Plan, origin: str) -> None:
@@ -142,7 +151,7 @@ def check_architecture(plan: Plan, origin: str) -> None:
     ours = _Backbone.of(plains.__contains__)
     if (theirs.block, theirs.blocks) != (ours.block, ours.blocks):
         size = _SIZES.get((theirs.block, theirs.blocks))
-        remedy = f"detr_{size} or rtdetr_{size}" if size else "a detector with those blocks"
+        remedy = f"detr_{size[0]} or rtdetr_{size[0]}" if size else "a detector with those blocks"
         raise WeightsError(
             f"{origin}: its backbone has {theirs.described}, the detector's {ours.described}: build {remedy}"
         )

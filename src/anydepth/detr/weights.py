@@ -64,9 +64,9 @@ def load_weights(detector: nn.Module, source: str | Path | Mapping[str, object])
     """Fill a detector of this wing with weights of any known layout.
 
     Known are RT-DETR v1 and v2, ``transformers`` ``RTDetrForObjectDetection`` (old and new names), the
-    checkpoints of AnyDepth-DETR's authors, backbones alone (RT-DETR's, adaptive depth networks',
-    torchvision's), and our own of any depth. Averaged (EMA) weights are preferred where a file holds them.
-    Skip norms that a file does not have start as copies of the full norms.
+    checkpoints of AnyDepth-DETR's authors, backbones alone (RT-DETR's, and ResNets and Swin Transformers of
+    adaptive depth networks and torchvision), and our own of any depth. Averaged (EMA) weights are preferred
+    where a file holds them. Skip norms that a file does not have start as copies of the full norms.
 
     Args:
         detector: What :func:`anydepth.detr.build.build_detr` built.

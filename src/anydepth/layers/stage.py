@@ -34,3 +34,20 @@ class DepthStage(nn.Module):
         for block in self.running(refine):
             features = block(features, refine)
         return features
+
+
+def essential_count(blocks: int) -> int:
+    """How many blocks of a backbone's stage are essential: the first half; at least one is left to skip."""
+    return min(blocks - 1, (blocks + 1) // 2)
+
+
+def check_stages(blocks: Sequence[int], widths: Sequence[int], *, any_depth: bool) -> None:
+    """Refuse sizes of a backbone other than four stages with enough blocks to split.
+
+    Raises:
+        ValueError: Lists of another length, or a stage of too few blocks.
+    """
+    if len(blocks) != 4 or len(widths) != 4:
+        raise ValueError(f"blocks={list(blocks)}, widths={list(widths)}: give four numbers each")
+    if min(blocks) < (2 if any_depth else 1):
+        raise ValueError(f"blocks={list(blocks)}: an any-depth stage needs 2 blocks, a fixed one 1")
