@@ -81,10 +81,8 @@ def test_the_class_loss_is_divided_by_the_sum_of_the_soft_targets_once_it_exceed
     predictions, truth, assignment = context
     halves = Assignment(assignment.foreground, assignment.targets, assignment.soft_targets * 0.5 / total)
     small = make_criterion().terms(predictions, truth, halves)
-    expected = (
-        2
-        * 0.5
-        * F.binary_cross_entropy_with_logits(predictions.class_logits, halves.soft_targets, reduction="sum")
+    expected = 0.5 * F.binary_cross_entropy_with_logits(
+        predictions.class_logits, halves.soft_targets, reduction="sum"
     )
     torch.testing.assert_close(small["class"], expected)
 

@@ -1,4 +1,4 @@
-"""Sizes and costs of AnyDepth-YOLO and YOLOv12 against the specification's tables, and what builders refuse."""
+"""Sizes and costs of AnyDepth-YOLO and YOLOv12 against the specification's tables; what builders refuse."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from anydepth.yolo.detector import YoloDetector
 
 IMAGE_640 = torch.empty(1, 3, 640, 640, device="meta")
 
-# Specification 1.10: parameters in training form, 80 classes; GFLOPs at 640x640 with attention, full, minimal.
+# Specification 1.10: parameters in training form, 80 classes; GFLOPs at 640x640 with attention.
 PLAIN = {
     "yolov12_n": (2_553_904, 6.97),
     "yolov12_s": (9_127_424, 21.40),
@@ -145,7 +145,6 @@ def test_the_head_maps_have_the_published_shapes() -> None:
         ({"input_size": [250, 256]}, "multiples of 32, e.g. 224x256"),
         ({"nms_iou": 1.5}, r"nms_iou=1\.5: allowed are 0 to 1"),
         ({"nms_detections": 0}, "nms_detections=0: allowed are 1 and above"),
-        ({"class_names": ["a"]}, "1 class names came for num_classes=3"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"c3k2_splitt": "unit"}, "has no setting c3k2_splitt"),
     ],
@@ -156,12 +155,12 @@ def test_values_that_do_not_fit_are_refused(wrong: dict[str, Any], message: str)
 
 
 def test_an_unknown_scale_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown detector 'yolo_m'.*yolo_l, yolo_n, yolo_s"):
+    with pytest.raises(ValueError, match=r"unknown detector 'yolo_m'.*yolo_l, yolo_n, yolo_s"):
         anydepth.build("yolo_m")
 
 
 @pytest.mark.parametrize("size", [(250, 256), (16, 32)])
 def test_image_sizes_that_the_strides_cannot_take_are_refused(size: tuple[int, int]) -> None:
     detector = anydepth.build("yolo_tiny", 1).eval()
-    with pytest.raises(ValueError, match="must be multiples of 32, e.g."):
+    with pytest.raises(ValueError, match=r"must be multiples of 32, e\.g\."):
         detector(torch.rand(1, 3, *size))
