@@ -10,7 +10,7 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr test bench-step lint types check lock sample-data clean
+.PHONY: help setup train-detr train-yolo test bench-step lint types check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 train-detr: setup ## Train AnyDepth-DETR (the embedded sample unless ARGS says otherwise) and draw its depth curve
 	$(BIN)/anydepth-train $(ARGS)
+
+train-yolo: setup ## The same with AnyDepth-YOLO
+	$(BIN)/anydepth-train detector=yolo_tiny $(ARGS)
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)

@@ -111,3 +111,24 @@ def test_an_unknown_option_lists_the_options() -> None:
 
 def test_a_callback_can_be_left_out(compose_run: Callable[..., DictConfig], tmp_path: Path) -> None:
     assert compose_run(tmp_path, "callbacks.averaging=null").callbacks.averaging is None
+
+
+@pytest.mark.parametrize("detector", [n for n in runtime.config_names("detector") if not n.startswith("_")])
+@pytest.mark.parametrize("data", ["sample", "coco", "custom"])
+def test_losses_and_recipe_are_those_of_the_detectors_wing(detector: str, data: str) -> None:
+    config = _compose(f"detector={detector}", f"data={data}")
+    wing = "yolo" if detector.startswith("yolo") else "detr"
+    assert config.detector._target_.startswith(f"anydepth.{wing}.")
+    assert config.distillation._target_ == f"anydepth.{wing}.objective.build_objective"
+    published = {"detr": "AdamWRecipe", "yolo": "SGDRecipe"}[wing]
+    recipe = published if data == "coco" else "AdamWRecipe"
+    assert config.optim._target_ == f"anydepth.training.optim.{recipe}"
+
+
+def test_the_losses_of_a_wing_can_be_chosen() -> None:
+    config = _compose("detector=yolo_tiny", "distillation=yolo_none", "optim=yolo")
+    assert config.distillation.alpha == 1
+    # Specification 3.5: SGD 0.01 to 0.0001, momentum 0.937, decay 5e-4, 600 epochs, 256 images, clip 10.
+    assert (config.optim.lr, config.optim.final_lr, config.optim.momentum) == (0.01, 0.01, 0.937)
+    assert (config.optim.weight_decay, config.optim.nominal_batch) == (5e-4, 256)
+    assert (config.optim.epochs, config.optim.clip_norm, config.optim.schedule) == (600, 10, "linear")

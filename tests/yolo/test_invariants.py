@@ -1,5 +1,6 @@
 """The five invariants of an any-depth detector, on a small AnyDepth-YOLO, for all 256 configurations."""
 
+import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -97,8 +98,7 @@ def test_switching_depths_in_any_order_equals_a_freshly_built_detector(detector:
 
 def fixed_depth(detector: YoloDetector, depth: DepthConfig) -> YoloDetector:
     """A network without any refinement path or second norm set, that holds just the units of a depth."""
-    plain = build(c3k2_split=detector.config["c3k2_split"])
-    plain.load_state_dict(detector.state_dict())
+    plain = copy.deepcopy(detector)
     for (stage, down), refine in zip(stages(plain), depth.refine, strict=True):
         fusion = stage.fusion
         for chain in [part for part in stage.modules() if isinstance(part, DepthStage)]:

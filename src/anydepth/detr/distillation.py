@@ -15,6 +15,7 @@ from anydepth.boxes import cxcywh_to_xyxy, paired_iou_giou
 from anydepth.detr.criterion import GroundTruth, Term
 from anydepth.detr.matcher import Assignment
 from anydepth.detr.output import DetrOutput
+from anydepth.divergences import bernoulli_kl, softmax_kl
 
 ClassLoss = Literal["auto", "softmax_kl", "bernoulli_kl"]
 Source = Literal["teacher", "ground_truth", "both"]
@@ -201,21 +202,6 @@ def pair_queries(
     queries = query_of_target[targets]
     partner = Assignment(student.images, queries.clamp(min=0)[None], targets[None])
     return student.only(0), partner, (queries >= 0).float()
-
-
-def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) [P] of the softmax over classes of logits [P, K]."""
-    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(
-        -1
-    )
-
-
-def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) [P] of the sigmoid scores of logits [P, K], summed over the classes."""
-    scores = teacher.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(student, scores, reduction="none")
-    entropy = F.binary_cross_entropy_with_logits(teacher, scores, reduction="none")
-    return (cross_entropy - entropy).sum(-1)
 
 
 def pooled_feature_kl(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -132,7 +132,7 @@ class AreaAttention(nn.Module):
         )
         # [B * area, heads, N / area, 32] -> [B, C, H, W]
         joined = attended.transpose(1, 2).reshape(features.shape[0], height * width, -1)
-        attended = joined.transpose(1, 2).unflatten(2, (height, width))
+        attended = joined.transpose(1, 2).reshape(features.shape)
         projected: Tensor = self.project(attended + self.position(values, refine), refine)
         return projected
 

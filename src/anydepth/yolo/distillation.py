@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anydepth.divergences import bernoulli_kl, softmax_kl
 from anydepth.yolo.assigner import Assignment
 from anydepth.yolo.decode import Predictions
 from anydepth.yolo.output import YoloOutput
@@ -172,20 +173,6 @@ def distilled_weights(student: Assignment, teacher: Assignment) -> tuple[Tensor,
     same = student.targets == teacher.targets
     weights = teacher.weights
     return weights.masked_fill(both & ~same, 0), weights.masked_fill(~(both & same), 0)
-
-
-def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) [...] of the softmax over the last axis of logits [..., C]."""
-    divergence = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
-    return divergence.sum(-1)
-
-
-def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) [...] of the sigmoid scores of logits [..., C], summed over the last axis."""
-    scores = teacher.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(student, scores, reduction="none")
-    entropy = F.binary_cross_entropy_with_logits(teacher, scores, reduction="none")
-    return (cross_entropy - entropy).sum(-1)
 
 
 def pooled_feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

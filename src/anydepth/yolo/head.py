@@ -27,11 +27,11 @@ class YoloHead(nn.Module):
         self.in_channels = tuple(in_channels)
         width = max(16, in_channels[0] // 4, 4 * BINS)
         self.box_branches = nn.ModuleList(
-            nn.Sequential(conv(channels, width, 3), conv(width, width, 3), nn.Conv2d(width, 4 * BINS, 1))
+            nn.Sequential(
+                conv(channels, width, 3), conv(width, width, 3), _last_conv(width, 4 * BINS, bias=1.0)
+            )
             for channels in in_channels
         )
-        for branch in self.box_branches:
-            nn.init.ones_(branch[-1].bias)
         self.class_branches = nn.ModuleList()
         self.reset_classes(num_classes)
         # Distances of the bins in strides: fixed, and a parameter as in the published network, whose count of
@@ -60,10 +60,19 @@ class YoloHead(nn.Module):
                 conv(channels, width),
                 conv(width, width, 3, groups=width),
                 conv(width, width),
-                nn.Conv2d(width, num_classes, 1),
+                _last_conv(width, num_classes, bias=_initial_logit(num_classes, stride)),
             )
-            for channels in self.in_channels
+            for channels, stride in zip(self.in_channels, STRIDES, strict=True)
         )
-        for branch, stride in zip(self.class_branches, STRIDES, strict=True):
-            cells = (_REFERENCE_SIZE / stride) ** 2
-            nn.init.constant_(branch[-1].bias, math.log(_EXPECTED_OBJECTS / num_classes / cells))
+
+
+def _last_conv(in_channels: int, out_channels: int, *, bias: float) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, out_channels, 1)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+def _initial_logit(num_classes: int, stride: int) -> float:
+    cells = (_REFERENCE_SIZE / stride) ** 2
+    return math.log(_EXPECTED_OBJECTS / num_classes / cells)
