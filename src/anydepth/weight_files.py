@@ -94,10 +94,10 @@ def _load_pickle(path: Path) -> object:
         if refused is None:
             raise WeightsError(f"{path}: no file of torch.save; give a checkpoint or safetensors") from error
         raise WeightsError(
-            f"{_refusal(path, refused[1])}. Networks are read from files of torch 1.6 and newer, which are zip "
-            "archives; this one is older"
+            f"{_refusal(path, refused[1])}. Networks are read from files of torch 1.6 and newer, which are "
+            "zip archives; this one is older"
         ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).partition(". ")[0] or "it ends too early"
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint ({reason}); if it was cut short, copy it again"

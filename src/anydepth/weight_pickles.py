@@ -1,9 +1,10 @@
 """Reads pickled networks of foreign classes without importing or calling anything that the file names.
 
-Files of ``torch.save`` are zip archives of one pickle (``data.pkl``) and one record per storage. A pickle is a
-program: its only ways to code are the objects that ``find_class`` returns, which it can call and change. Here
-these are, and nothing else is: plain containers and numbers, stand-ins for torch's storages and tensors, and
-one class that accepts everything and does nothing, which takes the place of every other name.
+Files of ``torch.save`` are zip archives of one pickle (``data.pkl``) and one record per storage. A pickle is
+a program whose only ways to code are the objects that ``find_class`` gives it, which it can call and change.
+Here these are plain containers and numbers, stand-ins for torch's storages and tensors, and for every other
+name one class that accepts everything and does nothing. The archive is read here and not by ``torch.load``,
+which without ``weights_only`` hands some archives (TorchScript) to other readers.
 """
 
 import pickle
@@ -32,7 +33,7 @@ _DTYPES = {
 }
 # Modules of Python's library that were renamed since version 2, whose names old protocols use.
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-# Data from Python's library that checkpoints hold beside weights, and that becomes a stub like foreign classes.
+# Data of Python's library that checkpoints hold beside weights; a stub takes its place too.
 _HARMLESS = {
     *(("builtins", name) for name in ("bytearray", "bytes", "object", "range", "slice")),
     *(("collections", name) for name in ("Counter", "defaultdict", "deque")),
@@ -241,10 +242,8 @@ class _Records:
         self._archive = archive
         self._folder = pickles[0].removesuffix("data.pkl")
         self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
-        if (
-            f"{self._folder}byteorder" in archive.namelist()
-            and self.read("byteorder") != sys.byteorder.encode()
-        ):
+        ordered = f"{self._folder}byteorder" in archive.namelist()
+        if ordered and self.read("byteorder") != sys.byteorder.encode():
             raise ForeignPickleError("its numbers have the byte order of another kind of machine")
 
     def read(self, name: str) -> bytes:

@@ -1,6 +1,6 @@
 """Decides which value each weight of a detector gets from a file: what the weights of both wings share.
 
-A layout is a way of naming weights; a plan pairs the weights of a detector with those of a file of one layout.
+A layout is a way of naming weights; a plan pairs the weights of a detector with those of one file.
 """
 
 import re

@@ -14,7 +14,7 @@ class LoadReport:
         layout: Whose names the weights have.
         origin: File and entry they came from.
         loaded: Keys of the detector that hold the file's values.
-        copied_to_skip: Keys of norms and kernels that only skipping stages use and that hold the values of the
+        copied_to_skip: Keys of norms and kernels that only skipping stages use and that hold values of the
             full path, as the file has none of their own.
         reinitialised: Keys that depend on the number of classes, which is another in the file: kept as they
             were initialised.

@@ -137,11 +137,12 @@ def flat_bins(bins: Tensor, origin: str) -> Tensor:
     Raises:
         WeightsError: They are not 0 to 15.
     """
-    flat = bins.flatten().float()
-    if flat.tolist() != list(range(BINS)):
+    # Counted first: a damaged file may name more numbers than memory holds.
+    flat = bins.flatten().float() if bins.numel() == BINS else None
+    if flat is None or flat.tolist() != list(range(BINS)):
         raise WeightsError(
-            f"{origin}: its {len(flat)} distance bins (dfl.conv.weight) are not 0 to {BINS - 1} strides, as this "
-            "head has them: use weights of a head with reg_max=16"
+            f"{origin}: its {bins.numel()} distance bins (dfl.conv.weight) are not 0 to {BINS - 1} strides, "
+            "as this head has them: use weights of a head with reg_max=16"
         )
     return flat
 
@@ -188,10 +189,10 @@ def check_skip_state(plan: Plan, origin: str) -> None:
     ours = "unit" if _SPLIT_BY_UNIT in plain_names(plan.own).values() else "bottleneck"
     if theirs != ours:
         raise WeightsError(
-            f"{origin}: its C3k2 stages skip the second {theirs}, the detector's the second {ours}, so that other "
-            f"norms have two sets: build it with c3k2_split={theirs}"
+            f"{origin}: its C3k2 stages skip the second {theirs}, the detector's the second {ours}, so that "
+            f"other norms have two sets: build it with c3k2_split={theirs}"
         )
     raise WeightsError(
-        f"{origin}: it lacks {len(copied)} norms of skipping stages ({first_of(copied)}) and has others: it is "
-        "incomplete; copy it again, or build the detector whose stages it has"
+        f"{origin}: it lacks {len(copied)} norms of skipping stages ({first_of(copied)}) and has others: it "
+        "is incomplete; copy it again, or build the detector whose stages it has"
     )
