@@ -8,6 +8,7 @@ which without ``weights_only`` hands some archives (TorchScript) to other reader
 """
 
 import pickle
+import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
@@ -204,10 +205,18 @@ _REAL: dict[tuple[str, str], object] = {
 }
 
 
+def _check_memory(data: bytes) -> None:
+    """Refuse pickles that make the unpickler itself fill memory; sizes beyond the data raise here too."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(data):
+            raise ForeignPickleError(f"it numbers an object {argument}, more than it can hold")
+
+
 class _Unpickler(pickle.Unpickler):
     """Every name that the pickle asks for goes through :meth:`find_class`."""
 
     def __init__(self, data: bytes) -> None:
+        _check_memory(data)
         super().__init__(BytesIO(data), encoding="utf-8")
 
     def find_class(self, module: str, name: str) -> object:
