@@ -88,3 +88,13 @@ def compose_run() -> Iterator[Callable[..., DictConfig]]:
     yield compose
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of real data sets beside a checkout, or named by ANYDEPTH_SHARED."""
+    repository = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("ANYDEPTH_SHARED", repository.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data sets are not at {folder}; set ANYDEPTH_SHARED to the folder that holds data/")
+    return folder

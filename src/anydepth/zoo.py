@@ -17,6 +17,7 @@ from torch import Tensor
 from anydepth.detector import Detector
 from anydepth.report.files import atomic_path
 from anydepth.runtime import builder_of, compose, config_names, plain
+from anydepth.weight_report import LoadReport
 
 FORMAT = "anydepth"
 FORMAT_VERSION = 1
@@ -112,7 +113,7 @@ def load(path: str | Path) -> Detector:
     return detector.eval()
 
 
-def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) -> object:
+def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
     """Adapt weights of any layout that the detector's wing knows, and load what fits.
 
     Args:
@@ -126,7 +127,8 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) 
         ValueError: A file or layout that cannot be used; the message says why.
     """
     wing = type(detector).__module__.split(".")[1]
-    return import_module(f"anydepth.{wing}.weights").load_weights(detector, source)
+    report: LoadReport = import_module(f"anydepth.{wing}.weights").load_weights(detector, source)
+    return report
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Small data sets in COCO format, written for one test."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,3 @@ def make_coco(tmp_path: Path) -> MakeCoco:
         return CocoFiles(path, root, document).rewrite()
 
     return make
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """Folder of real data sets beside a checkout, or named by ANYDEPTH_SHARED."""
-    repository = Path(__file__).resolve().parents[2]
-    folder = Path(os.environ.get("ANYDEPTH_SHARED", repository.parent / "shared")) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"real data sets are not at {folder}; set ANYDEPTH_SHARED to the folder that holds data/")
-    return folder

@@ -19,9 +19,10 @@ from torch import nn
 
 from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.weight_files import WeightsError
-from anydepth.detr.weight_layouts import LAYOUTS, Layout
+from anydepth.detr.weight_layouts import LAYOUTS
 from anydepth.detr.weights import load_weights
+from anydepth.weight_files import WeightsError
+from anydepth.weight_plan import Layout
 from anydepth.zoo import names
 
 # -- names -----------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import anydepth
 from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.weight_files import WeightsError
 from anydepth.detr.weights import load_weights
+from anydepth.weight_files import WeightsError
 
 
 def snapshot(detector: nn.Module) -> dict[str, Tensor]:

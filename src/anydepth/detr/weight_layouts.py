@@ -1,59 +1,13 @@
 """How other projects name the weights of an RT-DETR: one table of rules per layout.
 
 Rules translate OUR names into theirs, never the other way round, so that one table serves reading and
-writing. They start from plain names, see :func:`~anydepth.detr.weight_plan.plain_names`.
+writing. They start from plain names, see :func:`~anydepth.weight_plan.plain_names`.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-# A pattern, and what replaces it; the rules of a layout are applied one after the other.
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way of naming the weights.
-
-    Attributes:
-        name: For reports and messages.
-        markers: Alternatives of (keys that must all be there, prefix that such a file leaves out).
-        rules: Plain names to foreign names.
-        norm_name: Spells which set a norm belongs to; None for a set that the layout does not have.
-        fused_attention: Whether query, key and value projections are one tensor, as ours are.
-        tied: Prefixes under which a file may repeat, or keep instead, what it has under ``tied_to`` + prefix.
-        tied_to: See ``tied``.
-        note: What a user should know about weights of this origin.
-    """
-
-    name: str
-    markers: Sequence[tuple[Collection[str], str]]
-    rules: Sequence[Rule]
-    norm_name: Callable[[str], str | None]
-    fused_attention: bool = True
-    tied: tuple[str, ...] = ()
-    tied_to: str = ""
-    note: str = ""
-
-    def prefix_in(self, keys: Collection[str]) -> str | None:
-        """What to put in front of the keys of a file of this layout; None if it is of another layout."""
-        for needed, prefix in self.markers:
-            if all(key in keys for key in needed):
-                return prefix
-        return None
-
-    def foreign_keys(self, plain: str) -> tuple[str, ...]:
-        """Foreign keys whose tensors, joined along the first axis, are ours; none without a counterpart."""
-        name = self.norm_name(plain) or ""
-        for pattern, replacement in self.rules:
-            name = re.sub(pattern, replacement, name)
-        if not name:
-            return ()
-        if self.fused_attention or "in_proj_" not in name:
-            return (name,)
-        return tuple(name.replace("in_proj_", f"{part}_proj.") for part in "qkv")
-
+from anydepth.weight_plan import Layout, Rule
 
 # -- backbones -------------------------------------------------------------------------------------------
 

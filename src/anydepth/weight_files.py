@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from anydepth.weight_pickles import ForeignPickleError, UnsafePickleError, load_foreign
 
 # Where checkpoints keep their weights, best first: averaged weights are what their authors evaluated.
 _CONTAINERS = (("ema", "module"), ("ema",), ("model",), ("state_dict",), ("module",))
@@ -42,11 +45,13 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
     Args:
         source: A ``.safetensors`` file, a file of ``torch.save``, a folder that holds
             ``model.safetensors``, or what ``torch.load`` gave: a state dict, or a checkpoint that keeps one
-            under ``ema.module``, ``ema``, ``model``, ``state_dict`` or ``module``.
+            under ``ema.module``, ``ema``, ``model``, ``state_dict`` or ``module``. In a file of
+            ``torch.save`` whole networks may stand there: their classes need not be installed, and nothing
+            of them is imported or run, see :mod:`anydepth.weight_pickles`.
 
     Raises:
-        WeightsError: There is no such file, it is cut short or of another kind, it is a pickle that holds
-            more than tensors and plain containers, or it holds no state dict.
+        WeightsError: There is no such file, it is cut short or of another kind, it is a pickle that could run
+            code, or it holds no state dict.
     """
     if isinstance(source, Mapping):
         return _unwrap(source, "the given dictionary")
@@ -84,18 +89,39 @@ def _load_pickle(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if zipfile.is_zipfile(path):
+            return _load_foreign(path)
         if refused is None:
             raise WeightsError(f"{path}: no file of torch.save; give a checkpoint or safetensors") from error
         raise WeightsError(
-            f"{path}: refused, because this pickle wants {refused[1]} and could run any code. If you trust "
-            "where it came from, open it once with torch.load(path, weights_only=False) and save only its "
-            "state dict with safetensors.torch.save_file"
+            f"{_refusal(path, refused[1])}. Networks are read from files of torch 1.6 and newer, which are "
+            "zip archives; this one is older"
         ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).partition(". ")[0] or "it ends too early"
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint ({reason}); if it was cut short, copy it again"
         ) from error
+
+
+def _load_foreign(path: Path) -> object:
+    """A checkpoint with more than tensors and plain containers in it, such as whole networks."""
+    try:
+        return load_foreign(path)
+    except UnsafePickleError as error:
+        raise WeightsError(_refusal(path, error.wanted)) from error
+    except ForeignPickleError as error:
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint ({error}); if it was cut short, copy it again"
+        ) from error
+
+
+def _refusal(path: Path, wanted: str) -> str:
+    return (
+        f"{path}: refused, because this pickle wants {wanted} and could run any code. If you trust where it "
+        "came from, open it once with torch.load(path, weights_only=False) and save only its state dict with "
+        "safetensors.torch.save_file"
+    )
 
 
 def _unwrap(contents: Mapping[str, object], origin: str) -> StateDict:
