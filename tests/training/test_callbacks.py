@@ -114,7 +114,7 @@ def test_a_run_ends_with_its_time_and_reports_on_the_console(
     assert read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["global_step"] == 1
     assert not (tmp_path / "logs").exists()
     printed = capsys.readouterr().out
-    assert "detr_tiny, 0.07 M parameters, input 64x64" in printed
+    assert "detr_tiny, 0.04 M parameters, input 64x64" in printed
     assert "full from ground truth, minimal distilled from full" in printed
     line = next(line for line in printed.splitlines() if line.startswith("100%"))
     assert all(part in line for part in ("epoch 1", "step 1", "loss full", "full AP 0.", "minimal AP 0."))
