@@ -100,7 +100,7 @@ class Detector(nn.Module, ABC):
         skipped = count_forward(self, images, depth=space.config((False,) * len(space.stages)))
         # By stage and not by block: a stage whose units are skipped also fuses fewer channels.
         refinements = tuple(
-            full.macs_by_module.get(name, 0) - skipped.macs_by_module.get(name, 0)
+            full.macs_by_module[name] - skipped.macs_by_module.get(name, 0)
             for name, _ in zip(self.stage_modules, space.stages, strict=False)
         )
         layers = space.decoder_layers or 1

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -10,7 +11,7 @@ from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, check_images, check_input_size
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.yolo.backbone import YoloBackbone
-from anydepth.yolo.decode import anchor_points, decode_boxes, flatten_maps
+from anydepth.yolo.decode import Predictions, image_size
 from anydepth.yolo.head import YoloHead
 from anydepth.yolo.neck import YoloNeck
 from anydepth.yolo.output import YoloOutput
@@ -148,18 +149,18 @@ class YoloDetector(Detector):
             NonFiniteOutputError: The network gave NaN or infinite values.
         """
         assert isinstance(output, YoloOutput)
-        maps = tuple(level.float() for level in output.maps)
-        if not all(bool(level.isfinite().all()) for level in maps):
+        if not bool(torch.stack([level.isfinite().all() for level in output.maps]).all()):
             raise NonFiniteOutputError(
                 "the head's maps hold NaN or infinite values: the weights are damaged, or too large for this "
                 "precision; look at the weights file, or use precision=fp32"
             )
-        box_logits, class_logits = flatten_maps(maps)
-        centres, strides = anchor_points(maps)
-        boxes = decode_boxes(box_logits, centres, strides)
-        height, width = (8 * side for side in maps[0].shape[-2:])
+        predictions = Predictions.decode(output.maps)
+        all_scores = predictions.class_logits.sigmoid()
+        height, width = image_size(output.maps)
         found = []
-        for image_boxes, scores, (h, w) in zip(boxes, class_logits.sigmoid(), original_sizes, strict=True):
+        for image_boxes, scores, (h, w) in zip(
+            predictions.boxes_xyxy, all_scores, original_sizes, strict=True
+        ):
             scale = image_boxes.new_tensor([w / width, h / height] * 2)
             limit = image_boxes.new_tensor([w, h] * 2)
             found.append(self._suppress(image_boxes * scale, scores, limit))
