@@ -1,0 +1,90 @@
+"""Where images with their boxes come from, whatever stores them: files beside a json, or shards of a stream."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anydepth.data.coco import CocoIndex
+
+
+@dataclass(frozen=True, eq=False)
+class Outlines:
+    """The polygons around objects, of one image or of many, in flat arrays.
+
+    An object may consist of several rings, because something stands in front of it; an object without a
+    polygon (a crowd region, or a data set with boxes alone) has none.
+
+    Attributes:
+        points: [P, 2] float32, x and y in pixels.
+        ring_starts: [R + 1] int64; the points of ring ``r`` are ``ring_starts[r]:ring_starts[r + 1]``.
+        object_starts: [N + 1] int64; the rings of object ``n`` are ``object_starts[n]:object_starts[n + 1]``.
+    """
+
+    points: NDArray[np.float32]
+    ring_starts: NDArray[np.int64]
+    object_starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotatedImage:
+    """One image as it is stored, with the boxes that a detector learns from.
+
+    Attributes:
+        image: [3, H, W] uint8 RGB.
+        boxes_xyxy: [N, 4] float32 in pixels of the image, without crowd regions.
+        labels: [N] int64, contiguous classes.
+        image_id: The data set's id.
+        outlines: Of the N boxes; None where the source keeps none.
+    """
+
+    image: Tensor
+    boxes_xyxy: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    image_id: int
+    outlines: Outlines | None = None
+
+
+class SampleSource(Protocol):
+    """Images by row, 0 to ``len - 1``; sent to worker processes, so it must not be large when pickled."""
+
+    @property
+    def shard_starts(self) -> NDArray[np.int64] | None:
+        """[S + 1] first row of each shard and the number of rows; None where rows lie in files of their own.
+
+        Rows of one shard are read together: the order of an epoch keeps them near each other.
+        """
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> AnnotatedImage:
+        """The image of a row.
+
+        Raises:
+            DataError: It cannot be read; the message names the file and the image id.
+        """
+        ...
+
+
+class FileSource:
+    """The images of a packed json, in files.
+
+    Args:
+        index: The packed json.
+    """
+
+    shard_starts: NDArray[np.int64] | None = None
+
+    def __init__(self, index: CocoIndex) -> None:
+        self.index = index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, row: int) -> AnnotatedImage:
+        """See :meth:`SampleSource.read`."""
+        boxes, labels = self.index.training_boxes(row)
+        return AnnotatedImage(self.index.read_image(row), boxes, labels, int(self.index.image_ids[row]))
