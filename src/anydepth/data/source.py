@@ -1,4 +1,4 @@
-"""Where images with their boxes come from, whatever stores them: files beside a json, or shards of a stream."""
+"""Where images with their boxes come from: files beside a json, or shards of a stream."""
 
 from dataclasses import dataclass
 from typing import Protocol
