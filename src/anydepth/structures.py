@@ -43,12 +43,14 @@ class Batch:
         targets: Ground truth per image; crowd regions are not among them.
         image_ids: The data set's id of each image.
         original_sizes: (height, width) of each image in its file, in pixels.
+        skipped: What was wrong with images that could not be read, for which others stand in.
     """
 
     images: Tensor
     targets: tuple[Targets, ...]
     image_ids: tuple[int, ...]
     original_sizes: tuple[tuple[int, int], ...]
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich import get_console
 
 from anydepth import runtime, zoo
-from anydepth.data.datamodule import CocoDataModule
+from anydepth.data.datamodule import DetectionDataModule
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """
     config = runtime.plain(cfg)
     _prepare(config)
-    data: CocoDataModule = runtime.instantiate(cfg.data)
+    data: DetectionDataModule = runtime.instantiate(cfg.data)
     data.prepare_data()
     data.setup("fit")
     detector = build_detector(config, data)
@@ -88,7 +88,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     return metrics, objects
 
 
-def build_detector(config: Mapping[str, Any], data: CocoDataModule) -> Detector:
+def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Detector:
     """The configured detector for the classes of the data, with its initial weights.
 
     Raises:
@@ -109,7 +109,7 @@ def build_detector(config: Mapping[str, Any], data: CocoDataModule) -> Detector:
     return detector
 
 
-def build_module(cfg: DictConfig, detector: Detector, data: CocoDataModule) -> DetectionModule:
+def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule) -> DetectionModule:
     """The Lightning module with the losses, the recipe and the evaluator of the validation images."""
     evaluator = CocoEvaluator(
         ground_truth=data.val_index.to_coco_dict(),
@@ -170,7 +170,7 @@ def build_trainer(
 
 
 def finish(
-    config: Mapping[str, Any], module: DetectionModule, data: CocoDataModule, trainer: pl.Trainer
+    config: Mapping[str, Any], module: DetectionModule, data: DetectionDataModule, trainer: pl.Trainer
 ) -> tuple[dict[str, Path], DepthCurve | None]:
     """Export the best weights and evaluate their depths in one pass over the validation images.
 
@@ -216,7 +216,12 @@ def finish(
 
 
 def draw_pictures(
-    detector: Detector, data: CocoDataModule, curve: DepthCurve, folder: Path, count: int, threshold: float
+    detector: Detector,
+    data: DetectionDataModule,
+    curve: DepthCurve,
+    folder: Path,
+    count: int,
+    threshold: float,
 ) -> Path:
     """Ground truth, and detections at the most and the least expensive depth of a curve, side by side.
 
@@ -261,7 +266,7 @@ def _is_first_process() -> bool:
 def _announce(
     config: Mapping[str, Any],
     detector: Detector,
-    data: CocoDataModule,
+    data: DetectionDataModule,
     schedule: DepthSchedule,
     trainer: pl.Trainer,
 ) -> None:
@@ -271,7 +276,7 @@ def _announce(
     limits += [f"{config['optim']['minutes']:g} minutes"] if config["optim"]["minutes"] else []
     lines = {
         "detector": f"{config['detector_name']}, {parameters / 1e6:.2f} M parameters, input {height}x{width}",
-        "data": f"{len(data.train_index)} training and {len(data.val_index)} validation images, "
+        "data": f"{len(data.source('train'))} training and {len(data.val_index)} validation images, "
         f"{data.num_classes} class{'es' if data.num_classes > 1 else ''}",
         "depths": str(schedule),
         "device": f"{trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}",

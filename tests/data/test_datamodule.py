@@ -1,7 +1,9 @@
 """The data module: layouts, loaders, and what a user chooses with data=..."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +13,21 @@ import torch
 from coco_files import MakeCoco
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from anydepth.data.coco_json import DataError, DataWarning
 from anydepth.data.datamodule import CocoDataModule
-from anydepth.data.dataset import EpochSampler
 from anydepth.data.sample import sample_root
-from anydepth.data.transforms import Augmentation, IoUCrop, PhotometricDistort, Turn, ZoomOut
+from anydepth.data.sampling import EpochSampler
+from anydepth.data.transforms import IoUCrop, PhotometricDistort, RTDETRAugmentation, Turn, ZoomOut
 from anydepth.structures import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
 BOX = {"image_id": 100, "category_id": 7, "bbox": [1, 1, 5, 5]}
-AUGMENTATION = Augmentation(photometric=PhotometricDistort(), crop=IoUCrop(), turn=Turn())
+AUGMENTATION = RTDETRAugmentation(photometric=PhotometricDistort(), crop=IoUCrop(), turn=Turn())
 
 
 def make_module(root: Path, **options: Any) -> CocoDataModule:
@@ -76,7 +79,7 @@ def test_known_layouts_are_found(
         (root / "annotations" / f"instances_{source}.json").rename(json_path)
     module = make_module(other)
     module.setup("fit")
-    assert (len(module.train_index), len(module.val_index)) == (5, 3)
+    assert (len(module.source("train")), len(module.val_index)) == (5, 3)
 
 
 def test_explicit_paths_win_over_the_root(root: Path) -> None:
@@ -199,7 +202,9 @@ def test_impossible_settings_are_refused(root: Path, options: dict[str, Any], me
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_training(root: Path) -> None:
-    with pytest.raises(DataError, match=r"5 images on 1 processes .* set data\.batch_size to 5 or less"):
+    with pytest.raises(
+        DataError, match=r"5 training images on 1 processes .* set data\.batch_size to 5 or less"
+    ):
         make_module(root, batch_size=6).setup("fit")
     make_module(root, batch_size=5).setup("fit")
 
@@ -212,7 +217,7 @@ def test_processes_that_get_no_batch_are_refused_before_training(
 ) -> None:
     module = make_module(root, batch_size=3)
     module.trainer = SimpleNamespace(world_size=processes, global_rank=0)
-    with pytest.raises(DataError, match=rf"5 images .*{processes} processes.* set {remedy} or less"):
+    with pytest.raises(DataError, match=rf"5 training images .*{processes} processes.* set {remedy} or less"):
         module.setup("fit")
 
 
@@ -244,14 +249,11 @@ class Recorder(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[list[int]] = []
+        self.seen: list[tuple[int, int]] = []  # (epoch, image id)
         self.validated: list[int] = []
 
-    def on_train_epoch_start(self) -> None:
-        self.seen.append([])
-
     def training_step(self, batch: Batch) -> Tensor:
-        self.seen[-1] += batch.image_ids
+        self.seen += [(self.current_epoch, image_id) for image_id in batch.image_ids]
         return self.weight * 0
 
     def validation_step(self, batch: Batch) -> None:
@@ -274,9 +276,74 @@ def test_lightning_keeps_the_sampler_and_tells_it_the_epoch(root: Path, tmp_path
         default_root_dir=tmp_path,
     )
     trainer.fit(recorder, datamodule=module)
-    expected = [sum(train_ids(make_module(root, seed=1), epoch), ()) for epoch in range(3)]
-    assert recorder.seen == [list(ids) for ids in expected]
+    assert recorder.seen == [
+        (epoch, image_id)
+        for epoch in range(3)
+        for ids in train_ids(make_module(root, seed=1), epoch)
+        for image_id in ids
+    ]
     assert recorder.validated == [100, 90, 80] * 3
+
+
+class Interruption(Callback):
+    """Ends a run as a lost machine would, after so many batches of an epoch."""
+
+    def __init__(self, epoch: int, batches: int) -> None:
+        self.at = (epoch, batches)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == self.at:
+            raise KeyboardInterrupt
+
+
+def recorded_epochs(
+    module: CocoDataModule, folder: Path, *callbacks: Callback, ckpt_path: Path | None = None
+) -> list[tuple[int, int]]:
+    recorder = Recorder()
+    checkpoint = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[checkpoint, *callbacks],
+        default_root_dir=folder,
+    )
+    with suppress(SystemExit):
+        trainer.fit(recorder, datamodule=module, ckpt_path=ckpt_path, weights_only=True)
+    return recorder.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [(0, 2), (1, 1), (1, 3), (2, 0)])
+def test_before_and_after_an_interruption_the_images_are_exactly_those_of_the_epochs(
+    make_coco: MakeCoco, tmp_path: Path, workers: int, stop: tuple[int, int]
+) -> None:
+    make_coco(sizes=[(8, 8)] * 9, annotations=[BOX])
+    make_coco(annotations=[BOX], folder="val")
+
+    def module() -> CocoDataModule:
+        return make_module(tmp_path, seed=1, num_workers=workers)
+
+    whole = recorded_epochs(module(), tmp_path / "whole")
+    assert Counter(epoch for epoch, _ in whole) == {0: 8, 1: 8, 2: 8}
+    before = recorded_epochs(module(), tmp_path / "run", Interruption(*stop))
+    assert before == whole[: 8 * stop[0] + 2 * stop[1]]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        after = recorded_epochs(module(), tmp_path / "run", ckpt_path=tmp_path / "run" / "last.ckpt")
+    assert before + after == whole
+
+
+def test_resuming_an_epoch_with_other_batches_says_what_happens(root: Path, tmp_path: Path) -> None:
+    recorded_epochs(make_module(root), tmp_path / "run", Interruption(0, 1))
+    with pytest.warns(UserWarning, match="by 1 processes with data.batch_size=2; with other numbers"):
+        recorded_epochs(
+            make_module(root, batch_size=1), tmp_path / "run", ckpt_path=tmp_path / "run" / "last.ckpt"
+        )
 
 
 # -- configuration ----------------------------------------------------------------------------------------

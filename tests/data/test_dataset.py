@@ -1,5 +1,6 @@
 """Samples and batches of a packed index."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,19 @@ from coco_files import CocoFiles, MakeCoco
 from PIL import Image
 
 from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
-from anydepth.data.dataset import CocoDataset, EpochSampler, SampleKey, collate
-from anydepth.data.transforms import Augmentation, IoUCrop, PhotometricDistort, Turn, ZoomOut
-from anydepth.images import read_image, resize_image, to_unit_range
+from anydepth.data.coco_json import BadImageError, DataError
+from anydepth.data.dataset import DetectionDataset, OnBadImage, collate
+from anydepth.data.sampling import SampleKey
+from anydepth.data.source import AnnotatedImage, FileSource
+from anydepth.data.transforms import IoUCrop, PhotometricDistort, RTDETRAugmentation, Turn, View, ZoomOut
+from anydepth.images import read_image, resize_image, resize_keeping_type, to_unit_range
 
 BOXES = [
     {"image_id": 100, "category_id": 7, "bbox": [6, 10, 30, 20]},
     {"image_id": 100, "category_id": 3, "bbox": [0, 0, 60, 40], "iscrowd": 1},
     {"image_id": 80, "category_id": 3, "bbox": [10, 10, 10.6, 5]},
 ]
-AUGMENTATION = Augmentation(
+AUGMENTATION = RTDETRAugmentation(
     photometric=PhotometricDistort(), zoom_out=ZoomOut(), crop=IoUCrop(), turn=Turn(vertical=0.5)
 )
 
@@ -27,11 +30,14 @@ AUGMENTATION = Augmentation(
 def make_dataset(
     files: CocoFiles,
     size: tuple[int, int] = (32, 48),
-    augmentation: Augmentation | None = None,
+    augmentation: RTDETRAugmentation | None = None,
     seed: int = 0,
-) -> CocoDataset:
-    index = CocoIndex.load(files.json_path, files.images)
-    return CocoDataset(index=index, size=size, augmentation=augmentation, seed=seed)
+    on_bad_image: OnBadImage = "raise",
+) -> DetectionDataset:
+    source = FileSource(CocoIndex.load(files.json_path, files.images))
+    return DetectionDataset(
+        source=source, size=size, augmentation=augmentation, seed=seed, on_bad_image=on_bad_image
+    )
 
 
 def test_a_sample_holds_the_resized_image_and_normalised_boxes_without_crowd(make_coco: MakeCoco) -> None:
@@ -46,9 +52,10 @@ def test_a_sample_holds_the_resized_image_and_normalised_boxes_without_crowd(mak
 
 
 def test_the_loader_makes_the_very_tensor_that_prediction_makes(make_coco: MakeCoco) -> None:
-    dataset = make_dataset(make_coco(annotations=BOXES))
+    files = make_coco(annotations=BOXES)
+    dataset, index = make_dataset(files), CocoIndex.load(files.json_path, files.images)
     for row in range(3):
-        alone = resize_image(read_image(dataset.index.path(row)), (32, 48))
+        alone = resize_image(read_image(index.path(row)), (32, 48))
         assert torch.equal(to_unit_range(dataset[row].image), alone)
 
 
@@ -153,27 +160,88 @@ def test_boxes_of_a_batch_share_their_memory(make_coco: MakeCoco) -> None:
     assert first == second
 
 
-def test_sampler_orders_by_seed_and_epoch_and_shares_out_between_processes(make_coco: MakeCoco) -> None:
-    dataset = make_dataset(make_coco(sizes=[(8, 8)] * 9, annotations=[]))
-    samplers = [EpochSampler(dataset=dataset, seed=3, num_replicas=2, rank=rank) for rank in range(2)]
-    left_out = set()
-    for epoch in range(12):
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        shares = [list(sampler) for sampler in samplers]
-        assert [len(share) for share in shares] == [4, 4]
-        assert {key.epoch for share in shares for key in share} == {epoch}
-        rows = [key.row for share in shares for key in share]
-        assert len(set(rows)) == 8
-        left_out |= set(range(9)) - set(rows)
-    assert len(left_out) > 2
-    alone = EpochSampler(dataset=dataset, seed=3)
-    first = list(alone)
-    assert sorted(key.row for key in first) == list(range(9))
-    assert first == list(EpochSampler(dataset=dataset, seed=3))
-    assert first != list(EpochSampler(dataset=dataset, seed=4))
-    alone.set_epoch(1)
-    assert [key.row for key in alone] != [key.row for key in first]
+def test_a_bad_image_is_skipped_where_that_is_asked_for(make_coco: MakeCoco) -> None:
+    files = make_coco(annotations=BOXES)
+    (files.images / "1.png").write_bytes(b"no picture")
+    with pytest.raises(BadImageError, match=r"1\.png: not a readable image .*data\.on_bad_image=skip"):
+        make_dataset(files)[1]
+    dataset = make_dataset(files, on_bad_image="skip")
+    batch = collate([dataset[row] for row in range(3)])
+    assert batch.image_ids == (100, 80, 80)
+    assert len(batch.skipped) == 1
+    assert "image id 90" in batch.skipped[0]
+
+
+def test_a_folder_of_bad_images_is_not_skipped_for_ever(make_coco: MakeCoco) -> None:
+    files = make_coco()
+    for path in files.images.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="images in a row cannot be read"):
+        make_dataset(files, on_bad_image="skip")[0]
+
+
+class Pair:
+    """An augmentation that puts the sample beside its first partner."""
+
+    partners = 2
+
+    def __call__(
+        self,
+        view: View,
+        partners: Sequence[Callable[[], View]],
+        generator: torch.Generator,
+        size: tuple[int, int],
+    ) -> View:
+        if not partners:
+            return view
+        half = (size[0], size[1] // 2)
+        pictures = [
+            resize_keeping_type(part.image.as_subclass(torch.Tensor), half) for part in (view, partners[0]())
+        ]
+        return View.of(torch.cat(pictures, dim=2), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+
+class Counting(FileSource):
+    """Notes which rows are decoded."""
+
+    def __init__(self, index: CocoIndex) -> None:
+        super().__init__(index)
+        self.rows: list[int] = []
+
+    def read(self, row: int) -> AnnotatedImage:
+        self.rows.append(row)
+        return super().read(row)
+
+
+def test_partners_are_mixed_in_and_decoded_once(make_coco: MakeCoco) -> None:
+    files = make_coco(annotations=BOXES)
+    source = Counting(CocoIndex.load(files.json_path, files.images))
+    dataset = DetectionDataset(source=source, size=(20, 40), augmentation=Pair(), cached_images=2)
+    alone = [resize_keeping_type(source.read(row).image, (20, 20)) for row in range(3)]
+    source.rows.clear()
+    first, second = dataset[SampleKey(0, 2, (0, 1))], dataset[SampleKey(0, 0, (2, 1))]
+    assert source.rows == [2, 0]
+    assert first.image_id == 80
+    assert first.original_size == (20, 20)
+    assert torch.equal(first.image[..., :20], alone[2])
+    # Partners are kept no larger than the network needs them, so they are resized twice.
+    assert (first.image[..., 20:].float() - alone[0].float()).abs().mean() < 16
+    assert torch.equal(first.image[..., 20:], second.image[..., :20])
+    dataset[SampleKey(0, 1, (0,))]
+    # Only two are kept: for image 1 the one was forgotten that was used longest ago.
+    assert source.rows == [2, 0, 1, 0]
+
+
+def test_a_partner_that_cannot_be_read_is_reported_with_the_sample(make_coco: MakeCoco) -> None:
+    files = make_coco(annotations=BOXES)
+    (files.images / "1.png").write_bytes(b"no picture")
+    source = FileSource(CocoIndex.load(files.json_path, files.images))
+    dataset = DetectionDataset(
+        source=source, size=(20, 40), augmentation=Pair(), cached_images=2, on_bad_image="skip"
+    )
+    sample = dataset[SampleKey(0, 0, (1, 2))]
+    assert sample.image_id == 100
+    assert len(sample.skipped) == 1
 
 
 @pytest.mark.parametrize("name", ["bccd", "cards", "coco128", "tinycoco"])
@@ -183,6 +251,6 @@ def test_real_data_sets_are_read(shared_data: Path, name: str) -> None:
     if path is None:
         pytest.skip(f"{annotations} is not there")
     index = CocoIndex.load(path, shared_data / name / "images" / path.stem.removeprefix("instances_"))
-    dataset = CocoDataset(index=index, size=(64, 64), augmentation=AUGMENTATION)
+    dataset = DetectionDataset(source=FileSource(index), size=(64, 64), augmentation=AUGMENTATION)
     for row in range(6):
         assert dataset[row].image.shape == (3, 64, 64)

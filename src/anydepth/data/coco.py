@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anydepth.data.categories import Categories, categories_of
-from anydepth.data.coco_json import DataError, read_json, warn
+from anydepth.data.coco_json import BadImageError, DataError, read_json, warn
 from anydepth.data.coco_tables import (
     BoxRepairs,
     annotation_table,
@@ -150,7 +150,7 @@ class CocoIndex:
         upside down, is taken upright.
 
         Raises:
-            DataError: The file cannot be read, or its size fits the json in neither frame.
+            BadImageError: The file cannot be read, or its size fits the json in neither frame.
         """
         path, size = self.path(row), tuple(self.sizes[row].tolist())
         name = f"{self.json_path}: image id {self.image_ids[row]}"
@@ -159,9 +159,9 @@ class CocoIndex:
             if tuple(image.shape[-2:]) != size:
                 image = read_image(path, upright=False)
         except ImageError as error:
-            raise DataError(f"{name}: {error}, together with its entry in the json") from error
+            raise BadImageError(f"{name}: {error}, together with its entry in the json") from error
         if tuple(image.shape[-2:]) != size:
-            raise DataError(
+            raise BadImageError(
                 f"{name}: {path} is {tuple(image.shape[-2:])} pixels (height, width), but the json says "
                 f"{size}; its boxes belong to another picture: correct the json or restore the file"
             )

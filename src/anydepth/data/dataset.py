@@ -1,30 +1,28 @@
-"""Images of a packed COCO index as training samples and batches."""
+"""Images of a source as training samples and batches."""
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
-from typing import NamedTuple, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from anydepth.boxes import xyxy_to_cxcywh
-from anydepth.data.coco import CocoIndex
+from anydepth.data.coco_json import BadImageError, DataError
+from anydepth.data.sampling import SampleKey
+from anydepth.data.source import AnnotatedImage, SampleSource
 from anydepth.data.transforms import Augmentation, View, drop_small_boxes
 from anydepth.images import resize_keeping_type
 from anydepth.structures import Batch, Targets
 
-
-class SampleKey(NamedTuple):
-    """Which image in which epoch; the augmentation of a sample is a function of it and the seed alone.
-
-    The epoch travels with the index because worker processes that outlive an epoch are told nothing else.
-    """
-
-    epoch: int
-    row: int
+OnBadImage = Literal["raise", "skip"]
+# Images in a row that cannot be read: then the folder is gone, or the disk.
+_MOST_BAD_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -36,85 +34,140 @@ class Sample:
         targets: Boxes and labels in its frame, without crowd regions.
         image_id: The data set's id.
         original_size: (height, width) in pixels of the image that the boxes of the json lie in.
+        skipped: What was wrong with images that this one, or one mixed into it, stands in for.
     """
 
     image: Tensor
     targets: Targets
     image_id: int
     original_size: tuple[int, int]
+    skipped: tuple[str, ...] = ()
 
 
-class CocoDataset(Dataset[Sample]):
-    """Reads, augments and resizes the images of an index.
+class DetectionDataset(Dataset[Sample]):
+    """Reads, augments and resizes the images of a source.
 
     Args:
-        index: The packed json.
+        source: Where the images come from.
         size: (height, width) in pixels that images are resized to, without keeping their aspect ratio.
         augmentation: What training does to an image before it is resized; None leaves it as it is.
         seed: Seed of the augmentation.
+        on_bad_image: ``raise``, or ``skip``: the next image that can be read stands in for one that cannot,
+            and the sample says so. In evaluation that image comes twice and counts once.
+        cached_images: Decoded images that each process keeps for being mixed into others.
     """
 
     def __init__(
         self,
         *,
-        index: CocoIndex,
+        source: SampleSource,
         size: tuple[int, int],
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        on_bad_image: OnBadImage = "raise",
+        cached_images: int = 0,
     ) -> None:
-        self.index = index
+        self.source = source
         self.size = size
         self.augmentation = augmentation
         self.seed = seed
+        self.on_bad_image = on_bad_image
+        self.cached_images = cached_images
+        self._cache: OrderedDict[int, _Decoded] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.source)
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        """One sample; a plain index means epoch 0.
+        """One sample; a plain row means epoch 0 and no partners.
 
         Raises:
-            DataError: The image cannot be read, or contradicts the size in the json.
+            DataError: An image cannot be read and must not be skipped, or the source is gone.
         """
-        epoch, row = key if isinstance(key, SampleKey) else (0, key)
-        boxes, labels = self.index.training_boxes(row)
-        view = View.of(self.index.read_image(row), torch.from_numpy(boxes), torch.from_numpy(labels))
+        epoch, row, partners = key if isinstance(key, SampleKey) else SampleKey(0, key)
+        skipped: list[str] = []
+        decoded = self._decode(row, skipped, reduced=bool(partners))
+        view = decoded.view
         if self.augmentation is not None:
-            view = self.augmentation(view, sample_generator(self.seed, epoch, row))
+            loaders: list[Callable[[], View]] = [
+                partial(self._partner, partner, skipped) for partner in partners
+            ]
+            view = self.augmentation(view, loaders, sample_generator(self.seed, epoch, row), self.size)
             view = drop_small_boxes(view, self.size)
         height, width = view.image.shape[-2:]
         # Corners, not sides, are clamped: a box may leave its image by what the index takes for rounding.
         corners = view.boxes_xyxy.as_subclass(Tensor) / torch.tensor([width, height, width, height])
-        image_height, image_width = self.index.sizes[row].tolist()
         return Sample(
             image=resize_keeping_type(view.image.as_subclass(Tensor), self.size),
             targets=Targets(xyxy_to_cxcywh(corners.clamp(0, 1)), view.labels),
-            image_id=int(self.index.image_ids[row]),
-            original_size=(image_height, image_width),
+            image_id=decoded.image_id,
+            original_size=decoded.size,
+            skipped=tuple(skipped),
+        )
+
+    def _partner(self, row: int, skipped: list[str]) -> View:
+        return self._decode(row, skipped, reduced=True).view
+
+    def _decode(self, row: int, skipped: list[str], *, reduced: bool) -> "_Decoded":
+        """An image of this row or, if it must be skipped, of the next row that can be read.
+
+        Args:
+            row: Of the image.
+            skipped: Takes the message of each image that is skipped.
+            reduced: Shrink it to what mixing needs, and remember it.
+        """
+        if not reduced:
+            return _Decoded.of(self._read(row, skipped))
+        if row in self._cache:
+            self._cache.move_to_end(row)
+            return self._cache[row]
+        decoded = _Decoded.of(self._read(row, skipped)).shrunk(max(self.size))
+        self._cache[row] = decoded
+        if len(self._cache) > self.cached_images:
+            self._cache.popitem(last=False)
+        return decoded
+
+    def _read(self, row: int, skipped: list[str]) -> AnnotatedImage:
+        for attempt in range(_MOST_BAD_IN_A_ROW):
+            try:
+                return self.source.read((row + attempt) % len(self.source))
+            except BadImageError as error:
+                if self.on_bad_image == "raise":
+                    raise BadImageError(
+                        f"{error}. Or set data.on_bad_image=skip: other images stand in, and a list is kept"
+                    ) from error
+                skipped.append(str(error))
+        raise DataError(
+            f"{_MOST_BAD_IN_A_ROW} images in a row cannot be read, the last one: {skipped[-1]}. This is no "
+            "single bad image: check the disk and the folder"
         )
 
 
-class EpochSampler(DistributedSampler[SampleKey]):
-    """Shuffles by (seed, epoch) and shares the images out among processes; yields the epoch with each index.
+@dataclass(frozen=True)
+class _Decoded:
+    """A decoded image with its boxes, and what is known of its file."""
 
-    Lightning sets the epoch and leaves samplers of this kind in place. What does not divide by the number of
-    processes is left out, so that all take the same number of steps; who is left out changes with the epoch.
+    view: View
+    image_id: int
+    size: tuple[int, int]
 
-    Args:
-        dataset: What to draw from.
-        seed: Seed of the order.
-        num_replicas: Number of processes.
-        rank: Which of them this is.
-    """
+    @classmethod
+    def of(cls, raw: AnnotatedImage) -> "_Decoded":
+        boxes, labels = torch.from_numpy(raw.boxes_xyxy), torch.from_numpy(raw.labels)
+        height, width = raw.image.shape[-2:]
+        return cls(View.of(raw.image, boxes, labels), raw.image_id, (height, width))
 
-    def __init__(self, *, dataset: CocoDataset, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(
-            dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=True
-        )
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        for index in cast(Iterator[int], super().__iter__()):
-            yield SampleKey(self.epoch, index)
+    def shrunk(self, longest: int) -> "_Decoded":
+        """With the longer side of the picture at most ``longest`` pixels."""
+        height, width = self.size
+        factor = longest / max(height, width)
+        if factor >= 1:
+            return self
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        image = resize_keeping_type(self.view.image.as_subclass(Tensor), size)
+        scale = torch.tensor([size[1] / width, size[0] / height] * 2)
+        boxes = self.view.boxes_xyxy.as_subclass(Tensor) * scale
+        return _Decoded(View.of(image, boxes, self.view.labels), self.image_id, self.size)
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -138,4 +191,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=tuple(Targets(boxes[part], labels[part]) for part in parts),
         image_ids=tuple(sample.image_id for sample in samples),
         original_sizes=tuple(sample.original_size for sample in samples),
+        skipped=tuple(message for sample in samples for message in sample.skipped),
     )

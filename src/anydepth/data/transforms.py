@@ -7,7 +7,7 @@ or only small boxes under high thresholds); and each strength can be set, permut
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,22 @@ class View(NamedTuple):
         """The same image with only these boxes; ``keep`` is [N] bool."""
         boxes = self.boxes_xyxy.as_subclass(Tensor)[keep]
         return View(self.image, _as_boxes(boxes, _size(self.image)), self.labels[keep])
+
+
+class Augmentation(Protocol):
+    """What training does to an image before it is resized."""
+
+    partners: int
+
+    def __call__(
+        self,
+        view: View,
+        partners: Sequence[Callable[[], View]],
+        generator: torch.Generator,
+        size: tuple[int, int],
+    ) -> View:
+        """The augmented view."""
+        ...
 
 
 class PhotometricDistort:
@@ -226,7 +242,7 @@ class Turn:
         return View(image, boxes, view.labels)
 
 
-class Augmentation:
+class RTDETRAugmentation:
     """The training list in RT-DETR's order; None leaves a part out.
 
     Resizing, dropping boxes below a pixel and normalising follow in the data set, for every image alike.
@@ -248,7 +264,15 @@ class Augmentation:
     ) -> None:
         self.parts = [part for part in (photometric, zoom_out, crop, turn) if part is not None]
 
-    def __call__(self, view: View, generator: torch.Generator) -> View:
+    partners = 0
+
+    def __call__(
+        self,
+        view: View,
+        partners: Sequence[Callable[[], View]],
+        generator: torch.Generator,
+        size: tuple[int, int],
+    ) -> View:
         """The augmented view; all its random numbers come from ``generator``."""
         for part in self.parts:
             view = part(view, generator)
