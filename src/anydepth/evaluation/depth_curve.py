@@ -7,6 +7,7 @@ depth. The result, a :class:`DepthCurve`, is plain data: it prints as CSV and as
 import csv
 import io
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +29,10 @@ from anydepth.evaluation.cost import Latency, LatencyProtocol, count_depth, meas
 from anydepth.evaluation.device import autocast
 from anydepth.images import to_unit_range
 from anydepth.structures import Batch
+
+
+class SkippedImagesWarning(UserWarning):
+    """Images that could not be read were left out of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,9 @@ def evaluate_depths(
         latency_batch_size: Images per timed pass.
         progress: Whether to show a progress bar.
 
+    Warns:
+        SkippedImagesWarning: Images were skipped because they could not be read; names them.
+
     Raises:
         DepthError: A depth that the detector does not have.
         EvaluationError: The loader yields nothing, or detections that do not fit the ground truth.
@@ -169,8 +177,16 @@ def evaluate_depths(
     evaluator.reset()
     with evaluating(detector), _progress(enabled=progress) as bar:
         total = len(loader) if isinstance(loader, Sized) else None
+        skipped: dict[str, None] = {}
         for batch in bar.track(loader, total=total, description=f"evaluating {len(configs)} depths"):
+            skipped |= dict.fromkeys(batch.skipped)
             _evaluate_batch(detector, batch, evaluator, configs, device, precision)
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} images could not be read and are not part of the figures: {'; '.join(skipped)}",
+            SkippedImagesWarning,
+            stacklevel=2,
+        )
     results = evaluator.evaluate()
     if not results:
         raise EvaluationError("the data loader gave no image: nothing can be evaluated")

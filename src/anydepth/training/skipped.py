@@ -1,0 +1,66 @@
+"""The list of images that could not be read and were skipped."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich import get_console
+
+from anydepth.structures import Batch
+
+
+class SkippedImages(pl.Callback):
+    """Lists the images that ``data.on_bad_image=skip`` left out, each once, and counts them on the console.
+
+    Args:
+        path: Text file with one line per image, which all processes write to. It is only there if an image
+            was skipped.
+    """
+
+    def __init__(self, *, path: str | Path) -> None:
+        self.path = Path(path)
+        self._known: set[str] = set()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note what was skipped for a training batch."""
+        self._note(batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note what was skipped for a validation batch."""
+        self._note(batch)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how many images were skipped."""
+        if self._known:
+            get_console().print(
+                f"process {trainer.global_rank}: {len(self._known)} images could not be read and were skipped, "
+                f"others stood in: {self.path}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is listed already."""
+        return {"known": sorted(self._known)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the list of the interrupted run."""
+        self._known = set(state_dict["known"])
+
+    def _note(self, batch: Batch) -> None:
+        new = [message for message in batch.skipped if message not in self._known]
+        if new:
+            self._known.update(new)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{message}\n" for message in dict.fromkeys(new))
