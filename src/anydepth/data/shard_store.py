@@ -124,9 +124,8 @@ class CachedStore:
         largest = max(shard.file.size for shard in self.shards)
         if 2 * largest > self.budget:
             raise DataError(
-                f"data.cache_gb={self.budget / 1e9:g} is too little for shards of up to "
-                f"{largest / 1e9:.3g} GB; give at least {2.01 * largest / 1e9:.3g}, better several shards for "
-                "every process that loads"
+                f"data.cache_gb={self.budget / 1e9:g} cannot hold two shards of {largest / 1e9:.3g} GB; give "
+                f"{2.01 * largest / 1e9:.3g} at least, better several shards per process that loads images"
             )
 
     def address(self, number: int) -> str:
