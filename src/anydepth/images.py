@@ -4,6 +4,7 @@ Whatever compares numbers between validation, prediction and export must read an
 only place that does either.
 """
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -38,29 +39,18 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
         ImageError: The file is missing, truncated, no image, of a mode without a meaning as RGB (float,
             32-bit), or so large that it may be a decompression bomb.
     """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            array = _to_rgb(_upright(picture) if upright else picture)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; check the path") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise ImageError(
-            f"{path}: cannot be opened ({error.strerror}); give a readable image file"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{path}: {error} Shrink or tile the picture; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    # Decoders meet arbitrary bytes; which exception a codec raises is its own affair.
-    except Exception as error:
-        raise ImageError(
-            f"{path}: not a readable image ({type(error).__name__}: {error}); the file is truncated, damaged "
-            "or of an unknown format: restore it or remove it"
-        ) from error
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return _read(path, str(path), upright)
+
+
+def decode_image(data: bytes, name: str, *, upright: bool = True) -> Tensor:
+    """:func:`read_image` of a file that is in memory already.
+
+    Args:
+        data: The bytes of the file.
+        name: What messages call it.
+        upright: As there.
+    """
+    return _read(BytesIO(data), name, upright)
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -101,6 +91,32 @@ def to_unit_range(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     return images.to(torch.float32)
+
+
+def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            array = _to_rgb(_upright(picture) if upright else picture)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file; check the path") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageError(
+            f"{name}: cannot be opened ({error.strerror}); give a readable image file"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: {error} Shrink or tile the picture; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    # Decoders meet arbitrary bytes; which exception a codec raises is its own affair.
+    except Exception as error:
+        raise ImageError(
+            f"{name}: not a readable image ({type(error).__name__}: {error}); the file is truncated, damaged "
+            "or of an unknown format: restore it or remove it"
+        ) from error
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _upright(picture: Image.Image) -> Image.Image:

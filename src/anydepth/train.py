@@ -228,19 +228,23 @@ def draw_pictures(
     Returns:
         The folder with one picture per image and ``grid.jpg`` with all of them.
     """
-    index = data.val_index
+    source = data.source("val")
     by_cost = sorted(curve.rows, key=lambda row: -row.gflops)
     depths = list({by_cost[0].depth: by_cost[0], by_cost[-1].depth: by_cost[-1]}.values())
     rows = []
-    for row in np.unique(np.linspace(0, len(index) - 1, count).round().astype(int)).tolist():
-        image = index.read_image(row)
-        boxes, labels = (torch.from_numpy(array) for array in index.training_boxes(row))
+    for row in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist():
+        sample = source.read(row)
+        image, boxes, labels = (
+            sample.image,
+            torch.from_numpy(sample.boxes_xyxy),
+            torch.from_numpy(sample.labels),
+        )
         panels = [Panel("ground truth", Detections(boxes, torch.ones(len(boxes)), labels), show_scores=False)]
         for depth in depths:
             found = detector.predict(image, depth=depth.depth, threshold=threshold)[0]
             panels.append(Panel(f"{depth.depth}, {depth.gflops:.2f} GFLOPs", found))
         rows.append(side_by_side(image, panels, detector.class_names))
-        save_picture(rows[-1], folder / f"{index.image_ids[row]}.jpg")
+        save_picture(rows[-1], folder / f"{sample.image_id}.jpg")
     save_picture(grid(rows), folder / "grid.jpg")
     return folder
 

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from coco_files import CocoFiles, MakeCoco
 from PIL import Image
+from shard_files import Shards
+
+from anydepth.data.coco import CocoIndex
+from anydepth.data.shard_writer import write_shards
 
 
 @pytest.fixture
@@ -43,3 +47,24 @@ def make_coco(tmp_path: Path) -> MakeCoco:
         return CocoFiles(path, root, document).rewrite()
 
     return make
+
+
+@pytest.fixture
+def shards(make_coco: MakeCoco, tmp_path: Path) -> Shards:
+    """Ten pictures of about 7 kB in five shards, with crowd regions and one picture without boxes."""
+    files = make_coco(
+        sizes=[(40, 60)] * 10,
+        annotations=[
+            {
+                "image_id": 100 - 10 * (number % 9),
+                "category_id": (3, 7)[number % 2],
+                "bbox": [number, 2.5, 10 + number, 20],
+                "iscrowd": int(number % 5 == 0),
+            }
+            for number in range(24)
+        ],
+    )
+    index = CocoIndex.load(files.json_path, files.images)
+    folder = tmp_path / "shards" / "train"
+    write_shards(index, folder, shard_mb=0.016)
+    return Shards(files, index, folder)

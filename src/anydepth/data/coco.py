@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anydepth.data.categories import Categories, categories_of
-from anydepth.data.coco_json import BadImageError, DataError, read_json, warn
+from anydepth.data.coco_json import DataError, read_json, warn
 from anydepth.data.coco_tables import (
     BoxRepairs,
     annotation_table,
     clean_boxes,
     image_table,
+    learnt_boxes,
     pack_names,
     refuse_missing_files,
 )
-from anydepth.images import ImageError, read_image
+from anydepth.data.frames import image_in_frame
+from anydepth.images import read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,20 +154,14 @@ class CocoIndex:
         Raises:
             BadImageError: The file cannot be read, or its size fits the json in neither frame.
         """
-        path, size = self.path(row), tuple(self.sizes[row].tolist())
-        name = f"{self.json_path}: image id {self.image_ids[row]}"
-        try:
-            image = read_image(path)
-            if tuple(image.shape[-2:]) != size:
-                image = read_image(path, upright=False)
-        except ImageError as error:
-            raise BadImageError(f"{name}: {error}, together with its entry in the json") from error
-        if tuple(image.shape[-2:]) != size:
-            raise BadImageError(
-                f"{name}: {path} is {tuple(image.shape[-2:])} pixels (height, width), but the json says "
-                f"{size}; its boxes belong to another picture: correct the json or restore the file"
-            )
-        return image
+        path = self.path(row)
+        height, width = self.sizes[row].tolist()
+        return image_in_frame(
+            lambda upright: read_image(path, upright=upright),
+            (height, width),
+            name=str(path),
+            entry=f"{self.json_path}: image id {self.image_ids[row]}",
+        )
 
     def annotations_of(self, row: int) -> slice:
         """Which annotations belong to the image of this row."""
@@ -174,10 +170,7 @@ class CocoIndex:
     def training_boxes(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Boxes [N, 4] xyxy in pixels and labels [N] of one image, without crowd regions."""
         part = self.annotations_of(row)
-        learnt = ~self.crowd[part]
-        boxes = self.boxes_xywh[part][learnt]
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        return corners.astype(np.float32), self.labels[part][learnt].astype(np.int64)
+        return learnt_boxes(self.boxes_xywh[part], self.labels[part], self.crowd[part])
 
     def to_coco_dict(self, *, contiguous_ids: bool = False) -> dict[str, list[dict[str, Any]]]:
         """Ground truth as ``pycocotools`` takes it, with the boxes as cleaned and crowd regions marked.

@@ -161,6 +161,24 @@ def clean_boxes(
     return keep, Annotations(annotations.ids, boxes, annotations.labels, annotations.crowd, areas), repairs
 
 
+def learnt_boxes(
+    boxes_xywh: NDArray[np.float64], labels: NDArray[np.int32], crowd: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What a detector learns from the annotations of one image.
+
+    Args:
+        boxes_xywh: [A, 4] corner and size in pixels.
+        labels: [A] contiguous classes.
+        crowd: [A] crowd regions, which are left out.
+
+    Returns:
+        Boxes [N, 4] xyxy in pixels and labels [N].
+    """
+    boxes = boxes_xywh[~crowd]
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return corners.astype(np.float32), labels[~crowd].astype(np.int64)
+
+
 def refuse_missing_files(
     json_path: Path, root: Path, image_ids: NDArray[np.int64], names: Sequence[str]
 ) -> None:

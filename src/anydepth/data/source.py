@@ -64,7 +64,8 @@ class SampleSource(Protocol):
         """The image of a row.
 
         Raises:
-            DataError: It cannot be read; the message names the file and the image id.
+            BadImageError: It cannot be read; the message names the file and the image id.
+            DataError: The source itself is damaged or gone.
         """
         ...
 

@@ -1,0 +1,112 @@
+"""A packed index in a file: it loads in no time, and without the json."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anydepth.data.categories import Categories
+from anydepth.data.coco import CocoIndex
+from anydepth.data.coco_json import DataError, JsonRow, check_file_name
+from anydepth.data.coco_tables import BoxRepairs
+
+_ARRAYS = (
+    "image_ids",
+    "sizes",
+    "boxes_xywh",
+    "labels",
+    "crowd",
+    "areas",
+    "annotation_ids",
+    "starts",
+    "_names",
+    "_name_starts",
+)
+_TYPES = dict(zip(_ARRAYS, ("i8", "i4", "f8", "i4", "?", "f8", "i8", "i8", "u1", "i8"), strict=True))
+
+
+def save_packed(index: CocoIndex, path: Path) -> None:
+    """Write the arrays of an index as ``.npz``; categories are not part of it."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{name: getattr(index, name) for name in _ARRAYS})
+
+
+def load_packed(path: Path, where: str, categories: Categories) -> CocoIndex:
+    """Read what :func:`save_packed` wrote.
+
+    Args:
+        path: The file.
+        where: What messages call the folder or address it comes from.
+        categories: The categories that its labels stand for.
+
+    Raises:
+        DataError: The file is damaged, or its arrays contradict each other.
+    """
+    try:
+        arrays = _read_arrays(path)
+        _check(arrays, len(categories.ids))
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{where}: its packed annotations cannot be used ({error}); prepare or copy the shards again"
+        ) from error
+    index = CocoIndex(
+        json_path=Path(where),
+        image_root=Path(where),
+        categories=categories,
+        repairs=BoxRepairs(0, 0, 0, 0, ()),
+        **arrays,
+    )
+    _check_names(index)
+    return index
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    with zipfile.ZipFile(path) as archive:
+        # A compressed member may unfold to any size.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in _ARRAYS}
+
+
+def _check(arrays: dict[str, NDArray[np.generic]], num_classes: int) -> None:
+    """Whatever code relies on: types, shapes, and that all indices point somewhere."""
+    images, annotations = len(arrays["image_ids"]), len(arrays["labels"])
+    shapes = {
+        "image_ids": (images,),
+        "sizes": (images, 2),
+        "boxes_xywh": (annotations, 4),
+        "starts": (images + 1,),
+        "_names": (len(arrays["_names"]),),
+        "_name_starts": (images + 1,),
+    }
+    for name, array in arrays.items():
+        if array.dtype != np.dtype(_TYPES[name]) or array.shape != shapes.get(name, (annotations,)):
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
+    _check_starts(arrays["starts"], annotations)
+    _check_starts(arrays["_name_starts"], len(arrays["_names"]))
+    labels, boxes = arrays["labels"], arrays["boxes_xywh"]
+    if annotations and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise ValueError(f"labels {labels.min()} to {labels.max()} of {num_classes} classes")
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] <= 0).any() or (arrays["sizes"] < 1).any():
+        raise ValueError("a box or an image has no size")
+    for name in ("image_ids", "annotation_ids"):
+        if len(np.unique(arrays[name])) != len(arrays[name]):
+            raise ValueError(f"{name} are not unique")
+
+
+def _check_starts(starts: NDArray[np.generic], end: int) -> None:
+    if starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
+        raise ValueError("rows overlap")
+
+
+def _check_names(index: CocoIndex) -> None:
+    for row in range(len(index)):
+        try:
+            entry = {"id": int(index.image_ids[row]), "file_name": index.file_name(row)}
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{index.json_path}: file name of row {row}: {error}; prepare it again"
+            ) from error
+        check_file_name(JsonRow(index.json_path, "image", row, entry))

@@ -1,0 +1,47 @@
+"""A small data set in shards on disk, and what tests do with one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from coco_files import CocoFiles
+
+from anydepth.data.coco import CocoIndex
+from anydepth.data.source import FileSource, SampleSource
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards, and the files that they were made from."""
+
+    files: CocoFiles
+    index: CocoIndex
+    folder: Path
+
+    def contents(self, prefix: str = "") -> dict[str, bytes]:
+        """Every file by its address on a server."""
+        return {f"{prefix}/{path.name}": path.read_bytes() for path in self.folder.iterdir()}
+
+    def shard(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.bin"
+
+
+def assert_same_samples(found: SampleSource, index: CocoIndex) -> None:
+    """Every row is what the files hold, bit by bit."""
+    expected = FileSource(index)
+    assert len(found) == len(expected)
+    for row in range(len(expected)):
+        one, other = found.read(row), expected.read(row)
+        assert torch.equal(one.image, other.image)
+        assert np.array_equal(one.boxes_xyxy, other.boxes_xyxy)
+        assert one.boxes_xyxy.dtype == other.boxes_xyxy.dtype
+        assert np.array_equal(one.labels, other.labels)
+        assert one.image_id == other.image_id
+
+
+def flip(path: Path, place: int) -> None:
+    """Alter one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
