@@ -367,8 +367,8 @@ class StreamingDataModule(DetectionDataModule):
         if (own.ids, own.names) != (rules.ids, rules.names):
             own.check_known_to(rules)
             raise DataError(
-                f"{own.source}: has {len(own.ids)} categories, {rules.source} has {len(rules.ids)}; prepare all "
-                "splits with the same categories in their json"
+                f"{own.source}: has {len(own.ids)} categories, {rules.source} has {len(rules.ids)}; prepare "
+                "all splits with the same categories in their json"
             )
         return stream
 
