@@ -14,6 +14,7 @@ from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.optim import Recipe
 
 GROUPS = (
+    "augmentation",
     "callbacks",
     "data",
     "debug",

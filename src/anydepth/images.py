@@ -6,6 +6,7 @@ only place that does either.
 
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,22 @@ _MAX_UINT16 = 65535
 
 class ImageError(ValueError):
     """A file that is missing or is no readable image; the message names the file and what to do."""
+
+
+class LetterBox(NamedTuple):
+    """Where an image lies in a frame that it fills in one direction, and in the other is centred in.
+
+    Attributes:
+        scale: Pixels of the frame per pixel of the image, before its sides are rounded.
+        left: Columns of the frame before the image.
+        top: Rows of the frame above the image.
+        resized: (height, width) in pixels of the image in the frame.
+    """
+
+    scale: float
+    left: int
+    top: int
+    resized: tuple[int, int]
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
@@ -84,6 +101,44 @@ def resize_keeping_type(image: Tensor, size: tuple[int, int]) -> Tensor:
         return image
     resized: Tensor = F.resize(image, list(size), interpolation=F.InterpolationMode.BILINEAR, antialias=True)
     return resized
+
+
+def letter_box_frame(original_size: tuple[int, int], size: tuple[int, int]) -> LetterBox:
+    """Fit an image into a frame with its aspect ratio.
+
+    Args:
+        original_size: (height, width) in pixels of the image.
+        size: (height, width) in pixels of the frame.
+
+    Raises:
+        ValueError: A side below 1.
+    """
+    if min(*original_size, *size) < 1:
+        raise ValueError(f"an image of {original_size} in a frame of {size} pixels: give sides from 1")
+    scale = min(size[0] / original_size[0], size[1] / original_size[1])
+    height, width = (max(round(side * scale), 1) for side in original_size)
+    return LetterBox(scale, (size[1] - width) // 2, (size[0] - height) // 2, (height, width))
+
+
+def letter_box_image(image: Tensor, size: tuple[int, int], fill: int = 114) -> Tensor:
+    """Resize an image with its aspect ratio and centre it, as YOLO is evaluated; see :func:`letter_box_frame`.
+
+    Args:
+        image: [3, H, W] uint8.
+        size: (height, width) in pixels.
+        fill: Grey level beside the image.
+
+    Returns:
+        [3, height, width] uint8; the memory is ordered by pixel (channels last).
+    """
+    box = letter_box_frame((image.shape[-2], image.shape[-1]), size)
+    resized = resize_keeping_type(image, box.resized)
+    if box.resized == tuple(size):
+        return resized
+    frame = torch.full((*size, 3), fill, dtype=torch.uint8)
+    rows, columns = slice(box.top, box.top + box.resized[0]), slice(box.left, box.left + box.resized[1])
+    frame[rows, columns] = resized.permute(1, 2, 0)
+    return frame.permute(2, 0, 1)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

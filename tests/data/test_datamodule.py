@@ -11,21 +11,22 @@ from typing import Any
 import pytest
 import torch
 from coco_files import MakeCoco
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from anydepth import runtime
 from anydepth.data.coco_json import DataError, DataWarning
 from anydepth.data.datamodule import CocoDataModule
+from anydepth.data.framing import IoUCrop, ZoomOut
+from anydepth.data.photometric import PhotometricDistort
+from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
 from anydepth.data.sample import sample_root
 from anydepth.data.sampling import EpochSampler
-from anydepth.data.transforms import IoUCrop, PhotometricDistort, RTDETRAugmentation, Turn, ZoomOut
+from anydepth.data.transforms import Turn
+from anydepth.data.yolo_augmentation import YOLOAugmentation
 from anydepth.structures import Batch
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
 BOX = {"image_id": 100, "category_id": 7, "bbox": [1, 1, 5, 5]}
 AUGMENTATION = RTDETRAugmentation(photometric=PhotometricDistort(), crop=IoUCrop(), turn=Turn())
 
@@ -349,17 +350,15 @@ def test_resuming_an_epoch_with_other_batches_says_what_happens(root: Path, tmp_
 # -- configuration ----------------------------------------------------------------------------------------
 
 
-def from_config(name: str, overrides: list[str]) -> CocoDataModule:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        data = compose(name, overrides=overrides)
-    config = OmegaConf.create({"seed": 4, "detector": {"input_size": [32, 48]}, "data": data})
-    module = instantiate(config.data)
+def from_config(data: str, *overrides: str) -> CocoDataModule:
+    config = runtime.compose("train", [f"data={data}", "paths.output_dir=out", *overrides], hydra_config=True)
+    module = runtime.instantiate(config.data)
     assert isinstance(module, CocoDataModule)
     return module
 
 
 def test_the_sample_is_ready_to_train_on() -> None:
-    module = from_config("sample", ["num_workers=0"])
+    module = from_config("sample", "data.num_workers=0", "seed=4", "detector.input_size=[32,48]")
     module.setup("fit")
     assert module.class_names == ("tree",)
     assert module.seed == 4
@@ -368,29 +367,93 @@ def test_the_sample_is_ready_to_train_on() -> None:
     assert all(len(targets) for targets in batch.targets)
 
 
-@pytest.mark.parametrize("name", ["coco", "custom"])
-def test_data_sets_of_the_user_compose_with_the_published_augmentation(root: Path, name: str) -> None:
-    module = from_config(name, [f"root={root}", "augmentation.crop.trials=3", "augmentation.zoom_out=null"])
-    module.setup("fit" if name == "coco" else "validate")
+@pytest.mark.parametrize("data", ["coco", "custom"])
+def test_data_sets_of_the_user_compose_with_the_published_augmentation(root: Path, data: str) -> None:
+    module = from_config(
+        data, f"data.root={root}", "data.augmentation.crop.trials=3", "data.augmentation.zoom_out=null"
+    )
+    module.setup("fit" if data == "coco" else "validate")
     assert module.num_classes == 2
     augmentation = module.augmentation
-    assert augmentation is not None
-    assert [type(part).__name__ for part in augmentation.parts] == ["PhotometricDistort", "IoUCrop", "Turn"]
+    assert isinstance(augmentation, RTDETRAugmentation)
+    assert augmentation.zoom_out is None
+    assert augmentation.crop is not None
+    assert augmentation.crop.trials == 3
 
 
 def test_an_unknown_key_is_an_error() -> None:
     with pytest.raises(Exception, match="batchsize"):
-        from_config("sample", ["batchsize=3"])
+        from_config("sample", "data.batchsize=3")
     with pytest.raises(Exception, match="batchsize"):
-        from_config("sample", ["+batchsize=3"])
+        from_config("sample", "+data.batchsize=3")
 
 
 def test_configured_augmentation_is_that_of_the_classes() -> None:
     """The yaml repeats the defaults to show them; the two must not drift apart."""
-    configured = from_config("custom", [f"root={sample_root()}"]).augmentation
-    assert configured is not None
-    photometric, zoom_out, crop, turn = (dict(vars(part)) for part in configured.parts)
-    assert photometric == vars(PhotometricDistort())
-    assert zoom_out == vars(ZoomOut())
-    assert crop == vars(IoUCrop())
-    assert turn == vars(Turn())
+    configured = from_config("custom", f"data.root={sample_root()}").augmentation
+    assert isinstance(configured, RTDETRAugmentation)
+    parts = (PhotometricDistort(), ZoomOut(), IoUCrop(), Turn())
+    found = (configured.photometric, configured.zoom_out, configured.crop, configured.turn)
+    for part, default in zip(found, parts, strict=True):
+        assert vars(part) == vars(default)
+
+
+@pytest.mark.parametrize(
+    ("detector", "data", "expected"),
+    [
+        ("detr_tiny", "coco", RTDETRAugmentation),
+        ("yolo_n", "coco", YOLOAugmentation),
+        ("yolo_tiny", "custom", RTDETRAugmentation),
+        ("yolo_tiny", "sample", RTDETRAugmentation),
+    ],
+)
+def test_the_augmentation_follows_wing_and_data(root: Path, detector: str, data: str, expected: type) -> None:
+    where = [] if data == "sample" else [f"data.root={root}"]
+    assert isinstance(from_config(data, f"detector={detector}", *where).augmentation, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "mixup", "share"),
+    [
+        ("yolo_n", 0.5, 0.0, 0.1),
+        ("yolo_s", 0.9, 0.05, 0.15),
+        ("yolo_m", 0.9, 0.15, 0.4),
+        ("yolo", 0.9, 0.15, 0.5),
+        ("yolo_x", 0.9, 0.2, 0.6),
+    ],
+)
+def test_the_strengths_of_yolo_are_the_published_ones(
+    root: Path, name: str, scale: float, mixup: float, share: float
+) -> None:
+    """Specification 3.5 and 3.6; mixing ends ten epochs before the 600th."""
+    module = from_config("coco", f"data.root={root}", "detector=yolo_l", f"augmentation={name}")
+    found = module.augmentation
+    assert isinstance(found, YOLOAugmentation)
+    assert found.affine is not None
+    assert (found.affine.scale, found.affine.translate) == (scale, 0.1)
+    assert (found.mixup.p if found.mixup else 0.0) == mixup
+    assert found.copy_paste is not None
+    assert found.copy_paste.share == share
+    assert found.hsv is not None
+    assert (found.hsv.hue, found.hsv.saturation, found.hsv.value) == (0.015, 0.7, 0.4)
+    assert (module.epochs, module.unmixed_epochs) == (600, 10)
+
+
+def test_the_last_epochs_are_not_mixed_wherever_training_was_resumed(root: Path) -> None:
+    options = ("data.batch_size=2", "optim.epochs=4", "data.unmixed_epochs=1", "data.num_workers=0")
+    module = from_config(
+        "custom", f"data.root={root}", "augmentation=yolo", "detector.input_size=[32,32]", *options
+    )
+    loader = module.train_dataloader()
+    assert isinstance(loader.sampler, EpochSampler)
+    for epoch, partners in ((2, 7), (3, 0)):
+        loader.sampler.set_epoch(epoch)
+        assert {len(key.partners) for key in loader.sampler} == {partners}
+        assert all(batch.images.shape == (2, 3, 32, 32) for batch in batches(loader))
+
+
+def test_no_augmentation_can_be_chosen(root: Path) -> None:
+    module = from_config("custom", f"data.root={root}", "augmentation=none", "detector.input_size=[32,32]")
+    dataset = module.train_dataloader().dataset
+    plain = module.eval_dataloader("train").dataset
+    assert torch.equal(dataset[0].image, plain[0].image)

@@ -12,9 +12,12 @@ from PIL import Image
 from anydepth.data.coco import CocoIndex
 from anydepth.data.coco_json import BadImageError, DataError
 from anydepth.data.dataset import DetectionDataset, OnBadImage, collate
+from anydepth.data.framing import IoUCrop, ZoomOut
+from anydepth.data.photometric import PhotometricDistort
+from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, FileSource
-from anydepth.data.transforms import IoUCrop, PhotometricDistort, RTDETRAugmentation, Turn, View, ZoomOut
+from anydepth.data.transforms import Turn, View
 from anydepth.images import read_image, resize_image, resize_keeping_type, to_unit_range
 
 BOXES = [

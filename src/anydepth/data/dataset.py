@@ -155,7 +155,7 @@ class _Decoded:
     def of(cls, raw: AnnotatedImage) -> "_Decoded":
         boxes, labels = torch.from_numpy(raw.boxes_xyxy), torch.from_numpy(raw.labels)
         height, width = raw.image.shape[-2:]
-        return cls(View.of(raw.image, boxes, labels), raw.image_id, (height, width))
+        return cls(View.of(raw.image, boxes, labels, raw.outlines), raw.image_id, (height, width))
 
     def shrunk(self, longest: int) -> "_Decoded":
         """With the longer side of the picture at most ``longest`` pixels."""
@@ -165,9 +165,10 @@ class _Decoded:
             return self
         size = max(1, round(height * factor)), max(1, round(width * factor))
         image = resize_keeping_type(self.view.image.as_subclass(Tensor), size)
-        scale = torch.tensor([size[1] / width, size[0] / height] * 2)
-        boxes = self.view.boxes_xyxy.as_subclass(Tensor) * scale
-        return _Decoded(View.of(image, boxes, self.view.labels), self.image_id, self.size)
+        scale = size[1] / width, size[0] / height
+        boxes = self.view.boxes_xyxy.as_subclass(Tensor) * torch.tensor(scale * 2)
+        outlines = None if self.view.outlines is None else self.view.outlines.moved(scale, (0.0, 0.0))
+        return _Decoded(View.of(image, boxes, self.view.labels, outlines), self.image_id, self.size)
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:

@@ -43,8 +43,8 @@ class SkippedImages(pl.Callback):
         """Say how many images were skipped."""
         if self._known:
             get_console().print(
-                f"process {trainer.global_rank}: {len(self._known)} images could not be read and were skipped; "
-                f"see {self.path}",
+                f"process {trainer.global_rank}: {len(self._known)} images could not be read and were "
+                f"skipped; see {self.path}",
                 highlight=False,
                 soft_wrap=True,
             )
