@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
-from anydepth.images import read_image, resize_image
+from anydepth.images import Fit, Placement, fit_image, place_image, read_image, to_unit_range
 from anydepth.layers.macs import count_forward
 from anydepth.layers.mode import eval_mode
 from anydepth.structures import Detections, DetectorOutput, Targets
@@ -30,6 +30,7 @@ class Detector(nn.Module, ABC):
         num_classes: K.
         class_names: One name per class; "0", "1", ... until a data set or a weights file names them.
         input_size: (height, width) in pixels that evaluation and prediction resize to.
+        fit: Whether they keep the aspect ratio.
         config: The plain values that :func:`anydepth.build` builds an equal detector from.
     """
 
@@ -37,6 +38,7 @@ class Detector(nn.Module, ABC):
     num_classes: int
     class_names: tuple[str, ...]
     input_size: tuple[int, int]
+    fit: Fit
     config: Mapping[str, object]
 
     @property
@@ -92,6 +94,10 @@ class Detector(nn.Module, ABC):
     def reset_classes(self, class_names: Sequence[str]) -> None:
         """Name the classes; where their number changes, the class heads are initialised anew."""
 
+    def placements(self, original_sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Placement]:
+        """Where images of these sizes lay in what the network saw, of ``size`` (height, width) in pixels."""
+        return [place_image(original, size, self.fit) for original in original_sizes]
+
     def measure_depth_costs(self) -> DepthCosts:
         """MACs at ``input_size`` of each refinement path, and of a decoder layer where there are several."""
         space = self.depth_space
@@ -143,7 +149,8 @@ class Detector(nn.Module, ABC):
                 images = [_as_image(item) for item in sources[start : start + batch_size]]
                 sizes = [(image.shape[-2], image.shape[-1]) for image in images]
                 # Resized on the host, as the validation loader does: a GPU rounds some grey levels otherwise.
-                batch = torch.stack([resize_image(image.cpu(), self.input_size) for image in images])
+                fitted = [fit_image(image.cpu(), self.input_size, self.fit) for image in images]
+                batch = torch.stack([to_unit_range(image) for image in fitted])
                 output = self(batch.to(device), depth=config)
                 found += [item.above(threshold).cpu() for item in self.postprocess(output, sizes)]
         return found

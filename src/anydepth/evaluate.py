@@ -42,6 +42,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     device = resolve_device(cfg.device)
     cfg = cfg.copy()
     cfg.data.input_size = list(detector.input_size)
+    cfg.data.fit = detector.fit
     data: CocoDataModule = runtime.instantiate(cfg.data)
     index = data.index(cfg.split)
     evaluator = CocoEvaluator(

@@ -6,7 +6,7 @@ only place that does either.
 
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 _MAX_UINT16 = 65535
+
+
+Fit = Literal["stretch", "letter_box"]
+"""How an image becomes one of the network's size: each side on its own, or with its aspect ratio and grey
+beside it."""
 
 
 class ImageError(ValueError):
@@ -36,6 +41,18 @@ class LetterBox(NamedTuple):
     left: int
     top: int
     resized: tuple[int, int]
+
+
+class Placement(NamedTuple):
+    """Where an image lies in the picture that the network sees, in pixels of the image.
+
+    Attributes:
+        canvas: (height, width) of that picture.
+        offset: (top, left) corner of the image in it.
+    """
+
+    canvas: tuple[float, float]
+    offset: tuple[float, float]
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
@@ -70,10 +87,10 @@ def decode_image(data: bytes, name: str, *, upright: bool = True) -> Tensor:
     return _read(BytesIO(data), name, upright)
 
 
-def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_keeping_type(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize one image without keeping its aspect ratio, as RT-DETR is evaluated.
 
-    On uint8 the result is rounded to whole grey levels before the division by 255: the validation loader
+    On uint8 the result is rounded to whole grey levels, before any division by 255: the validation loader
     ships uint8, and a picture given to ``predict`` has to become the very same tensor. Resize before moving
     the image to a GPU, whose kernel may round some values differently.
 
@@ -82,25 +99,51 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
         size: (height, width) in pixels.
 
     Returns:
-        [3, height, width] float32 in [0, 1], bilinear with antialiasing.
-    """
-    return to_unit_range(resize_keeping_type(image, size))
-
-
-def resize_keeping_type(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """:func:`resize_image` without its conversion: uint8 stays uint8, float stays in [0, 1].
-
-    Args:
-        image: [3, H, W].
-        size: (height, width) in pixels.
-
-    Returns:
-        [3, height, width] of the same type.
+        [3, height, width] of the same type, bilinear with antialiasing.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     resized: Tensor = F.resize(image, list(size), interpolation=F.InterpolationMode.BILINEAR, antialias=True)
     return resized
+
+
+def check_fit(fit: str) -> None:
+    """Refuse an unknown way to fit images.
+
+    Raises:
+        ValueError: With the known ones.
+    """
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit={fit!r}: allowed are {' and '.join(get_args(Fit))}")
+
+
+def fit_image(image: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
+    """An image as the network sees it.
+
+    Args:
+        image: [3, H, W], uint8 or float in [0, 1].
+        size: (height, width) in pixels.
+        fit: See :data:`Fit`.
+
+    Returns:
+        [3, height, width] of the same type.
+    """
+    return resize_keeping_type(image, size) if fit == "stretch" else letter_box_image(image, size)
+
+
+def place_image(original_size: tuple[int, int], size: tuple[int, int], fit: Fit) -> Placement:
+    """Where :func:`fit_image` puts an image.
+
+    Args:
+        original_size: (height, width) in pixels of the image.
+        size: (height, width) in pixels of what the network sees.
+        fit: See :data:`Fit`.
+    """
+    if fit == "stretch":
+        return Placement((float(original_size[0]), float(original_size[1])), (0.0, 0.0))
+    box = letter_box_frame(original_size, size)
+    scale = box.resized[0] / original_size[0], box.resized[1] / original_size[1]
+    return Placement((size[0] / scale[0], size[1] / scale[1]), (box.top / scale[0], box.left / scale[1]))
 
 
 def letter_box_frame(original_size: tuple[int, int], size: tuple[int, int]) -> LetterBox:
@@ -121,21 +164,22 @@ def letter_box_frame(original_size: tuple[int, int], size: tuple[int, int]) -> L
 
 
 def letter_box_image(image: Tensor, size: tuple[int, int], fill: int = 114) -> Tensor:
-    """Resize an image with its aspect ratio and centre it, as YOLO is evaluated; see :func:`letter_box_frame`.
+    """Resize an image with its aspect ratio and centre it, as YOLO is evaluated.
 
     Args:
-        image: [3, H, W] uint8.
+        image: [3, H, W], uint8 or float in [0, 1].
         size: (height, width) in pixels.
         fill: Grey level beside the image.
 
     Returns:
-        [3, height, width] uint8; the memory is ordered by pixel (channels last).
+        [3, height, width] of the same type; the memory is ordered by pixel (channels last).
     """
     box = letter_box_frame((image.shape[-2], image.shape[-1]), size)
     resized = resize_keeping_type(image, box.resized)
     if box.resized == tuple(size):
         return resized
-    frame = torch.full((*size, 3), fill, dtype=torch.uint8)
+    grey = fill if image.dtype == torch.uint8 else fill / 255
+    frame = torch.full((*size, 3), grey, dtype=image.dtype, device=image.device)
     rows, columns = slice(box.top, box.top + box.resized[0]), slice(box.left, box.left + box.resized[1])
     frame[rows, columns] = resized.permute(1, 2, 0)
     return frame.permute(2, 0, 1)

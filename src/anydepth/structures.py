@@ -107,3 +107,9 @@ class DetectorOutput:
 
     backbone_features: tuple[Tensor, ...] = field(repr=False)
     neck_features: tuple[Tensor, ...] = field(repr=False)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images; the finest map of the neck has stride 8."""
+        height, width = self.neck_features[0].shape[-2:]
+        return 8 * height, 8 * width

@@ -18,7 +18,7 @@ from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, FileSource
 from anydepth.data.transforms import Turn, View
-from anydepth.images import read_image, resize_image, resize_keeping_type, to_unit_range
+from anydepth.images import fit_image, read_image, resize_keeping_type
 
 BOXES = [
     {"image_id": 100, "category_id": 7, "bbox": [6, 10, 30, 20]},
@@ -58,8 +58,8 @@ def test_the_loader_makes_the_very_tensor_that_prediction_makes(make_coco: MakeC
     files = make_coco(annotations=BOXES)
     dataset, index = make_dataset(files), CocoIndex.load(files.json_path, files.images)
     for row in range(3):
-        alone = resize_image(read_image(index.path(row)), (32, 48))
-        assert torch.equal(to_unit_range(dataset[row].image), alone)
+        alone = fit_image(read_image(index.path(row)), (32, 48), "stretch")
+        assert torch.equal(dataset[row].image, alone)
 
 
 def test_an_image_without_boxes_gives_empty_targets(make_coco: MakeCoco) -> None:

@@ -139,7 +139,9 @@ def test_a_fresh_network_leaves_the_boxes_where_the_queries_were_selected(small:
 
 
 def output_of(logits: list[list[float]], boxes: list[list[float]]) -> DetrOutput:
-    return DetrOutput((), (), logits=torch.tensor([logits]), boxes_cxcywh=torch.tensor([boxes]))
+    return DetrOutput(
+        (), (torch.zeros(1, 1, 8, 8),), logits=torch.tensor([logits]), boxes_cxcywh=torch.tensor([boxes])
+    )
 
 
 def test_detections_are_the_best_pairs_of_query_and_class_in_pixels_of_the_original() -> None:

@@ -21,12 +21,14 @@ from anydepth.data.sampling import LANES, EpochSampler
 from anydepth.data.shards import Stream, open_stream
 from anydepth.data.source import FileSource, SampleSource
 from anydepth.data.transforms import Augmentation
+from anydepth.images import Fit, check_fit
 
 
 class LoadingSettings(TypedDict, total=False):
     """The arguments of :class:`DetectionDataModule`, which its kinds pass on."""
 
     input_size: Sequence[int]
+    fit: Fit
     batch_size: int
     eval_batch_size: int | None
     num_workers: int
@@ -49,6 +51,7 @@ class DetectionDataModule(LightningDataModule):
 
     Args:
         input_size: (height, width) in pixels that images are resized to.
+        fit: Whether that keeps their aspect ratio.
         batch_size: Training images per step and process.
         eval_batch_size: Images per step and process in evaluation; None means ``batch_size``.
         num_workers: Processes that load images, per process that trains; 0 loads in the latter.
@@ -67,6 +70,7 @@ class DetectionDataModule(LightningDataModule):
         *,
         input_size: Sequence[int],
         batch_size: int,
+        fit: Fit = "stretch",
         eval_batch_size: int | None = None,
         num_workers: int = 2,
         seed: int = 0,
@@ -80,6 +84,8 @@ class DetectionDataModule(LightningDataModule):
         if len(input_size) != 2 or min(input_size) < 1:
             raise ValueError(f"input_size={list(input_size)}: give [height, width] in pixels")
         self.input_size = (int(input_size[0]), int(input_size[1]))
+        check_fit(fit)
+        self.fit: Fit = fit
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.eval_batch_size = _at_least(
             "eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size, 1
@@ -168,6 +174,7 @@ class DetectionDataModule(LightningDataModule):
         dataset = DetectionDataset(
             source=source,
             size=self.input_size,
+            fit=self.fit,
             augmentation=self.augmentation,
             seed=self.seed,
             on_bad_image=self.on_bad_image,
@@ -196,7 +203,7 @@ class DetectionDataModule(LightningDataModule):
     def eval_dataloader(self, name: SplitName) -> DataLoader[Sample]:
         """Batches of any split, in the order of the json and without augmentation."""
         dataset = DetectionDataset(
-            source=self.source(name), size=self.input_size, on_bad_image=self.on_bad_image
+            source=self.source(name), size=self.input_size, fit=self.fit, on_bad_image=self.on_bad_image
         )
         return self._loader(dataset, self.eval_batch_size)
 

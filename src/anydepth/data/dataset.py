@@ -17,7 +17,7 @@ from anydepth.data.coco_json import BadImageError, DataError
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, SampleSource
 from anydepth.data.transforms import Augmentation, View, drop_small_boxes
-from anydepth.images import resize_keeping_type
+from anydepth.images import Fit, check_fit, fit_image, place_image, resize_keeping_type
 from anydepth.structures import Batch, Targets
 
 OnBadImage = Literal["raise", "skip"]
@@ -49,7 +49,8 @@ class DetectionDataset(Dataset[Sample]):
 
     Args:
         source: Where the images come from.
-        size: (height, width) in pixels that images are resized to, without keeping their aspect ratio.
+        size: (height, width) in pixels that images are resized to.
+        fit: Whether that keeps their aspect ratio.
         augmentation: What training does to an image before it is resized; None leaves it as it is.
         seed: Seed of the augmentation.
         on_bad_image: ``raise``, or ``skip``: the next image that can be read stands in for one that cannot,
@@ -62,13 +63,16 @@ class DetectionDataset(Dataset[Sample]):
         *,
         source: SampleSource,
         size: tuple[int, int],
+        fit: Fit = "stretch",
         augmentation: Augmentation | None = None,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
         cached_images: int = 0,
     ) -> None:
         self.source = source
+        check_fit(fit)
         self.size = size
+        self.fit = fit
         self.augmentation = augmentation
         self.seed = seed
         self.on_bad_image = on_bad_image
@@ -95,11 +99,13 @@ class DetectionDataset(Dataset[Sample]):
             view = self.augmentation(view, loaders, sample_generator(self.seed, epoch, row), self.size)
             view = drop_small_boxes(view, self.size)
         height, width = view.image.shape[-2:]
+        canvas, offset = place_image((height, width), self.size, self.fit)
         # Corners, not sides, are clamped: a box may leave its image by what the index takes for rounding.
-        corners = view.boxes_xyxy.as_subclass(Tensor) / torch.tensor([width, height, width, height])
+        corners = view.boxes_xyxy.as_subclass(Tensor).clamp(min=0).minimum(torch.tensor([width, height] * 2))
+        placed = (corners + torch.tensor(offset[::-1] * 2)) / torch.tensor(canvas[::-1] * 2)
         return Sample(
-            image=resize_keeping_type(view.image.as_subclass(Tensor), self.size),
-            targets=Targets(xyxy_to_cxcywh(corners.clamp(0, 1)), view.labels),
+            image=fit_image(view.image.as_subclass(Tensor), self.size, self.fit),
+            targets=Targets(xyxy_to_cxcywh(placed), view.labels),
             image_id=decoded.image_id,
             original_size=decoded.size,
             skipped=tuple(skipped),

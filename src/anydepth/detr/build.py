@@ -9,6 +9,7 @@ from anydepth.detr.detector import DenoisingConfig, DetrDetector
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.resnet import Block, ResNet, Stem
 from anydepth.detr.swin import SwinTransformer
+from anydepth.images import Fit
 
 
 def build_detr(
@@ -37,6 +38,7 @@ def build_detr(
     label_noise: float,
     box_noise: float,
     input_size: Sequence[int],
+    fit: Fit,
     image_mean: Sequence[float] | None,
     image_std: Sequence[float] | None,
     class_names: Sequence[str] | None = None,
@@ -72,6 +74,7 @@ def build_detr(
         label_noise: Share of labels at risk of being drawn anew, halved.
         box_noise: Jitter of denoising boxes in half box sizes.
         input_size: (height, width) for evaluation and prediction.
+        fit: How they fit images to it: ``stretch`` or ``letter_box``.
         image_mean: Per channel, or None.
         image_std: Per channel, or None.
         class_names: One per class; None numbers them.
@@ -121,6 +124,7 @@ def build_detr(
         minimal_decoder_layers=minimal_decoder_layers,
         any_depth=any_depth,
         input_size=(input_size[0], input_size[1]),
+        fit=fit,
         class_names=class_names or [str(index) for index in range(num_classes)],
         denoising=DenoisingConfig(denoising_queries, label_noise, box_noise),
         image_mean=image_mean,

@@ -15,6 +15,7 @@ from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.output import DenoisingQueries, DetrOutput
 from anydepth.detr.resnet import ResNet
 from anydepth.detr.swin import SwinTransformer
+from anydepth.images import Fit, check_fit
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 # Names of the refinement paths: one flag per backbone stage, one for the whole neck.
@@ -46,6 +47,7 @@ class DetrDetector(Detector):
         minimal_decoder_layers: Decoder layers of the minimal depth.
         any_depth: Whether backbone and neck have refinement paths.
         input_size: (height, width) in pixels for evaluation and prediction; multiples of 32.
+        fit: Whether these keep the aspect ratio of images.
         class_names: One name per class.
         denoising: How ground truth is noised in training.
         image_mean: Subtracted per channel; None as released.
@@ -62,6 +64,7 @@ class DetrDetector(Detector):
         minimal_decoder_layers: int,
         any_depth: bool,
         input_size: tuple[int, int],
+        fit: Fit,
         class_names: Sequence[str],
         denoising: DenoisingConfig,
         image_mean: Sequence[float] | None = None,
@@ -72,11 +75,13 @@ class DetrDetector(Detector):
         if len(class_names) != decoder.num_classes:
             raise ValueError(f"{len(class_names)} class names came for {decoder.num_classes} classes")
         check_input_size(*input_size)
+        check_fit(fit)
         self.backbone = backbone
         self.neck = neck
         self.decoder = decoder
         self.any_depth = any_depth
         self.input_size = input_size
+        self.fit = fit
         self.num_classes = decoder.num_classes
         self.class_names = tuple(class_names)
         self.denoising = denoising
@@ -151,10 +156,13 @@ class DetrDetector(Detector):
         labels = indices % self.num_classes
         queries = (indices // self.num_classes)[..., None].expand(-1, -1, 4)
         boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float()).gather(1, queries)
-        sizes = torch.tensor(
-            [(w, h, w, h) for h, w in original_sizes], dtype=boxes.dtype, device=boxes.device
-        )
-        pixels = (boxes * sizes[:, None]).clamp(min=0).minimum(sizes[:, None])
+        placements = self.placements(original_sizes, output.input_size)
+        numbers = [
+            [*placement.canvas[::-1] * 2, *placement.offset[::-1] * 2, *(width, height) * 2]
+            for placement, (height, width) in zip(placements, original_sizes, strict=True)
+        ]
+        canvas, offset, limit = boxes.new_tensor(numbers).reshape(-1, 3, 1, 4).unbind(dim=1)
+        pixels = (boxes * canvas - offset).clamp(min=0).minimum(limit)
         return [Detections(*one) for one in zip(pixels, scores, labels, strict=True)]
 
     def reset_classes(self, class_names: Sequence[str]) -> None:

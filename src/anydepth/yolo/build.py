@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from anydepth.detector import plain_config
+from anydepth.images import Fit
 from anydepth.yolo.backbone import YoloBackbone
 from anydepth.yolo.detector import NmsConfig, YoloDetector
 from anydepth.yolo.head import YoloHead
@@ -24,6 +25,7 @@ def build_yolo(
     any_depth: bool,
     switchable_norms: bool,
     input_size: Sequence[int],
+    fit: Fit,
     nms_score: float,
     nms_iou: float,
     nms_candidates: int,
@@ -44,6 +46,7 @@ def build_yolo(
         any_depth: Split stages into essential and refinement paths.
         switchable_norms: Two norm sets on essential paths; False shares one.
         input_size: (height, width) for evaluation and prediction.
+        fit: How they fit images to it: ``stretch`` or ``letter_box``.
         nms_score: See :class:`~anydepth.yolo.detector.NmsConfig` for the four of suppression.
         nms_iou: Largest overlap of two detections of a class.
         nms_candidates: Most (cell, class) pairs per image before suppression.
@@ -85,6 +88,7 @@ def build_yolo(
         head=YoloHead(in_channels=neck.out_channels, num_classes=num_classes),
         any_depth=any_depth,
         input_size=(input_size[0], input_size[1]),
+        fit=fit,
         class_names=class_names or [str(index) for index in range(num_classes)],
         nms=NmsConfig(nms_score, nms_iou, nms_candidates, nms_detections),
         config=config,

@@ -9,6 +9,7 @@ from torchvision.ops import batched_nms
 
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, check_images, check_input_size
+from anydepth.images import Fit, check_fit
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.yolo.backbone import YoloBackbone
 from anydepth.yolo.decode import Predictions, image_size
@@ -62,6 +63,7 @@ class YoloDetector(Detector):
         head: Predicts distance bins and classes.
         any_depth: Whether the stages have refinement paths.
         input_size: (height, width) in pixels for evaluation and prediction; multiples of 32.
+        fit: Whether these keep the aspect ratio of images.
         class_names: One name per class.
         nms: How raw predictions become detections.
         config: Plain values that build an equal detector.
@@ -75,17 +77,20 @@ class YoloDetector(Detector):
         head: YoloHead,
         any_depth: bool,
         input_size: tuple[int, int],
+        fit: Fit,
         class_names: Sequence[str],
         nms: NmsConfig,
         config: dict[str, object] | None = None,
     ) -> None:
         super().__init__()
         check_input_size(*input_size)
+        check_fit(fit)
         self.backbone = backbone
         self.neck = neck
         self.head = head
         self.any_depth = any_depth
         self.input_size = input_size
+        self.fit = fit
         self.num_classes = len(class_names)
         self.class_names = tuple(class_names)
         self.nms = nms
@@ -158,12 +163,17 @@ class YoloDetector(Detector):
         all_scores = predictions.class_logits.sigmoid()
         height, width = image_size(output.maps)
         found = []
-        for image_boxes, scores, (h, w) in zip(
-            predictions.boxes_xyxy, all_scores, original_sizes, strict=True
+        for image_boxes, scores, (h, w), (canvas, offset) in zip(
+            predictions.boxes_xyxy,
+            all_scores,
+            original_sizes,
+            self.placements(original_sizes, (height, width)),
+            strict=True,
         ):
-            scale = image_boxes.new_tensor([w / width, h / height] * 2)
+            scale = image_boxes.new_tensor([canvas[1] / width, canvas[0] / height] * 2)
+            corner = image_boxes.new_tensor([offset[1], offset[0]] * 2)
             limit = image_boxes.new_tensor([w, h] * 2)
-            found.append(self._suppress(image_boxes * scale, scores, limit))
+            found.append(self._suppress(image_boxes * scale - corner, scores, limit))
         return found
 
     def reset_classes(self, class_names: Sequence[str]) -> None:
