@@ -1,11 +1,12 @@
 """A data set in COCO format, packed into flat numpy arrays.
 
 The dictionaries of the json cost over twenty times as much memory, and every worker process would copy them
-page by page, because reading a Python object writes its reference count.
+page by page, because reading a Python object writes its reference count. The arrays lie in memory that worker
+processes share, however they are started.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anydepth.data.categories import Categories, categories_of
-from anydepth.data.coco_json import DataError, read_json, warn
-from anydepth.data.coco_tables import (
-    BoxRepairs,
-    annotation_table,
-    clean_boxes,
-    image_table,
-    pack_names,
-    refuse_missing_files,
-)
+from anydepth.data.categories import Categories
+from anydepth.data.coco_json import DataError, warn
+from anydepth.data.coco_packing import pack
+from anydepth.data.coco_tables import BoxRepairs
+from anydepth.data.memory import SharedArrays, return_freed_memory
+from anydepth.data.outlines import Outlines
 from anydepth.images import ImageError, read_image
 
 
@@ -57,8 +54,7 @@ class CocoIndex:
     annotation_ids: NDArray[np.int64]
     starts: NDArray[np.int64]
     repairs: BoxRepairs
-    _names: NDArray[np.uint8]
-    _name_starts: NDArray[np.int64]
+    _memory: SharedArrays
 
     @classmethod
     def load(
@@ -68,6 +64,7 @@ class CocoIndex:
         *,
         categories: Categories | None = None,
         for_training: bool = False,
+        outlines: bool = False,
         report: Callable[[str], None] = warn,
     ) -> "CocoIndex":
         """Read, check and pack a COCO json.
@@ -77,49 +74,43 @@ class CocoIndex:
             image_root: The folder that ``file_name`` is relative to.
             categories: The categories of the training split, which rule this split's labels. None: its own.
             for_training: Refuse a json without any box to learn from.
-            report: Called at most once, with the counts of boxes that were clipped or dropped.
+            outlines: Keep the polygons of the json too, about 200 MB for COCO's training split.
+            report: Called at most once, with the counts of boxes that were clipped or dropped, and of
+                outlines that are no polygons.
 
         Raises:
             DataError: Anything that is wrong with the json, or an image that is missing on disk.
         """
         path, root = Path(json_path), Path(image_root)
-        document = read_json(path)
-        own = categories_of(document, path)
-        if categories is not None:
-            own.check_known_to(categories)
-        rules = categories or own
-        image_ids, sizes, names = image_table(document, path)
-        refuse_missing_files(path, root, image_ids, names)
-        rows, columns = annotation_table(document, path, image_ids, rules)
-        del document
-        keep, columns, repairs = clean_boxes(columns, sizes[rows])
-        rows = rows[keep]
-        order = np.argsort(rows, kind="stable")
-        columns = columns.take(np.flatnonzero(keep)[order])
-        if repairs:
-            report(f"{path}: {repairs}")
-        if for_training and columns.crowd.all():
-            raise DataError(
-                f"{path}: no image holds a box to learn from (crowd regions do not count); check that this "
-                "is the json of the training split"
-            )
-        packed, name_starts = pack_names(names)
+        packed = pack(
+            path, root, categories=categories, for_training=for_training, outlines=outlines, report=report
+        )
+        return_freed_memory()
+        arrays = packed.memory.arrays
         return cls(
             json_path=path,
             image_root=root,
-            categories=rules,
-            image_ids=image_ids,
-            sizes=sizes,
-            boxes_xywh=columns.boxes_xywh,
-            labels=columns.labels,
-            crowd=columns.crowd,
-            areas=columns.areas,
-            annotation_ids=columns.ids,
-            starts=np.searchsorted(rows[order], np.arange(len(image_ids) + 1)).astype(np.int64),
-            repairs=repairs,
-            _names=packed,
-            _name_starts=name_starts,
+            categories=packed.categories,
+            image_ids=arrays["image_ids"],
+            sizes=arrays["sizes"],
+            boxes_xywh=arrays["boxes_xywh"],
+            labels=arrays["labels"],
+            crowd=arrays["crowd"],
+            areas=arrays["areas"],
+            annotation_ids=arrays["annotation_ids"],
+            starts=arrays["starts"],
+            repairs=packed.repairs,
+            _memory=packed.memory,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The arrays travel inside `_memory`, which hands them to worker processes without a copy.
+        return {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = state["_memory"].arrays
+        vars(self).update(state)
+        vars(self).update({field.name: arrays[field.name] for field in fields(self) if field.name in arrays})
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -131,12 +122,19 @@ class CocoIndex:
         """The data set's category id of each contiguous label."""
         return self.categories.ids
 
+    @property
+    def nbytes(self) -> int:
+        """Size of all arrays in bytes."""
+        return self._memory.nbytes
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def file_name(self, row: int) -> str:
         """``file_name`` of the image in this row."""
-        return self._names[self._name_starts[row] : self._name_starts[row + 1]].tobytes().decode("utf-8")
+        names, starts = self._memory.arrays["names"], self._memory.arrays["name_starts"]
+        text: bytes = names[starts[row] : starts[row + 1]].tobytes()
+        return text.decode("utf-8")
 
     def path(self, row: int) -> Path:
         """Where the image of this row lies."""
@@ -178,6 +176,23 @@ class CocoIndex:
         boxes = self.boxes_xywh[part][learnt]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         return corners.astype(np.float32), self.labels[part][learnt].astype(np.int64)
+
+    def outlines_of(self, row: int) -> Outlines | None:
+        """Outlines of the boxes of :meth:`training_boxes`, inside the image; None where none were kept."""
+        arrays = self._memory.arrays
+        if "points" not in arrays:
+            return None
+        part = self.annotations_of(row)
+        first, last = arrays["object_starts"][[part.start, part.stop]]
+        ring_starts = arrays["ring_starts"][first : last + 1]
+        points = arrays["points"][ring_starts[0] : ring_starts[-1]]
+        # Crowd regions have no rings, so that those of the others follow each other without a gap.
+        starts = arrays["object_starts"][part][~self.crowd[part]]
+        return Outlines(
+            points=points.clip(0, self.sizes[row, ::-1].astype(np.float32)),
+            ring_starts=ring_starts - ring_starts[0],
+            object_starts=np.append(starts, last) - first,
+        )
 
     def to_coco_dict(self, *, contiguous_ids: bool = False) -> dict[str, list[dict[str, Any]]]:
         """Ground truth as ``pycocotools`` takes it, with the boxes as cleaned and crowd regions marked.
