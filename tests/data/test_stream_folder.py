@@ -62,7 +62,9 @@ def test_the_folder_is_an_ordinary_data_set_of_the_engine(
     engine("streaming")
     monkeypatch.setattr("litdata.helpers._LITDATA_DISABLE_VERSION_CHECK", 1)
     items = list(engine("streaming").StreamingDataset(str(shards.folder)))
-    assert [unpack_record(bytes(item), row).image_id for row, item in enumerate(items)] == list(range(100, 0, -10))
+    assert [unpack_record(bytes(item), row).image_id for row, item in enumerate(items)] == list(
+        range(100, 0, -10)
+    )
 
 
 def test_a_source_is_small_when_sent_to_a_process_and_reads_there(shards: Shards) -> None:
@@ -307,7 +309,7 @@ def test_pickled_annotations_are_not_unpickled(shards: Shards, tmp_path: Path) -
         {"sizes": np.zeros((10, 2), np.int32)},
         {"image_ids": np.zeros(10, np.int64)},
         {"areas": np.zeros((24, 1))},
-        {"_name_starts": np.full(11, 4)},
+        {"name_starts": np.full(11, 4)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -321,7 +323,7 @@ def test_annotations_that_contradict_each_other_are_refused(
 
 def test_file_names_that_lead_out_of_the_folder_are_refused(shards: Shards) -> None:
     names = np.frombuffer(b"../.." + b"x" * 45, dtype=np.uint8)
-    _replace_annotations(shards, _names=names)
+    _replace_annotations(shards, names=names)
     with pytest.raises(DataError, match="leaves the image folder"):
         open_stream(shards.folder)
 

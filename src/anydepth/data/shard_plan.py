@@ -132,4 +132,10 @@ def _source(index: CocoIndex, status: NDArray[np.int64], first: int, end: int) -
         digest.update(np.ascontiguousarray(array).tobytes())
     for column in (index.boxes_xywh, index.labels, index.crowd, index.areas, index.annotation_ids):
         digest.update(column[annotations].tobytes())
+    for row in range(first, end):
+        outlines = index.outlines_of(row)
+        for points in (
+            () if outlines is None else (outlines.object_starts, outlines.ring_starts, outlines.points)
+        ):
+            digest.update(points.tobytes())
     return digest.hexdigest()

@@ -219,6 +219,7 @@ class _Maker:
             crowd=index.crowd[part],
             areas=index.areas[part],
             annotation_ids=index.annotation_ids[part],
+            outlines=index.outlines_of(row),
         )
 
     def _image(self, row: int) -> bytes:

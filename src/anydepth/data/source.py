@@ -8,24 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anydepth.data.coco import CocoIndex
-
-
-@dataclass(frozen=True, eq=False)
-class Outlines:
-    """The polygons around objects, of one image or of many, in flat arrays.
-
-    An object may consist of several rings, because something stands in front of it; an object without a
-    polygon (a crowd region, or a data set with boxes alone) has none.
-
-    Attributes:
-        points: [P, 2] float32, x and y in pixels.
-        ring_starts: [R + 1] int64; the points of ring ``r`` are ``ring_starts[r]:ring_starts[r + 1]``.
-        object_starts: [N + 1] int64; the rings of object ``n`` are ``object_starts[n]:object_starts[n + 1]``.
-    """
-
-    points: NDArray[np.float32]
-    ring_starts: NDArray[np.int64]
-    object_starts: NDArray[np.int64]
+from anydepth.data.outlines import Outlines
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,4 +70,10 @@ class FileSource:
     def read(self, row: int) -> AnnotatedImage:
         """See :meth:`SampleSource.read`."""
         boxes, labels = self.index.training_boxes(row)
-        return AnnotatedImage(self.index.read_image(row), boxes, labels, int(self.index.image_ids[row]))
+        return AnnotatedImage(
+            image=self.index.read_image(row),
+            boxes_xyxy=boxes,
+            labels=labels,
+            image_id=int(self.index.image_ids[row]),
+            outlines=self.index.outlines_of(row),
+        )

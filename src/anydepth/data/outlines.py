@@ -1,0 +1,78 @@
+"""The polygons around objects, in flat arrays."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LEAST_NUMBERS = 6  # Three points.
+
+
+@dataclass(frozen=True, eq=False)
+class Outlines:
+    """The polygons around objects, of one image or of many, in flat arrays.
+
+    An object may consist of several rings, because something stands in front of it; an object without a
+    polygon (a crowd region, or a data set with boxes alone) has none.
+
+    Attributes:
+        points: [P, 2] float32, x and y in pixels.
+        ring_starts: [R + 1] int64; the points of ring ``r`` are ``ring_starts[r]:ring_starts[r + 1]``.
+        object_starts: [N + 1] int64; the rings of object ``n`` are ``object_starts[n]:object_starts[n + 1]``.
+    """
+
+    points: NDArray[np.float32]
+    ring_starts: NDArray[np.int64]
+    object_starts: NDArray[np.int64]
+
+
+Rings = list[NDArray[np.float32]]
+"""The rings of one object, each as x, y, x, y, ..."""
+
+
+def rings_of(segmentation: object) -> Rings | None:
+    """What a json says of an object's outline.
+
+    Args:
+        segmentation: A list of polygons (x, y, x, y, ...); run lengths of a mask, nothing and empty lists
+            are an object without polygon.
+
+    Returns:
+        The rings; None where it is malformed, even in one ring only: half an outline would be a wrong one.
+    """
+    if segmentation is None or isinstance(segmentation, dict) or segmentation in ([], [[]]):
+        return []
+    if not isinstance(segmentation, list):
+        return None
+    rings: Rings = []
+    for ring in segmentation:
+        if not isinstance(ring, list) or len(ring) < _LEAST_NUMBERS or len(ring) % 2:
+            return None
+        if not set(map(type, ring)) <= {int, float}:
+            return None
+        try:
+            with np.errstate(over="ignore"):
+                points = np.array(ring, dtype=np.float64).astype(np.float32)
+        except OverflowError:
+            return None
+        if not np.isfinite(points).all():
+            return None
+        rings.append(points)
+    return rings
+
+
+def pack_outlines(objects: Iterable[Rings]) -> Outlines:
+    """Put the rings of many objects into flat arrays."""
+    points = bytearray()
+    ring_ends, object_ends = [0], [0]
+    for rings in objects:
+        for ring in rings:
+            points += ring.data
+            ring_ends.append(ring_ends[-1] + len(ring) // 2)
+        object_ends.append(len(ring_ends) - 1)
+    return Outlines(
+        np.frombuffer(points, dtype=np.float32).reshape(-1, 2),
+        np.array(ring_ends, dtype=np.int64),
+        np.array(object_ends, dtype=np.int64),
+    )
