@@ -94,7 +94,7 @@ def write_progress(folder: Path, finished: Mapping[int, Finished]) -> None:
     """Remember what is finished."""
     document = {
         done.shard.file.name: [done.shard.file.size, done.shard.file.sha256, done.shard.rows, done.source]
-        for done in finished.values()
+        for _, done in sorted(finished.items())
     }
     write_atomically(folder / PROGRESS, json.dumps(document, indent=0) + "\n")
 

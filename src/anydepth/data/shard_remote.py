@@ -189,6 +189,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(
         error,
         OSError
+        | errors.ConnectionError
         | errors.HTTPClientError
         | errors.IncompleteReadError
         | errors.ResponseStreamingError
