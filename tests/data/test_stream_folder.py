@@ -56,6 +56,29 @@ def test_pictures_are_turned_as_from_files(make_coco: MakeCoco, tmp_path: Path) 
     assert_same_samples(source, index)
 
 
+def test_outlines_are_those_of_the_json(make_coco: MakeCoco, tmp_path: Path) -> None:
+    """Two rings, none, a crowd region between, and a ring that leaves the picture."""
+    box = {"image_id": 100, "category_id": 3, "bbox": [1, 1, 30, 30]}
+    rings = [[1, 1, 9, 1, 9, 9], [20, 20, 30, 20, 30, 30, 20, 30]]
+    files = make_coco(
+        annotations=[
+            box | {"segmentation": rings},
+            box | {"segmentation": {"counts": [5], "size": [40, 60]}, "iscrowd": 1},
+            box | {"segmentation": []},
+            box | {"segmentation": [[1, 1, 500, 1, 9, 9.5]]},
+        ]
+    )
+    index = CocoIndex.load(files.json_path, files.images, outlines=True)
+    write_shards(index, tmp_path / "shards")
+    source = open_stream(tmp_path / "shards").source
+    assert_same_samples(source, index)
+    found = source.read(0).outlines
+    assert found is not None
+    assert found.object_starts.tolist() == [0, 2, 2, 3]
+    assert found.points[:3].ravel().tolist() == rings[0]
+    assert found.points[-2].tolist() == [60, 1]
+
+
 def test_the_folder_is_an_ordinary_data_set_of_the_engine(
     shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:

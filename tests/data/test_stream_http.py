@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -291,6 +292,24 @@ def test_a_cached_shard_that_was_altered_is_fetched_again(
     before = len(server.ranges)
     assert (source.read(0).image == expected.image).all()
     assert len(server.ranges) == before + 1
+
+
+def test_a_shard_that_is_wrong_at_its_source_is_not_fetched_again_and_again(
+    server: FailingServer, cache: Path
+) -> None:
+    """Its checksum in the manifest is right: whoever prepared it had bad memory, or bad intentions."""
+    data = bytearray(server.files["/train/shard-00000.bin"])
+    data[1000] ^= 1
+    good, bad = (hashlib.sha256(part).hexdigest() for part in (server.files["/train/shard-00000.bin"], data))
+    server.files["/train/shard-00000.bin"] = bytes(data)
+    manifest = server.files["/train/manifest.json"].decode()
+    server.files["/train/manifest.json"] = manifest.replace(good, bad).encode()
+    source = opened(server, cache).source
+    with pytest.raises(
+        DataError, match=r"/train/shard-00000\.bin: this shard cannot be read: .*row 0 was altered"
+    ):
+        source.read(0)
+    assert len(server.ranges) == 2 + 1
 
 
 def test_a_cached_shard_that_was_truncated_is_fetched_again(server: FailingServer, cache: Path) -> None:

@@ -20,6 +20,7 @@ from shard_files import Shards, assert_same_samples, flip
 
 from anydepth.data.coco import CocoIndex
 from anydepth.data.coco_json import DataError
+from anydepth.data.shard_plan import plan_parts
 from anydepth.data.shard_writer import Progress, write_shards
 from anydepth.data.shards import open_stream
 
@@ -53,6 +54,29 @@ def test_preparing_again_keeps_every_byte(shards: Shards) -> None:
     seen = prepare(shards)
     assert seen[-1] == Progress(images=10, total=10, kept=5)
     assert contents(shards.folder) == before
+
+
+def test_parallel_processes_write_the_same_bytes(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked here, which spares them imports of several seconds; the command below starts them afresh."""
+    monkeypatch.setattr("anydepth.data.shard_writer._START_METHOD", "fork")
+    seen: list[Progress] = []
+    write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB, workers=2, report=seen.append)
+    assert contents(tmp_path / "other") == contents(shards.folder)
+    assert [progress.images for progress in seen] == [2, 4, 6, 8, 10]
+
+
+def test_an_image_that_vanishes_stops_parallel_processes(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anydepth.data.shard_writer._START_METHOD", "fork")
+    parts = plan_parts(shards.index, SHARD_MB * 1e6)
+    monkeypatch.setattr("anydepth.data.shard_writer.plan_parts", lambda *_: parts)
+    (shards.files.images / "3.png").unlink()
+    with pytest.raises(DataError, match=r"image id 70: .*3\.png: No such file.* run the same command again"):
+        write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB, workers=2)
+    assert not (tmp_path / "other" / "manifest.json").exists()
 
 
 def test_a_finished_shard_that_was_damaged_is_written_again(shards: Shards) -> None:
@@ -112,9 +136,9 @@ def test_changed_boxes_are_noticed(shards: Shards) -> None:
 def test_a_complete_split_of_other_contents_is_not_overwritten_unasked(shards: Shards) -> None:
     before = contents(shards.folder)
     with pytest.raises(DataError, match=r"holds a complete split of other images .* --overwrite"):
-        prepare(shards, shard_mb=0.031)
+        prepare(shards, shard_mb=0.032)
     assert contents(shards.folder) == before
-    prepare(shards, shard_mb=0.031, overwrite=True)
+    prepare(shards, shard_mb=0.032, overwrite=True)
     assert open_stream(shards.folder).source.shard_starts.tolist() == [0, 4, 8, 10]
     assert sorted(path.name for path in shards.folder.glob("shard-*")) == [
         "shard-00000.bin",
@@ -231,7 +255,7 @@ def test_the_command_killed_at_any_time_is_gone_on_with(shards: Shards, tmp_path
     assert not (folder / "manifest.json").exists()
     with pytest.raises(DataError, match="no such file"):
         open_stream(folder)
-    write_shards(shards.index, folder, shard_mb=SHARD_MB, workers=2)
+    write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert contents(folder) == contents(shards.folder)
 
 

@@ -33,6 +33,8 @@ from anydepth.data.shard_plan import PROGRESS, Finished, Part, plan_parts, read_
 from anydepth.data.shard_record import Record, pack_record, unpack_record
 from anydepth.data.shard_store import FolderStore, write_atomically
 
+_START_METHOD = "spawn"
+"""Whoever shows a progress bar has threads, which a forked process would find in the middle of something."""
 _AGAIN = "finished shards are kept: run the same command again to go on"
 
 
@@ -159,7 +161,7 @@ def _shards(
         for part in parts:
             yield part, *maker.make(part, expected.get(part.number))
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_START_METHOD)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (maker,))
     try:
         jobs = {pool.submit(_make, part, expected.get(part.number)): part for part in parts}
