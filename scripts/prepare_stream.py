@@ -93,6 +93,8 @@ def prepare(
         split.json_path,
         split.image_root,
         categories=rules,
+        for_training=folder.name == "train",
+        outlines=True,
         report=lambda text: console.print(text, soft_wrap=True),
     )
     with Progress(

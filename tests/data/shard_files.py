@@ -38,6 +38,10 @@ def assert_same_samples(found: SampleSource, index: CocoIndex) -> None:
         assert one.boxes_xyxy.dtype == other.boxes_xyxy.dtype
         assert np.array_equal(one.labels, other.labels)
         assert one.image_id == other.image_id
+        assert (one.outlines is None) == (other.outlines is None)
+        if one.outlines is not None and other.outlines is not None:
+            for name, array in vars(other.outlines).items():
+                assert np.array_equal(getattr(one.outlines, name), array)
 
 
 def flip(path: Path, place: int) -> None:

@@ -168,7 +168,7 @@ def test_unusable_boxes_are_clipped_or_dropped_and_reported_once(make_coco: Make
     assert "instances_train.json: 2 boxes leave their image" in reports[0]
     with pytest.warns(DataWarning, match="2 boxes leave their image") as caught:
         load(files)
-    assert len(caught) == 1
+    assert len(caught) == 1, [str(w.message) for w in caught]
 
 
 def test_a_rounded_border_is_neither_changed_nor_reported(make_coco: MakeCoco) -> None:

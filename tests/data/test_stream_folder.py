@@ -56,6 +56,29 @@ def test_pictures_are_turned_as_from_files(make_coco: MakeCoco, tmp_path: Path) 
     assert_same_samples(source, index)
 
 
+def test_outlines_are_those_of_the_json(make_coco: MakeCoco, tmp_path: Path) -> None:
+    """Two rings, none, a crowd region between, and a ring that leaves the picture."""
+    box = {"image_id": 100, "category_id": 3, "bbox": [1, 1, 30, 30]}
+    rings = [[1, 1, 9, 1, 9, 9], [20, 20, 30, 20, 30, 30, 20, 30]]
+    files = make_coco(
+        annotations=[
+            box | {"segmentation": rings},
+            box | {"segmentation": {"counts": [5], "size": [40, 60]}, "iscrowd": 1},
+            box | {"segmentation": []},
+            box | {"segmentation": [[1, 1, 500, 1, 9, 9.5]]},
+        ]
+    )
+    index = CocoIndex.load(files.json_path, files.images, outlines=True)
+    write_shards(index, tmp_path / "shards")
+    source = open_stream(tmp_path / "shards").source
+    assert_same_samples(source, index)
+    found = source.read(0).outlines
+    assert found is not None
+    assert found.object_starts.tolist() == [0, 2, 2, 3]
+    assert found.points[:3].ravel().tolist() == rings[0]
+    assert found.points[-2].tolist() == [60, 1]
+
+
 def test_the_folder_is_an_ordinary_data_set_of_the_engine(
     shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,7 +332,7 @@ def test_pickled_annotations_are_not_unpickled(shards: Shards, tmp_path: Path) -
         {"sizes": np.zeros((10, 2), np.int32)},
         {"image_ids": np.zeros(10, np.int64)},
         {"areas": np.zeros((24, 1))},
-        {"_name_starts": np.full(11, 4)},
+        {"name_starts": np.full(11, 4)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -323,7 +346,7 @@ def test_annotations_that_contradict_each_other_are_refused(
 
 def test_file_names_that_lead_out_of_the_folder_are_refused(shards: Shards) -> None:
     names = np.frombuffer(b"../.." + b"x" * 45, dtype=np.uint8)
-    _replace_annotations(shards, _names=names)
+    _replace_annotations(shards, names=names)
     with pytest.raises(DataError, match="leaves the image folder"):
         open_stream(shards.folder)
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from anydepth.data.draws import between, uniform
-from anydepth.data.source import Outlines
+from anydepth.data.outlines import Outlines
 
 Floats = NDArray[np.float32]
 Rectangle = tuple[float, float, float, float]

@@ -1,8 +1,9 @@
 """The map between a data set's category ids and the contiguous labels that detectors learn."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from anydepth.data.coco_json import (
     few,
     json_table,
     read_json,
-    read_text,
     refuse_duplicates,
 )
+
+_FIRST_PART = 2**20
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,25 @@ class Categories:
     names: tuple[str, ...]
     source: Path
 
-    def check_known_to(self, reference: "Categories") -> None:
-        """Refuse categories that the training split does not have, or names otherwise.
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, str]], source: Path) -> "Categories":
+        """Categories from ids and names in any order.
 
         Raises:
-            DataError: Names them.
+            DataError: An id is given twice.
         """
+        ordered = sorted(pairs)
+        refuse_duplicates(np.array([category_id for category_id, _ in ordered]), "category", source)
+        return cls(tuple(pair[0] for pair in ordered), tuple(pair[1] for pair in ordered), source)
+
+    def ruled_by(self, reference: "Categories | None") -> "Categories":
+        """The categories that labels follow: those of the training split, if there is one.
+
+        Raises:
+            DataError: Names categories that the training split does not have, or names otherwise.
+        """
+        if reference is None:
+            return self
         known = dict(zip(reference.ids, reference.names, strict=True))
         wrong = [
             f"{category_id} {name!r}" + (f" ({known[category_id]!r} there)" if category_id in known else "")
@@ -51,6 +66,7 @@ class Categories:
                 f"{self.source}: the training split {reference.source} does not have the categories "
                 f"{few(wrong)}. Its categories rule all splits: add them there, or take them out here"
             )
+        return reference
 
 
 def categories_of(document: Mapping[str, Any], path: Path) -> Categories:
@@ -63,26 +79,31 @@ def categories_of(document: Mapping[str, Any], path: Path) -> Categories:
     if not table:
         raise DataError(f"{path}: 'categories' is empty; name at least one class")
     rows = [JsonRow(path, "category", position, entry) for position, entry in enumerate(table)]
-    pairs = sorted((row.integer("id"), row.text("name")) for row in rows)
-    refuse_duplicates(np.array([category_id for category_id, _ in pairs]), "category", path)
-    return Categories(tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs), path)
+    return Categories.of(((row.integer("id"), row.text("name")) for row in rows), path)
 
 
 def read_categories(path: Path) -> Categories:
     """The categories of a json, where nothing else of it is needed.
 
-    Parsing COCO's training json takes a quarter of a minute, finding its categories a second.
-
     Raises:
         DataError: As :func:`read_json` and :func:`categories_of`.
     """
-    text = read_text(path)
-    found = [match.end() - 1 for match in re.finditer(r'"categories"\s*:\s*\[', text)]
-    if len(found) == 1:
-        try:
-            table, _ = json.JSONDecoder().raw_decode(text, found[0])
-        except json.JSONDecodeError:
-            pass  # Reading the whole file below says better what is wrong.
-        else:
-            return categories_of({"categories": table}, path)
-    return categories_of(read_json(path), path)
+    table = _table_of_categories(path)
+    return categories_of(read_json(path) if table is None else {"categories": table}, path)
+
+
+def _table_of_categories(path: Path) -> Any:
+    """The categories without parsing the rest; None where reading the whole file says better what is wrong."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    found = [match.end() - 1 for match in re.finditer(rb'"categories"\s*:\s*\[', data)]
+    if len(found) != 1:
+        return None
+    # The end of the table is not known; a part that is cut short does not parse.
+    for size in (_FIRST_PART, len(data)):
+        text = data[found[0] : found[0] + size].decode("utf-8", errors="ignore")
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.JSONDecoder().raw_decode(text)[0]
+    return None

@@ -1,11 +1,12 @@
 """A data set in COCO format, packed into flat numpy arrays.
 
 The dictionaries of the json cost over twenty times as much memory, and every worker process would copy them
-page by page, because reading a Python object writes its reference count.
+page by page, because reading a Python object writes its reference count. The arrays lie in memory that worker
+processes share, however they are started.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anydepth.data.categories import Categories, categories_of
-from anydepth.data.coco_json import DataError, read_json, warn
-from anydepth.data.coco_tables import (
-    BoxRepairs,
-    annotation_table,
-    clean_boxes,
-    image_table,
-    learnt_boxes,
-    pack_names,
-    refuse_missing_files,
-)
+from anydepth.data.categories import Categories
+from anydepth.data.coco_json import warn
+from anydepth.data.coco_packing import pack
+from anydepth.data.coco_tables import BoxRepairs, learnt_boxes
 from anydepth.data.frames import image_in_frame
+from anydepth.data.memory import SharedArrays, return_freed_memory
+from anydepth.data.outlines import Outlines
 from anydepth.images import read_image
 
 
@@ -59,8 +55,7 @@ class CocoIndex:
     annotation_ids: NDArray[np.int64]
     starts: NDArray[np.int64]
     repairs: BoxRepairs
-    _names: NDArray[np.uint8]
-    _name_starts: NDArray[np.int64]
+    _memory: SharedArrays
 
     @classmethod
     def load(
@@ -70,6 +65,7 @@ class CocoIndex:
         *,
         categories: Categories | None = None,
         for_training: bool = False,
+        outlines: bool = False,
         report: Callable[[str], None] = warn,
     ) -> "CocoIndex":
         """Read, check and pack a COCO json.
@@ -79,49 +75,62 @@ class CocoIndex:
             image_root: The folder that ``file_name`` is relative to.
             categories: The categories of the training split, which rule this split's labels. None: its own.
             for_training: Refuse a json without any box to learn from.
-            report: Called at most once, with the counts of boxes that were clipped or dropped.
+            outlines: Keep the polygons of the json too, about 200 MB for COCO's training split.
+            report: Called at most once, with the counts of boxes that were clipped or dropped, and of
+                outlines that are no polygons.
 
         Raises:
             DataError: Anything that is wrong with the json, or an image that is missing on disk.
         """
         path, root = Path(json_path), Path(image_root)
-        document = read_json(path)
-        own = categories_of(document, path)
-        if categories is not None:
-            own.check_known_to(categories)
-        rules = categories or own
-        image_ids, sizes, names = image_table(document, path)
-        refuse_missing_files(path, root, image_ids, names)
-        rows, columns = annotation_table(document, path, image_ids, rules)
-        del document
-        keep, columns, repairs = clean_boxes(columns, sizes[rows])
-        rows = rows[keep]
-        order = np.argsort(rows, kind="stable")
-        columns = columns.take(np.flatnonzero(keep)[order])
-        if repairs:
-            report(f"{path}: {repairs}")
-        if for_training and columns.crowd.all():
-            raise DataError(
-                f"{path}: no image holds a box to learn from (crowd regions do not count); check that this "
-                "is the json of the training split"
-            )
-        packed, name_starts = pack_names(names)
-        return cls(
-            json_path=path,
-            image_root=root,
-            categories=rules,
-            image_ids=image_ids,
-            sizes=sizes,
-            boxes_xywh=columns.boxes_xywh,
-            labels=columns.labels,
-            crowd=columns.crowd,
-            areas=columns.areas,
-            annotation_ids=columns.ids,
-            starts=np.searchsorted(rows[order], np.arange(len(image_ids) + 1)).astype(np.int64),
-            repairs=repairs,
-            _names=packed,
-            _name_starts=name_starts,
+        packed = pack(
+            path, root, categories=categories, for_training=for_training, outlines=outlines, report=report
         )
+        return_freed_memory()
+        return cls.from_memory(
+            path, root, categories=packed.categories, repairs=packed.repairs, memory=packed.memory
+        )
+
+    @classmethod
+    def from_memory(
+        cls,
+        json_path: Path,
+        image_root: Path,
+        *,
+        categories: Categories,
+        repairs: BoxRepairs,
+        memory: SharedArrays,
+    ) -> "CocoIndex":
+        """The index of these arrays, which are taken as they are; see the attributes for the others.
+
+        Args:
+            json_path: As the attribute.
+            image_root: As the attribute.
+            categories: As the attribute.
+            repairs: As the attribute.
+            memory: The arrays by the names of the attributes, ``names`` (UTF-8) and ``name_starts`` [I + 1],
+                and those of ``Outlines`` where they are kept.
+        """
+        columns = {
+            field.name: memory.arrays[field.name] for field in fields(cls) if field.name in memory.arrays
+        }
+        return cls(
+            json_path=json_path,
+            image_root=image_root,
+            categories=categories,
+            repairs=repairs,
+            _memory=memory,
+            **columns,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The arrays travel inside `_memory`, which hands them to worker processes without a copy.
+        return {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = state["_memory"].arrays
+        vars(self).update(state)
+        vars(self).update({field.name: arrays[field.name] for field in fields(self) if field.name in arrays})
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -133,12 +142,24 @@ class CocoIndex:
         """The data set's category id of each contiguous label."""
         return self.categories.ids
 
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The arrays as :meth:`from_memory` takes them."""
+        return self._memory.arrays
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all arrays in bytes."""
+        return self._memory.nbytes
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def file_name(self, row: int) -> str:
         """``file_name`` of the image in this row."""
-        return self._names[self._name_starts[row] : self._name_starts[row + 1]].tobytes().decode("utf-8")
+        names, starts = self._memory.arrays["names"], self._memory.arrays["name_starts"]
+        text: bytes = names[starts[row] : starts[row + 1]].tobytes()
+        return text.decode("utf-8")
 
     def path(self, row: int) -> Path:
         """Where the image of this row lies."""
@@ -171,6 +192,23 @@ class CocoIndex:
         """Boxes [N, 4] xyxy in pixels and labels [N] of one image, without crowd regions."""
         part = self.annotations_of(row)
         return learnt_boxes(self.boxes_xywh[part], self.labels[part], self.crowd[part])
+
+    def outlines_of(self, row: int) -> Outlines | None:
+        """Outlines of the boxes of :meth:`training_boxes`, inside the image; None where none were kept."""
+        arrays = self._memory.arrays
+        if "points" not in arrays:
+            return None
+        part = self.annotations_of(row)
+        first, last = arrays["object_starts"][[part.start, part.stop]]
+        ring_starts = arrays["ring_starts"][first : last + 1]
+        points = arrays["points"][ring_starts[0] : ring_starts[-1]]
+        # Crowd regions have no rings, so that those of the others follow each other without a gap.
+        starts = arrays["object_starts"][part][~self.crowd[part]]
+        return Outlines(
+            points=points.clip(0, self.sizes[row, ::-1].astype(np.float32)),
+            ring_starts=ring_starts - ring_starts[0],
+            object_starts=np.append(starts, last) - first,
+        )
 
     def to_coco_dict(self, *, contiguous_ids: bool = False) -> dict[str, list[dict[str, Any]]]:
         """Ground truth as ``pycocotools`` takes it, with the boxes as cleaned and crowd regions marked.

@@ -3,13 +3,15 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anydepth.data.outlines import rings_of
 
 _SHOWN = 5
 
@@ -148,13 +150,18 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error}); give a json file in UTF-8") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary that a COCO json holds, without its polygons, which cost most of the memory.
+def read_json(path: Path, *, outlines: bool = False) -> dict[str, Any]:
+    """The dictionary that a COCO json holds.
+
+    Args:
+        path: The json.
+        outlines: Replace each ``segmentation`` by what :func:`rings_of` makes of it; otherwise they are left
+            out, because they cost most of the memory.
 
     Raises:
         DataError: The file is missing, no json, or holds something else than a dictionary.
     """
-    document = _decode(path, read_text(path))
+    document = _decode(path, read_text(path), _with_rings if outlines else _without_polygon)
     if not isinstance(document, dict):
         raise DataError(
             f"{path}: holds a {type(document).__name__}, but a COCO json is an object with 'images', "
@@ -215,9 +222,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _decode(path: Path, text: str) -> object:
+def _decode(path: Path, text: str, object_hook: Callable[[dict[str, Any]], dict[str, Any]]) -> object:
     try:
-        return json.loads(text, object_hook=_without_polygon)
+        return json.loads(text, object_hook=object_hook)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
             f"{path}: not a json file ({error}); it is cut short or damaged: get it again"
@@ -226,4 +233,10 @@ def _decode(path: Path, text: str) -> object:
 
 def _without_polygon(entry: dict[str, Any]) -> dict[str, Any]:
     entry.pop("segmentation", None)
+    return entry
+
+
+def _with_rings(entry: dict[str, Any]) -> dict[str, Any]:
+    if "segmentation" in entry:
+        entry["segmentation"] = rings_of(entry["segmentation"])
     return entry

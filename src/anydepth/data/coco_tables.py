@@ -1,17 +1,19 @@
-"""The tables of a COCO json as columns: read, checked against each other and the disk, and cleaned."""
+"""The tables of a COCO json as columns, checked against the disk and cleaned."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anydepth.data.categories import Categories
-from anydepth.data.coco_json import DataError, JsonRow, check_file_name, few, json_table, refuse_duplicates
+from anydepth.data.coco_json import DataError, few
+from anydepth.data.outlines import Rings
 
-_MAX_SIDE = 2**31 - 1
+MAX_SIDE = 2**31 - 1
+"""Of an image, in pixels."""
 ROUNDING_PX = 1.0
 """Boxes that leave their image by no more than this are left as they are: files are full of rounded corners,
 and the figures of official sets are computed with them. Training clamps every box to the image anyway."""
@@ -71,56 +73,28 @@ class Annotations:
         )
 
 
-def image_table(
-    document: dict[str, Any], path: Path
-) -> tuple[NDArray[np.int64], NDArray[np.int32], list[str]]:
-    """Ids [I], sizes [I, 2] (height, width) and file names of the images.
+@dataclass(frozen=True, eq=False)
+class CocoTables:
+    """What a json holds, in its order. ``I`` images, ``A`` annotations.
 
-    Raises:
-        DataError: An entry is malformed, an id is given twice, or there is no image at all.
+    Attributes:
+        categories: The categories that rule the labels.
+        image_ids: [I], unique.
+        sizes: [I, 2] (height, width) in pixels.
+        names: File name of each image.
+        rows: [A] the row of each annotation's image.
+        annotations: As written.
+        rings: The outline of an annotation by its place in the json, None where it is malformed; left out
+            unless asked for.
     """
-    table = json_table(document, "images", path)
-    if not table:
-        raise DataError(f"{path}: 'images' is empty; check that this is the right json")
-    ids = np.empty(len(table), dtype=np.int64)
-    sizes = np.empty((len(table), 2), dtype=np.int32)
-    names: list[str] = []
-    for position, entry in enumerate(table):
-        row = JsonRow(path, "image", position, entry)
-        ids[position] = row.integer("id")
-        sizes[position] = row.integer("height", 1, _MAX_SIDE), row.integer("width", 1, _MAX_SIDE)
-        names.append(check_file_name(row))
-    refuse_duplicates(ids, "image", path)
-    return ids, sizes, names
 
-
-def annotation_table(
-    document: dict[str, Any], path: Path, image_ids: NDArray[np.int64], categories: Categories
-) -> tuple[NDArray[np.int64], Annotations]:
-    """The row of each annotation's image [A], and everything else known of it, in the order of the json.
-
-    Raises:
-        DataError: An entry is malformed, names an unknown image or category, or an id is given twice.
-    """
-    table = json_table(document, "annotations", path)
-    row_of_image = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
-    label_of_category = {category_id: label for label, category_id in enumerate(categories.ids)}
-    rows = np.empty(len(table), dtype=np.int64)
-    ids = np.empty(len(table), dtype=np.int64)
-    boxes = np.empty((len(table), 4), dtype=np.float64)
-    labels = np.empty(len(table), dtype=np.int32)
-    crowd = np.empty(len(table), dtype=np.bool_)
-    areas = np.empty(len(table), dtype=np.float64)
-    for position, entry in enumerate(table):
-        row = JsonRow(path, "annotation", position, entry)
-        ids[position] = row.integer("id")
-        rows[position] = row.lookup("image_id", row_of_image, "images")
-        labels[position] = row.lookup("category_id", label_of_category, "categories")
-        boxes[position] = row.numbers("bbox", 4)
-        crowd[position] = row.flag("iscrowd")
-        areas[position] = row.area()
-    refuse_duplicates(ids, "annotation", path)
-    return rows, Annotations(ids, boxes, labels, crowd, areas)
+    categories: Categories
+    image_ids: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    names: list[str]
+    rows: NDArray[np.int64]
+    annotations: Annotations
+    rings: Callable[[int], Rings | None] | None
 
 
 def clean_boxes(
@@ -191,16 +165,16 @@ def refuse_missing_files(
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder, but {json_path} names images in it; check the data paths")
-    folders = {folder: root / folder for folder in {str(Path(name).parent) for name in names}}
+    places = [os.path.split(name) for name in names]
     present = {
-        folder: {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-        for folder, path in folders.items()
+        folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
+        for folder in {folder for folder, _ in places}
     }
     missing = [
         f"{name} (image id {image_id})"
-        for name, image_id in zip(names, image_ids.tolist(), strict=True)
+        for name, (folder, base), image_id in zip(names, places, image_ids.tolist(), strict=True)
         # A file system that ignores case lists another spelling, so absence is asked for again.
-        if Path(name).name not in present[str(Path(name).parent)] and not (root / name).is_file()
+        if base not in present[folder] and not (root / name).is_file()
     ]
     if missing:
         raise DataError(

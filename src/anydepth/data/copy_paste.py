@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from anydepth.data.affine import AxisMap, Floats
 from anydepth.data.draws import between, probability
+from anydepth.data.outlines import Outlines
 from anydepth.data.scene import Scene, Tile
-from anydepth.data.source import Outlines
 
 
 class CopyPaste:

@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from anydepth.data.categories import Categories
 from anydepth.data.coco import CocoIndex
 from anydepth.data.coco_json import DataError, JsonRow, check_file_name
 from anydepth.data.coco_tables import BoxRepairs
+from anydepth.data.memory import SharedArrays
 
 _ARRAYS = (
     "image_ids",
@@ -20,16 +22,16 @@ _ARRAYS = (
     "areas",
     "annotation_ids",
     "starts",
-    "_names",
-    "_name_starts",
+    "names",
+    "name_starts",
 )
 _TYPES = dict(zip(_ARRAYS, ("i8", "i4", "f8", "i4", "?", "f8", "i8", "i8", "u1", "i8"), strict=True))
 
 
 def save_packed(index: CocoIndex, path: Path) -> None:
-    """Write the arrays of an index as ``.npz``; categories are not part of it."""
+    """Write the arrays of an index as ``.npz``, without its categories and outlines."""
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{name: getattr(index, name) for name in _ARRAYS})
+        np.savez(file, allow_pickle=False, **{name: index.arrays[name] for name in _ARRAYS})
 
 
 def load_packed(path: Path, where: str, categories: Categories) -> CocoIndex:
@@ -50,18 +52,18 @@ def load_packed(path: Path, where: str, categories: Categories) -> CocoIndex:
         raise DataError(
             f"{where}: its packed annotations cannot be used ({error}); prepare or copy the shards again"
         ) from error
-    index = CocoIndex(
-        json_path=Path(where),
-        image_root=Path(where),
+    index = CocoIndex.from_memory(
+        Path(where),
+        Path(where),
         categories=categories,
         repairs=BoxRepairs(0, 0, 0, 0, ()),
-        **arrays,
+        memory=SharedArrays.of(arrays),
     )
     _check_names(index)
     return index
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     with zipfile.ZipFile(path) as archive:
         # A compressed member may unfold to any size.
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
@@ -70,7 +72,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         return {name: archive[name] for name in _ARRAYS}
 
 
-def _check(arrays: dict[str, NDArray[np.generic]], num_classes: int) -> None:
+def _check(arrays: dict[str, NDArray[Any]], num_classes: int) -> None:
     """Whatever code relies on: types, shapes, and that all indices point somewhere."""
     images, annotations = len(arrays["image_ids"]), len(arrays["labels"])
     shapes = {
@@ -78,14 +80,14 @@ def _check(arrays: dict[str, NDArray[np.generic]], num_classes: int) -> None:
         "sizes": (images, 2),
         "boxes_xywh": (annotations, 4),
         "starts": (images + 1,),
-        "_names": (len(arrays["_names"]),),
-        "_name_starts": (images + 1,),
+        "names": (len(arrays["names"]),),
+        "name_starts": (images + 1,),
     }
     for name, array in arrays.items():
         if array.dtype != np.dtype(_TYPES[name]) or array.shape != shapes.get(name, (annotations,)):
             raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
     _check_starts(arrays["starts"], annotations)
-    _check_starts(arrays["_name_starts"], len(arrays["_names"]))
+    _check_starts(arrays["name_starts"], len(arrays["names"]))
     labels, boxes = arrays["labels"], arrays["boxes_xywh"]
     if annotations and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"labels {labels.min()} to {labels.max()} of {num_classes} classes")
@@ -96,7 +98,7 @@ def _check(arrays: dict[str, NDArray[np.generic]], num_classes: int) -> None:
             raise ValueError(f"{name} are not unique")
 
 
-def _check_starts(starts: NDArray[np.generic], end: int) -> None:
+def _check_starts(starts: NDArray[Any], end: int) -> None:
     if starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
         raise ValueError("rows overlap")
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from anydepth.data.affine import AxisMap, Floats, Rectangle, clip_objects, objects_to_keep
-from anydepth.data.source import Outlines
+from anydepth.data.outlines import Outlines
 from anydepth.data.transforms import View, image_size
 from anydepth.images import letter_box_frame
 

@@ -94,7 +94,7 @@ def write_progress(folder: Path, finished: Mapping[int, Finished]) -> None:
     """Remember what is finished."""
     document = {
         done.shard.file.name: [done.shard.file.size, done.shard.file.sha256, done.shard.rows, done.source]
-        for done in finished.values()
+        for _, done in sorted(finished.items())
     }
     write_atomically(folder / PROGRESS, json.dumps(document, indent=0) + "\n")
 
@@ -132,4 +132,10 @@ def _source(index: CocoIndex, status: NDArray[np.int64], first: int, end: int) -
         digest.update(np.ascontiguousarray(array).tobytes())
     for column in (index.boxes_xywh, index.labels, index.crowd, index.areas, index.annotation_ids):
         digest.update(column[annotations].tobytes())
+    for row in range(first, end):
+        outlines = index.outlines_of(row)
+        for points in (
+            () if outlines is None else (outlines.object_starts, outlines.ring_starts, outlines.points)
+        ):
+            digest.update(points.tobytes())
     return digest.hexdigest()

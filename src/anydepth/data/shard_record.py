@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from anydepth.data.source import Outlines
+from anydepth.data.outlines import Outlines
 
 _MAGIC = b"ADR1"
 _CHECKED = struct.Struct("<4sI")

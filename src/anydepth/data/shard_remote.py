@@ -91,8 +91,8 @@ class HttpRemote:
             download(
                 self.address(name),
                 path,
-                size=expected and expected.size,
-                sha256=expected and expected.sha256,
+                size=None if expected is None else expected.size,
+                sha256=None if expected is None else expected.sha256,
                 attempts=self.attempts,
                 backoff_s=self.backoff_s,
             )
@@ -189,6 +189,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(
         error,
         OSError
+        | errors.ConnectionError
         | errors.HTTPClientError
         | errors.IncompleteReadError
         | errors.ResponseStreamingError

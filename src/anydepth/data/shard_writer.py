@@ -33,6 +33,8 @@ from anydepth.data.shard_plan import PROGRESS, Finished, Part, plan_parts, read_
 from anydepth.data.shard_record import Record, pack_record, unpack_record
 from anydepth.data.shard_store import FolderStore, write_atomically
 
+_START_METHOD = "spawn"
+"""Whoever shows a progress bar has threads, which a forked process would find in the middle of something."""
 _AGAIN = "finished shards are kept: run the same command again to go on"
 
 
@@ -135,19 +137,14 @@ def _write_parts(
 ) -> None:
     """Write or verify each part, and remember it in ``finished`` and on disk."""
     expected = {number: done.shard for number, done in finished.items()}
-    finished.clear()
-    kept = 0
-    for part, shard in _shards(index, folder, parts, expected, workers):
+    # Also says whose shards these are, should this run be interrupted before the first is finished.
+    write_progress(folder, finished)
+    images = kept = 0
+    for part, shard, was_kept in _shards(index, folder, parts, expected, workers):
         finished[part.number] = Finished(shard, part.source)
-        kept += shard == expected.get(part.number)
-        # What was kept stays remembered until its turn, should this run be interrupted too.
-        remembered = {
-            other.number: Finished(expected[other.number], other.source)
-            for other in parts
-            if other.number in expected
-        }
-        write_progress(folder, remembered | finished)
-        images = sum(done.shard.rows for done in finished.values())
+        write_progress(folder, finished)
+        images += shard.rows
+        kept += was_kept
         report(Progress(images, len(index), kept))
 
 
@@ -157,19 +154,19 @@ def _shards(
     parts: Sequence[Part],
     expected: Mapping[int, Shard],
     workers: int,
-) -> Iterator[tuple[Part, Shard]]:
-    """Each part with its shard, as they are finished."""
+) -> Iterator[tuple[Part, Shard, bool]]:
+    """Each part with its shard, and whether that was there before, as they are finished."""
     maker = _Maker(index, folder)
     if workers == 1:
         for part in parts:
-            yield part, maker.make(part, expected.get(part.number))
+            yield part, *maker.make(part, expected.get(part.number))
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_START_METHOD)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (maker,))
     try:
         jobs = {pool.submit(_make, part, expected.get(part.number)): part for part in parts}
         for job in as_completed(jobs):
-            yield jobs[job], job.result()
+            yield jobs[job], *job.result()
     except BrokenProcessPool as error:
         raise DataError(
             f"{folder}: a process that writes was killed, perhaps for want of memory; {_AGAIN}, with fewer "
@@ -186,11 +183,11 @@ class _Maker:
     index: CocoIndex
     folder: Path
 
-    def make(self, part: Part, expected: Shard | None) -> Shard:
-        """Keep the shard that is expected, or write it."""
+    def make(self, part: Part, expected: Shard | None) -> tuple[Shard, bool]:
+        """Keep the shard that is expected (True), or write it."""
         path = self.folder / part.name
         if expected is not None and path.is_file() and StoredFile.of(path) == expected.file:
-            return expected
+            return expected, True
         records = (pack_record(self._record(row)) for row in part.rows)
         try:
             write_chunk(
@@ -199,7 +196,7 @@ class _Maker:
                 path,
                 check=lambda number, data: unpack_record(data, part.first + number),
             )
-            return Shard(StoredFile.of(path), len(part.rows))
+            return Shard(StoredFile.of(path), len(part.rows)), False
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be written ({error.strerror or error}); make room on the disk; {_AGAIN}"
@@ -219,6 +216,7 @@ class _Maker:
             crowd=index.crowd[part],
             areas=index.areas[part],
             annotation_ids=index.annotation_ids[part],
+            outlines=index.outlines_of(row),
         )
 
     def _image(self, row: int) -> bytes:
@@ -249,7 +247,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _make(part: Part, expected: Shard | None) -> Shard:
+def _make(part: Part, expected: Shard | None) -> tuple[Shard, bool]:
     assert _maker is not None  # Set when the process started.
     return _maker.make(part, expected)
 

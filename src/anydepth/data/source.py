@@ -1,6 +1,5 @@
 """Where images with their boxes come from: files beside a json, or shards of a stream."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,62 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anydepth.data.coco import CocoIndex
-
-
-@dataclass(frozen=True, eq=False)
-class Outlines:
-    """The polygons around objects, of one image or of many, in flat arrays.
-
-    An object may consist of several rings, because something stands in front of it; an object without a
-    polygon (a crowd region, or a data set with boxes alone) has none.
-
-    Attributes:
-        points: [P, 2] float32, x and y in pixels.
-        ring_starts: [R + 1] int64; the points of ring ``r`` are ``ring_starts[r]:ring_starts[r + 1]``.
-        object_starts: [N + 1] int64; the rings of object ``n`` are ``object_starts[n]:object_starts[n + 1]``.
-    """
-
-    points: NDArray[np.float32]
-    ring_starts: NDArray[np.int64]
-    object_starts: NDArray[np.int64]
-
-    @classmethod
-    def none_of(cls, count: int) -> "Outlines":
-        """``count`` objects without a polygon."""
-        return cls(np.zeros((0, 2), np.float32), np.zeros(1, np.int64), np.zeros(count + 1, dtype=np.int64))
-
-    @classmethod
-    def joined(cls, parts: Sequence["Outlines"]) -> "Outlines":
-        """The objects of all parts, one part after the other."""
-        return cls(
-            np.concatenate([part.points for part in parts]),
-            _joined_starts([part.ring_starts for part in parts]),
-            _joined_starts([part.object_starts for part in parts]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.object_starts) - 1
-
-    @property
-    def outlined(self) -> NDArray[np.bool_]:
-        """[N] whether an object has a polygon."""
-        return np.diff(self.object_starts) > 0
-
-    def take(self, objects: NDArray[np.int64]) -> "Outlines":
-        """Only these objects, in this order; ``objects`` is [M] positions."""
-        rings, object_starts = _spans(self.object_starts, objects)
-        points, ring_starts = _spans(self.ring_starts, rings)
-        return Outlines(self.points[points], ring_starts, object_starts)
-
-    def moved(self, scale: tuple[float, float], shift: tuple[float, float]) -> "Outlines":
-        """Every point times ``scale`` plus ``shift``, both (x, y); a negative scale mirrors."""
-        points = (self.points * np.array(scale) + np.array(shift)).astype(np.float32)
-        return Outlines(points, self.ring_starts, self.object_starts)
-
-    def rings(self) -> Iterator[NDArray[np.float32]]:
-        """The rings of all objects, [p, 2] each."""
-        for start, end in zip(self.ring_starts[:-1], self.ring_starts[1:], strict=True):
-            yield self.points[start:end]
+from anydepth.data.outlines import Outlines
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,19 +71,10 @@ class FileSource:
     def read(self, row: int) -> AnnotatedImage:
         """See :meth:`SampleSource.read`."""
         boxes, labels = self.index.training_boxes(row)
-        return AnnotatedImage(self.index.read_image(row), boxes, labels, int(self.index.image_ids[row]))
-
-
-def _spans(
-    starts: NDArray[np.int64], picked: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The members of the picked spans, and where each span starts among them."""
-    lengths = starts[picked + 1] - starts[picked]
-    new_starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    members = np.arange(new_starts[-1]) + np.repeat(starts[picked] - new_starts[:-1], lengths)
-    return members, new_starts
-
-
-def _joined_starts(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    lengths = np.concatenate([np.diff(part) for part in parts])
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return AnnotatedImage(
+            image=self.index.read_image(row),
+            boxes_xyxy=boxes,
+            labels=labels,
+            image_id=int(self.index.image_ids[row]),
+            outlines=self.index.outlines_of(row),
+        )

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from anydepth.data.draws import happens, probability
-from anydepth.data.source import Outlines
+from anydepth.data.outlines import Outlines
 
 
 class View(NamedTuple):

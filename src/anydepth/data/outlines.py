@@ -1,0 +1,131 @@
+"""The polygons around objects, in flat arrays."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LEAST_NUMBERS = 6  # Three points.
+
+
+@dataclass(frozen=True, eq=False)
+class Outlines:
+    """The polygons around objects, of one image or of many, in flat arrays.
+
+    An object may consist of several rings, because something stands in front of it; an object without a
+    polygon (a crowd region, or a data set with boxes alone) has none.
+
+    Attributes:
+        points: [P, 2] float32, x and y in pixels.
+        ring_starts: [R + 1] int64; the points of ring ``r`` are ``ring_starts[r]:ring_starts[r + 1]``.
+        object_starts: [N + 1] int64; the rings of object ``n`` are ``object_starts[n]:object_starts[n + 1]``.
+    """
+
+    points: NDArray[np.float32]
+    ring_starts: NDArray[np.int64]
+    object_starts: NDArray[np.int64]
+
+    @classmethod
+    def none_of(cls, count: int) -> "Outlines":
+        """``count`` objects without a polygon."""
+        return cls(np.zeros((0, 2), np.float32), np.zeros(1, np.int64), np.zeros(count + 1, dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Outlines"]) -> "Outlines":
+        """The objects of all parts, one part after the other."""
+        return cls(
+            np.concatenate([part.points for part in parts]),
+            _joined_starts([part.ring_starts for part in parts]),
+            _joined_starts([part.object_starts for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.object_starts) - 1
+
+    @property
+    def outlined(self) -> NDArray[np.bool_]:
+        """[N] whether an object has a polygon."""
+        return np.diff(self.object_starts) > 0
+
+    def take(self, objects: NDArray[np.int64]) -> "Outlines":
+        """Only these objects, in this order; ``objects`` is [M] positions."""
+        rings, object_starts = _spans(self.object_starts, objects)
+        points, ring_starts = _spans(self.ring_starts, rings)
+        return Outlines(self.points[points], ring_starts, object_starts)
+
+    def moved(self, scale: tuple[float, float], shift: tuple[float, float]) -> "Outlines":
+        """Every point times ``scale`` plus ``shift``, both (x, y); a negative scale mirrors."""
+        points = (self.points * np.array(scale) + np.array(shift)).astype(np.float32)
+        return Outlines(points, self.ring_starts, self.object_starts)
+
+    def rings(self) -> Iterator[NDArray[np.float32]]:
+        """The rings of all objects, [p, 2] each."""
+        for start, end in zip(self.ring_starts[:-1], self.ring_starts[1:], strict=True):
+            yield self.points[start:end]
+
+
+Rings = list[NDArray[np.float32]]
+"""The rings of one object, each as x, y, x, y, ..."""
+
+
+def rings_of(segmentation: object) -> Rings | None:
+    """What a json says of an object's outline.
+
+    Args:
+        segmentation: A list of polygons (x, y, x, y, ...); run lengths of a mask, nothing and empty lists
+            are an object without polygon.
+
+    Returns:
+        The rings; None where it is malformed, even in one ring only: half an outline would be a wrong one.
+    """
+    if segmentation is None or isinstance(segmentation, dict) or segmentation in ([], [[]]):
+        return []
+    if not isinstance(segmentation, list):
+        return None
+    rings: Rings = []
+    for ring in segmentation:
+        if not isinstance(ring, list) or len(ring) < _LEAST_NUMBERS or len(ring) % 2:
+            return None
+        if not set(map(type, ring)) <= {int, float}:
+            return None
+        try:
+            with np.errstate(over="ignore"):
+                points = np.array(ring, dtype=np.float64).astype(np.float32)
+        except OverflowError:
+            return None
+        if not np.isfinite(points).all():
+            return None
+        rings.append(points)
+    return rings
+
+
+def pack_outlines(objects: Iterable[Rings]) -> Outlines:
+    """Put the rings of many objects into flat arrays."""
+    points = bytearray()
+    ring_ends, object_ends = [0], [0]
+    for rings in objects:
+        for ring in rings:
+            points += ring.data
+            ring_ends.append(ring_ends[-1] + len(ring) // 2)
+        object_ends.append(len(ring_ends) - 1)
+    return Outlines(
+        np.frombuffer(points, dtype=np.float32).reshape(-1, 2),
+        np.array(ring_ends, dtype=np.int64),
+        np.array(object_ends, dtype=np.int64),
+    )
+
+
+def _spans(
+    starts: NDArray[np.int64], picked: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The members of the picked spans, and where each span starts among them."""
+    lengths = starts[picked + 1] - starts[picked]
+    new_starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    members = np.arange(new_starts[-1]) + np.repeat(starts[picked] - new_starts[:-1], lengths)
+    return members, new_starts
+
+
+def _joined_starts(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    lengths = np.concatenate([np.diff(part) for part in parts])
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

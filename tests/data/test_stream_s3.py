@@ -1,0 +1,172 @@
+"""Shards in a bucket: of moto's server, and of one that fails in all the ways object stores do."""
+
+import contextlib
+import errno
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from failing_server import FailingServer, serve
+from moto.server import ThreadedMotoServer
+from shard_files import Shards, assert_same_samples
+
+from anydepth.data.coco_json import DataError
+from anydepth.data.shards import Stream, open_stream
+
+KEYS = {"aws_access_key_id": "someone", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+
+
+@pytest.fixture
+def bucket(shards: Shards) -> Iterator[dict[str, Any]]:
+    """Options of a client; the bucket ``pictures`` holds the shards under ``coco/train``."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        options = {"endpoint_url": f"http://{host}:{port}", **KEYS}
+        client = boto3.client("s3", **options)
+        client.create_bucket(Bucket="pictures")
+        for key, body in shards.contents("coco/train").items():
+            client.put_object(Bucket="pictures", Key=key, Body=body)
+        yield options
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def failing(shards: Shards) -> Iterator[FailingServer]:
+    """As much of S3 as reading takes: a question for the size, then the object itself."""
+    with serve(shards.contents("/pictures/coco/train")) as server:
+        server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"do_HEAD": _head})
+        yield server
+
+
+def _head(handler: Any) -> None:
+    """Answers as GET does, but the script is for GET alone."""
+    body = handler.server.files.get(handler.path)
+    if body is None:
+        handler._answer(404, {})
+    else:
+        handler._answer(200, {"Content-Length": str(len(body)), "ETag": '"x"'})
+
+
+def opened(server: FailingServer, cache: Path) -> Stream:
+    options = {"endpoint_url": server.url("").rstrip("/"), **KEYS}
+    return open_stream(
+        "s3://pictures/coco/train",
+        cache_dir=cache,
+        storage_options=options,
+        attempts=3,
+        backoff_s=0.001,
+    )
+
+
+def cached(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.glob("*/shard-*"))
+
+
+def test_samples_are_those_of_the_files(bucket: dict[str, Any], shards: Shards, tmp_path: Path) -> None:
+    stream = open_stream("s3://pictures/coco/train/", cache_dir=tmp_path / "cache", storage_options=bucket)
+    assert cached(tmp_path / "cache") == []
+    assert_same_samples(stream.source, shards.index)
+    assert stream.index.to_coco_dict() == shards.index.to_coco_dict()
+    assert len(cached(tmp_path / "cache")) == 5
+
+
+@pytest.mark.parametrize("address", ["s3://pictures/coco/other", "s3://elsewhere/coco/train"])
+def test_what_is_not_there_is_named_at_once(bucket: dict[str, Any], tmp_path: Path, address: str) -> None:
+    with pytest.raises(DataError, match=rf"{address}/manifest\.json: the server answered 404"):
+        open_stream(address, cache_dir=tmp_path, storage_options=bucket, backoff_s=100)
+
+
+def test_options_that_the_client_does_not_know_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unexpected keyword argument 'endpoint'.*storage_options"):
+        open_stream("s3://pictures/x", cache_dir=tmp_path, storage_options={"endpoint": "x"}, backoff_s=100)
+
+
+def test_credentials_appear_in_no_message(failing: FailingServer, tmp_path: Path) -> None:
+    source = opened(failing, tmp_path).source
+    failing.script = [{"status": 403}]
+    with pytest.raises(DataError, match=r"shard-00000\.bin: the server answered 403") as caught:
+        source.read(0)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(source.__dict__["_store"].__dict__)
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}, {"status": 429}, {"cut": 4000}])
+def test_what_may_pass_is_tried_again(failing: FailingServer, tmp_path: Path, fault: dict[str, int]) -> None:
+    source = opened(failing, tmp_path).source
+    before = len(failing.ranges)
+    failing.script = [fault, fault]
+    assert source.read(0).image_id == 100
+    assert len(failing.ranges) == before + 3
+
+
+def test_a_store_that_keeps_failing_gives_one_clear_error(failing: FailingServer, tmp_path: Path) -> None:
+    source = opened(failing, tmp_path).source
+    before = len(failing.ranges)
+    failing.script = [{"status": 500}] * 100
+    with pytest.raises(
+        DataError, match=r"s3://pictures/.*shard-00000\.bin.* answered 500.* 3 tries in a row"
+    ):
+        source.read(0)
+    assert len(failing.ranges) == before + 3
+    assert cached(tmp_path) == []
+
+
+def test_a_store_that_stays_broken_in_mid_stream_gives_one_clear_error(
+    failing: FailingServer, tmp_path: Path
+) -> None:
+    source = opened(failing, tmp_path).source
+    failing.script = [{"cut": 4000}] * 100
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* 3 tries in a row failed"):
+        source.read(0)
+    assert cached(tmp_path) == []
+
+
+def test_a_store_that_is_gone_is_tried_again_and_named(tmp_path: Path) -> None:
+    with serve({}) as server:
+        pass
+    with pytest.raises(DataError, match=r"manifest\.json.* 3 tries in a row failed"):
+        opened(server, tmp_path)
+
+
+def test_an_altered_object_is_not_cached(failing: FailingServer, tmp_path: Path) -> None:
+    source = opened(failing, tmp_path).source
+    data = bytearray(failing.files["/pictures/coco/train/shard-00000.bin"])
+    data[3000] ^= 1
+    failing.files["/pictures/coco/train/shard-00000.bin"] = bytes(data)
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* its sha256 is .*, expected was"):
+        source.read(0)
+    failing.files["/pictures/coco/train/shard-00000.bin"] = bytes(data[:-9])
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* it holds .* bytes, expected were"):
+        source.read(0)
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_full_disk_is_named_and_leaves_nothing(
+    failing: FailingServer, shards: Shards, tmp_path: Path
+) -> None:
+    source = opened(failing, tmp_path).source
+    with _files_of_at_most(shards.shard(0).stat().st_size // 2), pytest.raises(DataError) as caught:
+        source.read(0)
+    assert os.strerror(errno.EFBIG) in str(caught.value)
+    assert "data.cache_dir chooses another disk" in str(caught.value)
+    assert cached(tmp_path) == []
+
+
+@contextlib.contextmanager
+def _files_of_at_most(size: int) -> Iterator[None]:
+    """Writing further fails as on a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
