@@ -14,7 +14,7 @@ from anydepth.data.coco_json import DataError
 from anydepth.data.coco_packing import read_tables
 from anydepth.data.coco_tables import CocoTables
 from anydepth.data.coco_tolerant import tolerant_tables
-from anydepth.data.coco_typed import UnusualJson, typed_tables
+from anydepth.data.coco_typed import UnusualJsonError, typed_tables
 
 ids = st.integers(-(2**63), 2**63 - 1)
 numbers = st.one_of(st.integers(-1000, 1000), st.floats(allow_nan=False, allow_infinity=False))
@@ -30,7 +30,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="/\\:\0."), min_
 
 @st.composite
 def usual_documents(draw: st.DrawFn) -> dict[str, Any]:
-    """Documents as programs write them, with keys that are not needed and without those that may be absent."""
+    """Documents as programs write them, some keys too many and some that may be absent."""
     image_ids = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     category_ids = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     side = st.integers(1, 2**31 - 1)
@@ -111,19 +111,64 @@ DOCUMENT: dict[str, Any] = {
     "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}],
 }
 # Whatever a program may write: other types, other spellings of a number, values beyond what the arrays hold.
-STRANGE = [None, True, False, 0, 1, 2, -1, 5, 0.0, 1.0, 3.0, -0.0, 0.5, 1e-320, 2**31 - 1, 2**31, 2**63, -(2**63)]
-STRANGE += [-(2**63) - 1, 10**30, float("nan"), float("inf"), "", "1", "../a", "a/../b", "/a", "C:a", "\\a", "a..b"]
-STRANGE += ["a\0b", [], {}, [[]], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, None], [1, 2, 3, True], [0, 1, 2, 10**30]]
+STRANGE = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    -1,
+    5,
+    0.0,
+    1.0,
+    3.0,
+    -0.0,
+    0.5,
+    1e-320,
+    2**31 - 1,
+    2**31,
+    2**63,
+    -(2**63),
+]
+STRANGE += [
+    -(2**63) - 1,
+    10**30,
+    float("nan"),
+    float("inf"),
+    "",
+    "1",
+    "../a",
+    "a/../b",
+    "/a",
+    "C:a",
+    "\\a",
+    "a..b",
+]
+STRANGE += [
+    "a\0b",
+    [],
+    {},
+    [[]],
+    [1, 2, 3],
+    [1, 2, 3, 4],
+    [1, 2, 3, None],
+    [1, 2, 3, True],
+    [0, 1, 2, 10**30],
+]
 STRANGE += [[1, 2, 3, 4, 5], [[1, 2, 3, 4, 5, "6"]], [[1, 2, 3, 4, 5, 1e300]], [[1, 2, 3, 4, 5, 10**400]]]
-STRANGE += [[[1, 2, 3, 4, 5, float("nan")]], [[1, 2, 3, 4, 5, 6], []], {"counts": [1], "size": [1, 1]}, "missing"]
+STRANGE += [
+    [[1, 2, 3, 4, 5, float("nan")]],
+    [[1, 2, 3, 4, 5, 6], []],
+    {"counts": [1], "size": [1, 1]},
+    "missing",
+]
 
 
 @pytest.mark.parametrize(
     ("table", "key"), [(table, key) for table, entries in DOCUMENT.items() for key in entries[0]]
 )
-def test_a_file_with_one_strange_value_is_read_or_refused_alike(
-    tmp_path: Path, table: str, key: str
-) -> None:
+def test_a_file_with_one_strange_value_is_read_or_refused_alike(tmp_path: Path, table: str, key: str) -> None:
     path = tmp_path / "strange.json"
     for value in STRANGE:
         document = copy.deepcopy(DOCUMENT)
@@ -185,7 +230,7 @@ def test_what_the_types_do_not_foresee_is_read_all_the_same(tmp_path: Path) -> N
     }
     path = tmp_path / "unusual.json"
     path.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(UnusualJson):
+    with pytest.raises(UnusualJsonError):
         typed_tables(path, None, outlines=False)
     tables = read_tables(path, None, outlines=False)
     assert tables.image_ids.tolist() == [1]

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -88,28 +87,28 @@ def test_arrays_outlive_their_block() -> None:
     np.testing.assert_array_equal(array, SMALL["matrix"])
 
 
-def open_files() -> Sequence[str]:
-    return sorted(os.listdir("/proc/self/fd"))
+def names_in(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="looks into Linux's folder of shared memory")
 def test_nothing_is_left_behind_even_when_a_worker_is_killed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    mine, files = sorted(os.listdir("/dev/shm")), open_files()
+    mine, files = names_in("/dev/shm"), names_in("/proc/self/fd")
     shared = SharedArrays.of({"ones": np.ones(10)})
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     worker = context.Process(target=sleep, args=(shared, sender))
     worker.start()
     assert receiver.recv() == 1
-    assert set(os.listdir("/dev/shm")) <= set(mine)
+    assert names_in("/dev/shm") <= mine
     worker.kill()
     worker.join()
     worker.close()
     receiver.close()
     sender.close()
     del shared
-    assert open_files() == files
+    assert names_in("/proc/self/fd") == files
     assert not list(tmp_path.iterdir())
 
 

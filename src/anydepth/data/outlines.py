@@ -60,7 +60,7 @@ def _is_ring(ring: object) -> bool:
     if not isinstance(ring, list) or len(ring) < _LEAST_NUMBERS or len(ring) % 2:
         return False
     try:
-        return -_FARTHEST < min(ring) and max(ring) < _FARTHEST and math.isfinite(sum(ring))
+        return min(ring) > -_FARTHEST and max(ring) < _FARTHEST and math.isfinite(sum(ring))
     except TypeError:
         return False
 
