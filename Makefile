@@ -10,7 +10,7 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo test bench-step lint types check lock sample-data clean
+.PHONY: help setup train-detr train-yolo test bench-step bench-index bench-eval lint types check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -41,6 +41,12 @@ test: setup ## Run the tests
 
 bench-step: setup ## Compare a step of any-depth training with a full-only step (ARGS="--help" lists options)
 	GOMP_SPINCOUNT=20000 $(BIN)/python scripts/benchmark_step.py $(ARGS)
+
+bench-index: setup ## Seconds and memory of a data set of COCO's size, beside pycocotools (Linux)
+	$(BIN)/python scripts/benchmark_index.py $(ARGS)
+
+bench-eval: setup ## Seconds of the COCO evaluation, and of evaluating five depths in one pass
+	$(BIN)/python scripts/benchmark_evaluation.py $(ARGS)
 
 lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
 	$(BIN)/ruff check .

@@ -3,11 +3,11 @@
 Usage: ``python scripts/benchmark_index.py`` (COCO train2017's size), or smaller with ``--annotations 100000``
 
 A json of COCO's shape (polygons, crowd regions with run lengths, ids with gaps, annotations in no order) is
-written into a temporary folder and loaded in fresh processes: with the index, with the index and its outlines,
-and with pycocotools, which keeps dictionaries. Memory is what the kernel says (Linux): RSS counts every page a
-process sees, USS only those that no other process shares. "Steady" is after every row has been read once.
-Then workers, started in each way that Python knows, read every row; their growth of USS is what each of them
-costs. 1 MB is 10^6 bytes.
+written into a temporary folder and loaded in fresh processes: with the index, with the index and its
+outlines, and with pycocotools, which keeps dictionaries. Memory is what the kernel says (Linux): RSS counts
+every page a process sees, USS only those that no other process shares. "Steady" is after every row has been
+read once. Then workers, started in each way that Python knows, read every row; their growth of USS is what
+each of them costs. 1 MB is 10^6 bytes.
 """
 
 import argparse

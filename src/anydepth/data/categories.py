@@ -93,7 +93,7 @@ def read_categories(path: Path) -> Categories:
 
 
 def _table_of_categories(path: Path) -> Any:
-    """The categories without parsing the rest; None where reading the whole file says better what is wrong."""
+    """The categories without parsing the rest; None where only the whole file tells what is wrong."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -19,7 +19,7 @@ from anydepth.data.coco_tables import (
     refuse_missing_files,
 )
 from anydepth.data.coco_tolerant import tolerant_tables
-from anydepth.data.coco_typed import UnusualJson, typed_tables
+from anydepth.data.coco_typed import UnusualJsonError, typed_tables
 from anydepth.data.memory import SharedArrays
 from anydepth.data.outlines import Outlines, Rings, pack_outlines
 
@@ -83,7 +83,7 @@ def read_tables(path: Path, categories: Categories | None, *, outlines: bool) ->
     """
     try:
         return typed_tables(path, categories, outlines=outlines)
-    except UnusualJson:
+    except UnusualJsonError:
         return tolerant_tables(path, categories, outlines=outlines)
 
 

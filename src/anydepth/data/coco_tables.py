@@ -167,7 +167,7 @@ def refuse_missing_files(
         raise DataError(f"{root}: no such folder, but {json_path} names images in it; check the data paths")
     places = [os.path.split(name) for name in names]
     present = {
-        folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
+        folder: {path.name for path in (root / folder).iterdir()} if (root / folder).is_dir() else set()
         for folder in {folder for folder, _ in places}
     }
     missing = [

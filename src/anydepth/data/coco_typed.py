@@ -27,7 +27,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UNUSUAL_NAME = re.compile(r"\.\.|[\\:\0]|^/")
 
 
-class UnusualJson(Exception):
+class UnusualJsonError(Exception):
     """The json is wrong, or right in a way that the types do not foresee."""
 
 
@@ -78,7 +78,7 @@ def typed_tables(path: Path, categories: Categories | None, *, outlines: bool) -
         outlines: Keep the polygons.
 
     Raises:
-        UnusualJson: It has to be read entry by entry.
+        UnusualJsonError: It has to be read entry by entry.
         DataError: An error that both ways of reading see alike.
     """
     if not outlines:
@@ -94,7 +94,7 @@ def _decode(path: Path, kind: type[_D]) -> _D:
         data = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
         return msgspec.json.decode(data, type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UnusualJson from error
+        raise UnusualJsonError from error
 
 
 def _tables(
@@ -154,10 +154,10 @@ def _positions(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[n
     """Where each of ``wanted`` [W] stands in ``known`` [N >= 1], whose values are unique.
 
     Raises:
-        UnusualJson: One is not there.
+        UnusualJsonError: One is not there.
     """
     order = np.argsort(known)
     found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
     if not np.array_equal(known[found], wanted):
-        raise UnusualJson
+        raise UnusualJsonError
     return found

@@ -1,5 +1,6 @@
 """The polygons around objects, in flat arrays."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LEAST_NUMBERS = 6  # Three points.
+_FARTHEST = 2**31  # Of a point from the corner of its image, in pixels.
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,19 +87,20 @@ def rings_of(segmentation: object) -> Rings | None:
         return None
     rings: Rings = []
     for ring in segmentation:
-        if not isinstance(ring, list) or len(ring) < _LEAST_NUMBERS or len(ring) % 2:
+        if not _is_ring(ring):
             return None
-        if not set(map(type, ring)) <= {int, float}:
-            return None
-        try:
-            with np.errstate(over="ignore"):
-                points = np.array(ring, dtype=np.float64).astype(np.float32)
-        except OverflowError:
-            return None
-        if not np.isfinite(points).all():
-            return None
-        rings.append(points)
+        rings.append(np.array(ring, dtype=np.float32))
     return rings
+
+
+def _is_ring(ring: object) -> bool:
+    # Without numpy, whose calls cost more than such short lists take.
+    if not isinstance(ring, list) or len(ring) < _LEAST_NUMBERS or len(ring) % 2:
+        return False
+    try:
+        return min(ring) > -_FARTHEST and max(ring) < _FARTHEST and math.isfinite(sum(ring))
+    except TypeError:
+        return False
 
 
 def pack_outlines(objects: Iterable[Rings]) -> Outlines:
