@@ -4,6 +4,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from anydepth.data.coco_json import DataError
 from anydepth.data.download import Progress, check_space, download
 
 _CHUNK_BYTES = 1 << 20
+_DAMAGES = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 class ArchiveError(DataError):
@@ -139,10 +141,9 @@ def unpack(packed: Path, folder: Path, *, limit_bytes: int, only: Sequence[str] 
                             f"{packed}: unpacks to more than {limit_bytes:,} bytes; not the published archive"
                         )
                     writer.write(chunk)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ArchiveError(
-            f"{packed}: damaged ({_first_line(error)}); remove it and fetch it again"
-        ) from error
+    except _DAMAGES as error:
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise ArchiveError(f"{packed}: damaged ({reason}); remove it and fetch it again") from error
     except OSError as error:
         raise ArchiveError(
             f"{packed}: cannot be unpacked into {folder} ({error}); make room, or "
@@ -186,10 +187,6 @@ def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     opened = tar.extractfile(member)
     assert opened is not None  # So it is for regular files.
     return opened
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(":") or type(error).__name__
 
 
 def _inside(packed: Path, name: str) -> PurePosixPath:
