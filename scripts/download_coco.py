@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anydepth.data.archives import Archive, check_space_for, install
 from anydepth.data.coco_json import DataError
+from anydepth.data.console import download_bar
 
 _HOST = "http://images.cocodataset.org"  # Its https certificate is of another name; the checksums protect.
 
@@ -111,17 +111,8 @@ def _install(archive: Archive, folder: Path, keep_archive: bool, console: Consol
     if archive.is_installed(folder):
         console.print(f"{archive.name}: already there")
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(archive.name, total=archive.size)
-
-        def show(done: int, total: int | None) -> None:
-            bar.update(task, completed=done)
-            if done == total:
-                bar.update(task, description=f"{archive.name}: checking and unpacking")
-
+    with download_bar(archive.name, console) as show:
         install(archive, folder, keep_archive=keep_archive, progress=show)
-        bar.update(task, completed=archive.size, description=archive.name)
 
 
 def _parser(archives: Mapping[str, tuple[Archive, ...]]) -> argparse.ArgumentParser:

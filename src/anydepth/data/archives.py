@@ -30,17 +30,19 @@ class Archive:
     Attributes:
         url: Where it is.
         size: Its bytes.
-        sha256: Its checksum.
+        sha256: Its checksum, where it is known.
         unpacked_bytes: About what is unpacked of it; twice as much is refused.
         contents: What is kept of it: files, or folders with the number of files in them, by their path inside
             the archive. Nothing: everything.
+        md5: Its checksum, where this is the published one.
     """
 
     url: str
     size: int
-    sha256: str
+    sha256: str | None
     unpacked_bytes: int
     contents: Mapping[str, int] = field(default_factory=dict)
+    md5: str | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +73,7 @@ def install(
     if archive.is_installed(folder):
         return
     packed = folder / archive.name
-    download(archive.url, packed, size=archive.size, sha256=archive.sha256, progress=progress)
+    fetch(archive, packed, progress=progress)
     with scratch_folder(folder / f".{archive.name}.unpacking") as scratch:
         unpack(packed, scratch, limit_bytes=2 * archive.unpacked_bytes, only=tuple(archive.contents))
         for path, expected in archive.contents.items():
@@ -82,6 +84,15 @@ def install(
                 (scratch / path).rename(folder / path)
     if not keep_archive:
         packed.unlink()
+
+
+def fetch(archive: Archive, path: Path, *, progress: Progress | None = None) -> None:
+    """Download an archive with all checks.
+
+    Raises:
+        DownloadError: See :func:`anydepth.data.download.download`.
+    """
+    download(archive.url, path, size=archive.size, sha256=archive.sha256, md5=archive.md5, progress=progress)
 
 
 def check_space_for(archives: Sequence[Archive], folder: Path, *, keep_archives: bool) -> None:

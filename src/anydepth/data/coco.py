@@ -68,6 +68,7 @@ class CocoIndex:
         *,
         categories: Categories | None = None,
         for_training: bool = False,
+        annotated: bool = True,
         report: Callable[[str], None] = warn,
     ) -> "CocoIndex":
         """Read, check and pack a COCO json.
@@ -77,6 +78,7 @@ class CocoIndex:
             image_root: The folder that ``file_name`` is relative to.
             categories: The categories of the training split, which rule this split's labels. None: its own.
             for_training: Refuse a json without any box to learn from.
+            annotated: False takes a json without ``annotations`` as images without ground truth.
             report: Called at most once, with the counts of boxes that were clipped or dropped.
 
         Raises:
@@ -84,6 +86,8 @@ class CocoIndex:
         """
         path, root = Path(json_path), Path(image_root)
         document = read_json(path)
+        if not annotated:
+            document.setdefault("annotations", [])
         own = categories_of(document, path)
         if categories is not None:
             own.check_known_to(categories)

@@ -137,6 +137,7 @@ class CocoDataModule(LightningDataModule):
                 split.image_root,
                 categories=None if name == "train" else self.categories,
                 for_training=name == "train",
+                annotated=name != "test",
                 report=_report_once,
             )
         return self._indices[name]

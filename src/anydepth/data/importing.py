@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,8 +290,3 @@ def _polygon_area(polygon: Sequence[float]) -> float:
     xs, ys = polygon[0::2], polygon[1::2]
     pairs = zip(xs, ys, (*xs[1:], xs[0]), (*ys[1:], ys[0]), strict=True)
     return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in pairs)) / 2
-
-
-def counts_of(images: Sequence[ForeignImage]) -> Counter[str]:
-    """Boxes of each class, without those to be ignored."""
-    return Counter(item.class_name for image in images for item in image.objects if not item.ignored)
