@@ -1,6 +1,7 @@
 """``anydepth-evaluate``: the depth curve of saved weights on a data set."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -13,8 +14,9 @@ from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.layout import SPLIT_NAMES
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
-from anydepth.evaluation.depth_curve import evaluate_depths
+from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.evaluation.device import resolve_device
+from anydepth.report.coco_results import results_name, write_results
 from anydepth.report.tables import print_depth_curve, write_depth_curve
 
 # Detections of classes that the data set does not have count neither for nor against a detector.
@@ -29,7 +31,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     Returns:
         The COCO figures as ``DEPTH/FIGURE``, and the objects of the run by name: ``detector``, ``data``,
-        ``curve`` and ``files`` (paths by suffix).
+        ``curve`` and ``files`` (paths by suffix, and of the results by depth). Of a split without ground
+        truth there are no figures.
 
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
@@ -45,6 +48,12 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     cfg.data.fit = detector.fit
     data: CocoDataModule = runtime.instantiate(cfg.data)
     index = data.index(cfg.split)
+    has_truth = len(index.labels) > 0
+    if not has_truth and not cfg.results:
+        raise EvaluationError(
+            f"{index.json_path}: holds no annotations, so there is nothing to compare with; results=true "
+            "writes the detections for an evaluation server"
+        )
     evaluator = CocoEvaluator(
         ground_truth=index.to_coco_dict(),
         category_ids=category_ids_of(detector.class_names, index.categories),
@@ -57,16 +66,35 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         depths,
         device=device,
         precision=cfg.precision,
-        latency_repetitions=cfg.latency.repetitions,
+        latency_repetitions=cfg.latency.repetitions if has_truth else 0,
         latency_batch_size=cfg.latency.batch_size,
     )
-    files = write_depth_curve(curve, cfg.output)
+    files = write_depth_curve(curve, cfg.output) if has_truth else {}
+    if cfg.results:
+        files |= _write_results(evaluator, curve, index.json_path, Path(cfg.output))
     runtime.write_provenance(cfg.output, config)
     console = get_console()
-    print_depth_curve(curve, console)
+    if has_truth:
+        print_depth_curve(curve, console)
     console.print(*files.values(), sep="\n", highlight=False, soft_wrap=True)
-    metrics = {f"{row.depth}/{name}": value for row in curve.rows for name, value in row.figures.items()}
+    metrics = {
+        f"{row.depth}/{name}": value
+        for row in (curve.rows if has_truth else ())
+        for name, value in row.figures.items()
+    }
     return metrics, {"detector": detector, "data": data, "curve": curve, "files": files}
+
+
+def _write_results(
+    evaluator: CocoEvaluator, curve: DepthCurve, json_path: Path, folder: Path
+) -> dict[str, Path]:
+    """Files of the detections by depth."""
+    return {
+        row.depth: write_results(
+            evaluator.table(row.depth), folder / results_name(json_path, curve.detector, row.depth)
+        )
+        for row in curve.rows
+    }
 
 
 def category_ids_of(class_names: Sequence[str], categories: Categories) -> list[int]:

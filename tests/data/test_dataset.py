@@ -187,6 +187,7 @@ class Pair:
     """An augmentation that puts the sample beside its first partner."""
 
     partners = 2
+    outlines = False
 
     def __call__(
         self,

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from failing_server import FailingServer, serve
 from shard_files import Shards, assert_same_samples, flip
 
 from anydepth.data.coco_json import DataError, DataWarning
 from anydepth.data.shards import Stream, open_stream
+from failing_server import FailingServer, serve
 
 
 @pytest.fixture

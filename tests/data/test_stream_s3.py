@@ -11,12 +11,12 @@ from typing import Any
 
 import boto3
 import pytest
-from failing_server import FailingServer, serve
 from moto.server import ThreadedMotoServer
 from shard_files import Shards, assert_same_samples
 
 from anydepth.data.coco_json import DataError
 from anydepth.data.shards import Stream, open_stream
+from failing_server import FailingServer, serve
 
 KEYS = {"aws_access_key_id": "someone", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
 

@@ -66,6 +66,7 @@ class CocoIndex:
         categories: Categories | None = None,
         for_training: bool = False,
         outlines: bool = False,
+        annotated: bool = True,
         report: Callable[[str], None] = warn,
     ) -> "CocoIndex":
         """Read, check and pack a COCO json.
@@ -76,6 +77,7 @@ class CocoIndex:
             categories: The categories of the training split, which rule this split's labels. None: its own.
             for_training: Refuse a json without any box to learn from.
             outlines: Keep the polygons of the json too, about 200 MB for COCO's training split.
+            annotated: False takes a json without ``annotations`` as images without ground truth.
             report: Called at most once, with the counts of boxes that were clipped or dropped, and of
                 outlines that are no polygons.
 
@@ -84,7 +86,13 @@ class CocoIndex:
         """
         path, root = Path(json_path), Path(image_root)
         packed = pack(
-            path, root, categories=categories, for_training=for_training, outlines=outlines, report=report
+            path,
+            root,
+            categories=categories,
+            for_training=for_training,
+            outlines=outlines,
+            annotated=annotated,
+            report=report,
         )
         return_freed_memory()
         return cls.from_memory(

@@ -46,6 +46,7 @@ def pack(
     categories: Categories | None,
     for_training: bool,
     outlines: bool,
+    annotated: bool,
     report: Callable[[str], None],
 ) -> Packed:
     """Read a json; see :meth:`anydepth.data.coco.CocoIndex.load`.
@@ -53,7 +54,7 @@ def pack(
     Raises:
         DataError: Anything that is wrong with the json, or an image that is missing on disk.
     """
-    tables = read_tables(path, categories, outlines=outlines)
+    tables = read_tables(path, categories, outlines=outlines, annotated=annotated)
     refuse_missing_files(path, root, tables.image_ids, tables.names)
     keep, columns, repairs = clean_boxes(tables.annotations, tables.sizes[tables.rows])
     kept = np.flatnonzero(keep)
@@ -75,7 +76,9 @@ def pack(
     return Packed(tables.categories, repairs, SharedArrays.of(arrays))
 
 
-def read_tables(path: Path, categories: Categories | None, *, outlines: bool) -> CocoTables:
+def read_tables(
+    path: Path, categories: Categories | None, *, outlines: bool, annotated: bool = True
+) -> CocoTables:
     """The tables of a json as written, by the fast way if the json allows it.
 
     Raises:
@@ -84,7 +87,7 @@ def read_tables(path: Path, categories: Categories | None, *, outlines: bool) ->
     try:
         return typed_tables(path, categories, outlines=outlines)
     except UnusualJsonError:
-        return tolerant_tables(path, categories, outlines=outlines)
+        return tolerant_tables(path, categories, outlines=outlines, annotated=annotated)
 
 
 def _arrays(tables: CocoTables, columns: Annotations, order: NDArray[np.int64]) -> dict[str, NDArray[Any]]:

@@ -19,18 +19,23 @@ from anydepth.data.coco_tables import MAX_SIDE, Annotations, CocoTables
 from anydepth.data.outlines import Rings
 
 
-def tolerant_tables(path: Path, categories: Categories | None, *, outlines: bool) -> CocoTables:
+def tolerant_tables(
+    path: Path, categories: Categories | None, *, outlines: bool, annotated: bool = True
+) -> CocoTables:
     """Read a json whatever its state.
 
     Args:
         path: The json.
         categories: The categories of the training split, which rule the labels. None: the json's own.
         outlines: Keep the polygons.
+        annotated: False takes a json without ``annotations`` as images without ground truth.
 
     Raises:
         DataError: Anything that is wrong with the json.
     """
     document = read_json(path, outlines=outlines)
+    if not annotated:
+        document.setdefault("annotations", [])
     rules = categories_of(document, path).ruled_by(categories)
     image_ids, sizes, names = _image_table(document, path)
     rows, annotations = _annotation_table(document, path, image_ids, rules)

@@ -314,6 +314,8 @@ class CocoDataModule(DetectionDataModule):
                 split.image_root,
                 categories=None if name == "train" else self.categories,
                 for_training=name == "train",
+                outlines=name == "train" and self.augmentation is not None and self.augmentation.outlines,
+                annotated=name != "test",
                 report=_report_once,
             )
         return self._indices[name]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO
@@ -189,7 +190,7 @@ def _receive_some(transfer: _Transfer) -> None:
         raise _PassingError(f"the connection broke ({problem or type(problem).__name__})") from problem
 
 
-def _after_416(transfer: _Transfer, headers: http.client.HTTPMessage, begin: int) -> None:
+def _after_416(transfer: _Transfer, headers: Message, begin: int) -> None:
     """The server has nothing after ``begin``: the part is complete, or of another version of the file."""
     match = re.fullmatch(r"bytes \*/(\d+)", headers.get("Content-Range", ""))
     if match is None or int(match[1]) != begin:

@@ -28,6 +28,7 @@ class RTDETRAugmentation:
     """
 
     partners = 0
+    outlines = False
 
     def __init__(
         self,

@@ -51,9 +51,11 @@ class Augmentation(Protocol):
 
     Attributes:
         partners: The most other images that one sample may be mixed with.
+        outlines: Whether polygons are of use to it; they take memory.
     """
 
     partners: int
+    outlines: bool
 
     def __call__(
         self,

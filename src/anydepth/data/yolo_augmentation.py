@@ -52,6 +52,7 @@ class YOLOAugmentation:
         self.mixup = mixup if mixup is not None and mixup.p else None
         self.hsv = hsv
         self.turn = turn
+        self.outlines = copy_paste is not None and copy_paste.share > 0
         self.fill = grey_level("fill", fill)
         self._mosaic_partners = 0 if self.mosaic is None else self.mosaic.partners
         self.partners = self._mosaic_partners + (0 if self.mixup is None else 1 + self._mosaic_partners)

@@ -157,6 +157,20 @@ class CocoEvaluator:
         """Forget all detections; the ground truth stays."""
         self._rows.clear()
 
+    def table(self, key: str) -> NDArray[np.float64]:
+        """The detections kept under a key on this process, each image once.
+
+        Detections of classes that the ground truth does not have are not among them.
+
+        Returns:
+            [R, 7] image id; x, y, width, height in pixels; score; category id.
+        """
+        if key not in self._rows:
+            return np.empty((0, 7))
+        known = [int(category["id"]) for category in self._ground_truth["categories"]]
+        _, table = _unique_table(self._rows[key], self._category_ids)
+        return table[np.isin(table[:, -1], known)]
+
     def evaluate(self) -> dict[str, CocoResult]:
         """The figures of every key that any process holds; every process must call this and gets the same.
 

@@ -1,0 +1,140 @@
+"""Download COCO 2017 and unpack it into the layout that ``data=coco`` reads.
+
+    python scripts/download_coco.py                                # training and validation, 20.4 GB to fetch
+    python scripts/download_coco.py --splits val --folder /data/coco
+
+Everything may be interrupted and started again: downloads go on where they stopped, and what is complete is
+left alone. Checksums and the number of images are verified.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from anydepth.data.archives import Archive, check_space_for, install
+from anydepth.data.coco_json import DataError
+from anydepth.data.console import download_bar
+
+_HOST = "http://images.cocodataset.org"  # Its https certificate is of another name; the checksums protect.
+
+TERMS = """\
+COCO 2017 (https://cocodataset.org/#termsofuse)
+  annotations: Creative Commons Attribution 4.0
+  images: property of their Flickr authors, each under its own terms (the json names the licence of each one);
+  the COCO consortium does not own them and asks you to abide by Flickr's terms of use"""
+
+# Sizes and SHA-256 as recorded by TensorFlow Datasets; what unpacks from an image archive is about its size.
+ARCHIVES: Mapping[str, tuple[Archive, ...]] = {
+    "val": (
+        Archive(
+            f"{_HOST}/zips/val2017.zip",
+            815_585_330,
+            "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+            830_000_000,
+            {"val2017": 5_000},
+        ),
+    ),
+    "train": (
+        Archive(
+            f"{_HOST}/zips/train2017.zip",
+            19_336_861_798,
+            "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+            19_700_000_000,
+            {"train2017": 118_287},
+        ),
+    ),
+    "test": (
+        Archive(
+            f"{_HOST}/annotations/image_info_test2017.zip",
+            1_144_034,
+            "e52f412dd7195ac8f98d782b44c6dd30ea10241e9f42521f67610fbe055a74f8",
+            15_000_000,
+            {"annotations/image_info_test-dev2017.json": 1, "annotations/image_info_test2017.json": 1},
+        ),
+        Archive(
+            f"{_HOST}/zips/test2017.zip",
+            6_646_970_404,
+            "c7908c3c9f94ba2f3340ebbeec58c25db6be8774f18d68c2f15d0e369d95baba",
+            6_800_000_000,
+            {"test2017": 40_670},
+        ),
+    ),
+}
+ANNOTATIONS = Archive(
+    f"{_HOST}/annotations/annotations_trainval2017.zip",
+    252_907_541,
+    "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+    500_000_000,
+    {"annotations/instances_train2017.json": 1, "annotations/instances_val2017.json": 1},
+)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    archives: Mapping[str, tuple[Archive, ...]] = ARCHIVES,
+    annotations: Archive = ANNOTATIONS,
+) -> int:
+    """Run the script.
+
+    Args:
+        argv: The command line without the program; None: that of the process.
+        archives: The archives of each split; tests give small ones.
+        annotations: The archive of the training and validation annotations.
+
+    Returns:
+        0, or 1 after an error, which is printed.
+    """
+    arguments = _parser(archives).parse_args(argv)
+    chosen = [
+        archive for split, of_split in archives.items() if split in arguments.splits for archive in of_split
+    ]
+    if {"train", "val"} & set(arguments.splits):
+        chosen.insert(0, annotations)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(TERMS)
+    try:
+        check_space_for(chosen, arguments.folder, keep_archives=arguments.keep_archives)
+        for archive in chosen:
+            _install(archive, arguments.folder, arguments.keep_archives, console)
+    except DataError as error:
+        console.print(f"[red]error:[/red] {error}")
+        return 1
+    console.print(f"{arguments.folder} is complete: anydepth-train data=coco data.root={arguments.folder}")
+    return 0
+
+
+def _install(archive: Archive, folder: Path, keep_archive: bool, console: Console) -> None:
+    if archive.is_installed(folder):
+        console.print(f"{archive.name}: already there")
+        return
+    with download_bar(archive.name, console) as show:
+        install(archive, folder, keep_archive=keep_archive, progress=show)
+
+
+def _parser(archives: Mapping[str, tuple[Archive, ...]]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=TERMS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=sorted(archives),
+        default=["train", "val"],
+        metavar="SPLIT",
+        help="train (19.3 GB), val (0.8 GB), test (6.6 GB, without ground truth); default: train val",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("datasets/coco"), help="where to; default datasets/coco"
+    )
+    parser.add_argument(
+        "--keep-archives", action="store_true", help="leave the zip files in the folder after unpacking"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
