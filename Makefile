@@ -10,7 +10,8 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo test bench-step bench-index bench-eval lint types check lock sample-data clean
+.PHONY: help setup train-detr train-yolo test look-at-data bench-step bench-data bench-memory bench-index bench-eval \
+	lint types check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -38,6 +39,15 @@ train-yolo: setup ## The same with AnyDepth-YOLO
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+look-at-data: setup ## Draw training batches with their boxes (ARGS="data=custom data.root=... augmentation=yolo")
+	$(BIN)/python scripts/look_at_data.py $(ARGS)
+
+bench-data: setup ## Images per second of the loader, beside torchvision's (ARGS="--data ROOT", --help)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_data.py $(ARGS)
+
+bench-memory: setup ## Memory of loader processes over five epochs of 20,000 images (Linux)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_memory.py $(ARGS)
 
 bench-step: setup ## Compare a step of any-depth training with a full-only step (ARGS="--help" lists options)
 	GOMP_SPINCOUNT=20000 $(BIN)/python scripts/benchmark_step.py $(ARGS)

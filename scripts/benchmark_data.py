@@ -1,0 +1,359 @@
+"""How fast training images come: our loader against the obvious one, in turns on the same files and workers.
+
+Usage: ``python scripts/benchmark_data.py --data ROOT --recipe rtdetr yolo --workers 2``
+
+The obvious loader is torchvision's ``CocoDetection`` with the same list of operations from
+``torchvision.transforms.v2``, on Pillow images, converted to float in the worker; for YOLO it makes each mosaic
+of four images of its own and maps the canvas of twice the size. Copy-paste, which torchvision does not have, is
+left out of both. The images are repeated under other names until there are ``--images`` of them, so that no
+cache holds them all. Each turn first uses up what was loaded while the other loader had its turn; medians over
+turns and their ratio are printed. Then each stage of our loader is timed alone, in one process.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich import get_console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets, tv_tensors
+from torchvision.transforms import v2
+
+from anydepth import runtime
+from anydepth.data.datamodule import CocoDataModule
+from anydepth.data.dataset import DetectionDataset, collate
+from anydepth.data.sample import sample_root
+from anydepth.data.sampling import EpochSampler
+from anydepth.data.source import AnnotatedImage, FileSource
+from anydepth.images import to_unit_range
+
+RECIPES = ("rtdetr", "yolo")
+PREFETCH = 2  # batches per worker, DataLoader's own default
+Sampled = tuple[Any, dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    options = _options(arguments)
+    with tempfile.TemporaryDirectory() as name, runtime.friendly_errors():
+        root = repeated(options.data, Path(name), options.images)
+        for recipe in options.recipe:
+            module = our_module(root, recipe, options)
+            compare(module, obvious_loader(root, recipe, options), recipe, options)
+            stages(module, recipe, options)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare our training loader with the obvious one.")
+    parser.add_argument("--data", type=Path, default=sample_root(), help="COCO layout (default: the sample)")
+    parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--workers", type=int, default=2, help="processes that load (default: 2)")
+    parser.add_argument("--batch", type=int, default=16, help="images per batch (default: 16)")
+    parser.add_argument("--size", type=int, default=640, help="side of the input in pixels (default: 640)")
+    parser.add_argument("--images", type=int, default=4096, help="size of the data set (default: 4096)")
+    parser.add_argument("--turns", type=int, default=5, help="of each loader (default: 5)")
+    parser.add_argument("--batches", type=int, default=10, help="timed per turn (default: 10)")
+    return parser.parse_args(arguments)
+
+
+def repeated(data: Path, root: Path, count: int) -> Path:
+    """A data set of ``count`` images in ``root``: those of the training split, again and again."""
+    found = CocoDataModule(root=data, input_size=(64, 64), batch_size=1).split("train")
+    document = json.loads(found.json_path.read_text(encoding="utf-8"))
+    boxes: dict[int, list[dict[str, Any]]] = {}
+    for entry in document["annotations"]:
+        boxes.setdefault(entry["image_id"], []).append(entry)
+    folder = root / "train"
+    folder.mkdir()
+    images, annotations = [], []
+    for number in range(count):
+        source = document["images"][number % len(document["images"])]
+        name = f"{number:06d}{Path(source['file_name']).suffix}"
+        (folder / name).symlink_to((found.image_root / source["file_name"]).resolve())
+        images.append({**source, "id": number, "file_name": name})
+        for entry in boxes.get(source["id"], []):
+            annotations.append({**entry, "id": len(annotations), "image_id": number})
+    path = root / "annotations" / "instances_train.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**document, "images": images, "annotations": annotations}), encoding="utf-8")
+    return root
+
+
+def our_module(root: Path, recipe: str, options: argparse.Namespace) -> CocoDataModule:
+    """Our data module as a training run composes it."""
+    settings = [
+        "data=custom",
+        f"data.root={root}",
+        f"augmentation={recipe}",
+        f"detector.input_size=[{options.size},{options.size}]",
+        f"data.batch_size={options.batch}",
+        f"data.num_workers={options.workers}",
+        "paths.output_dir=unused",
+        *(["data.augmentation.copy_paste=null"] if recipe == "yolo" else []),
+    ]
+    module: CocoDataModule = runtime.instantiate(runtime.compose("train", settings)["data"])
+    return module
+
+
+class Mosaics(Dataset[Sampled]):
+    """Mosaics of four images on a canvas, then an affine map of the canvas, and mixup."""
+
+    def __init__(self, images: Dataset[Sampled], size: int) -> None:
+        self.images = images
+        self.size = size
+        self.resize = v2.Resize(None, max_size=size)
+        self.affine = v2.Compose(
+            [
+                v2.RandomAffine(
+                    degrees=0,
+                    translate=(0.05, 0.05),  # of a canvas of twice the side
+                    scale=(0.1, 1.9),
+                    interpolation=v2.InterpolationMode.BILINEAR,
+                    fill=114,
+                ),
+                v2.CenterCrop(size),
+                v2.SanitizeBoundingBoxes(min_size=2, min_area=4),
+            ]
+        )
+        self.colours = v2.Compose(
+            [
+                v2.ColorJitter(brightness=0.4, saturation=0.7, hue=0.015),
+                v2.RandomHorizontalFlip(0.5),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sampled:
+        image, target = self.mosaic(index)
+        if float(torch.rand(())) < 0.15:
+            other, more = self.mosaic(int(torch.randint(len(self), ())))
+            image = Image.blend(image, other, float(torch.distributions.Beta(32, 32).sample()))
+            boxes = torch.cat([target["boxes"], more["boxes"]])
+            target = {
+                "boxes": tv_tensors.wrap(boxes, like=target["boxes"]),
+                "labels": torch.cat([target["labels"], more["labels"]]),
+            }
+        mixed: Sampled = self.colours(image, target)
+        return mixed
+
+    def mosaic(self, index: int) -> Sampled:
+        """Four images around a point of the canvas, seen through an affine map."""
+        size = self.size
+        canvas = Image.new("RGB", (2 * size, 2 * size), (114, 114, 114))
+        x, y = (int(size * (0.5 + float(torch.rand(())))) for _ in range(2))
+        boxes, labels = [], []
+        partners = torch.randint(len(self), (3,)).tolist()
+        for place, number in enumerate([index, *partners]):
+            image, target = self.resize(*self.images[number])
+            left = x - image.width if place in (0, 2) else x
+            top = y - image.height if place in (0, 1) else y
+            canvas.paste(image, (left, top))
+            boxes.append(target["boxes"] + torch.tensor([left, top, left, top]))
+            labels.append(target["labels"])
+        clipped = torch.cat(boxes).clamp(0, 2 * size)
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(clipped, format="XYXY", canvas_size=(2 * size, 2 * size)),
+            "labels": torch.cat(labels),
+        }
+        mapped: Sampled = self.affine(canvas, target)
+        return mapped
+
+
+class WithBoxes(Dataset[Sampled]):
+    """Gives images without annotations, for which torchvision has no keys, empty ones."""
+
+    def __init__(self, images: Dataset[Sampled]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sampled:
+        image, target = self.images[index]
+        if "boxes" not in target:
+            size = (image.height, image.width)
+            empty = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
+            target = {"boxes": empty, "labels": torch.zeros(0, dtype=torch.int64)}
+        return image, target
+
+
+class Transformed(WithBoxes):
+    """Images through a list of operations."""
+
+    def __init__(self, images: Dataset[Sampled], operations: v2.Transform) -> None:
+        super().__init__(images)
+        self.operations = operations
+
+    def __getitem__(self, index: int) -> Sampled:
+        changed: Sampled = self.operations(*super().__getitem__(index))
+        return changed
+
+
+def obvious_loader(root: Path, recipe: str, options: argparse.Namespace) -> DataLoader[Sampled]:
+    """torchvision's data set and operations, put together as its documentation does."""
+    files = datasets.CocoDetection(root / "train", root / "annotations" / "instances_train.json")
+    images = datasets.wrap_dataset_for_transforms_v2(files, target_keys=("boxes", "labels"))
+    size = (options.size, options.size)
+    operations = v2.Compose(
+        [
+            v2.RandomPhotometricDistort(p=0.5),
+            v2.RandomZoomOut(fill=0),
+            v2.RandomApply([v2.RandomIoUCrop()], p=0.8),
+            v2.SanitizeBoundingBoxes(min_size=1),
+            v2.RandomHorizontalFlip(),
+            v2.Resize(size),
+            v2.SanitizeBoundingBoxes(min_size=1),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    changed = (
+        Mosaics(WithBoxes(images), options.size) if recipe == "yolo" else Transformed(images, operations)
+    )
+    return DataLoader(
+        changed,
+        batch_size=options.batch,
+        shuffle=True,
+        num_workers=options.workers,
+        drop_last=True,
+        collate_fn=stack,
+        persistent_workers=options.workers > 0,
+    )
+
+
+def stack(samples: Sequence[Sampled]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """A batch of images and a list of targets."""
+    return torch.stack([sample[0] for sample in samples]), [sample[1] for sample in samples]
+
+
+@dataclass
+class Runner:
+    """Takes turns at a loader."""
+
+    batches: Iterator[Any]
+    ahead: int  # batches that workers load while nobody asks
+
+    def turn(self, count: int) -> float:
+        """Seconds of a batch once what was loaded ahead is used up."""
+        for _ in range(self.ahead):
+            next(self.batches)
+        start = time.perf_counter()
+        for _ in range(count):
+            next(self.batches)
+        seconds = (time.perf_counter() - start) / count
+        time.sleep(1.3 * self.ahead * seconds)  # its workers load ahead once more, and then rest
+        return seconds
+
+
+def compare(
+    module: CocoDataModule, obvious: DataLoader[Sampled], recipe: str, options: argparse.Namespace
+) -> None:
+    """Images per second of both loaders, in turns."""
+    ahead = PREFETCH * options.workers
+    runners = {"ours": Runner(_ours(module), ahead), "obvious": Runner(_endless(obvious), ahead)}
+    for runner in runners.values():
+        runner.turn(options.batches)
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(options.turns):
+        for name, runner in runners.items():
+            seconds[name].append(runner.turn(options.batches))
+    rates = {name: options.batch / statistics.median(values) for name, values in seconds.items()}
+    pairs = [slow / fast for fast, slow in zip(seconds["ours"], seconds["obvious"], strict=True)]
+    get_console().print(
+        f"{recipe}: ours {rates['ours']:.1f} images/s, obvious {rates['obvious']:.1f} images/s, ratio of medians "
+        f"{rates['ours'] / rates['obvious']:.2f}, median of pairs {statistics.median(pairs):.2f} "
+        f"({min(pairs):.2f} to {max(pairs):.2f}); {options.workers} workers, {options.size} px",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _ours(module: CocoDataModule) -> Iterator[Any]:
+    """Our batches as the step of a training gets them: in [0, 1]."""
+    loader = module.train_dataloader()
+    assert isinstance(loader.sampler, EpochSampler)
+    epoch = 0
+    while True:
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            yield to_unit_range(batch.images)  # type: ignore[attr-defined]
+        epoch += 1
+
+
+def _endless(loader: DataLoader[Sampled]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+class TimedSource(FileSource):
+    """Adds up the time that reading and decoding take."""
+
+    seconds = 0.0
+    images = 0
+
+    def read(self, row: int) -> AnnotatedImage:
+        """See :meth:`FileSource.read`."""
+        start = time.perf_counter()
+        image = super().read(row)
+        self.seconds += time.perf_counter() - start
+        self.images += 1
+        return image
+
+
+def stages(module: CocoDataModule, recipe: str, options: argparse.Namespace) -> None:
+    """Milliseconds and images per second of each stage of our loader, in one process and thread."""
+    torch.set_num_threads(1)
+    loader = module.train_dataloader()
+    assert isinstance(loader.sampler, EpochSampler)
+    assert isinstance(loader.dataset, DetectionDataset)
+    dataset, source = loader.dataset, TimedSource(module.index("train"))
+    dataset.source = source
+    # The keys of one worker: every eighth batch shares its partners.
+    keys = list(loader.sampler)
+    batches = [keys[start : start + options.batch] for start in range(0, len(keys), options.batch)][::8]
+    warm, timed = batches[:4], batches[4:16]
+    for batch in warm:
+        collate([dataset[key] for key in batch])
+    source.seconds, source.images = 0.0, 0
+    total = collating = reading = 0.0
+    for batch in timed:
+        start = time.perf_counter()
+        samples = [dataset[key] for key in batch]
+        middle = time.perf_counter()
+        collate(samples)
+        total, collating = total + middle - start, collating + time.perf_counter() - middle
+        start = time.perf_counter()
+        for key in batch:
+            source.index.path(key.row).read_bytes()
+        reading += time.perf_counter() - start
+    count = len(timed) * options.batch
+    reading *= source.images / count
+    times = {
+        "read": reading,
+        "decode": source.seconds - reading,
+        "augment and resize": total - source.seconds,
+        "collate": collating,
+        "all": total + collating,
+    }
+    table = Table("stage", "ms per image", "images/s per core", title=f"{recipe}, one process")
+    for name, seconds in times.items():
+        table.add_row(name, f"{1000 * seconds / count:.2f}", f"{count / seconds:.0f}")
+    get_console().print(table)
+    get_console().print(f"{source.images / count:.2f} images were decoded per sample", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
