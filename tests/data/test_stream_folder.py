@@ -124,7 +124,7 @@ class _Ids:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
-def test_reading_keeps_no_more_than_one_shard_open(shards: Shards) -> None:
+def test_reading_keeps_no_shard_open_or_mapped(shards: Shards) -> None:
     source = open_stream(shards.folder).source
     source.read(0)
     before = len([*Path("/proc/self/fd").iterdir()])
@@ -173,6 +173,21 @@ def test_no_altered_byte_of_a_shard_gives_a_sample(shards: Shards) -> None:
         # The count of items is not read, and an end beyond the end of the file changes nothing.
         assert errors or place < 20
         path.write_bytes(whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts bytes read in /proc")
+def test_reading_an_image_does_not_read_its_whole_shard(make_coco: MakeCoco, tmp_path: Path) -> None:
+    files = make_coco(sizes=[(100, 100)] * 40)
+    write_shards(CocoIndex.load(files.json_path, files.images), tmp_path / "shards")
+    source = open_stream(tmp_path / "shards").source
+    source.read(0)
+    before = _bytes_read()
+    source.read(7)
+    assert _bytes_read() - before < 3 * (files.images / "7.png").stat().st_size
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def _error_or_sample(source: ShardSource, row: int, expected: torch.Tensor) -> str:

@@ -147,6 +147,16 @@ def test_a_complete_split_of_other_contents_is_not_overwritten_unasked(shards: S
     ]
 
 
+def test_replacing_a_complete_split_never_looks_complete_in_between(shards: Shards) -> None:
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(shards, shard_mb=0.032, overwrite=True, report=interrupt)
+    with pytest.raises(DataError, match="no such file"):
+        open_stream(shards.folder)
+
+
 def test_a_folder_of_other_files_is_left_alone(shards: Shards) -> None:
     with pytest.raises(DataError, match=r"holds other files \(0\.png, \.\.\.\); give a new or an empty"):
         write_shards(shards.index, shards.files.images)

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,18 @@ def bucket(shards: Shards) -> Iterator[dict[str, Any]]:
 def failing(shards: Shards) -> Iterator[FailingServer]:
     """As much of S3 as reading takes: a question for the size, then the object itself."""
     with serve(shards.contents("/pictures/coco/train")) as server:
-        server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"do_HEAD": _head})
+        server.delay_s = 0.0
+        methods = {"do_HEAD": _head, "do_GET": _slow(server.RequestHandlerClass)}
+        server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), methods)
         yield server
+
+
+def _slow(plain: Any) -> Callable[[Any], None]:
+    def get(handler: Any) -> None:
+        time.sleep(handler.server.delay_s)
+        plain.do_GET(handler)
+
+    return get
 
 
 def _head(handler: Any) -> None:
@@ -105,6 +117,21 @@ def test_what_may_pass_is_tried_again(failing: FailingServer, tmp_path: Path, fa
     failing.script = [fault, fault]
     assert source.read(0).image_id == 100
     assert len(failing.ranges) == before + 3
+
+
+def test_processes_fetch_each_shard_once_between_them(failing: FailingServer, tmp_path: Path) -> None:
+    source = opened(failing, tmp_path).source
+    before = len(failing.ranges)
+    context = multiprocessing.get_context("fork")
+    # An object takes long enough to come for the others to ask for it meanwhile.
+    failing.delay_s = 0.1
+    processes = [context.Process(target=source.read, args=(0,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(failing.ranges) == before + 1
 
 
 def test_a_store_that_keeps_failing_gives_one_clear_error(failing: FailingServer, tmp_path: Path) -> None:

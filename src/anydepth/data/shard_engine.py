@@ -53,21 +53,27 @@ def write_chunk(
 
 
 class ChunkReader:
-    """Reads single items of the chunk files in a folder; keeps one file open.
+    """Reads single items of the chunk files in a folder; keeps no file open.
 
     Args:
         folder: Holds the chunk files that are read, and the engine's index of all of them.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Left to itself, the engine would unpack a hundred neighbours of every item that is asked for.
-        loader = engine("streaming.item_loader").PyTreeLoader(batch_decode=0)
-        self._cache = engine("streaming").Cache(str(folder), chunk_bytes=1, item_loader=loader)
+        self._loader = engine("streaming.item_loader").PyTreeLoader()
+        self._reader = engine("streaming.reader").BinaryReader(str(folder), item_loader=self._loader)
+        self._reader.get_length()  # Loads the index.
         self._place = engine("streaming.sampler").ChunkedIndex
 
-    def read(self, row: int, chunk: int) -> bytes:
-        """The item of a row (counted over all chunks), which lies in this chunk."""
-        item = self._cache[self._place(index=row, chunk_index=chunk)]
+    def read(self, number: int, chunk: int) -> bytes:
+        """An item by its place within a chunk.
+
+        The reader's own way to an item reads the whole chunk for it (litdata 0.2.76, where it does not map
+        it: a mapped file that is cut short ends the process), so its way to single items of distant chunks
+        is taken, which reads them alone here too.
+        """
+        data = self._reader.read_item_bytes(self._place(index=number, chunk_index=chunk), 0)
+        item = self._loader.load_item_from_bytes(data, chunk)
         if not isinstance(item, bytes):
             raise TypeError(f"an item is {type(item).__name__}, not bytes")
         return item

@@ -51,7 +51,6 @@ class ShardSource:
         self._num_classes = len(manifest.categories.ids)
         self._store = store
         self._reader: ChunkReader | None = None
-        self._reader_pid = 0
 
     @property
     def shard_starts(self) -> NDArray[np.int64]:
@@ -94,8 +93,6 @@ class ShardSource:
                 return self._read_record(row, shard), shard
             except RecordError as error:
                 problem = error
-            # The engine keeps the file open, and a new one may have taken its place.
-            self._reader = None
             if not self._store.restore(shard):
                 break
         raise DataError(
@@ -104,7 +101,7 @@ class ShardSource:
 
     def _read_record(self, row: int, shard: int) -> Record:
         try:
-            data = self._open_reader().read(row, shard)
+            data = self._open_reader().read(row - int(self._starts[shard]), shard)
         except DataError:
             raise
         # Damaged lists of offsets lead the engine anywhere.
@@ -116,9 +113,8 @@ class ShardSource:
         return record
 
     def _open_reader(self) -> ChunkReader:
-        """The reader of this process: a file that a parent has opened shares its position with the parent."""
-        if self._reader is None or self._reader_pid != os.getpid():
-            self._reader, self._reader_pid = ChunkReader(self._store.folder), os.getpid()
+        if self._reader is None:
+            self._reader = ChunkReader(self._store.folder)
         return self._reader
 
 
