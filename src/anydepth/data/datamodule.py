@@ -374,7 +374,7 @@ class StreamingDataModule(DetectionDataModule):
         stream, rules = self._open(name), self.categories
         own = stream.categories
         if (own.ids, own.names) != (rules.ids, rules.names):
-            own.check_known_to(rules)
+            own.ruled_by(rules)
             raise DataError(
                 f"{own.source}: has {len(own.ids)} categories, {rules.source} has {len(rules.ids)}; prepare "
                 "all splits with the same categories in their json"
