@@ -157,7 +157,7 @@ def _positions(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[n
         UnusualJsonError: One is not there.
     """
     order = np.argsort(known)
-    found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
+    found: NDArray[np.int64] = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
     if not np.array_equal(known[found], wanted):
         raise UnusualJsonError
     return found

@@ -6,11 +6,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from anydepth.layers.mode import eval_mode
+
+# Not counted, and their results have the shape of their first argument, so that on ``meta`` it can stand for
+# them: working out what is known already would take most of the time.
+_SHAPE_KEEPING = frozenset({F.batch_norm, F.layer_norm, F.relu, F.silu, F.gelu})
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class _ReadRecorder(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        result = func(*args, **(kwargs or {}))
+        result = args[0] if args and func in _SHAPE_KEEPING else func(*args, **(kwargs or {}))
         # Questions about shape, type or device come through here too, but they return no tensor.
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             leaves = tree_leaves((args, kwargs or {}))
