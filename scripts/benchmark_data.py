@@ -203,7 +203,7 @@ class Transformed(WithBoxes):
 
 
 def obvious_loader(root: Path, recipe: str, options: argparse.Namespace) -> DataLoader[Sampled]:
-    """torchvision's data set and operations, put together as its documentation does."""
+    """Torchvision's data set and operations, put together as its documentation does."""
     files = datasets.CocoDetection(root / "train", root / "annotations" / "instances_train.json")
     images = datasets.wrap_dataset_for_transforms_v2(files, target_keys=("boxes", "labels"))
     size = (options.size, options.size)

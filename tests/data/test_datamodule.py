@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from coco_files import MakeCoco
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Trainer
+from recorder import Interruption, Recorder, recorded_epochs
 from torch import Tensor
 
 from anydepth import runtime
@@ -244,26 +243,6 @@ def test_repaired_boxes_are_reported_once(make_coco: MakeCoco, tmp_path: Path) -
         module.setup("fit")
 
 
-class Recorder(LightningModule):
-    """Learns nothing; notes which images it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[tuple[int, int]] = []  # (epoch, image id)
-        self.validated: list[int] = []
-
-    def training_step(self, batch: Batch) -> Tensor:
-        self.seen += [(self.current_epoch, image_id) for image_id in batch.image_ids]
-        return self.weight * 0
-
-    def validation_step(self, batch: Batch) -> None:
-        self.validated += batch.image_ids
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def test_lightning_keeps_the_sampler_and_tells_it_the_epoch(root: Path, tmp_path: Path) -> None:
     module, recorder = make_module(root, seed=1), Recorder()
     trainer = Trainer(
@@ -284,38 +263,6 @@ def test_lightning_keeps_the_sampler_and_tells_it_the_epoch(root: Path, tmp_path
         for image_id in ids
     ]
     assert recorder.validated == [100, 90, 80] * 3
-
-
-class Interruption(Callback):
-    """Ends a run as a lost machine would, after so many batches of an epoch."""
-
-    def __init__(self, epoch: int, batches: int) -> None:
-        self.at = (epoch, batches)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        if (trainer.current_epoch, batch_idx) == self.at:
-            raise KeyboardInterrupt
-
-
-def recorded_epochs(
-    module: CocoDataModule, folder: Path, *callbacks: Callback, ckpt_path: Path | None = None
-) -> list[tuple[int, int]]:
-    recorder = Recorder()
-    checkpoint = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
-    trainer = Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[checkpoint, *callbacks],
-        default_root_dir=folder,
-    )
-    with suppress(SystemExit):
-        trainer.fit(recorder, datamodule=module, ckpt_path=ckpt_path, weights_only=True)
-    return recorder.seen
 
 
 @pytest.mark.parametrize("workers", [0, 2])
