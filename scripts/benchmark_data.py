@@ -3,11 +3,11 @@
 Usage: ``python scripts/benchmark_data.py --data ROOT --recipe rtdetr yolo --workers 2``
 
 The obvious loader is torchvision's ``CocoDetection`` with the same list of operations from
-``torchvision.transforms.v2``, on Pillow images, converted to float in the worker; for YOLO it makes each mosaic
-of four images of its own and maps the canvas of twice the size. Copy-paste, which torchvision does not have, is
-left out of both. The images are repeated under other names until there are ``--images`` of them, so that no
-cache holds them all. Each turn first uses up what was loaded while the other loader had its turn; medians over
-turns and their ratio are printed. Then each stage of our loader is timed alone, in one process.
+``torchvision.transforms.v2``, on Pillow images, converted to float in the worker; for YOLO it makes each
+mosaic of four images of its own and maps the canvas of twice the size. Copy-paste, which torchvision does not
+have, is left out of both. The images are repeated under other names until there are ``--images`` of them, so
+that no cache holds them all. Each turn first uses up what was loaded while the other loader had its turn;
+medians over turns and their ratio are printed. Then each stage of our loader is timed alone, in one process.
 """
 
 import argparse
@@ -273,8 +273,8 @@ def compare(
     rates = {name: options.batch / statistics.median(values) for name, values in seconds.items()}
     pairs = [slow / fast for fast, slow in zip(seconds["ours"], seconds["obvious"], strict=True)]
     get_console().print(
-        f"{recipe}: ours {rates['ours']:.1f} images/s, obvious {rates['obvious']:.1f} images/s, ratio of medians "
-        f"{rates['ours'] / rates['obvious']:.2f}, median of pairs {statistics.median(pairs):.2f} "
+        f"{recipe}: ours {rates['ours']:.1f} images/s, obvious {rates['obvious']:.1f} images/s, "
+        f"ratio of medians {rates['ours'] / rates['obvious']:.2f}, median of pairs {statistics.median(pairs):.2f} "
         f"({min(pairs):.2f} to {max(pairs):.2f}); {options.workers} workers, {options.size} px",
         highlight=False,
         soft_wrap=True,

@@ -124,8 +124,8 @@ def test_a_store_that_stops_ends_the_run_and_nothing_is_lost_when_it_goes_on(
         module = from_shards(server.url(""), tmp_path / "cache")
         module.setup("fit")
         before: list[tuple[int, int]] = []
-        server.contents = {
-            path: body for path, body in server.contents.items() if not path.endswith("train/shard-00002.bin")
+        server.files = {
+            path: body for path, body in server.files.items() if not path.endswith("train/shard-00002.bin")
         }
         with pytest.raises(DataError, match=r"shard-00002\.bin.*404"):
             recorded_epochs(module, tmp_path / "run", seen=before)
@@ -171,7 +171,7 @@ def test_splits_with_other_categories_are_refused(make_coco: MakeCoco, root: Pat
     files = make_coco(annotations=[BOX], categories=[(7, "dog")], folder="test")
     write_shards(CocoIndex.load(files.json_path, files.images), root / "shards" / "test")
     module = from_shards(str(root / "shards"), tmp_path / "cache")
-    with pytest.raises(DataError, match="has 1 categories, .* has 2; prepare all splits with the same"):
+    with pytest.raises(DataError, match=r"has 1 categories, .* has 2; prepare all splits with the same"):
         module.index("test")
 
 
