@@ -274,7 +274,8 @@ def compare(
     pairs = [slow / fast for fast, slow in zip(seconds["ours"], seconds["obvious"], strict=True)]
     get_console().print(
         f"{recipe}: ours {rates['ours']:.1f} images/s, obvious {rates['obvious']:.1f} images/s, "
-        f"ratio of medians {rates['ours'] / rates['obvious']:.2f}, median of pairs {statistics.median(pairs):.2f} "
+        f"ratio of medians {rates['ours'] / rates['obvious']:.2f}, "
+        f"median of pairs {statistics.median(pairs):.2f} "
         f"({min(pairs):.2f} to {max(pairs):.2f}); {options.workers} workers, {options.size} px",
         highlight=False,
         soft_wrap=True,

@@ -1,8 +1,9 @@
 """Pictures of training batches with their boxes, as the network gets them: look before you train.
 
-Usage: ``python scripts/look_at_data.py [--batches 2] [--epochs 0 590] [OVERRIDE ...]``, where overrides are
-those of ``anydepth-train``, e.g. ``data=coco detector=yolo_n augmentation=yolo_n``. Each picture is one batch.
-The console tells how many boxes there are and how small they get, in pixels of the network's input.
+Usage: ``python scripts/look_at_data.py [--batches 2] [--epochs 0 590] [OVERRIDE ...]``
+
+Overrides are those of ``anydepth-train``, e.g. ``data=coco detector=yolo_n augmentation=yolo_n``. Each picture is
+one batch. The console tells how many boxes there are and how small they get, in pixels of the input.
 """
 
 import argparse

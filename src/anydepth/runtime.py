@@ -205,13 +205,15 @@ def friendly_errors() -> Iterator[None]:
     """End the user's mistakes as one readable message on stderr and exit code 1; also usable as a decorator.
 
     A mistake of the user is: an error class of this package, a built-in error raised by this package's own
-    checks, a file that is missing or refused, and a wrong configuration. Anything else is a defect and keeps
-    its traceback, as does everything while the environment variable ANYDEPTH_TRACEBACK is 1.
+    checks, a file that is missing or refused, and a wrong configuration. A worker process that the system
+    killed ends as such a message too. Anything else is a defect and keeps its traceback, as does everything
+    while the environment variable ANYDEPTH_TRACEBACK is 1.
     """
     try:
         yield
     except Exception as error:
-        if os.environ.get("ANYDEPTH_TRACEBACK") == "1" or not _is_users_mistake(error):
+        expected = _is_users_mistake(error) or _is_lost_worker(error)
+        if os.environ.get("ANYDEPTH_TRACEBACK") == "1" or not expected:
             raise
         sys.stdout.flush()
         sys.stderr.write(f"\nError: {_message(error)}\n")
@@ -232,6 +234,10 @@ def _is_users_mistake(error: Exception) -> bool:
     return isinstance(error, ValueError) and _raised_by_this_package(error)
 
 
+def _is_lost_worker(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 def _raised_by_this_package(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE_DIR)
@@ -239,6 +245,11 @@ def _raised_by_this_package(error: Exception) -> bool:
 
 def _message(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if _is_lost_worker(error):
+        return (
+            f"a process that loads images is gone: {text} Most often memory ran out: lower data.num_workers, "
+            "data.batch_size or data.partner_pool. Training goes on from ckpt_path=RUN/checkpoints/last.ckpt"
+        )
     if "Original Traceback (most recent call last)" in text:
         # A data loader's worker process sends its traceback as part of the message.
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()

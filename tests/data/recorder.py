@@ -68,6 +68,7 @@ def recorded_epochs(
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
+    # Lightning turns an interruption into an exit.
     with suppress(SystemExit):
         trainer.fit(recorder, datamodule=module, ckpt_path=ckpt_path, weights_only=True)
     return recorder.seen

@@ -1,5 +1,7 @@
 """The data module: layouts, loaders, and what a user chooses with data=..."""
 
+import os
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ from anydepth.data.photometric import PhotometricDistort
 from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
 from anydepth.data.sample import sample_root
 from anydepth.data.sampling import EpochSampler
+from anydepth.data.source import AnnotatedImage, FileSource
 from anydepth.data.transforms import Turn
 from anydepth.data.yolo_augmentation import YOLOAugmentation
 from anydepth.structures import Batch
@@ -284,6 +287,28 @@ def test_before_and_after_an_interruption_the_images_are_exactly_those_of_the_ep
         warnings.filterwarnings("error", message=".*not resumable.*")
         after = recorded_epochs(module(), tmp_path / "run", ckpt_path=tmp_path / "run" / "last.ckpt")
     assert before + after == whole
+
+
+class Deadly(FileSource):
+    """Kills the process that reads the image of this row."""
+
+    def read(self, row: int) -> AnnotatedImage:
+        if row == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(row)
+
+
+def test_a_killed_worker_ends_the_run_with_one_message(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = make_module(root, num_workers=1)
+    source = Deadly(module.index("train"))
+    module.source = lambda name: source  # type: ignore[method-assign, return-value]
+    with pytest.raises(SystemExit), runtime.friendly_errors():
+        recorded_epochs(module, tmp_path / "run")
+    message = capsys.readouterr().err
+    assert "Error: a process that loads images is gone: DataLoader worker (pid" in message
+    assert "ckpt_path=RUN/checkpoints/last.ckpt" in message
 
 
 def test_resuming_an_epoch_with_other_batches_says_what_happens(root: Path, tmp_path: Path) -> None:
