@@ -46,7 +46,9 @@ def _truth(seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _detections(truth: Mapping[str, Any], seed: int = 1) -> dict[int, Detections]:
+def _detections(
+    truth: Mapping[str, Any], seed: int = 1, category_ids: Sequence[int] = CATEGORY_IDS
+) -> dict[int, Detections]:
     """Jittered copies of the ground truth and false alarms, with scores of two decimals so that many tie."""
     random = np.random.default_rng(seed)
     found: dict[int, Detections] = {}
@@ -56,7 +58,7 @@ def _detections(truth: Mapping[str, Any], seed: int = 1) -> dict[int, Detections
             if annotation["image_id"] != image["id"]:
                 continue
             x, y, width, height = annotation["bbox"]
-            label = CATEGORY_IDS.index(annotation["category_id"])
+            label = category_ids.index(annotation["category_id"])
             for _ in range(3):
                 box = np.array([x, y, x + width, y + height]) + random.normal(0, 4, 4)
                 boxes.append(box)
@@ -72,7 +74,9 @@ def _detections(truth: Mapping[str, Any], seed: int = 1) -> dict[int, Detections
     return found
 
 
-def _reference(truth: Mapping[str, Any], found: Mapping[int, Detections]) -> list[float]:
+def _reference(
+    truth: Mapping[str, Any], found: Mapping[int, Detections], category_ids: Sequence[int] = CATEGORY_IDS
+) -> list[float]:
     """pycocotools called as its own demonstration does, on result dictionaries."""
     coco = COCO()
     coco.dataset = {"info": {}, **truth}
@@ -80,7 +84,7 @@ def _reference(truth: Mapping[str, Any], found: Mapping[int, Detections]) -> lis
     results = [
         {
             "image_id": image_id,
-            "category_id": CATEGORY_IDS[int(label)],
+            "category_id": category_ids[int(label)],
             "bbox": [
                 float(box[0]),
                 float(box[1]),
@@ -243,14 +247,20 @@ def test_wrong_settings_name_what_is_allowed() -> None:
 # -- several processes ---------------------------------------------------------------------------------
 
 
-def _rank(rank: int, folder: str) -> None:
-    """One of two processes: the second repeats an image of the first, as padding does."""
+# Image by process: shares of different size, the last image repeats one of the first process as padding does.
+TWO = (IMAGE_IDS[:3], (*IMAGE_IDS[3:], IMAGE_IDS[0]))
+# The first process, which evaluates, has no image at all.
+THREE = ((), IMAGE_IDS[:4], (IMAGE_IDS[4], IMAGE_IDS[1], IMAGE_IDS[4]))
+
+
+def _rank(rank: int, folder: str, shares: Sequence[Sequence[int]]) -> None:
+    """One of several processes with its share of the images."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(shares))
     truth = _truth()
     found = _detections(truth)
     evaluator = CocoEvaluator(ground_truth=truth)
-    for image_id in IMAGE_IDS[:3] if rank == 0 else (*IMAGE_IDS[3:], IMAGE_IDS[0]):
+    for image_id in shares[rank]:
         evaluator.add("shared out", [image_id], [found[image_id]])
     if rank == 1:
         evaluator.add("second alone", IMAGE_IDS, [found[image_id] for image_id in IMAGE_IDS])
@@ -265,11 +275,14 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_processes_with_uneven_shards_or_none_agree_with_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shares", [TWO, THREE], ids=["two processes", "three, one without images"])
+def test_processes_with_uneven_shards_or_none_agree_with_one(
+    tmp_path: Path, shares: Sequence[Sequence[int]]
+) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    multiprocessing.spawn(_rank, args=(str(tmp_path), shares), nprocs=len(shares))
     expected = [*_reference(_truth(), _detections(_truth())), len(IMAGE_IDS)]
-    for rank in range(2):
+    for rank in range(len(shares)):
         results = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert set(results) == {"shared out", "second alone"}
         assert results["shared out"] == pytest.approx(expected, abs=1e-12)
@@ -278,6 +291,22 @@ def test_processes_with_uneven_shards_or_none_agree_with_one(tmp_path: Path) -> 
 
 
 # -- real detections -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_figures_of_an_official_json_with_crowd_equal_those_of_pycocotools(
+    shared_data: Path, backend: str
+) -> None:
+    truth = json.loads((shared_data / "tinycoco/annotations/instances_val2017.json").read_text())
+    assert any(annotation["iscrowd"] for annotation in truth["annotations"])
+    category_ids = tuple(sorted(category["id"] for category in truth["categories"]))
+    found = _detections(truth, category_ids=category_ids)
+    evaluator = CocoEvaluator(ground_truth=truth, backend=backend)
+    evaluator.add("full", list(found), list(found.values()))
+    figures = evaluator.evaluate()["full"].figures
+    expected = _reference(truth, found, category_ids)
+    assert list(figures.values()) == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < figures["AP"] < 0.95, "figures at the rim would hide differences"
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])

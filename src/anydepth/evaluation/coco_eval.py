@@ -182,10 +182,11 @@ class CocoEvaluator:
         """
         if not _is_distributed():
             return self._evaluate_all([self._rows])
+        first = dist.get_rank() == 0
         gathered: list[dict[str, _Rows]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, self._rows)
+        dist.gather_object(self._rows, gathered if first else None)
         answer: list[dict[str, CocoResult] | str] = [{}]
-        if dist.get_rank() == 0:
+        if first:
             # A failure travels like a result: a process that raises alone leaves the others waiting.
             try:
                 answer = [self._evaluate_all(gathered)]
