@@ -2,7 +2,7 @@
 
 Usage: ``python scripts/look_at_data.py [--batches 2] [--epochs 0 590] [OVERRIDE ...]``
 
-Overrides are those of ``anydepth-train``, e.g. ``data=coco detector=yolo_n augmentation=yolo_n``. Each picture
+Overrides are those of ``anydepth-train``, e.g. ``data=coco detector=yolo_n augmentation=yolo_n``. One picture
 is one batch. The console tells how many boxes there are and how small they get, in pixels of the input.
 """
 
