@@ -131,7 +131,7 @@ def letter_box_frame(original_size: tuple[int, int], size: tuple[int, int]) -> L
 
 
 def letter_box_image(image: Tensor, size: tuple[int, int], fill: int = 114) -> Tensor:
-    """Resize an image with its aspect ratio and centre it, as YOLO is evaluated; see :func:`letter_box_frame`.
+    """Resize an image with its aspect ratio and centre it in a frame (:func:`letter_box_frame`).
 
     Args:
         image: [3, H, W] uint8.

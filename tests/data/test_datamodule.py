@@ -18,13 +18,16 @@ from torch import Tensor
 from anydepth.data.coco_json import DataError, DataWarning
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.dataset import EpochSampler
+from anydepth.data.framing import IoUCrop, ZoomOut
+from anydepth.data.photometric import PhotometricDistort
+from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
 from anydepth.data.sample import sample_root
-from anydepth.data.transforms import Augmentation, IoUCrop, PhotometricDistort, Turn, ZoomOut
+from anydepth.data.transforms import Turn
 from anydepth.structures import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
 BOX = {"image_id": 100, "category_id": 7, "bbox": [1, 1, 5, 5]}
-AUGMENTATION = Augmentation(photometric=PhotometricDistort(), crop=IoUCrop(), turn=Turn())
+AUGMENTATION = RTDETRAugmentation(photometric=PhotometricDistort(), crop=IoUCrop(), turn=Turn())
 
 
 def make_module(root: Path, **options: Any) -> CocoDataModule:
@@ -307,8 +310,10 @@ def test_data_sets_of_the_user_compose_with_the_published_augmentation(root: Pat
     module.setup("fit" if name == "coco" else "validate")
     assert module.num_classes == 2
     augmentation = module.augmentation
-    assert augmentation is not None
-    assert [type(part).__name__ for part in augmentation.parts] == ["PhotometricDistort", "IoUCrop", "Turn"]
+    assert isinstance(augmentation, RTDETRAugmentation)
+    assert augmentation.zoom_out is None
+    assert augmentation.crop is not None
+    assert augmentation.crop.trials == 3
 
 
 def test_an_unknown_key_is_an_error() -> None:
@@ -321,9 +326,8 @@ def test_an_unknown_key_is_an_error() -> None:
 def test_configured_augmentation_is_that_of_the_classes() -> None:
     """The yaml repeats the defaults to show them; the two must not drift apart."""
     configured = from_config("custom", [f"root={sample_root()}"]).augmentation
-    assert configured is not None
-    photometric, zoom_out, crop, turn = (dict(vars(part)) for part in configured.parts)
-    assert photometric == vars(PhotometricDistort())
-    assert zoom_out == vars(ZoomOut())
-    assert crop == vars(IoUCrop())
-    assert turn == vars(Turn())
+    assert isinstance(configured, RTDETRAugmentation)
+    parts = {"photometric": PhotometricDistort(), "zoom_out": ZoomOut(), "crop": IoUCrop(), "turn": Turn()}
+    assert {name: vars(part) for name, part in vars(configured).items()} == {
+        name: vars(part) for name, part in parts.items()
+    }

@@ -11,7 +11,10 @@ from PIL import Image
 from anydepth.data.coco import CocoIndex
 from anydepth.data.coco_json import DataError
 from anydepth.data.dataset import CocoDataset, EpochSampler, SampleKey, collate
-from anydepth.data.transforms import Augmentation, IoUCrop, PhotometricDistort, Turn, ZoomOut
+from anydepth.data.framing import IoUCrop, ZoomOut
+from anydepth.data.photometric import PhotometricDistort
+from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
+from anydepth.data.transforms import Augmentation, Turn
 from anydepth.images import read_image, resize_image, to_unit_range
 
 BOXES = [
@@ -19,7 +22,7 @@ BOXES = [
     {"image_id": 100, "category_id": 3, "bbox": [0, 0, 60, 40], "iscrowd": 1},
     {"image_id": 80, "category_id": 3, "bbox": [10, 10, 10.6, 5]},
 ]
-AUGMENTATION = Augmentation(
+AUGMENTATION = RTDETRAugmentation(
     photometric=PhotometricDistort(), zoom_out=ZoomOut(), crop=IoUCrop(), turn=Turn(vertical=0.5)
 )
 
