@@ -10,16 +10,10 @@ from torchvision.ops import box_iou
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from anydepth.data.transforms import (
-    IoUCrop,
-    PhotometricDistort,
-    RTDETRAugmentation,
-    Turn,
-    View,
-    ZoomOut,
-    drop_small_boxes,
-    multi_scale_size,
-)
+from anydepth.data.framing import IoUCrop, ZoomOut
+from anydepth.data.photometric import PhotometricDistort
+from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
+from anydepth.data.transforms import Turn, View, drop_small_boxes, multi_scale_size
 
 HEIGHT, WIDTH = 120, 200
 
@@ -226,7 +220,6 @@ def test_boxes_below_a_pixel_before_or_after_resizing_are_dropped() -> None:
 
 # -- randomness -------------------------------------------------------------------------------------------
 
-SIZE = (64, 64)
 ALL = RTDETRAugmentation(
     photometric=PhotometricDistort(),
     zoom_out=ZoomOut(),
@@ -235,10 +228,14 @@ ALL = RTDETRAugmentation(
 )
 
 
+def augmented(view: View, seed: int) -> View:
+    return ALL(view, (), generator(seed), (64, 64))
+
+
 def test_augmentation_is_a_function_of_its_generator_and_leaves_the_global_one_alone() -> None:
     view = coordinate_view([[10, 20, 60, 50]])
     before = torch.get_rng_state()
-    first, again, other = (plain(ALL(view, (), generator(seed), SIZE)) for seed in (5, 5, 6))
+    first, again, other = (plain(augmented(view, seed)) for seed in (5, 5, 6))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert first[0].shape != other[0].shape or not torch.equal(first[0], other[0])
@@ -249,7 +246,7 @@ def test_the_original_is_not_changed() -> None:
     view = coordinate_view([[10, 20, 60, 50]])
     image, boxes = (tensor.clone() for tensor in plain(view))
     for seed in range(10):
-        ALL(view, (), generator(seed), SIZE)
+        augmented(view, seed)
     assert torch.equal(plain(view)[0], image)
     assert torch.equal(plain(view)[1], boxes)
 
@@ -295,6 +292,6 @@ def test_impossible_strengths_are_refused(make: Callable[[], object], message: s
 
 
 def test_views_hold_tv_tensors_of_the_right_canvas() -> None:
-    view = ALL(coordinate_view([[10, 20, 60, 50]]), (), generator(3), SIZE)
+    view = augmented(coordinate_view([[10, 20, 60, 50]]), 3)
     assert isinstance(view.boxes_xyxy, tv_tensors.BoundingBoxes)
     assert tuple(view.boxes_xyxy.canvas_size) == tuple(view.image.shape[-2:])

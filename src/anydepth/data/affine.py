@@ -102,7 +102,7 @@ def clip_objects(boxes_xyxy: Floats, outlines: Outlines | None, window: Rectangl
         [N, 4]; objects outside have a side of 0.
     """
     low, high = np.array(window[:2] * 2, np.float32), np.array(window[2:] * 2, np.float32)
-    clipped: Floats = boxes_xyxy.clip(low, high)
+    clipped = boxes_xyxy.clip(low, high)
     if outlines is None:
         return clipped
     crossing = ((clipped != boxes_xyxy).any(axis=1) & outlines.outlined).nonzero()[0]
@@ -126,8 +126,9 @@ def objects_to_keep(before: Floats, after: Floats, outlined: NDArray[np.bool_]) 
     share = _area(after) / np.maximum(_area(before), np.finfo(np.float32).tiny)
     aspect = sides.max(axis=1, initial=0) / np.maximum(sides.min(axis=1, initial=np.inf), 1e-6)
     large = (sides > MIN_SIDE).all(axis=1) & (aspect < MAX_ASPECT)
-    enough: NDArray[np.bool_] = share > np.where(outlined, MIN_SHARE_OUTLINED, MIN_SHARE)
-    return large & enough
+    enough = share > np.where(outlined, MIN_SHARE_OUTLINED, MIN_SHARE)
+    keep: NDArray[np.bool_] = large & enough
+    return keep
 
 
 def _area(boxes_xyxy: Floats) -> Floats:
@@ -142,7 +143,8 @@ def _extents(outlines: Outlines, window: Rectangle) -> Floats:
     """
     ring_of_point = np.repeat(np.arange(len(outlines.ring_starts) - 1), np.diff(outlines.ring_starts))
     object_of_ring = np.repeat(np.arange(len(outlines)), np.diff(outlines.object_starts))
-    start, end = outlines.points.astype(np.float64), outlines.points[_next(outlines.ring_starts)]
+    start = outlines.points.astype(np.float64)
+    end = start[_next(outlines.ring_starts)]
     enters, leaves = _crossings(start, end - start, window)
     seen = enters <= leaves
     steps = np.stack([enters[seen], leaves[seen]])[..., None]

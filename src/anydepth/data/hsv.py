@@ -1,4 +1,4 @@
-"""Hue, saturation and value by lookup tables, three times as fast as through Pillow and equal to it bit by bit.
+"""Hue, saturation and value by lookup tables: bit by bit what Pillow makes of them, in half the time.
 
 Pillow converts each pixel in floating point, there and back. What it rounds to is a function of few small
 whole numbers, so tables hold it: hue of (channel that is largest, difference of the two others, largest -
@@ -96,16 +96,16 @@ def _hue_columns(rgb: Bytes, largest: Bytes) -> NDArray[np.int32]:
     """Which channel is largest, the first of equals, and how much the next exceeds the one after."""
     red, green, blue = rgb.astype(np.int32)
     of_others = np.where(green == largest, blue - red + _CASE, red - green + 2 * _CASE)
-    return np.where(red == largest, green - blue, of_others) + 256
+    columns: NDArray[np.int32] = np.where(red == largest, green - blue, of_others) + 256
+    return columns
 
 
 @cache
 def _hue_table() -> Bytes:
     """Hue by (channel that is largest, spread, difference of the two others + 256), in one dimension."""
     spread, difference = np.meshgrid(np.arange(256), np.arange(-256, 256), indexing="ij")
-    colours = np.stack([spread, difference.clip(0), (-difference).clip(0)], axis=-1).clip(
-        0, spread[..., None]
-    )
+    colours = np.stack([spread, difference.clip(0), (-difference).clip(0)], axis=-1)
+    colours = colours.clip(0, spread[..., None])
     turned = [np.roll(colours, case, axis=-1) for case in range(3)]
     return np.concatenate([_converted(colour, "RGB", "HSV")[..., 0].ravel() for colour in turned])
 

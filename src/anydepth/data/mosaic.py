@@ -34,7 +34,7 @@ class Mosaic:
         generator: torch.Generator,
         size: tuple[int, int],
     ) -> Scene:
-        """The canvas of 2 x ``size`` (height, width): ``view`` top left, the first three partners clockwise."""
+        """The canvas of 2 x ``size`` (height, width): ``view`` top left, three partners clockwise."""
         # Whole pixels: the images meet between two columns and two rows.
         x, y = (int(uniform((side / 2, 3 * side / 2), generator)) for side in (size[1], size[0]))
         views = [view, *(load() for load in partners[: self.partners])]
@@ -58,9 +58,7 @@ class MixUp:
     def __init__(self, *, p: float = 0.15, alpha: int = 32) -> None:
         self.p = probability("p", p)
         if alpha < 1 or alpha != int(alpha):
-            raise ValueError(
-                f"alpha={alpha}: allowed are whole numbers from 1; the larger, the evener the mix"
-            )
+            raise ValueError(f"alpha={alpha}: allowed are whole numbers from 1; 32 mixes about evenly")
         self.alpha = int(alpha)
 
     def __call__(self, first: View, second: View, generator: torch.Generator) -> View:

@@ -15,8 +15,8 @@ _FARTHEST = 2**31  # Of a point from the corner of its image, in pixels.
 class Outlines:
     """The polygons around objects, of one image or of many, in flat arrays.
 
-    An object may consist of several rings, because something stands in front of it; an object without a
-    polygon (a crowd region, or a data set with boxes alone) has none.
+    An object may consist of several rings of at least three points, because something stands in front of it;
+    an object without a polygon (a crowd region, or a data set with boxes alone) has none.
 
     Attributes:
         points: [P, 2] float32, x and y in pixels.

@@ -1,8 +1,8 @@
 """What training does to images: the list of RT-DETR (Zhao et al., CVPR 2024), most of it from SSD.
 
-It gives what the transforms of the same names in ``torchvision.transforms.v2`` give, and each strength can be
+It gives what the transforms of these names in ``torchvision.transforms.v2`` give, and each strength can be
 set, permuted channels included. All parts draw first, in the published order; then only what will be seen is
-recoloured, and no canvas is made that a crop cuts up again. The pixels are those of doing one after the other.
+recoloured, and no canvas is made that a crop cuts up again. The pixels are as if one part followed another.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
 """A canvas of several pictures that is never painted as a whole.
 
-All that follows a mosaic is scaling and translation. So each picture keeps its own map to the canvas, that map
-is composed with the one to the output, and what the output shows is cut from the source and resized in one
-step: less work than resizing the sources, filling a canvas of four times the output and resizing that again,
-and pixels are interpolated once instead of twice.
+All that follows a mosaic is scaling and translation. So each picture keeps its own map to the canvas; it is
+composed with the one to the output, and what the output shows is cut from the source and resized in one step:
+less work than resizing the sources, filling a canvas of four times the output and resizing that again, and
+pixels are interpolated once instead of twice.
 """
 
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ def scene_of(size: tuple[int, int], views: Sequence[View], places: Sequence[Axis
         on_canvas = place.boxes(view.boxes_xyxy.as_subclass(Tensor).numpy())
         boxes.append(clip_objects(on_canvas, outlines[-1], window))
     every = np.concatenate(boxes)
-    there = (every[:, 2:] > every[:, :2]).all(axis=1).nonzero()[0]
+    there = np.flatnonzero((every[:, 2:] > every[:, :2]).all(axis=1))
     labels = np.concatenate([view.labels.numpy() for view in views])
     tile_of = np.repeat(np.arange(len(views)), [len(view.labels) for view in views])
     return Scene(
@@ -146,7 +146,7 @@ def letter_boxed(view: View, size: tuple[int, int]) -> Scene:
 
 
 def placed(original: tuple[int, int], resized: tuple[int, int], corner: tuple[float, float]) -> AxisMap:
-    """The map that resizes an image from (height, width) to (height, width) and puts it at ``corner`` (x, y)."""
+    """The map that resizes an image between two (height, width) and puts it at ``corner`` (x, y)."""
     return AxisMap((resized[1] / original[1], resized[0] / original[0]), corner)
 
 

@@ -22,8 +22,8 @@ Partners = Sequence[Callable[[], View]]
 class YOLOAugmentation:
     """The training list of YOLO; None leaves a part out.
 
-    Without partners, as in the closing epochs, nothing is mixed: an image is letter-boxed, and the affine map,
-    the colours and the flips follow. So is an image that no mosaic is made of.
+    Without partners, as in the closing epochs, nothing is mixed: an image is letter-boxed, and the affine
+    map, the colours and the flips follow. So is an image that no mosaic is made of.
 
     Args:
         mosaic: Four images in one.
@@ -94,10 +94,11 @@ class YOLOAugmentation:
     def _check(self, partners: Partners, size: tuple[int, int]) -> None:
         if 0 < len(partners) < self.partners:
             raise ValueError(
-                f"{len(partners)} partners: give {self.partners}, or none to leave mosaic, copy-paste and mixup out"
+                f"{len(partners)} partners: give {self.partners}, or none at all to leave mosaic, copy-paste "
+                "and mixup out"
             )
         if self.turn is not None and self.turn.transpose and size[0] != size[1]:
             raise ValueError(
-                f"turn.transpose={self.turn.transpose} with a size of {size[0]} x {size[1]}: swapping rows and "
-                "columns needs a square size; set transpose to 0"
+                f"turn.transpose={self.turn.transpose} with a size of {size[0]} x {size[1]}: to swap rows "
+                "and columns takes a square size; set transpose to 0"
             )
