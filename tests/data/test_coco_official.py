@@ -1,4 +1,4 @@
-"""``data=coco`` on COCO's own layout: 80 categories with gaps in their ids, and test-dev without ground truth."""
+"""``data=coco`` on COCO's own layout: 80 categories with gaps, and test-dev without ground truth."""
 
 import json
 from pathlib import Path

@@ -165,7 +165,7 @@ def test_every_set_has_a_configuration_that_fetches_it_or_reads_a_given_root(nam
     fetched = runtime.compose("evaluate", [f"data={name}"])
     given = runtime.compose("evaluate", [f"data={name}", "data.root=/given"])
 
-    assert runtime.plain(fetched)["data"]["root"] == {
+    assert dict(fetched.data.root) == {
         "_target_": "anydepth.data.public_sets.dataset_root",
         "name": name,
         "folder": f"datasets/{name}",

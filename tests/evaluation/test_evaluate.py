@@ -172,7 +172,7 @@ def test_figures_of_the_results_file_are_those_of_the_curve(
             evaluation.summarize()
         assert [metrics[f"{depth}/{name}"] for name in FIGURES] == pytest.approx(evaluation.stats, abs=1e-4)
     results = json.loads(objects["files"]["full"].read_text())
-    assert {row["category_id"] for row in results} == set(CATEGORIES.values())
+    assert {row["category_id"] for row in results} <= set(CATEGORIES.values())
     assert {row["image_id"] for row in results} == {0, 10, 20, 30, 40}
     assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
 
