@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from failing_server import FailingServer, serve
 
 from anydepth.data import download as module
 from anydepth.data.download import DownloadError, download
+from failing_server import FailingServer, serve
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from anydepth import evaluate, runtime, zoo
 from anydepth.data.categories import Categories
+from anydepth.data.coco_json import DataError
 from anydepth.depth import DepthError
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import FIGURES, EvaluationError
@@ -154,6 +155,72 @@ def test_the_curve_is_written_printed_and_returned(
     gflops = [row.gflops for row in curve.rows]
     assert gflops == sorted(gflops, reverse=True)
     assert gflops[0] > gflops[-1]
+
+
+def test_figures_of_the_results_file_are_those_of_the_curve(
+    config: Callable[..., DictConfig], root: Path, tmp_path: Path
+) -> None:
+    metrics, objects = evaluate.run(config("depths=[full,minimal]", "results=true"))
+    for depth in ("full", "minimal"):
+        path = objects["files"][depth]
+        assert path == tmp_path / "out" / f"detections_val_detr-tiny-{depth}_results.json"
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(root / "annotations" / "instances_val.json"))
+            evaluation = COCOeval(truth, truth.loadRes(str(path)), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        assert [metrics[f"{depth}/{name}"] for name in FIGURES] == pytest.approx(evaluation.stats, abs=1e-4)
+    results = json.loads(objects["files"]["full"].read_text())
+    assert {row["category_id"] for row in results} <= set(CATEGORIES.values())
+    assert {row["image_id"] for row in results} == {0, 10, 20, 30, 40}
+    assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
+
+
+def _test_split(root: Path, name: str, **changed: object) -> None:
+    """The images of val as a test split."""
+    document = json.loads((root / "annotations" / "instances_val.json").read_text())
+    (root / "images" / "val").rename(root / "test2017")
+    (root / "annotations" / "instances_val.json").unlink()
+    del document["annotations"]
+    (root / "annotations" / name).write_text(json.dumps(document | changed))
+
+
+@pytest.mark.parametrize("changed", [{}, {"annotations": []}], ids=["no annotations", "empty annotations"])
+def test_images_without_ground_truth_give_results_and_no_figures(
+    config: Callable[..., DictConfig], root: Path, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    _test_split(root, "image_info_test-dev2017.json", **changed)
+
+    metrics, _ = evaluate.run(config("split=test", "results=true", "depths=[full,neck@1]"))
+
+    assert metrics == {}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "detections_test-dev2017_detr-tiny-full_results.json",
+        "detections_test-dev2017_detr-tiny-neck-1_results.json",
+        "config.yaml",
+        "provenance.json",
+    }
+
+
+def test_images_without_ground_truth_cannot_be_measured(
+    config: Callable[..., DictConfig], root: Path, tmp_path: Path
+) -> None:
+    _test_split(root, "image_info_test-dev2017.json")
+
+    with pytest.raises(EvaluationError, match=r"test-dev2017\.json: holds no annotations.*results=true"):
+        evaluate.run(config("split=test"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_split_needs_its_annotations(config: Callable[..., DictConfig], root: Path) -> None:
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    del document["annotations"]
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(DataError, match="'annotations' is missing"):
+        evaluate.run(config("results=true"))
 
 
 def test_the_input_size_can_be_changed_and_rules_cost_and_data(config: Callable[..., DictConfig]) -> None:

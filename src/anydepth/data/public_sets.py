@@ -4,6 +4,7 @@ Each is small enough to be fetched while one waits, and stays under its own lice
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,9 +197,7 @@ def _fetch(name: str, public: PublicSet, folder: Path, console: Console) -> None
         split_off_val(dataset, public.val_share, seed=0)
         write_coco(dataset, folder)
         print_summary(dataset, console)
-    for path in packed:
-        path.unlink()
-    work.rmdir()
+    shutil.rmtree(work)
     console.print(f"{name} is in {folder}", markup=False, highlight=False)
 
 

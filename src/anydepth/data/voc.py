@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.sax import SAXException, SAXParseException, parse
-from xml.sax.handler import ContentHandler
+from xml.sax import SAXException, SAXParseException, make_parser
+from xml.sax.handler import ContentHandler, LexicalHandler, property_lexical_handler
 from xml.sax.xmlreader import AttributesImpl, Locator
 
 from anydepth.data.coco_json import DataError, few
@@ -251,7 +251,7 @@ class _Annotation(ContentHandler):
         self.size_line = 0
         self._size = _Entry(0)
         self._path: list[str] = []
-        self._text = ""
+        self._texts: list[str] = []
         self._position = Locator()
 
     def size(self, xml: Path) -> tuple[int, int] | None:
@@ -263,7 +263,7 @@ class _Annotation(ContentHandler):
 
     def startElement(self, name: str, attrs: AttributesImpl) -> None:  # noqa: N802 (the base class's name)
         self._path.append(name)
-        self._text = ""
+        self._texts = []
         if len(self._path) == 1 and name != "annotation":
             raise SAXException(f"its outermost element is <{name}>, not <annotation>")
         if self._path == ["annotation", "object"]:
@@ -272,15 +272,15 @@ class _Annotation(ContentHandler):
             self.size_line = self._line
 
     def characters(self, content: str) -> None:
-        self._text += content
+        self._texts.append(content)
 
     def endElement(self, name: str) -> None:  # noqa: N802
         owner, key = self._path[1:2], "/".join(self._path[2:])
         entry = {"object": self.objects[-1:], "size": [self._size]}.get("".join(owner), [])
         if entry and key:
-            entry[0].fields[key] = (self._text.strip(), self._line)
+            entry[0].fields[key] = ("".join(self._texts).strip(), self._line)
         self._path.pop()
-        self._text = ""
+        self._texts = []
 
     def setDocumentLocator(self, locator: Locator) -> None:  # noqa: N802
         self._position = locator
@@ -290,11 +290,21 @@ class _Annotation(ContentHandler):
         return self._position.getLineNumber() or 0
 
 
+class _NoEntities(LexicalHandler):
+    """Refuses entities, which could grow without end or read other files."""
+
+    def startDTD(self, name: str, public_id: str | None, system_id: str | None) -> None:  # noqa: N802
+        raise SAXException("it declares a document type, which no annotation needs")
+
+
 def _parse(xml: Path) -> _Annotation:
     annotation = _Annotation()
+    parser = make_parser()
+    parser.setContentHandler(annotation)
+    parser.setProperty(property_lexical_handler, _NoEntities())
     try:
         with xml.open("rb") as file:
-            parse(file, annotation)
+            parser.parse(file)
     except SAXParseException as error:
         raise DataError(
             f"{xml}, line {error.getLineNumber()}: no xml ({error.getMessage()}); repair it"

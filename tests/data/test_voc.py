@@ -1,0 +1,311 @@
+"""Pascal VOC xmls: pixels that count from 1, difficult objects, splits, and messages with file and line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anydepth.data.coco_json import DataError
+from anydepth.data.voc import read_voc
+
+
+def picture(path: Path, width: int = 60, height: int = 40, orientation: int | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.zeros((height, width, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(path, exif=exif) if orientation is not None else image.save(path)
+    return path
+
+
+def one(name: str = "cat", box: tuple[object, ...] = (11, 6, 30, 20), more: str = "") -> str:
+    sides = "".join(
+        f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object>\n<name>{name}</name>{more}\n<bndbox>{sides}</bndbox>\n</object>\n"
+
+
+def xml(path: Path, *objects: str, size: tuple[int, int] | None = (60, 40)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = "" if size is None else f"<size><width>{size[0]}</width><height>{size[1]}</height></size>\n"
+    path.write_text("<annotation>\n" + frame + "".join(objects) + "</annotation>\n")
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A set in the layout of the challenge with the image ``a``."""
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    xml(tmp_path / "Annotations" / "a.xml", one())
+    return tmp_path
+
+
+# -- boxes ------------------------------------------------------------------------------------------------
+
+
+def test_pixels_count_from_one_and_the_last_is_inside(root: Path) -> None:
+    """The development kit: (1, 1, width, height) is the whole image, in COCO (0, 0, width, height)."""
+    xml(root / "Annotations" / "a.xml", one(box=(1, 1, 60, 40)), one(box=(11, 6, 30, 20)))
+
+    (image,) = read_voc(root).splits["train"]
+
+    assert [item.box_xyxy for item in image.objects] == [(0, 0, 60, 40), (10, 5, 30, 20)]
+
+
+def test_zero_based_files_are_taken_as_they_are(root: Path) -> None:
+    xml(root / "Annotations" / "a.xml", one(box=(0, 0, 60, 40)))
+
+    dataset = read_voc(root, zero_based=True)
+
+    assert dataset.splits["train"][0].objects[0].box_xyxy == (0, 0, 60, 40)
+    assert dataset.remarks == []
+
+
+def test_pixel_zero_is_remarked_and_stays_in_the_image(root: Path) -> None:
+    path = xml(root / "Annotations" / "a.xml", one(), one(box=(0, 5, 20, 20)))
+
+    dataset = read_voc(root)
+
+    assert dataset.splits["train"][0].objects[1].box_xyxy == (0, 4, 20, 20)
+    assert len(dataset.remarks) == 1
+    assert f"1 boxes begin at pixel 0, which VOC does not have, e.g. {path}, line 7" in dataset.remarks[0]
+    assert "--zero-based" in dataset.remarks[0]
+
+
+def test_a_real_file_of_bccd(root: Path) -> None:
+    """Objects 1, 9 and 12 of BloodImage_00171.xml of github.com/Shenggan/BCCD_Dataset (MIT)."""
+    picture(root / "JPEGImages" / "a.jpg", 640, 480)
+    real = [(16, 195, 119, 303), (200, 411, 288, 480), (580, 232, 640, 331)]
+    flags = "<pose>Unspecified</pose><truncated>1</truncated><difficult>0</difficult>"
+    xml(root / "Annotations" / "a.xml", *(one("RBC", box, flags) for box in real), size=(640, 480))
+
+    (image,) = read_voc(root).splits["train"]
+
+    expected = [(15, 194, 119, 303), (199, 410, 288, 480), (579, 231, 640, 331)]
+    assert [item.box_xyxy for item in image.objects] == expected
+    assert {item.class_name for item in image.objects} == {"RBC"}
+
+
+def test_parts_of_a_person_are_no_objects(root: Path) -> None:
+    part = one("head", (2, 2, 3, 3)).replace("object>", "part>")
+    xml(root / "Annotations" / "a.xml", one("person", more=part))
+
+    dataset = read_voc(root)
+
+    assert dataset.class_names == ("person",)
+    assert [item.box_xyxy for item in dataset.splits["train"][0].objects] == [(10, 5, 30, 20)]
+
+
+@pytest.mark.parametrize(("keep", "ignored"), [(False, True), (True, False)])
+def test_difficult_objects_are_to_be_ignored_unless_kept(root: Path, keep: bool, ignored: bool) -> None:
+    xml(root / "Annotations" / "a.xml", one(more="<difficult>1</difficult>"), one())
+
+    objects = read_voc(root, keep_difficult=keep).splits["train"][0].objects
+
+    assert [item.ignored for item in objects] == [ignored, False]
+
+
+def test_boxes_without_an_area_are_left_out_and_listed(root: Path) -> None:
+    path = xml(
+        root / "Annotations" / "a.xml",
+        one(box=(30, 6, 11, 20)),
+        one(box=(70, 6, 90, 20)),
+        one(box=(41, 31, 70, 50)),
+    )
+
+    dataset = read_voc(root)
+
+    assert [item.box_xyxy for item in dataset.splits["train"][0].objects] == [(40, 30, 60, 40)]
+    assert dataset.skipped == [
+        ("boxes without a positive size", f"{path}, line 3"),
+        ("boxes outside their image", f"{path}, line 7"),
+    ]
+
+
+# -- images -----------------------------------------------------------------------------------------------
+
+
+def test_image_without_objects_is_kept(root: Path) -> None:
+    xml(root / "Annotations" / "a.xml")
+
+    assert [image.objects for image in read_voc(root).splits["train"]] == [()]
+
+
+def test_image_without_xml_and_xml_without_image_are_left_out_and_listed(root: Path) -> None:
+    lonely = picture(root / "JPEGImages" / "b.png")
+    widow = xml(root / "Annotations" / "c.xml", one())
+
+    dataset = read_voc(root)
+
+    assert len(dataset.splits["train"]) == 1
+    assert [where for _, where in dataset.skipped] == [str(lonely), str(widow)]
+
+
+@pytest.mark.parametrize("name", ["x.JPG", "x.png", "x.webp", "x.JpEg", "sub/deep/x.bmp"])
+def test_every_suffix_and_nested_folders_are_found(root: Path, name: str) -> None:
+    picture(root / "JPEGImages" / name)
+    xml(root / "Annotations" / Path(name).with_suffix(".xml"), one("dog"))
+
+    assert read_voc(root).class_names == ("cat", "dog")
+
+
+def test_two_images_of_one_name_are_listed(root: Path) -> None:
+    picture(root / "JPEGImages" / "a.png")
+
+    dataset = read_voc(root)
+
+    assert len(dataset.splits["train"]) == 1
+    assert [reason for reason, _ in dataset.skipped] == ["files with the name of another"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [((60, 40), (40, 60)), ((40, 60), (60, 40)), ((0, 0), (60, 40)), (None, (60, 40))],
+    ids=["as stored", "upright", "zero", "none"],
+)
+def test_turned_picture_has_the_frame_that_its_xml_says(
+    root: Path, stated: tuple[int, int] | None, expected: tuple[int, int]
+) -> None:
+    picture(root / "JPEGImages" / "a.jpg", 60, 40, orientation=6)
+    xml(root / "Annotations" / "a.xml", one(), size=stated)
+
+    assert [image.size for image in read_voc(root).splits["train"]] == [expected]
+
+
+def test_picture_of_another_size_is_left_out_and_listed(root: Path) -> None:
+    path = xml(root / "Annotations" / "a.xml", one(), size=(61, 40))
+
+    dataset = read_voc(root)
+
+    assert dataset.splits["train"] == []
+    ((reason, where),) = dataset.skipped
+    assert reason == "images of another size than their xml says"
+    assert f"{path}, line 2: (40, 61)" in where
+
+
+def test_unreadable_picture_is_left_out_and_listed(root: Path) -> None:
+    (root / "JPEGImages" / "a.jpg").write_bytes(b"no picture")
+
+    dataset = read_voc(root)
+
+    assert dataset.splits["train"] == []
+    assert dataset.skipped[0][0] == "unreadable images"
+
+
+# -- splits -----------------------------------------------------------------------------------------------
+
+
+def test_lists_choose_the_splits(root: Path) -> None:
+    for name in "bcd":
+        picture(root / "JPEGImages" / f"{name}.jpg")
+        xml(root / "Annotations" / f"{name}.xml", one(name))
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_bytes(b"c  1\r\na -1\r\n")
+    (lists / "val.txt").write_text("d\n\n")
+    (lists / "trainval.txt").write_text("a\nc\nd\n")
+    (lists / "cat_train.txt").write_text("b 1\n")
+
+    dataset = read_voc(root)
+
+    found = {split: [image.path.stem for image in images] for split, images in dataset.splits.items()}
+    assert found == {"train": ["c", "a"], "val": ["d"]}
+    assert dataset.class_names == ("c", "cat", "d")
+
+
+def test_trainval_is_for_training_where_there_is_no_train(root: Path) -> None:
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text("a\n")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("a\n")
+
+    assert set(read_voc(root).splits) == {"train"}
+
+
+def test_folders_with_xmls_beside_images_are_splits(tmp_path: Path) -> None:
+    for folder in ("train", "valid", "test"):
+        picture(tmp_path / folder / "x.jpg")
+        xml(tmp_path / folder / "x.xml", one(folder))
+
+    dataset = read_voc(tmp_path)
+
+    assert set(dataset.splits) == {"train", "val", "test"}
+    assert dataset.class_names == ("test", "train", "valid")
+
+
+def test_folders_of_other_names_can_be_given(tmp_path: Path) -> None:
+    picture(tmp_path / "photos" / "a.jpg")
+    xml(tmp_path / "boxes" / "a.xml", one())
+
+    dataset = read_voc(tmp_path, images=tmp_path / "photos", annotations=tmp_path / "boxes")
+
+    assert len(dataset.splits["train"]) == 1
+
+
+# -- what is refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (one(box=("x", 1, 2, 3)), 5, "<xmin> is 'x'; give a number of pixels"),
+        (one(box=(1, "nan", 2, 3)), 5, "<ymin> is 'nan'; give a number of pixels"),
+        (one(box=(1, 2, "", 3)), 5, "the object has no <bndbox><xmax>; add it"),
+        ("<object><name>cat</name></object>", 3, "the object has no <bndbox><xmin>; add it"),
+        (one(name=""), 4, "the object has no <name>; add it"),
+        (one(more="<difficult>maybe</difficult>"), 4, "'difficult' is 'maybe'; give 0 or 1"),
+        (one() + "<object>", 7, "no xml (mismatched tag); repair it"),
+    ],
+)
+def test_bad_objects_name_file_and_line(root: Path, text: str, line: int, message: str) -> None:
+    path = xml(root / "Annotations" / "a.xml", text)
+
+    with pytest.raises(DataError) as raised:
+        read_voc(root)
+    assert str(raised.value) == f"{path}, line {line}: {message}"
+
+
+def test_another_kind_of_xml_is_refused(root: Path) -> None:
+    (root / "Annotations" / "a.xml").write_text("<html></html>")
+
+    with pytest.raises(DataError, match=r"a\.xml: no Pascal VOC xml \(its outermost element is <html>"):
+        read_voc(root)
+
+
+@pytest.mark.parametrize("entity", ['"lol"', 'SYSTEM "file:///etc/hostname"'], ids=["text", "file"])
+def test_entities_are_refused(root: Path, entity: str) -> None:
+    doctype = f"<!DOCTYPE annotation [<!ENTITY e {entity}>]>"
+    (root / "Annotations" / "a.xml").write_text(f"{doctype}<annotation>{one('&e;')}</annotation>")
+
+    with pytest.raises(DataError, match=r"a\.xml: no Pascal VOC xml \(it declares a document type"):
+        read_voc(root)
+
+
+def test_listed_image_that_is_missing_names_the_list_and_its_line(root: Path) -> None:
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\nb\n")
+
+    with pytest.raises(DataError, match=r"1 listed names have no image or no xml: .*train\.txt, line 2: b"):
+        read_voc(root)
+
+
+def test_folder_without_xmls_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+
+    with pytest.raises(DataError, match="no xml file; give the folder of a Pascal VOC data set"):
+        read_voc(tmp_path)
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        read_voc(tmp_path / "nowhere")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "valid"):
+        picture(tmp_path / name / "a.jpg")
+
+    with pytest.raises(DataError, match="are both the val split"):
+        read_voc(tmp_path)
