@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pictures import BACKGROUND, colour_of, generator, loaders, mapped, painted, plain, rectangles, resized
+from PIL import Image
 from torch import Tensor
 
 from anydepth.data.affine import AxisMap, RandomAffine, scaled_about_centre
 from anydepth.data.copy_paste import CopyPaste
 from anydepth.data.hsv import HSVJitter
 from anydepth.data.mosaic import MixUp, Mosaic
-from anydepth.data.scene import Scene, letter_boxed
+from anydepth.data.scene import Scene, letter_boxed, resampled
 from anydepth.data.transforms import Turn, View
 from anydepth.data.yolo_augmentation import YOLOAugmentation
 from anydepth.images import letter_box_frame, letter_box_image
@@ -94,6 +97,24 @@ def test_shrinking_averages_instead_of_picking_pixels() -> None:
         letter_boxed(view, (S, S)).seen_through(scaled_about_centre((S, S), 0.5, (48, 48)), (S, S), 114)
     )
     assert (image[:, 30:60, 30:60].float() - 127.5).abs().max() < 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    step=st.floats(0.1, 6),
+    start=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_cutting_a_part_out_first_changes_pixels_by_rounding_at_most(
+    step: float, start: tuple[float, float], size: tuple[int, int]
+) -> None:
+    image = torch.randint(0, 256, (240, 250, 3), dtype=torch.uint8, generator=generator())
+    left, top = start[0] * (250 - step * size[1]), start[1] * (240 - step * size[0])
+    part = (left, top, left + step * size[1], top + step * size[0])
+    expected = Image.fromarray(image.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, box=part)
+    found = resampled(image.permute(2, 0, 1), part, size)
+    # Pillow places parts in single precision.
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_affine_draws_from_the_published_ranges() -> None:

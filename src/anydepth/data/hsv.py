@@ -17,7 +17,7 @@ from anydepth.data.transforms import View
 
 Bytes = NDArray[np.uint8]
 
-_ROWS = 128
+_ROWS = 64
 _ONE = 255 * 255  # Saturation and weight of a channel are both in 255ths.
 _CASE = 256 * 512  # Entries of the table of hues for each channel that may be largest.
 _IDENTITY = np.arange(256, dtype=np.uint8)

@@ -153,6 +153,9 @@ def placed(original: tuple[int, int], resized: tuple[int, int], corner: tuple[fl
 def resampled(image: Tensor, part: Rectangle, size: tuple[int, int]) -> Image.Image:
     """A part of an image in another size; bilinear with antialiasing.
 
+    Pillow's kernel is used because it begins between pixels. Torchvision's begins at whole ones, so that what
+    is shown would lie up to half a pixel of the source beside its boxes; it would take half the time.
+
     Args:
         image: [3, H, W] uint8.
         part: In pixels of the image, not only whole ones; what is beside the image is left out.
