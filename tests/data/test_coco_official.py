@@ -46,7 +46,7 @@ def test_splits_categories_and_boxes_are_found(root: Path) -> None:
 
     assert (data.num_classes, list(data.category_ids)) == (80, IDS)
     assert data.class_names[-1] == "thing 90"
-    _, labels = data.train_index.training_boxes(0)
+    _, labels = data.index("train").training_boxes(0)
     assert labels.tolist() == [0, 79]
     assert [entry["category_id"] for entry in data.val_index.to_coco_dict()["annotations"]] == [1, 90, 1, 90]
 

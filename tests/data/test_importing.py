@@ -51,7 +51,7 @@ def test_data_module_reads_what_was_written(dataset: ForeignDataset, tmp_path: P
 
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=tmp_path / "out")
     assert data.class_names == ("dog", "cat")
-    index = data.train_index
+    index = data.index("train")
     assert [index.file_name(row) for row in range(3)] == ["a.png", "sub/a.png", "empty.png"]
     boxes, labels = index.training_boxes(0)
     assert (boxes.tolist(), labels.tolist()) == ([[1, 2, 11, 22]], [1])

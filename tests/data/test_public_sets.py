@@ -75,7 +75,7 @@ def test_set_is_fetched_once_and_then_used_without_a_network(server: FailingServ
         "val": 1,
         "test": 1,
     }
-    boxes, _ = data.train_index.training_boxes(0)
+    boxes, _ = data.index("train").training_boxes(0)
     assert boxes.tolist() == [[1, 2, 9, 8]]
     assert len(server.ranges) == 1
     visible = {path.name for path in root.parent.iterdir() if not path.name.endswith(".lock")}

@@ -302,8 +302,8 @@ def test_impossible_settings_are_refused(make: Callable[[], object], message: st
 
 
 def test_configured_augmentation_is_the_published_one_of_scale_l() -> None:
-    path = Path(__file__).parents[2] / "conf" / "data" / "_yolo_augmentation.yaml"
-    configured = instantiate(OmegaConf.load(path).augmentation)
+    path = Path(__file__).parents[2] / "conf" / "augmentation" / "yolo.yaml"
+    configured = instantiate(OmegaConf.load(path))
     assert isinstance(configured, YOLOAugmentation)
     assert configured.partners == 7
     assert vars(configured.mosaic) == {"p": 1.0}

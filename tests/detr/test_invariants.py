@@ -254,6 +254,7 @@ def test_every_depth_equals_the_fixed_depth_network_of_just_its_units(
     for depth, output in outputs.items():
         assert depth.decoder_layers is not None
         fixed = DetrDetector(
+            fit="stretch",
             backbone=backbones[depth.refine[:4]],
             neck=necks[depth.refine[4]],
             decoder=decoders[depth.decoder_layers],

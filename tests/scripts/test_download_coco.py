@@ -104,7 +104,7 @@ def test_result_is_what_the_data_module_reads(
     assert script.main(["--folder", str(folder)], **tables) == 0
 
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=folder)
-    assert (len(data.train_index), len(data.val_index)) == (3, 2)
+    assert (len(data.index("train")), len(data.val_index)) == (3, 2)
     assert data.category_ids == (1, 90)
     assert len(list(data.val_dataloader())) == 2
     visible = {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}

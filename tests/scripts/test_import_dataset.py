@@ -60,7 +60,7 @@ def test_voc_folder_becomes_a_data_set(
     assert script.main([str(voc), str(out), "--val-share", "0.2", "--seed", "3"]) == 0
 
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=out)
-    assert (len(data.train_index), len(data.val_index)) == (8, 2)
+    assert (len(data.index("train")), len(data.val_index)) == (8, 2)
     shown = capsys.readouterr().out
     assert f"anydepth-train data=custom data.root={out}" in shown
     assert "note: no validation split came with the data: 2 training images became it" in shown
@@ -92,8 +92,8 @@ def test_options_of_voc_reach_it(script: ModuleType, voc: Path, tmp_path: Path) 
     script.main([str(voc), str(tmp_path / "out"), "--zero-based", "--keep-difficult"])
 
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=tmp_path / "out")
-    assert data.train_index.boxes_xywh[0].tolist() == [2, 3, 7, 5]
-    assert not data.train_index.crowd.any()
+    assert data.index("train").boxes_xywh[0].tolist() == [2, 3, 7, 5]
+    assert not data.index("train").crowd.any()
     assert not data.val_index.crowd.any()
 
 
