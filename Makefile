@@ -27,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml
 		[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
 		$(BIN)/python -m pip install --quiet uv; UV=$(BIN)/uv; \
 	fi; \
-	$$UV pip install --python $(BIN)/python --require-hashes -r requirements.lock; \
+	$$UV pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock; \
 	$$UV pip install --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
