@@ -1,19 +1,17 @@
 """Shards from a web server that fails in all the ways servers do, through a cache of limited size."""
 
-import contextlib
 import errno
 import hashlib
 import multiprocessing
 import os
 import pickle
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shard_files import Shards, assert_same_samples, flip
+from shard_files import Shards, assert_same_samples, files_of_at_most, flip
 
 from anydepth.data.coco_json import DataError, DataWarning
 from anydepth.data.shards import Stream, open_stream
@@ -342,7 +340,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(server: FailingServer, tmp_
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
 def test_a_full_disk_is_named_and_leaves_nothing(server: FailingServer, cache: Path, size: int) -> None:
     source = opened(server, cache).source
-    with _files_of_at_most(size // 2), pytest.raises(DataError) as caught:
+    with files_of_at_most(size // 2), pytest.raises(DataError) as caught:
         source.read(0)
     message = str(caught.value)
     assert "/train/shard-00000.bin: cannot be cached" in message
@@ -350,17 +348,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(server: FailingServer, cache: P
     assert "data.cache_dir chooses another disk" in message
     assert cached(cache) == []
     assert source.read(0).image_id == 100
-
-
-@contextlib.contextmanager
-def _files_of_at_most(size: int) -> Iterator[None]:
-    """Writing further fails as on a full disk."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 # -- addresses ---------------------------------------------------------------------------------------------

@@ -1,22 +1,19 @@
 """Preparing shards: in parallel, interrupted at any time, on a full disk, from changed images."""
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import resource
 import runpy
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from coco_files import MakeCoco
-from shard_files import Shards, assert_same_samples, flip
+from shard_files import Shards, assert_same_samples, files_of_at_most, flip
 
 from anydepth.data.coco import CocoIndex
 from anydepth.data.coco_json import DataError
@@ -191,7 +188,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_complete(
 ) -> None:
     folder = tmp_path / "other"
     limit = int(share * shards.shard(0).stat().st_size)
-    with _files_of_at_most(limit), pytest.raises(DataError) as caught:
+    with files_of_at_most(limit), pytest.raises(DataError) as caught:
         write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert os.strerror(errno.EFBIG) in str(caught.value)
     assert "run the same command again to go on" in str(caught.value)
@@ -212,17 +209,6 @@ def test_a_disk_that_fills_up_at_the_last_moment_leaves_no_manifest(
         write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB)
     names = {path.name for path in (tmp_path / "other").iterdir()}
     assert names == {*(f"shard-0000{n}.bin" for n in range(5)), "prepared.json", ".prepare.lock"}
-
-
-@contextlib.contextmanager
-def _files_of_at_most(size: int) -> Iterator[None]:
-    """Writing further fails as on a full disk."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 # -- the command -------------------------------------------------------------------------------------------

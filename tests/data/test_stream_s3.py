@@ -1,10 +1,8 @@
 """Shards in a bucket: of moto's server, and of one that fails in all the ways object stores do."""
 
-import contextlib
 import errno
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from shard_files import Shards, assert_same_samples
+from shard_files import Shards, assert_same_samples, files_of_at_most
 
 from anydepth.data.coco_json import DataError
 from anydepth.data.shards import Stream, open_stream
@@ -181,19 +179,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     failing: FailingServer, shards: Shards, tmp_path: Path
 ) -> None:
     source = opened(failing, tmp_path).source
-    with _files_of_at_most(shards.shard(0).stat().st_size // 2), pytest.raises(DataError) as caught:
+    with files_of_at_most(shards.shard(0).stat().st_size // 2), pytest.raises(DataError) as caught:
         source.read(0)
     assert os.strerror(errno.EFBIG) in str(caught.value)
     assert "data.cache_dir chooses another disk" in str(caught.value)
     assert cached(tmp_path) == []
-
-
-@contextlib.contextmanager
-def _files_of_at_most(size: int) -> Iterator[None]:
-    """Writing further fails as on a full disk."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -1,7 +1,6 @@
 """The COCO script, from a server on this machine to the layout that ``data=coco`` reads."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import zipfile
@@ -17,18 +16,6 @@ from PIL import Image
 from anydepth.data.archives import Archive
 from anydepth.data.datamodule import CocoDataModule
 from failing_server import FailingServer, serve
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "download_coco.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("download_coco", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def jpeg(seed: int) -> bytes:

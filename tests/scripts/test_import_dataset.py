@@ -1,6 +1,5 @@
 """The import script, from the command line to the data module."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,18 +9,7 @@ from PIL import Image
 
 from anydepth.data.datamodule import CocoDataModule
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "import_dataset.py"
 BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("import_dataset", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def picture(path: Path) -> Path:

@@ -1,15 +1,17 @@
 """The script that draws training batches."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
-from scripts.look_at_data import main
 
 
-def test_batches_are_drawn_with_their_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batches_are_drawn_with_their_boxes(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ["detector.input_size=[64,96]", "data.num_workers=0", "augmentation=none"]
-    main(["--out", str(tmp_path / "pictures"), "--epochs", "0", "7", "--batches", "1", *settings])
+    script.main(["--out", str(tmp_path / "pictures"), "--epochs", "0", "7", "--batches", "1", *settings])
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["epoch0_batch0.jpg", "epoch7_batch0.jpg"]
     sheet = Image.open(tmp_path / "pictures" / found[0])
