@@ -415,11 +415,14 @@ class TrainLoader(DataLoader[Sample]):
 
     def state_dict(self) -> dict[str, int]:
         """What the meaning of a number of batches depends on."""
-        assert isinstance(self.sampler, EpochSampler)
+        if not isinstance(self.sampler, EpochSampler):  # Lightning takes another one for `overfit_batches`.
+            return {}
         return {"processes": self.sampler.num_replicas, "batch_size": self.sampler.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next pass with the first batch that was not trained on."""
+        if not state or not isinstance(self.sampler, EpochSampler):
+            return
         if state != self.state_dict():
             rank_zero_warn(
                 f"the checkpoint was written in the middle of an epoch by {state['processes']} processes "
@@ -428,7 +431,6 @@ class TrainLoader(DataLoader[Sample]):
             )
         trainer = self._module.trainer
         assert trainer is not None
-        assert isinstance(self.sampler, EpochSampler)
         epoch = trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"]
         batches = trainer.fit_loop.epoch_loop.batch_progress.state_dict()
         # After its last batch an epoch counts as processed only later than checkpoints are written.
