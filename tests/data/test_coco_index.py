@@ -354,3 +354,9 @@ def test_a_worker_that_starts_afresh_is_handed_the_index_without_its_arrays(
     assert boxes == index.training_boxes(0)[0].tolist()
     assert len(written) == 2, "what prepares the process, and the process"
     assert max(written) < index.nbytes / 20
+
+
+def test_more_categories_than_labels_can_count_are_refused(make_coco: MakeCoco) -> None:
+    files = make_coco(categories=[(number, str(number)) for number in range(2**15)])
+    with pytest.raises(DataError, match="32768 categories; at most 32767 are possible"):
+        CocoIndex.load(files.json_path, files.images)

@@ -337,17 +337,18 @@ def test_pickled_annotations_are_not_unpickled(shards: Shards, tmp_path: Path) -
 @pytest.mark.parametrize(
     "changes",
     [
-        {"labels": np.full(24, 2, np.int32)},
-        {"labels": np.full(24, -1, np.int32)},
+        {"labels": np.full(24, 2, np.int16)},
+        {"labels": np.full(24, -1, np.int16)},
         {"labels": np.zeros(24, np.int64)},
-        {"starts": np.arange(11)},
-        {"starts": np.array([0, 9, 3, 4, 5, 6, 7, 8, 9, 10, 24])},
+        {"starts": np.arange(11, dtype=np.int32)},
+        {"starts": np.array([0, 9, 3, 4, 5, 6, 7, 8, 9, 10, 24], np.int32)},
+        {"starts": np.array([0, 2**31 - 1, -5, 4, 5, 6, 7, 8, 9, 10, 24], np.int32)},
         {"boxes_xywh": np.full((24, 4), np.nan)},
         {"boxes_xywh": np.zeros((24, 4))},
         {"sizes": np.zeros((10, 2), np.int32)},
         {"image_ids": np.zeros(10, np.int64)},
         {"areas": np.zeros((24, 1))},
-        {"name_starts": np.full(11, 4)},
+        {"name_starts": np.full(11, 4, np.int32)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -385,7 +386,7 @@ def test_labels_of_no_class_inside_a_record_are_refused(shards: Shards) -> None:
     document = json.loads(path.read_text())
     del document["categories"][1]
     path.write_text(json.dumps(document))
-    _replace_annotations(shards, labels=np.zeros(24, np.int32))
+    _replace_annotations(shards, labels=np.zeros(24, np.int16))
     source = open_stream(shards.folder).source
     with pytest.raises(DataError, match="labels that are no class"):
         [source.read(row) for row in range(10)]

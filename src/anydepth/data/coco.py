@@ -35,11 +35,11 @@ class CocoIndex:
         image_ids: [I] int64, in the order of the json.
         sizes: [I, 2] int32, (height, width) in pixels as the json says.
         boxes_xywh: [A, 4] float64, corner and size in pixels, as COCO stores them.
-        labels: [A] int32, contiguous classes in [0, K).
+        labels: [A] int16, contiguous classes in [0, K).
         crowd: [A] bool. Crowd regions are never training targets; evaluation ignores detections in them.
         areas: [A] float64, square pixels: the json's (of a mask, where there was one), else width x height.
         annotation_ids: [A] int64.
-        starts: [I + 1] int64; the annotations of image ``i`` are ``starts[i]:starts[i + 1]``.
+        starts: [I + 1] int32; the annotations of image ``i`` are ``starts[i]:starts[i + 1]``.
         repairs: What was wrong with boxes of the json.
     """
 
@@ -49,11 +49,11 @@ class CocoIndex:
     image_ids: NDArray[np.int64]
     sizes: NDArray[np.int32]
     boxes_xywh: NDArray[np.float64]
-    labels: NDArray[np.int32]
+    labels: NDArray[np.int16]
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float64]
     annotation_ids: NDArray[np.int64]
-    starts: NDArray[np.int64]
+    starts: NDArray[np.int32]
     repairs: BoxRepairs
     _memory: SharedArrays
 

@@ -23,6 +23,9 @@ from anydepth.data.coco_typed import UnusualJsonError, typed_tables
 from anydepth.data.memory import SharedArrays
 from anydepth.data.outlines import Outlines, Rings, pack_outlines
 
+# Labels take two bytes each.
+MOST_CATEGORIES = 2**15 - 1
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -55,6 +58,9 @@ def pack(
         DataError: Anything that is wrong with the json, or an image that is missing on disk.
     """
     tables = read_tables(path, categories, outlines=outlines, annotated=annotated)
+    count = len(tables.categories.ids)
+    if count > MOST_CATEGORIES:
+        raise DataError(f"{path}: {count} categories; at most {MOST_CATEGORIES} are possible: join some")
     refuse_missing_files(path, root, tables.image_ids, tables.names)
     keep, columns, repairs = clean_boxes(tables.annotations, tables.sizes[tables.rows])
     kept = np.flatnonzero(keep)
@@ -97,13 +103,13 @@ def _arrays(tables: CocoTables, columns: Annotations, order: NDArray[np.int64]) 
         "image_ids": tables.image_ids,
         "sizes": tables.sizes,
         "boxes_xywh": columns.boxes_xywh,
-        "labels": columns.labels,
+        "labels": columns.labels.astype(np.int16),
         "crowd": columns.crowd,
         "areas": columns.areas,
         "annotation_ids": columns.ids,
-        "starts": np.searchsorted(tables.rows[order], rows).astype(np.int64),
+        "starts": np.searchsorted(tables.rows[order], rows).astype(np.int32),
         "names": names,
-        "name_starts": name_starts,
+        "name_starts": name_starts.astype(np.int32),
     }
 
 

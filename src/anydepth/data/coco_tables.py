@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +137,7 @@ def clean_boxes(
 
 
 def learnt_boxes(
-    boxes_xywh: NDArray[np.float64], labels: NDArray[np.int32], crowd: NDArray[np.bool_]
+    boxes_xywh: NDArray[np.float64], labels: NDArray[np.signedinteger[Any]], crowd: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """What a detector learns from the annotations of one image.
 

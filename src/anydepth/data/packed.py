@@ -25,7 +25,7 @@ _ARRAYS = (
     "names",
     "name_starts",
 )
-_TYPES = dict(zip(_ARRAYS, ("i8", "i4", "f8", "i4", "?", "f8", "i8", "i8", "u1", "i8"), strict=True))
+_TYPES = dict(zip(_ARRAYS, ("i8", "i4", "f8", "i2", "?", "f8", "i8", "i4", "u1", "i4"), strict=True))
 
 
 def save_packed(index: CocoIndex, path: Path) -> None:
@@ -99,7 +99,7 @@ def _check(arrays: dict[str, NDArray[Any]], num_classes: int) -> None:
 
 
 def _check_starts(starts: NDArray[Any], end: int) -> None:
-    if starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
+    if starts[0] != 0 or starts[-1] != end or (starts[1:] < starts[:-1]).any():
         raise ValueError("rows overlap")
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from anydepth.data.coco import CocoIndex
@@ -212,7 +213,7 @@ class _Maker:
             size=(height, width),
             image=self._image(row),
             boxes_xywh=index.boxes_xywh[part],
-            labels=index.labels[part],
+            labels=index.labels[part].astype(np.int32),
             crowd=index.crowd[part],
             areas=index.areas[part],
             annotation_ids=index.annotation_ids[part],
