@@ -10,7 +10,7 @@ from rich import get_console
 
 from anydepth import runtime, zoo
 from anydepth.data.categories import Categories
-from anydepth.data.datamodule import CocoDataModule
+from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.layout import SPLIT_NAMES
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     cfg = cfg.copy()
     cfg.data.input_size = list(detector.input_size)
     cfg.data.fit = detector.fit
-    data: CocoDataModule = runtime.instantiate(cfg.data)
+    data: DetectionDataModule = runtime.instantiate(cfg.data)
     index = data.index(cfg.split)
     has_truth = len(index.labels) > 0
     if not has_truth and not cfg.results:

@@ -253,7 +253,7 @@ def _set(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("shards", 1, "rows", value=1.5), "'rows' is 1.5"),
         (_set("shards", 1, "sha256", value="0" * 63), "64 hexadecimal digits"),
         (_set("annotations", value=None), "'annotations' is None"),
-        (_set("annotations", "file", value="/tmp/x.npz"), "allowed is 'annotations.npz'"),
+        (_set("annotations", "file", value="/x.npz"), "allowed is 'annotations.npz'"),
         (_set("annotations", "sha256", value="0" * 64), "its sha256 is"),
         (_set("categories", value=[]), "'categories' is empty"),
         (_set("categories", 0, "id", value=7), "category ids must be unique"),
