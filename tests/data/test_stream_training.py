@@ -13,9 +13,10 @@ from shard_files import flip
 from anydepth import runtime
 from anydepth.data.coco import CocoIndex
 from anydepth.data.coco_json import DataError
-from anydepth.data.datamodule import CocoDataModule, DetectionDataModule, StreamingDataModule
+from anydepth.data.datamodule import CocoDataModule, DetectionDataModule
 from anydepth.data.sampling import EpochSampler
 from anydepth.data.shard_writer import write_shards
+from anydepth.data.streaming import StreamingDataModule
 from failing_server import FailingServer, serve
 
 COUNT = 26

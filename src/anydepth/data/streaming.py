@@ -1,0 +1,90 @@
+"""Data sets in shards as Lightning loads them."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+from anydepth.data.categories import Categories
+from anydepth.data.coco import CocoIndex
+from anydepth.data.coco_json import DataError
+from anydepth.data.datamodule import DetectionDataModule, LoadingSettings
+from anydepth.data.layout import SPLIT_NAMES, SplitName
+from anydepth.data.shards import Stream, open_stream
+from anydepth.data.source import SampleSource
+
+
+class StreamingDataModule(DetectionDataModule):
+    """A data set in shards, as ``scripts/prepare_stream.py`` writes them.
+
+    Args:
+        root: Folder, or its address (``s3://``, ``http://``, ``https://``), that holds a folder per split.
+        cache_dir: Where shards from an address are kept while they are used; None: the user's cache folder.
+        cache_gb: Gigabytes (10^9 bytes) that they may take there.
+        storage_options: For S3, handed to its client.
+        settings: See :class:`DetectionDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 20.0,
+        storage_options: Mapping[str, Any] | None = None,
+        **settings: Unpack[LoadingSettings],
+    ) -> None:
+        super().__init__(**settings)
+        if cache_gb <= 0:
+            raise ValueError(f"cache_gb={cache_gb}: give the gigabytes that shards may take on this disk")
+        self._root = str(root).rstrip("/")
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._cache_gb = cache_gb
+        self._storage_options = dict(storage_options or {})
+        self._streams: dict[SplitName, Stream] = {}
+
+    @cached_property
+    def categories(self) -> Categories:
+        """See :attr:`DetectionDataModule.categories`."""
+        try:
+            return self._open("train").categories
+        except DataError:
+            for name in SPLIT_NAMES[1:]:
+                with suppress(DataError):
+                    return self._open(name).categories
+            raise
+
+    def stream(self, name: SplitName) -> Stream:
+        """A split, opened at the first call.
+
+        Raises:
+            DataError: It is not there, damaged, cannot be fetched, or has other categories than the others.
+        """
+        stream, rules = self._open(name), self.categories
+        own = stream.categories
+        if (own.ids, own.names) != (rules.ids, rules.names):
+            own.ruled_by(rules)
+            raise DataError(
+                f"{own.source}: has {len(own.ids)} categories, {rules.source} has {len(rules.ids)}; prepare "
+                "all splits with the same categories in their json"
+            )
+        return stream
+
+    def index(self, name: SplitName) -> CocoIndex:
+        """See :meth:`DetectionDataModule.index`."""
+        return self.stream(name).index
+
+    def source(self, name: SplitName) -> SampleSource:
+        """See :meth:`DetectionDataModule.source`."""
+        return self.stream(name).source
+
+    def _open(self, name: SplitName) -> Stream:
+        if name not in self._streams:
+            self._streams[name] = open_stream(
+                f"{self._root}/{name}",
+                cache_dir=self._cache_dir,
+                cache_gb=self._cache_gb,
+                storage_options=self._storage_options,
+            )
+        return self._streams[name]
