@@ -9,7 +9,6 @@ from typing import Any
 
 import hydra
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -21,9 +20,8 @@ from anydepth.data.datamodule import DetectionDataModule
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
-from anydepth.report.pictures import Panel, grid, save_picture, side_by_side
+from anydepth.report.gallery import detect_gallery, draw_gallery
 from anydepth.report.tables import print_depth_curve, write_depth_curve
-from anydepth.structures import Detections
 from anydepth.training.callbacks import ConfigGuard, ConsoleProgress
 from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
@@ -199,13 +197,18 @@ def finish(
         latency_repetitions=settings["latency_repetitions"],
     )
     files |= {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
-    if settings["pictures"]:
-        files["pictures"] = draw_pictures(
-            detector, data, curve, folder / "pictures", settings["pictures"], settings["threshold"]
-        )
     images = {name: path for name, path in files.items() if path.suffix == ".png"}
     if settings["pictures"]:
-        images["pictures"] = files["pictures"] / "grid.jpg"
+        files["pictures"] = folder / "pictures"
+        gallery = detect_gallery(
+            detector,
+            data.source("val"),
+            curve,
+            files["pictures"],
+            count=settings["pictures"],
+            threshold=settings["threshold"],
+        )
+        images["pictures"] = draw_gallery(gallery, files["pictures"])
     log_depth_curve(trainer.loggers, curve, images)
     console = get_console()
     print_depth_curve(curve, console)
@@ -213,40 +216,6 @@ def finish(
         "\n".join(f"{name:18} {path}" for name, path in files.items()), highlight=False, soft_wrap=True
     )
     return files, curve
-
-
-def draw_pictures(
-    detector: Detector,
-    data: DetectionDataModule,
-    curve: DepthCurve,
-    folder: Path,
-    count: int,
-    threshold: float,
-) -> Path:
-    """Ground truth, and detections at the most and the least expensive depth of a curve, side by side.
-
-    Returns:
-        The folder with one picture per image and ``grid.jpg`` with all of them.
-    """
-    source = data.source("val")
-    by_cost = sorted(curve.rows, key=lambda row: -row.gflops)
-    depths = list({by_cost[0].depth: by_cost[0], by_cost[-1].depth: by_cost[-1]}.values())
-    rows = []
-    for row in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist():
-        sample = source.read(row)
-        image, boxes, labels = (
-            sample.image,
-            torch.from_numpy(sample.boxes_xyxy),
-            torch.from_numpy(sample.labels),
-        )
-        panels = [Panel("ground truth", Detections(boxes, torch.ones(len(boxes)), labels), show_scores=False)]
-        for depth in depths:
-            found = detector.predict(image, depth=depth.depth, threshold=threshold)[0]
-            panels.append(Panel(f"{depth.depth}, {depth.gflops:.2f} GFLOPs", found))
-        rows.append(side_by_side(image, panels, detector.class_names))
-        save_picture(rows[-1], folder / f"{sample.image_id}.jpg")
-    save_picture(grid(rows), folder / "grid.jpg")
-    return folder
 
 
 def _prepare(config: Mapping[str, Any]) -> None:

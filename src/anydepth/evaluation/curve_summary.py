@@ -1,0 +1,133 @@
+"""A depth curve in a few figures that runs can be sorted and compared by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+from anydepth.depth import DepthConfig, DepthError, DepthSpace
+from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
+from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Accuracy lost from one rung of the ladder to the next shallower one.
+
+    Attributes:
+        deeper: The rung above, as text.
+        shallower: The rung below.
+        loss: AP of the deeper one minus AP of the shallower one; negative where the shallower one is better.
+    """
+
+    deeper: str
+    shallower: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class CurveSummary:
+    """What one depth curve comes to. AP are shares in [0, 1]; None: the curve lacks the depths for it.
+
+    Attributes:
+        full: AP at full depth.
+        minimal: AP at minimal depth.
+        ladder_mean: Mean AP over the rungs of the ladder, earliest stage removed first.
+        area: Mean AP over cost between minimal and full: the integral of the ladder's AP over GFLOPs by the
+            trapezoidal rule, divided by its width. Unlike the mean over rungs it does not change when a rung
+            is put between two others.
+        hypervolume: Area that the curve dominates when cost is a share of full's GFLOPs: the integral over
+            shares in [0, 1] of the best AP that costs at most that share (0 below the cheapest depth).
+        saving: GFLOPs of full divided by those of minimal.
+        largest_drop: Between neighbouring rungs of the ladder.
+    """
+
+    full: float | None
+    minimal: float | None
+    ladder_mean: float | None
+    area: float | None
+    hypervolume: float | None
+    saving: float | None
+    largest_drop: Drop | None
+
+    def figures(self) -> dict[str, float]:
+        """The figures that are known, by name; ``largest_drop`` as its loss."""
+        plain = asdict(self) | {"largest_drop": self.largest_drop.loss if self.largest_drop else None}
+        return {name: float(value) for name, value in plain.items() if value is not None}
+
+
+def summarize(curve: DepthCurve, figure: str = "AP") -> CurveSummary:
+    """Summarize a depth curve.
+
+    Args:
+        curve: Of any depths; figures over the ladder need all of its rungs.
+        figure: One of the 12 COCO figures.
+    """
+    known = {row.depth: row for row in curve.rows if row.figures[figure] != NO_GROUND_TRUTH}
+    full, minimal = known.get("full"), known.get("minimal")
+    ladder = ladder_rows(curve) if len(known) == len(curve.rows) else ()
+    accuracy = [row.figures[figure] for row in ladder]
+    drops = [
+        Drop(deeper.depth, shallower.depth, deeper.figures[figure] - shallower.figures[figure])
+        for deeper, shallower in pairwise(ladder)
+    ]
+    return CurveSummary(
+        full=full.figures[figure] if full else None,
+        minimal=minimal.figures[figure] if minimal else None,
+        ladder_mean=sum(accuracy) / len(accuracy) if ladder else None,
+        area=_mean_over_cost(ladder, figure),
+        hypervolume=_hypervolume(list(known.values()), full.gflops, figure) if full else None,
+        saving=full.gflops / minimal.gflops if full and minimal else None,
+        largest_drop=max(drops, key=lambda drop: drop.loss, default=None),
+    )
+
+
+def ladder_rows(curve: DepthCurve) -> tuple[DepthRow, ...]:
+    """The rungs from full to minimal, earliest stage removed first; empty where one was not evaluated."""
+    rows = {DepthConfig(tuple(row.refine.values()), row.decoder_layers): row for row in curve.rows}
+    named = {row.depth: row for row in curve.rows}
+    if not {"full", "minimal"} <= named.keys():
+        return ()
+    full, minimal = named["full"], named["minimal"]
+    try:
+        space = DepthSpace(
+            stages=tuple(full.refine),
+            decoder_layers=full.decoder_layers,
+            minimal_decoder_layers=minimal.decoder_layers,
+        )
+        return tuple(rows[config] for config in space.ladder())
+    except (DepthError, KeyError):
+        return ()
+
+
+def undominated(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Positions of the (cost, accuracy) that no cheaper or equally cheap point matches, by ascending cost."""
+    order = sorted(range(len(points)), key=lambda position: (points[position][0], -points[position][1]))
+    best: list[int] = []
+    for position in order:
+        if not best or points[position][1] > points[best[-1]][1]:
+            best.append(position)
+    return best
+
+
+def differences(first: CurveSummary, second: CurveSummary) -> Mapping[str, float]:
+    """``second`` minus ``first``, of the figures that both have."""
+    before, after = first.figures(), second.figures()
+    return {name: after[name] - before[name] for name in before if name in after}
+
+
+def _mean_over_cost(ladder: Sequence[DepthRow], figure: str) -> float | None:
+    if not ladder:
+        return None
+    width = ladder[0].gflops - ladder[-1].gflops
+    if width <= 0:
+        return ladder[0].figures[figure]
+    pairs = pairwise(ladder)
+    area = sum((a.gflops - b.gflops) * (a.figures[figure] + b.figures[figure]) / 2 for a, b in pairs)
+    return area / width
+
+
+def _hypervolume(rows: Sequence[DepthRow], full_gflops: float, figure: str) -> float:
+    points = [(row.gflops / full_gflops, row.figures[figure]) for row in rows]
+    front = [points[position] for position in undominated(points)]
+    ends = [*(cost for cost, _ in front[1:]), 1.0]
+    return sum((min(end, 1.0) - cost) * value for (cost, value), end in zip(front, ends, strict=True))

@@ -1,0 +1,122 @@
+"""The gallery holds what the detector finds at each depth, and reads back equal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anydepth.data.source import AnnotatedImage
+from anydepth.detector import Detector
+from anydepth.evaluation.coco_eval import FIGURES
+from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from anydepth.report.gallery import (
+    LOWEST_SCORE,
+    MOST_DEPTHS,
+    GalleryError,
+    detect_gallery,
+    draw_gallery,
+    read_gallery,
+)
+
+
+class _Source:
+    """Five noisy images with one box each."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def read(self, row: int) -> AnnotatedImage:
+        image = torch.randint(
+            0, 255, (3, 48, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(row)
+        )
+        boxes = np.array([[1.0, 2.0, 30.25, 40.0]], np.float32)
+        return AnnotatedImage(image, boxes, np.array([row % 2]), 100 + row, None)
+
+
+def _curve(detector: Detector, depths: str) -> DepthCurve:
+    space = detector.depth_space
+    rows = tuple(
+        DepthRow(
+            str(config),
+            dict(zip(space.stages, config.refine, strict=True)),
+            config.decoder_layers,
+            1,
+            100.0 - position,
+            None,
+            dict.fromkeys(FIGURES, 0.1),
+            {},
+        )
+        for position, config in enumerate(space.parse_list(depths))
+    )
+    return DepthCurve("small", 1, (64, 64), "fp32", 5, None, rows)
+
+
+def test_detections_of_every_depth_read_back(small_detector: Detector, tmp_path: Path):
+    curve = _curve(small_detector, "ladder")
+    written = detect_gallery(small_detector, _Source(), curve, tmp_path, count=3, threshold=0.3)
+    read = read_gallery(tmp_path)
+    assert [image.image_id for image in read.images] == [100, 102, 104]
+    assert [depth.depth for depth in read.depths] == [row.depth for row in curve.rows]
+    assert (read.class_names, read.threshold) == (("0", "1"), 0.3)
+    for kept, image in zip(written.images, read.images, strict=True):
+        assert image.size == (48, 80)
+        assert image.truth.boxes_xyxy.tolist() == [pytest.approx([1.0, 2.0, 30.25, 40.0], abs=0.06)]
+        source = _Source().read(image.image_id - 100).image
+        for depth in ("full", "minimal"):
+            expected = small_detector.predict(source, depth=depth, threshold=LOWEST_SCORE)[0]
+            torch.testing.assert_close(image.found[depth].boxes_xyxy, expected.boxes_xyxy, atol=0.06, rtol=0)
+            torch.testing.assert_close(image.found[depth].scores, expected.scores, atol=1e-4, rtol=0)
+            assert image.found[depth].labels.tolist() == kept.found[depth].labels.tolist()
+        with Image.open(image.path) as picture:
+            assert picture.size == (80, 48)
+
+
+def test_many_depths_are_shown_by_the_ladder(small_detector: Detector, tmp_path: Path):
+    curve = _curve(small_detector, "all")
+    assert len(curve.rows) > MOST_DEPTHS
+    gallery = detect_gallery(small_detector, _Source(), curve, tmp_path, count=1, threshold=0.3)
+    assert [depth.depth for depth in gallery.depths] == [str(d) for d in small_detector.depth_space.ladder()]
+
+
+def test_pictures_show_the_deepest_and_the_cheapest_depth(
+    small_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    titles: list[list[str]] = []
+    from anydepth.report import gallery as module
+
+    real: Callable[..., Image.Image] = module.side_by_side
+
+    def record(image: torch.Tensor, panels: list[module.Panel], names: list[str]) -> Image.Image:
+        titles.append([panel.title for panel in panels])
+        assert all(float(panel.boxes.scores.min()) >= 0.06 for panel in panels if len(panel.boxes))
+        return real(image, panels, names)
+
+    monkeypatch.setattr(module, "side_by_side", record)
+    curve = _curve(small_detector, "ladder")
+    gallery = detect_gallery(small_detector, _Source(), curve, tmp_path, count=2, threshold=0.06)
+    path = draw_gallery(gallery, tmp_path)
+    cheapest = min(row.gflops for row in curve.rows)
+    assert titles[0] == ["ground truth", "full, 100.00 GFLOPs", f"minimal, {cheapest:.2f} GFLOPs"]
+    assert path == tmp_path / "grid.jpg"
+    assert sorted(file.name for file in tmp_path.glob("*.jpg")) == ["100.jpg", "104.jpg", "grid.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("depths", [{"depth": "full"}]), ("images", [{"image_id": 1, "size": [2], "truth": {}, "found": {}}])],
+    ids=["depth", "image"],
+)
+def test_a_damaged_gallery_is_refused(small_detector: Detector, tmp_path: Path, key: str, value: object):
+    detect_gallery(
+        small_detector, _Source(), _curve(small_detector, "full"), tmp_path, count=1, threshold=0.3
+    )
+    document = json.loads((tmp_path / "gallery.json").read_text())
+    (tmp_path / "gallery.json").write_text(json.dumps(document | {key: value}))
+    with pytest.raises(GalleryError, match=r"gallery\.json: no gallery as anydepth writes it"):
+        read_gallery(tmp_path)
+    with pytest.raises(GalleryError, match="no gallery"):
+        read_gallery(tmp_path / "absent")
