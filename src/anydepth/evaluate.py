@@ -1,6 +1,5 @@
 """``anydepth-evaluate``: the depth curve of saved weights on a data set."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,14 @@ from omegaconf import DictConfig
 from rich import get_console
 
 from anydepth import runtime, zoo
-from anydepth.data.categories import Categories
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.layout import SPLIT_NAMES
-from anydepth.detector import Detector
+from anydepth.evaluation.classes import category_ids_of
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.evaluation.device import resolve_device
 from anydepth.report.coco_results import results_name, write_results
 from anydepth.report.tables import print_depth_curve, write_depth_curve
-
-# Detections of classes that the data set does not have count neither for nor against a detector.
-_NO_CATEGORY = -1
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -40,7 +35,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     config = runtime.plain(cfg)
     if config["split"] not in SPLIT_NAMES:
         raise ValueError(f"split={config['split']}: allowed are {', '.join(SPLIT_NAMES)}")
-    detector = _load(config)
+    detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
     depths = detector.depth_space.parse_list(config["depths"])
     device = resolve_device(cfg.device)
     cfg = cfg.copy()
@@ -95,40 +90,6 @@ def _write_results(
         )
         for row in curve.rows
     }
-
-
-def category_ids_of(class_names: Sequence[str], categories: Categories) -> list[int]:
-    """The data set's category id of each class of a detector, found by name.
-
-    Raises:
-        EvaluationError: The data set has categories that the detector does not know.
-    """
-    unknown = [name for name in categories.names if name not in class_names]
-    if unknown:
-        raise EvaluationError(
-            f"{categories.source}: the detector does not know {_few(unknown)}; its classes are "
-            f"{_few(class_names)}. Choose the data set that the weights were trained for"
-        )
-    if tuple(class_names) == categories.names:
-        return list(categories.ids)
-    ids = dict(zip(categories.names, categories.ids, strict=True))
-    return [ids.get(name, _NO_CATEGORY) for name in class_names]
-
-
-def _load(config: Mapping[str, Any]) -> Detector:
-    if not config["weights"]:
-        raise ValueError("no weights: give weights=FILE, the weights.safetensors of a training run")
-    detector = zoo.load(config["weights"])
-    if config["input_size"] is not None:
-        if len(config["input_size"]) != 2:
-            raise ValueError(f"input_size={config['input_size']}: give [height, width] in pixels")
-        height, width = config["input_size"]
-        detector.input_size = (int(height), int(width))
-    return detector
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join([*names[:10], "..."] if len(names) > 10 else names)
 
 
 @hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="evaluate")

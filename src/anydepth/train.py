@@ -19,7 +19,9 @@ from anydepth import runtime, zoo
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator
+from anydepth.evaluation.compatibility import measure_compatibility
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
+from anydepth.report.compatibility import write_compatibility
 from anydepth.report.gallery import detect_gallery, draw_gallery
 from anydepth.report.tables import print_depth_curve, write_depth_curve
 from anydepth.training.callbacks import ConfigGuard, ConsoleProgress
@@ -197,6 +199,7 @@ def finish(
         latency_repetitions=settings["latency_repetitions"],
     )
     files |= {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
+    files |= compare_features(detector, data, settings, folder, trainer.strategy.root_device)
     images = {name: path for name, path in files.items() if path.suffix == ".png"}
     if settings["pictures"]:
         files["pictures"] = folder / "pictures"
@@ -218,7 +221,31 @@ def finish(
     return files, curve
 
 
+def compare_features(
+    detector: Detector,
+    data: DetectionDataModule,
+    settings: Mapping[str, Any],
+    folder: Path,
+    device: torch.device,
+) -> dict[str, Path]:
+    """How compatible the features of the curve's depths are with those of full depth, on validation images.
+
+    Returns:
+        Files by what they are; none where it was not asked for, or where there is nothing to compare.
+    """
+    images = min(settings["compatibility_images"], len(data.val_index))
+    if images < 2 or not detector.depth_space.stages:
+        return {}
+    loader = data.val_dataloader()
+    found = measure_compatibility(detector, loader, settings["depths"], images=images, device=device)
+    paths = write_compatibility(found, folder)
+    return {f"compatibility ({suffix})": path for suffix, path in paths.items()}
+
+
 def _prepare(config: Mapping[str, Any]) -> None:
+    images = config["curve"]["compatibility_images"]
+    if images < 0 or images == 1:
+        raise ValueError(f"curve.compatibility_images={images}: give 2 or more images, or 0 for none")
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision(config["float32_matmul"])
     for message in _NOISE:

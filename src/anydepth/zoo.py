@@ -5,7 +5,7 @@ the version of this layout, so that :func:`load` needs nothing else; it holds no
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -111,6 +111,26 @@ def load(path: str | Path) -> Detector:
     detector.load_state_dict(dict(contents.weights))
     detector.reset_classes(contents.class_names)
     return detector.eval()
+
+
+def load_for_evaluation(weights: str | Path | None, input_size: Sequence[int] | None = None) -> Detector:
+    """The detector that :func:`save` wrote, at the input size that an entry point asks for.
+
+    Args:
+        weights: The file; None is an error that says how to give one.
+        input_size: (height, width) in pixels; None: the one the detector was trained for.
+
+    Raises:
+        ValueError: No file, or an input size of another form; see :func:`load` for damaged files.
+    """
+    if not weights:
+        raise ValueError("no weights: give weights=FILE, the weights.safetensors of a training run")
+    detector = load(weights)
+    if input_size is not None:
+        if len(input_size) != 2:
+            raise ValueError(f"input_size={input_size}: give [height, width] in pixels")
+        detector.input_size = (int(input_size[0]), int(input_size[1]))
+    return detector
 
 
 def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) -> LoadReport:

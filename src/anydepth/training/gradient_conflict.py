@@ -28,7 +28,7 @@ STEM = "stem"
 
 
 class GradientConflict(pl.Callback):
-    """Logs, now and then, the cosine between the gradients of the first path's loss and of every other path's.
+    """Logs, now and then, the cosine between the gradients of the first path's loss and of any other path's.
 
     Names of what is logged:
 
