@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 import anydepth
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator
+from anydepth.evaluation.compatibility import Compatibility, measure_compatibility
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.train import run
 from anydepth.training.checkpoints import CheckpointError, check_resumable, read_checkpoint
@@ -130,6 +131,9 @@ def test_a_run_leaves_everything_that_it_promises(whole: tuple[Path, dict[str, A
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "compatibility.csv",
+        "compatibility.json",
+        "compatibility.png",
         "config.yaml",
         "depth_curve.csv",
         "depth_curve.json",
@@ -137,7 +141,9 @@ def test_a_run_leaves_everything_that_it_promises(whole: tuple[Path, dict[str, A
         "logs/version_0/hparams.yaml",
         "logs/version_0/metrics.csv",
         f"pictures/{objects['data'].val_index.image_ids[0]}.jpg",
+        "pictures/gallery.json",
         "pictures/grid.jpg",
+        f"pictures/originals/{objects['data'].val_index.image_ids[0]}.jpg",
         "provenance.json",
         "weights.safetensors",
     }
@@ -189,3 +195,21 @@ def test_a_file_of_another_program_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"model": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="weights=PATH"):
         read_checkpoint(tmp_path / "other.pth")
+
+
+def test_a_run_compares_the_features_of_its_best_weights(whole: tuple[Path, dict[str, Any]]) -> None:
+    found = Compatibility.from_json((whole[0] / "compatibility.json").read_text())
+    assert found.images == 16, "curve.compatibility_images"
+    assert found.depths == ("full", "minimal")
+    assert found.value("neck P3", "full", "spatial_cka") == pytest.approx(1)
+    loader = whole[1]["data"].val_dataloader()
+    best = anydepth.load(whole[0] / "weights.safetensors")
+    assert found == measure_compatibility(best, loader, ["full", "minimal"], images=16)
+
+
+@pytest.mark.parametrize("images", [-1, 1])
+def test_too_few_images_to_compare_are_refused_before_training(
+    compose_run: Compose, tmp_path: Path, images: int
+) -> None:
+    with pytest.raises(ValueError, match=f"compatibility_images={images}: give 2 or more"):
+        run(compose_run(tmp_path, f"curve.compatibility_images={images}"))

@@ -44,8 +44,8 @@ class GradientConflict(pl.Callback):
     accumulation, the first micro-batch of a step counts. Over several processes, gradients are averaged
     before they are compared, as training averages them, so that the figures are about the whole batch.
 
-    A measured step takes about twice as long on a CPU and leaves the others alone; see
-    ``conf/callbacks/gradients.yaml`` for the share of training time at the default.
+    A measured step takes 1.9 times as long with two paths (on a CPU), other steps no longer than before;
+    every 50th step comes to 1.7 % of training.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next; the first step is measured.
