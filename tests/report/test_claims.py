@@ -313,8 +313,8 @@ def test_a_point_between_works_if_it_is_not_below_the_ends(none: Sequence[float]
 
 
 def test_a_different_point_that_fails_in_every_seed_is_no_contradiction():
-    runs = {BOTH: [{**GOOD, "none@3": 0.2}, {**GOOD, "neck@3": 0.2}]}
-    assert _verdicts(runs)[BETWEEN] == "undecided"
+    finding = _findings({BOTH: [{**GOOD, "none@3": 0.2}, {**GOOD, "neck@3": 0.2}]})[BETWEEN]
+    assert (finding.verdict, finding.figures["points_below"]) == ("undecided", 0.0)
 
 
 def test_the_text_of_claim_3_names_the_cliff_and_that_of_naive_skipping():

@@ -238,6 +238,7 @@ def test_means_and_spreads_are_over_seeds():
         "full", 10.0, None, pytest.approx(0.31), pytest.approx(0.30), pytest.approx(0.33)
     )
     assert [point.depth for point in setting.curve_mean] == ["full", "neck@3", "none@3", "minimal"]
+    assert (setting.curve_mean[-1].low, setting.curve_mean[-1].high) == (0.22, 0.26)
 
 
 def test_one_seed_has_no_spread():
