@@ -2,18 +2,30 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 
 from anydepth import runtime
+from anydepth.train import run
 from config_checks import check_targets
 
 WINGS = {"detr": "detr_tiny", "yolo": "yolo_tiny"}
+SMALL_YOLO = (
+    "detector=yolo_tiny",
+    "detector.widths=[8,8,16,64,64]",
+    "detector.backbone_units=[1,2,2,1]",
+    "detector.neck_units=[1,1,1,2]",
+    "detector.input_size=[64,64]",
+)
 # The wings that a study is for; the others are for both.
 ONE_WING = {
     "decoder_depth": "detr",
@@ -153,4 +165,27 @@ def test_the_search_is_seeded_and_maximises_the_validation_score() -> None:
     assert sweeper.direction == "maximize"
     sampler = runtime.instantiate(sweeper.sampler)
     assert type(sampler).__name__ == "TPESampler"
-    assert check_targets({"sweeper": {"_target_": sweeper._target_, "sampler": dict(sweeper.sampler)}}) == 2
+    assert check_targets(OmegaConf.to_container(sweeper)) == 2
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_joint_training_is_distillation_without_its_losses(
+    wing: str, small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Said by the schedule or by the losses, the weights are the same; the method trains others."""
+    small = [text for text in small_run if wing == "detr" or not text.startswith("detector.")]
+    detector = [*small, "optim.epochs=1", *(SMALL_YOLO if wing == "yolo" else ())]
+    arms = {
+        "schedule": ["ablation=no_distillation"],
+        "losses": [f"distillation={wing}_none"],
+        "method": ["ablation=both"],
+    }
+    weights = {}
+    for name, arm in arms.items():
+        folder = f"paths.output_dir={tmp_path / name}"
+        run(runtime.compose("train", [*detector, *arm, folder], hydra_config=True))
+        weights[name] = load_file(tmp_path / name / "weights.safetensors")
+    HydraConfig.instance().cfg = None
+    one, two, method = weights["schedule"], weights["losses"], weights["method"]
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not all(torch.equal(one[key], method[key]) for key in one)
