@@ -139,7 +139,9 @@ def test_a_run_leaves_everything_that_it_promises(whole: tuple[Path, dict[str, A
         "logs/version_0/hparams.yaml",
         "logs/version_0/metrics.csv",
         f"pictures/{objects['data'].val_index.image_ids[0]}.jpg",
+        "pictures/gallery.json",
         "pictures/grid.jpg",
+        f"pictures/originals/{objects['data'].val_index.image_ids[0]}.jpg",
         "provenance.json",
         "weights.safetensors",
     }
