@@ -10,7 +10,7 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo test look-at-data bench-step bench-data bench-memory bench-index bench-eval \
+.PHONY: help setup train-detr train-yolo ablation test look-at-data bench-step bench-data bench-memory bench-index bench-eval \
 	lint types check lock sample-data clean
 
 help: ## Show this list
@@ -36,6 +36,9 @@ train-detr: setup ## Train AnyDepth-DETR (the embedded sample unless ARGS says o
 
 train-yolo: setup ## The same with AnyDepth-YOLO
 	$(BIN)/anydepth-train detector=yolo_tiny $(ARGS)
+
+ablation: setup ## Six arms of the method, two seeds each, and the page that compares them (about an hour)
+	$(BIN)/anydepth-train -m experiment=ablation $(ARGS)
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)

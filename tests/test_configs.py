@@ -12,8 +12,10 @@ from anydepth import runtime
 from anydepth.detector import Objective
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.optim import Recipe
+from config_checks import check_targets
 
 GROUPS = (
+    "ablation",
     "augmentation",
     "callbacks",
     "data",
@@ -23,11 +25,17 @@ GROUPS = (
     "distillation",
     "experiment",
     "hydra",
+    "hydra/launcher",
+    "hydra/sweeper",
+    "length",
     "logger",
     "optim",
     "paths",
+    "sweep",
     "trainer",
 )
+# Chosen by the detector and the data set, never by hand.
+CHOSEN = ("wing", "recipe")
 OPTIONS = [
     (group, name) for group in GROUPS for name in runtime.config_names(group) if not name.startswith("_")
 ]
@@ -39,14 +47,59 @@ def _compose(*overrides: str) -> DictConfig:
     return runtime.compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
 
 
-def test_every_group_has_options() -> None:
+def test_every_group_is_tested() -> None:
+    folders = {path.parent.relative_to(runtime.config_dir()) for path in runtime.config_dir().rglob("*.yaml")}
+    assert {folder.as_posix() for folder in folders} - {"."} == {*GROUPS, *CHOSEN}
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS, ids=[f"{group}={name}" for group, name in OPTIONS])
-def test_every_option_composes_and_resolves(group: str, name: str) -> None:
-    config = _compose(f"{group}={name}", *(NEEDED if group in ("experiment", "data") else ()))
-    assert runtime.plain(config)["detector_name"] in runtime.config_names("detector")
+def test_every_option_composes_and_fits_the_code(group: str, name: str) -> None:
+    """Alone, on top of the defaults; with the wing's detector where the name says that it is one wing's."""
+    detector = ["detector=yolo_tiny"] if name.endswith("yolo") and group == "sweep" else []
+    config = _compose(f"{group}={name}", *detector, *(NEEDED if group in ("experiment", "data") else ()))
+    settings = runtime.plain(config)
+    assert settings["detector_name"] in runtime.config_names("detector")
+    assert check_targets(settings) > 10
+
+
+@pytest.mark.parametrize("name", runtime.config_names("ablation"))
+@pytest.mark.parametrize("detector", ["detr_tiny", "yolo_tiny"])
+def test_ablations_fit_both_wings(name: str, detector: str) -> None:
+    config = _compose(f"ablation={name}", f"detector={detector}")
+    assert config.distillation._target_.startswith(f"anydepth.{detector.partition('_')[0]}.")
+    assert check_targets(runtime.plain(config)) > 10
+
+
+def test_parts_of_options_belong_to_options() -> None:
+    for path in runtime.config_dir().rglob("_*.yaml"):
+        users = [other for other in path.parent.glob("*.yaml") if path.stem in other.read_text()]
+        assert users, f"{path} is part of nothing"
+
+
+@pytest.mark.parametrize("group", CHOSEN)
+def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
+    texts = [path.read_text() for path in runtime.config_dir().rglob("*.yaml")]
+    for name in runtime.config_names(group):
+        assert any(f"/{group}@_global_.{group}: {name}" in text for text in texts)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_other_entry_points_compose(name: str) -> None:
+    config = runtime.compose(name, ["paths.output_dir=out"], hydra_config=True)
+    check_targets(runtime.plain(config))
+
+
+def test_a_setting_that_the_code_does_not_take_is_found() -> None:
+    """The check itself: a misspelled key in a file, also where a target takes keywords, and a target gone."""
+    data = runtime.plain(_compose())["data"]
+    check_targets(data)
+    with pytest.raises(AssertionError, match="batch_sice"):
+        check_targets({**data, "batch_sice": 3})
+    with pytest.raises(AssertionError, match="decai"):
+        check_targets({"_target_": "anydepth.training.ema.WeightAveraging", "decai": 0.9, "warmup_steps": 1})
+    with pytest.raises(Exception, match="gone"):
+        check_targets({"_target_": "anydepth.training.ema.gone"})
 
 
 @pytest.mark.parametrize("name", runtime.config_names("depth_schedule"))
@@ -99,7 +152,30 @@ def test_the_recipe_follows_the_data_unless_one_is_chosen() -> None:
     assert _compose("data=coco", "data.root=x", "optim.lr=3e-4").optim.lr == 3e-4
 
 
-@pytest.mark.parametrize("override", ["optim.lrr=1", "nothing=1", "detector.stemm=deep"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "nothing=1",
+        *(
+            f"{node}.nothing=1"
+            for node in (
+                *(
+                    "callbacks.best",
+                    "curve",
+                    "data",
+                    "data.augmentation",
+                    "data.root",
+                    "depth_schedule",
+                    "detector",
+                ),
+                *("distillation", "logger.csv", "multi_scale", "optim", "paths", "trainer", "validation"),
+            )
+        ),
+        "detector.stemm=deep",
+        "ablation.nothing=1",
+        "sweep.nothing=1",
+    ],
+)
 def test_an_unknown_key_is_an_error(override: str) -> None:
     with pytest.raises(ConfigCompositionException, match=f"Could not override '{override.split('=')[0]}'"):
         _compose(override)

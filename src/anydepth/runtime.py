@@ -3,14 +3,11 @@
 import hashlib
 import json
 import os
-import platform
-import subprocess
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +19,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from anydepth import provenance, sweep_names
+
 PACKAGE_DIR = Path(__file__).resolve().parent
 VERSION_BASE = "1.3"
-_VERSIONS_OF = (
-    "anydepth",
-    "torch",
-    "torchvision",
-    "lightning",
-    "hydra-core",
-    "numpy",
-    "pycocotools",
-    "hotcoco",
-)
+
+# What neither decides nor describes a result: where it is written, logged and gone on from, and the console.
+WITHOUT_EFFECT = ("paths", "output", "ckpt_path", "logger", "callbacks.progress")
+
+sweep_names.register()
 
 
 def config_dir() -> Path:
@@ -149,52 +143,61 @@ def config_hash(config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> str
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def result_hash(config: Mapping[str, Any]) -> str:
+    """A fingerprint of the settings that decide the result of a run, wherever it is written.
+
+    Args:
+        config: What :func:`plain` returned.
+    """
+    folder = (config.get("paths") or {}).get("output_dir")
+    return config_hash(_of_effect(config, folder))
+
+
+def _of_effect(value: Any, folder: str | None, key: str = "") -> Any:
+    """The settings without those of no effect, and with the run's own folder left out of paths."""
+    if isinstance(value, Mapping):
+        inner = {name: f"{key}.{name}" if key else str(name) for name in value}
+        return {
+            name: _of_effect(item, folder, inner[name])
+            for name, item in value.items()
+            if inner[name] not in WITHOUT_EFFECT
+        }
+    if isinstance(value, list):
+        return [_of_effect(item, folder, key) for item in value]
+    return value.replace(folder, "RUN") if folder and isinstance(value, str) else value
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first one of the run, also before it has joined the others."""
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    )
+
+
 # -- provenance ----------------------------------------------------------------------------------------
 
 
-def provenance() -> dict[str, object]:
-    """What a result came from: time, command, versions, platform, and the commit where this is a clone."""
-    versions: dict[str, str] = {}
-    for name in _VERSIONS_OF:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "git": _git_state(PACKAGE_DIR.parent.parent),
-    }
-
-
 def write_provenance(folder: str | Path, config: Mapping[str, Any]) -> None:
-    """Write ``config.yaml`` (resolved) and ``provenance.json`` into a run folder, creating it if needed."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
-    (folder / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
-
-
-def _git_state(repository: Path) -> dict[str, object] | None:
-    """Commit and whether tracked files differ from it; None outside a clone or without git."""
-    if not (repository / ".git").exists():
-        return None
-    try:
-        commit = _git(repository, "rev-parse", "HEAD")
-        changed = _git(repository, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "changed": bool(changed)}
-
-
-def _git(repository: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=True, timeout=20
+    """Write what was run into a run folder, creating it if needed; see :mod:`anydepth.provenance`."""
+    repository = PACKAGE_DIR.parent.parent
+    command, overrides = _command()
+    description = provenance.describe(
+        command=command,
+        overrides=overrides,
+        seed=config.get("seed"),
+        config_hash=result_hash(config),
+        repository=repository,
     )
-    return done.stdout.strip()
+    provenance.write(Path(folder), config, description, repository)
+
+
+def _command() -> tuple[str, list[str]]:
+    """The command line that repeats this run, or this job of a sweep alone, and its settings."""
+    if not HydraConfig.initialized():
+        return shlex.join(sys.argv), []
+    hydra_config = HydraConfig.get()
+    overrides = [str(text) for text in hydra_config.overrides.task]
+    return shlex.join([f"anydepth-{hydra_config.job.name}", *overrides]), overrides
 
 
 # -- errors --------------------------------------------------------------------------------------------
@@ -212,13 +215,18 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        expected = _is_users_mistake(error) or _is_lost_worker(error)
-        if os.environ.get("ANYDEPTH_TRACEBACK") == "1" or not expected:
+        message = explain(error)
+        if os.environ.get("ANYDEPTH_TRACEBACK") == "1" or message is None:
             raise
         sys.stdout.flush()
-        sys.stderr.write(f"\nError: {_message(error)}\n")
+        sys.stderr.write(f"\nError: {message}\n")
         sys.stderr.write("(ANYDEPTH_TRACEBACK=1 shows where it was raised.)\n")
         raise SystemExit(1) from error
+
+
+def explain(error: Exception) -> str | None:
+    """What :func:`friendly_errors` tells the user about an error; None for a defect of the program."""
+    return _message(error) if _is_users_mistake(error) or _is_lost_worker(error) else None
 
 
 def _is_users_mistake(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """``anydepth-train``: train a detector at many depths, then draw its depth curve."""
 
 import logging
-import os
+import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from rich import get_console
 
-from anydepth import runtime, zoo
+from anydepth import provenance, runtime, sweeps, zoo
 from anydepth.data.datamodule import DetectionDataModule
+from anydepth.data.fingerprint import fingerprint
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.compatibility import measure_compatibility
@@ -69,8 +70,14 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["ckpt_path"]:
         check_resumable(config["ckpt_path"], detector)
     if trainer.is_global_zero:
+        _complete_provenance(config, data, trainer)
         _announce(config, detector, data, schedule, trainer)
     trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
+    if config["ckpt_path"] and "val/score" not in trainer.callback_metrics:
+        # The checkpoint was the last one: nothing was left to train, but its figures are part of the result.
+        trainer.validate(
+            module, datamodule=data, ckpt_path=config["ckpt_path"], verbose=False, weights_only=True
+        )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     objects: dict[str, Any] = {"data": data, "detector": detector, "module": module, "trainer": trainer}
     # What follows runs in the first process alone and must not wait for the others.
@@ -104,7 +111,7 @@ def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Dete
     detector.reset_classes(data.class_names)
     if config["weights"]:
         report = zoo.load_weights(detector, config["weights"])
-        if _is_first_process():
+        if runtime.is_first_process():
             get_console().print(str(report), highlight=False)
     return detector
 
@@ -252,14 +259,23 @@ def _prepare(config: Mapping[str, Any]) -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if _is_first_process():
+    if runtime.is_first_process():
         runtime.write_provenance(config["paths"]["output_dir"], config)
 
 
-def _is_first_process() -> bool:
-    """Whether this process is the first one of the run, also before it has joined the others."""
-    return all(
-        os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+def _complete_provenance(config: Mapping[str, Any], data: DetectionDataModule, trainer: pl.Trainer) -> None:
+    """Add what is known only now: the data that was read and the device."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    provenance.complete(
+        Path(config["paths"]["output_dir"]),
+        device={"type": device.type, "name": name or platform.machine(), "count": trainer.world_size},
+        data={
+            "fingerprint": fingerprint([data.index("train"), data.index("val")]),
+            "train_images": len(data.source("train")),
+            "val_images": len(data.val_index),
+            "class_names": list(data.class_names),
+        },
     )
 
 
@@ -291,9 +307,7 @@ def _announce(
 @hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-train``; a sweep gets the validation score."""
-    with runtime.friendly_errors():
-        metrics, _ = run(cfg)
-    return metrics.get("val/score")
+    return sweeps.execute(cfg, run)
 
 
 if __name__ == "__main__":

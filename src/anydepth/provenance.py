@@ -1,0 +1,155 @@
+"""Where the results in a run folder came from, and how to repeat them."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anydepth.report.files import atomic_path, write_text
+
+CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
+PATCH = "uncommitted.patch"
+
+_LARGEST_PATCH = 2_000_000
+"""Bytes. A larger difference is generated files, not work in progress."""
+
+_VERSIONS_OF = (
+    "anydepth",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "hydra-submitit-launcher",
+    "submitit",
+    "hydra-optuna-sweeper",
+    "optuna",
+    "numpy",
+    "scipy",
+    "pillow",
+    "av",
+    "pycocotools",
+    "hotcoco",
+    "litdata",
+    "safetensors",
+    "wandb",
+    "plotly",
+    "matplotlib",
+)
+
+
+def describe(
+    *, command: str, overrides: Sequence[str], seed: int | None, config_hash: str, repository: Path
+) -> dict[str, Any]:
+    """What is known when a run starts: time, command, versions, platform, and the commit of a clone.
+
+    Args:
+        command: Repeats the run when given to a shell in ``directory``.
+        overrides: The settings that were given on the command line.
+        seed: Of the run; None for one that draws nothing.
+        config_hash: Of the settings that decide the result.
+        repository: The clone that this package runs from, if it is one.
+    """
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "directory": str(Path.cwd()),
+        "overrides": list(overrides),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "git": git_state(repository),
+        "seed": seed,
+        "config_hash": config_hash,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that results may depend on."""
+    found: dict[str, str] = {}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any], repository: Path) -> None:
+    """Write ``config.yaml``, ``provenance.json``, and ``uncommitted.patch`` where the clone is changed.
+
+    Args:
+        folder: Created if needed.
+        config: The resolved settings as plain containers.
+        description: What :func:`describe` returned.
+        repository: See there.
+    """
+    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    git = description["git"]
+    patch = uncommitted(repository) if git and git["changed"] else None
+    if patch is None:
+        (folder / PATCH).unlink(missing_ok=True)
+    else:
+        with atomic_path(folder / PATCH) as partial:
+            partial.write_bytes(patch)
+    write_text(folder / PROVENANCE, json.dumps(description, indent=2) + "\n")
+
+
+def complete(folder: Path, **parts: object) -> None:
+    """Add what is known only later, e.g. ``data`` and ``device``, to ``provenance.json``."""
+    path = folder / PROVENANCE
+    written = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path, json.dumps({**written, **parts}, indent=2) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What ``provenance.json`` of a run folder says; None where there is none or it is not complete."""
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def git_state(repository: Path) -> dict[str, Any] | None:
+    """Commit, whether tracked files differ from it, and new files of code or configuration.
+
+    Returns:
+        None outside a clone or without git.
+    """
+    if not (repository / ".git").exists():
+        return None
+    try:
+        commit = _git(repository, "rev-parse", "HEAD").decode().strip()
+        changed = _git(repository, "status", "--porcelain", "--untracked-files=no")
+        new = _git(repository, "ls-files", "--others", "--exclude-standard", "--", "src", "conf")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changed), "new_files": new.decode().splitlines()[:100]}
+
+
+def uncommitted(repository: Path) -> bytes | None:
+    """What ``git apply`` needs to get from the commit to the files as they are; None where git fails."""
+    try:
+        patch = _git(repository, "diff", "HEAD", "--binary")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if len(patch) <= _LARGEST_PATCH:
+        return patch
+    note = f"\n[cut: these are {_LARGEST_PATCH} of {len(patch)} bytes, which git cannot apply]\n"
+    return patch[:_LARGEST_PATCH] + note.encode()
+
+
+def _git(repository: Path, *arguments: str) -> bytes:
+    done = subprocess.run(
+        ["git", "-C", str(repository), *arguments], capture_output=True, check=True, timeout=60
+    )
+    return done.stdout

@@ -1,0 +1,123 @@
+"""How sweeps name their folders: so that the same command finds them again.
+
+Two resolvers for ``conf/``: ``${study:}`` names the folder of a sweep, ``${job:}`` that of one of its jobs.
+What is swept is known only where the sweep starts. The answer stays in OmegaConf's cache, which Hydra hands
+on to the jobs, as it does with the time of ``${now:}``.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+T = TypeVar("T")
+
+_NAMED = ("experiment", "sweep", "detector", "data", "seed")
+"""Settings that the path of a study says, and the seed, of which a study may get more later."""
+
+_LONGEST = 120
+"""Characters of a job's folder before its hash; file systems take 255 bytes."""
+
+
+def swept_overrides(config: DictConfig) -> list[Override]:
+    """The settings that a sweep varies, those of its configuration first.
+
+    Args:
+        config: What Hydra composed for the sweep, with its node ``hydra``.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    chosen = _parse([f"{key}={value}" for key, value in params.items()])
+    given = _parse(config.hydra.overrides.task)
+    keys = {override.key_or_group for override in given}
+    swept = [override for override in given if override.is_sweep_override()]
+    return [override for override in chosen if override.key_or_group not in keys] + swept
+
+
+def study_name(config: DictConfig) -> str:
+    """Experiment, then detector and data, then a hash of the other settings that all jobs share.
+
+    Args:
+        config: What Hydra composed for the sweep, with its node ``hydra``.
+    """
+    choices, given = config.hydra.runtime.choices, _parse(config.hydra.overrides.task)
+    swept = _swept_keys(config)
+    common = [
+        str(override.input_line)
+        for override in given
+        if override.key_or_group not in (*_NAMED, *swept) and not override.is_sweep_override()
+    ]
+    values = {
+        override.key_or_group: str(override.input_line).partition("=")[2].replace(",", "+")
+        for override in given
+    }
+    parts = [values.get(group, str(choices[group])) for group in ("detector", "data")]
+    study = choices.experiment or choices.sweep or "sweep"
+    return f"{study}/{'_'.join([*map(_clean, parts), *([_digest(common, 6)] if common else [])])}"
+
+
+def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
+    """The settings that make this job differ from the others, readable, then a hash of all its settings.
+
+    Args:
+        overrides: All settings of the job.
+        swept: Keys that the sweep varies; none: all settings are named.
+
+    Example:
+        >>> job_name(["optim.lr=0.1", "data=bccd"], swept=["optim.lr"])
+        'lr_0.1-a4b4bcbb'
+    """
+    keys = set(swept)
+    named = [
+        f"{key.rpartition('.')[2].rpartition('/')[2]}_{value}"
+        for key, _, value in (text.partition("=") for text in overrides)
+        if not keys or key.lstrip("+") in keys
+    ]
+    readable = "-".join(_clean(text) for text in named)[:_LONGEST].rstrip("-.")
+    return f"{readable or 'default'}-{_digest(overrides, 8)}"
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf; again changes nothing."""
+    OmegaConf.register_new_resolver("study", lambda *, _root_: _once(_root_, study_name), replace=True)
+    OmegaConf.register_new_resolver("job", _job_of, replace=True)
+
+
+def remember_sweep(config: DictConfig) -> None:
+    """Note what is swept, for the jobs; to be called where a sweep starts."""
+    _once(config, study_name)
+    _once(config, _swept_keys)
+
+
+def _job_of(*, _root_: DictConfig) -> str:
+    return job_name(_root_.hydra.overrides.task, _once(_root_, _swept_keys))
+
+
+def _once(config: DictConfig, compute: Callable[[DictConfig], T]) -> T:
+    """What was computed first for this configuration, or for that of the sweep which it is a job of."""
+    cache = OmegaConf.get_cache(config)["anydepth.sweep"]
+    if compute.__name__ not in cache:
+        cache[compute.__name__] = compute(config)
+    found: T = cache[compute.__name__]
+    return found
+
+
+def _swept_keys(config: DictConfig) -> list[str]:
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    return sorted({*map(str, params), *(override.key_or_group for override in swept_overrides(config))})
+
+
+def _parse(overrides: Iterable[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides([str(text) for text in overrides])
+
+
+def _clean(text: str) -> str:
+    # A path with "=" or "," in it would have to be quoted as a value on the command line.
+    return re.sub(r"[^A-Za-z0-9_.+-]+", ".", text).strip(".")
+
+
+def _digest(texts: Iterable[str], length: int) -> str:
+    return hashlib.sha256("\n".join(sorted(map(str, texts))).encode()).hexdigest()[:length]

@@ -1,0 +1,263 @@
+"""One job of training: what it leaves in its folder, and in a sweep what it finds there.
+
+A run folder ends with ``result.json`` or with ``failure.json``; one that holds neither was interrupted. A
+sweep that is started again in its folder passes over finished jobs, goes on with interrupted ones and runs
+the rest.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+
+from anydepth import provenance, runtime
+from anydepth.report.files import write_text
+from anydepth.training.checkpoints import CheckpointError, read_checkpoint
+
+RESULT: Final = "result.json"
+FAILURE: Final = "failure.json"
+REFUSAL: Final = "refused.json"
+SCORE = "val/score"
+
+_LEFT_BY_A_RUN = (
+    "checkpoints",
+    "logs",
+    "pictures",
+    "compatibility.json",
+    "depth_curve.csv",
+    "depth_curve.json",
+    "depth_curve.png",
+    "skipped_images.txt",
+    "weights.safetensors",
+    provenance.PATCH,
+    provenance.PROVENANCE,
+    provenance.CONFIG,
+)
+
+Train = Callable[[DictConfig], tuple[dict[str, float], Any]]
+"""Trains what a configuration says; returns figures by name, and whatever else."""
+
+
+class RunFolderError(ValueError):
+    """A run folder that must not be written to; the message says what to do."""
+
+
+def execute(cfg: DictConfig, train: Train) -> float | None:
+    """Train, and record in the run folder what became of it.
+
+    In a sweep an error is recorded and told in one line, and the next job has its turn; only an interruption
+    ends the sweep. A job that its folder holds the result of is not trained again.
+
+    Args:
+        cfg: Of this job.
+        train: What trains it.
+
+    Returns:
+        The validation score for the sweeper; NaN for a job that failed, None where there was no validation.
+
+    Raises:
+        SystemExit: Outside a sweep, after an error that the user can do something about.
+        Exception: Outside a sweep, a defect.
+    """
+    if not runtime.is_sweep():
+        with runtime.friendly_errors():
+            _check_single_job()
+            _forget(_folder(cfg), RESULT, FAILURE)
+            return _recorded(cfg, train)
+    try:
+        return _continued(cfg, train)
+    except Exception as error:
+        _tell(error, _folder(cfg))
+        return math.nan
+
+
+def read_record(folder: Path, name: Literal["result.json", "failure.json", "refused.json"]) -> dict[str, Any]:
+    """A record of a run folder; empty where there is none, or none that can be read."""
+    try:
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def run_folders(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs, by name."""
+    marks = (provenance.CONFIG, RESULT, FAILURE, REFUSAL)
+    return sorted(path for path in sweep.glob("*") if any((path / mark).is_file() for mark in marks))
+
+
+# -- one job ---------------------------------------------------------------------------------------------
+
+
+def _continued(cfg: DictConfig, train: Train) -> float | None:
+    """A job of a sweep: recognised, gone on with, or begun."""
+    folder = _folder(cfg)
+    try:
+        fingerprint = runtime.result_hash(runtime.plain(cfg))
+    except Exception as error:
+        _write_failure(folder, error, None)
+        raise
+    done = read_record(folder, RESULT)
+    if done:
+        _check_same(folder, done, fingerprint, cfg)
+        _forget(folder, FAILURE, REFUSAL)
+        _say(f"skipped   {folder.name}: finished {done.get('finished', 'before')}")
+        score = done.get("metrics", {}).get(SCORE)
+        return None if score is None else float(score)
+    checkpoint = _checkpoint(folder, fingerprint)
+    if checkpoint is None:
+        _forget(folder, *_LEFT_BY_A_RUN)
+        _say(f"begins    {folder.name}")
+    else:
+        cfg = cfg.copy()
+        cfg.ckpt_path = str(checkpoint)
+        _say(f"goes on   {folder.name}: from its last checkpoint")
+    _forget(folder, FAILURE, REFUSAL)
+    return _recorded(cfg, train)
+
+
+def _recorded(cfg: DictConfig, train: Train) -> float | None:
+    """Train; then write the result, or the failure before it is raised again."""
+    folder, started, fingerprint = _folder(cfg), time.monotonic(), None
+    try:
+        fingerprint = runtime.result_hash(runtime.plain(cfg))
+        metrics, _ = train(cfg)
+    except Exception as error:
+        _write_failure(folder, error, fingerprint)
+        raise
+    _write(
+        folder / RESULT,
+        status="finished",
+        config_hash=fingerprint,
+        seconds=round(time.monotonic() - started, 3),
+        finished=_now(),
+        metrics={name: value if math.isfinite(value) else None for name, value in metrics.items()},
+    )
+    return metrics.get(SCORE)
+
+
+def _check_single_job() -> None:
+    """Refuse a study without ``-m``, which would train one job that nobody asked for."""
+    if not HydraConfig.initialized():
+        return
+    hydra_config = cast(DictConfig, HydraConfig.get())
+    params = {str(key) for key in OmegaConf.select(hydra_config, "sweeper.params") or ()}
+    if params and not params & {text.partition("=")[0] for text in hydra_config.overrides.task}:
+        raise ValueError(
+            f"this is a study over {', '.join(sorted(params))}: add -m to run all of its jobs, or choose "
+            f"one of them, e.g. {sorted(params)[0]}=VALUE"
+        )
+
+
+def _check_same(folder: Path, done: Mapping[str, Any], fingerprint: str, cfg: DictConfig) -> None:
+    if done.get("config_hash") == fingerprint:
+        return
+    different = list(_differences(_read_config(folder), runtime.plain(cfg), str(folder)))
+    error = RunFolderError(
+        f"{folder} holds the result of other settings ({'; '.join(different[:5]) or 'unknown'}): give "
+        "another hydra.sweep.dir, or delete that folder to train it again"
+    )
+    _write(folder / REFUSAL, status="refused", error=str(error), config_hash=fingerprint, finished=_now())
+    raise error
+
+
+def _checkpoint(folder: Path, fingerprint: str) -> Path | None:
+    """The last checkpoint of an interrupted run of the same settings, if it can be gone on from."""
+    # Other processes of the same job look while the first one clears the folder, checkpoints first: whoever
+    # sees these settings written sees no checkpoint of other ones.
+    if (provenance.read(folder) or {}).get("config_hash") != fingerprint:
+        return None
+    path = folder / "checkpoints" / "last.ckpt"
+    try:
+        read_checkpoint(path)
+    except (FileNotFoundError, CheckpointError):
+        return None
+    return path
+
+
+# -- records ---------------------------------------------------------------------------------------------
+
+
+def _write_failure(folder: Path, error: Exception, fingerprint: str | None) -> None:
+    _write(
+        folder / FAILURE,
+        status="failed",
+        error=_message(error),
+        type=type(error).__name__,
+        traceback="".join(traceback.format_exception(error)),
+        config_hash=fingerprint,
+        finished=_now(),
+    )
+
+
+def _write(path: Path, **record: object) -> None:
+    if runtime.is_first_process():
+        write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def _forget(folder: Path, *names: str) -> None:
+    if not runtime.is_first_process():
+        return
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _tell(error: Exception, folder: Path) -> None:
+    if not runtime.is_first_process():
+        return
+    sys.stdout.flush()
+    where = "" if runtime.explain(error) else f" (a defect of the program, see {folder / FAILURE})"
+    sys.stderr.write(f"\nError in {folder.name}: {_message(error)}{where}\n")
+
+
+def _message(error: Exception) -> str:
+    """In one line; a defect as the last line of its traceback."""
+    text = str(error).strip()
+    last = text.splitlines()[-1] if text else ""
+    return " ".join((runtime.explain(error) or f"{type(error).__name__}: {last}".rstrip(": ")).splitlines())
+
+
+def _say(line: str) -> None:
+    if runtime.is_first_process():
+        get_console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _folder(cfg: DictConfig) -> Path:
+    return Path(str(cfg.paths.output_dir))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(folder / provenance.CONFIG))
+    except (OSError, ValueError):
+        return {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _differences(first: Any, second: Any, folder: str, key: str = "") -> Iterator[str]:
+    """What differs between two configurations, apart from what does not matter to a result."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for name in sorted({*first, *second}):
+            inner = f"{key}.{name}" if key else str(name)
+            if inner not in runtime.WITHOUT_EFFECT:
+                yield from _differences(first.get(name), second.get(name), folder, inner)
+    elif first != second and folder not in str(second):
+        yield f"{key}: {first} there, {second} here"

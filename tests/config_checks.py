@@ -1,0 +1,50 @@
+"""Checks of composed configurations against the code that they name."""
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from anydepth import runtime
+
+_OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_", "_args_")
+
+
+def targets(node: object, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node with ``_target_`` in plain containers, with its key."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from targets(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{key}[{index}]")
+
+
+def check_targets(config: Mapping[str, Any]) -> int:
+    """Check that every ``_target_`` exists and takes the arguments beside it; returns how many there are.
+
+    A target that takes any keyword is trusted only where the keywords have types.
+    """
+    count = 0
+    for key, node in targets(config):
+        builder = runtime.builder_of(node["_target_"])
+        signature = inspect.signature(builder)
+        given = {name: value for name, value in node.items() if name not in _OF_HYDRA}
+        try:
+            signature.bind(**given)
+        except TypeError as error:
+            raise AssertionError(f"{key}: {node['_target_']}: {error}") from error
+        unknown = given.keys() - signature.parameters.keys() - _typed_keywords(signature)
+        assert not unknown or not node["_target_"].startswith("anydepth."), f"{key}: {sorted(unknown)}"
+        count += 1
+    return count
+
+
+def _typed_keywords(signature: inspect.Signature) -> set[str]:
+    """The keywords of ``**settings: Unpack[SomeTypedDict]``."""
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and typing.get_args(parameter.annotation):
+            return set(typing.get_type_hints(typing.get_args(parameter.annotation)[0]))
+    return set()

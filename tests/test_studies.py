@@ -1,0 +1,191 @@
+"""Ablations, studies and launchers as configuration: every job of every study composes to what it says."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+from anydepth import runtime
+from anydepth.train import run
+from config_checks import check_targets
+
+WINGS = {"detr": "detr_tiny", "yolo": "yolo_tiny"}
+SMALL_YOLO = (
+    "detector=yolo_tiny",
+    "detector.widths=[8,8,16,64,64]",
+    "detector.backbone_units=[1,2,2,1]",
+    "detector.neck_units=[1,1,1,2]",
+    "detector.input_size=[64,64]",
+)
+# The wings that a study is for; the others are for both.
+ONE_WING = {
+    "decoder_depth": "detr",
+    "loss_weights_detr": "detr",
+    "search_detr": "detr",
+    "loss_weights_yolo": "yolo",
+    "search_yolo": "yolo",
+}
+STUDIES = [name for name in runtime.config_names("sweep") if not name.startswith("_")]
+CASES = [(study, wing) for study in STUDIES for wing in WINGS if ONE_WING.get(study, wing) == wing]
+EXPERIMENTS = {
+    "ablation": "claims",
+    "ablation_decoder_depth": "decoder_depth",
+    "ablation_loss_weights": "loss_weights_{wing}",
+    "ablation_losses": "losses",
+    "ablation_norms": "norms",
+    "ablation_schedules": "schedules",
+    "search": "search_{wing}",
+    "seeds": "seeds",
+}
+
+
+def _compose(*overrides: str) -> DictConfig:
+    return runtime.compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
+
+
+def _jobs(params: DictConfig) -> Iterator[list[str]]:
+    """The settings of every job of a grid; of a search, those at both ends of all intervals."""
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    if any(isinstance(override.value(), IntervalSweep) for override in parsed):
+        for end in ("start", "end"):
+            yield [f"{override.key_or_group}={_end(override, end)}" for override in parsed]
+        return
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    yield from jobs
+
+
+def _end(override: Override, end: str) -> float:
+    return float(getattr(override.value(), end))
+
+
+@pytest.mark.parametrize(("study", "wing"), CASES)
+def test_every_job_of_a_study_composes_to_another_run(study: str, wing: str) -> None:
+    detector = f"detector={WINGS[wing]}"
+    jobs = list(_jobs(_compose(f"sweep={study}", detector).hydra.sweeper.params))
+    assert len(jobs) > 1
+    hashes = set()
+    for job in jobs:
+        settings = runtime.plain(_compose(f"sweep={study}", detector, *job))
+        check_targets(settings)
+        for key in ("optim", "depth_schedule", "distillation"):
+            runtime.instantiate(settings[key])
+        hashes.add(runtime.result_hash(settings))
+    assert len(hashes) == len(jobs)
+
+
+@pytest.mark.parametrize("wing", WINGS)
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "ablation_decoder_depth"])
+def test_experiments_are_studies_of_fixed_length_for_both_wings(experiment: str, wing: str) -> None:
+    """Epochs, not minutes: what a run reaches must not depend on the load of the machine."""
+    config = _compose(f"experiment={experiment}", f"detector={WINGS[wing]}")
+    assert config.hydra.runtime.choices.sweep == EXPERIMENTS[experiment].format(wing=wing)
+    assert config.hydra.sweeper.params
+    assert (config.optim.minutes, config.optim.epochs) == (None, 32)
+    check_targets(runtime.plain(config))
+
+
+def test_every_study_has_its_experiment() -> None:
+    published = {name for name in runtime.config_names("experiment") if name.startswith("anydepth_")}
+    assert set(runtime.config_names("experiment")) - published == set(EXPERIMENTS)
+    named = {study.format(wing=wing) for study in EXPERIMENTS.values() for wing in WINGS}
+    assert set(STUDIES) == named
+
+
+@pytest.mark.parametrize(
+    ("detector", "epochs"), [("detr_r50", 72), ("yolo_l", 600)], ids=["detr_r50", "yolo_l"]
+)
+@pytest.mark.parametrize("experiment", ["ablation", "ablation_loss_weights", "search"])
+def test_a_study_on_coco_keeps_the_published_length(experiment: str, detector: str, epochs: int) -> None:
+    config = _compose(f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x")
+    assert (config.optim.minutes, config.optim.epochs) == (None, epochs)
+    config = _compose(
+        f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x", "optim.epochs=3"
+    )
+    assert config.optim.epochs == 3
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_arms_differ_from_the_method_in_one_thing(wing: str) -> None:
+    """What spec and claims call the ablation; the keys of each wing's distillation are its own."""
+    arms: dict[str, dict[str, Any]] = {
+        name: runtime.plain(_compose(f"ablation={name}", f"detector={WINGS[wing]}"))
+        for name in runtime.config_names("ablation")
+    }
+    changed = {
+        name: {
+            f"{group}.{key}"
+            for group in ("depth_schedule", "distillation", "detector", "optim", "data")
+            for key in settings[group]
+            if settings[group][key] != arms["both"][group][key]
+        }
+        for name, settings in arms.items()
+    }
+    predictions = {
+        "detr": {"class_targets", "box_targets"},
+        "yolo": {"kd_class_gain", "kd_box_gain", "kd_dfl_gain"},
+    }
+    features = {"detr": {"kd_backbone_weight", "kd_neck_weight"}, "yolo": {"kd_feature_gain"}}
+    fixed = {"depth_schedule.depths", "detector.switchable_norms"}
+    assert changed == {
+        "both": set(),
+        "feature_only": {f"distillation.{key}" for key in predictions[wing]},
+        "prediction_only": {f"distillation.{key}" for key in features[wing]},
+        "no_distillation": {"depth_schedule.distill"},
+        "full_only": fixed,
+        "minimal_only": fixed,
+        "sandwich": {"depth_schedule.random_points"},
+        "random": {"depth_schedule.depths", "depth_schedule.random_points"},
+        "shared_norms": {"detector.switchable_norms"},
+    }
+
+
+@pytest.mark.parametrize(("name", "plugin"), [("slurm", "SlurmQueueConf"), ("local_jobs", "LocalQueueConf")])
+def test_launchers_name_settings_that_the_plugin_takes(name: str, plugin: str) -> None:
+    """The plugin's launcher takes any keyword and leaves it to sbatch to complain."""
+    from hydra_plugins.hydra_submitit_launcher import config as declared
+
+    launcher = _compose(f"hydra/launcher={name}").hydra.launcher
+    fields = {field.name for field in dataclasses.fields(getattr(declared, plugin))}
+    assert set(launcher) <= fields
+    assert launcher._target_ == getattr(declared, plugin)._target_
+
+
+def test_the_search_is_seeded_and_maximises_the_validation_score() -> None:
+    pytest.importorskip("optuna")
+    sweeper = _compose("experiment=search").hydra.sweeper
+    assert sweeper.direction == "maximize"
+    sampler = runtime.instantiate(sweeper.sampler)
+    assert type(sampler).__name__ == "TPESampler"
+    assert check_targets(OmegaConf.to_container(sweeper)) == 2
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_joint_training_is_distillation_without_its_losses(
+    wing: str, small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Said by the schedule or by the losses, the weights are the same; the method trains others."""
+    small = [text for text in small_run if wing == "detr" or not text.startswith("detector.")]
+    detector = [*small, "optim.epochs=1", *(SMALL_YOLO if wing == "yolo" else ())]
+    arms = {
+        "schedule": ["ablation=no_distillation"],
+        "losses": [f"distillation={wing}_none"],
+        "method": ["ablation=both"],
+    }
+    weights = {}
+    for name, arm in arms.items():
+        folder = f"paths.output_dir={tmp_path / name}"
+        run(runtime.compose("train", [*detector, *arm, folder], hydra_config=True))
+        weights[name] = load_file(tmp_path / name / "weights.safetensors")
+    HydraConfig.instance().cfg = None
+    one, two, method = weights["schedule"], weights["losses"], weights["method"]
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not all(torch.equal(one[key], method[key]) for key in one)

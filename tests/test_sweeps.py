@@ -1,0 +1,213 @@
+"""What a job of training leaves and finds: results, failures, what is passed over, continued and refused."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from anydepth import runtime, sweeps
+from anydepth.sweeps import execute, read_record, run_folders
+
+Compose = Callable[..., DictConfig]
+
+
+class Trainer:
+    """Stands in for training; notes what it was given and does what it is told."""
+
+    def __init__(self, outcome: float | BaseException = 0.25) -> None:
+        self.outcome = outcome
+        self.seen: list[DictConfig] = []
+
+    def __call__(self, cfg: DictConfig) -> tuple[dict[str, float], Any]:
+        self.seen.append(cfg)
+        runtime.write_provenance(cfg.paths.output_dir, runtime.plain(cfg))
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return {"val/score": self.outcome, "val/nothing": math.nan}, None
+
+
+@pytest.fixture
+def job(compose_run: Compose, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes a job of a sweep in ``tmp_path/job``, or a single run."""
+
+    def compose(*overrides: str, sweep: bool = True) -> DictConfig:
+        config = compose_run(tmp_path / "job", *overrides)
+        if sweep:
+            OmegaConf.set_readonly(config.hydra, False)
+            config.hydra.mode = RunMode.MULTIRUN
+            HydraConfig.instance().set_config(config)
+        return config
+
+    return compose
+
+
+def _checkpoint(folder: Path) -> Path:
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}, "detector": {}}, path)
+    return path
+
+
+@pytest.mark.parametrize("sweep", [True, False], ids=["sweep", "single"])
+def test_a_result_is_written_last_and_is_plain_json(
+    job: Callable[..., DictConfig], tmp_path: Path, sweep: bool
+) -> None:
+    config = job(sweep=sweep)
+    assert execute(config, Trainer()) == 0.25
+    record = read_record(tmp_path / "job", sweeps.RESULT)
+    assert (record["status"], record["metrics"]) == ("finished", {"val/score": 0.25, "val/nothing": None})
+    assert record["config_hash"] == runtime.result_hash(runtime.plain(config))
+    assert (
+        json.loads((tmp_path / "job" / "provenance.json").read_text())["config_hash"] == record["config_hash"]
+    )
+    assert set(record) == {"status", "config_hash", "seconds", "finished", "metrics"}
+
+
+def test_a_finished_job_is_passed_over(
+    job: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(job(), Trainer())
+    capsys.readouterr()
+    again = Trainer(0.5)
+    # Where it logs and what it shows does not make it another job.
+    assert execute(job("logger=none", "+callbacks.progress={_target_: x}"), again) == 0.25
+    assert again.seen == []
+    assert capsys.readouterr().out.startswith("skipped   job: finished 20")
+
+
+def test_a_folder_with_the_result_of_other_settings_is_refused_and_kept(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(job(), Trainer())
+    before = (tmp_path / "job" / "result.json").read_bytes()
+    other = Trainer()
+    assert math.isnan(execute(job("optim.lr=0.5"), other) or 0)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "optim.lr: 0.001 there, 0.5 here" in printed
+    assert "delete that folder" in printed
+    assert other.seen == []
+    assert (tmp_path / "job" / "result.json").read_bytes() == before
+    assert "optim.lr" in read_record(tmp_path / "job", sweeps.REFUSAL)["error"]
+    # The settings of the result are welcome again.
+    assert execute(job(), other) == 0.25
+    assert not (tmp_path / "job" / "refused.json").exists()
+
+
+def test_an_interrupted_job_goes_on_from_its_last_checkpoint(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        execute(job(), Trainer(KeyboardInterrupt()))
+    folder = tmp_path / "job"
+    assert not {"result.json", "failure.json"} & {path.name for path in folder.iterdir()}
+    checkpoint = _checkpoint(folder)
+    second = Trainer()
+    assert execute(job(), second) == 0.25
+    assert second.seen[0].ckpt_path == str(checkpoint)
+    assert execute(job(), Trainer(0.9)) == 0.25
+
+
+@pytest.mark.parametrize("reason", ["other settings", "damaged", "none"])
+def test_what_cannot_be_gone_on_with_begins_anew_in_a_clean_folder(
+    job: Callable[..., DictConfig], tmp_path: Path, reason: str
+) -> None:
+    folder = tmp_path / "job"
+    with pytest.raises(SystemExit):
+        execute(job("optim.lr=0.5") if reason == "other settings" else job(), Trainer(SystemExit(1)))
+    if reason != "none":
+        _checkpoint(folder)
+    if reason == "damaged":
+        (folder / "checkpoints" / "last.ckpt").write_bytes(b"cut")
+    (folder / "logs" / "version_0").mkdir(parents=True)
+    (folder / "depth_curve.json").touch()
+    (folder / "notes.txt").touch()
+    second = Trainer()
+    assert execute(job(), second) == 0.25
+    assert second.seen[0].ckpt_path is None
+    left = {path.name for path in folder.iterdir()} - {"uncommitted.patch"}
+    assert left == {"config.yaml", "provenance.json", "result.json", "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "printed"),
+    [
+        (runtime.MissingMandatoryValue("no root"), "MissingMandatoryValue", "Error in job: no root\n"),
+        (
+            ZeroDivisionError("many\nlines"),
+            "ZeroDivisionError",
+            "Error in job: ZeroDivisionError: lines (a defect of the program, see",
+        ),
+    ],
+    ids=["mistake", "defect"],
+)
+def test_a_failing_job_is_recorded_and_the_sweep_goes_on(
+    job: Callable[..., DictConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    kind: str,
+    printed: str,
+) -> None:
+    score = execute(job(), Trainer(error))
+    assert score is not None
+    assert math.isnan(score)
+    record = read_record(tmp_path / "job", sweeps.FAILURE)
+    assert (record["status"], record["type"]) == ("failed", kind)
+    assert "in __call__" in record["traceback"]
+    assert record["config_hash"] == runtime.result_hash(runtime.plain(job()))
+    output = capsys.readouterr().err
+    assert printed in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "job" / "result.json").exists()
+    assert run_folders(tmp_path) == [tmp_path / "job"]
+    assert execute(job(), Trainer()) == 0.25
+    assert not (tmp_path / "job" / "failure.json").exists()
+
+
+def test_a_job_whose_settings_do_not_resolve_fails_alone(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    assert math.isnan(execute(job("seed=???"), Trainer()) or 0)
+    record = read_record(tmp_path / "job", sweeps.FAILURE)
+    assert (record["error"], record["config_hash"]) == ("seed has no value: give seed=VALUE", None)
+
+
+def test_a_single_run_records_its_failure_and_ends_as_before(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        execute(job(sweep=False), Trainer(FileNotFoundError("gone")))
+    assert "\nError: gone\n" in capsys.readouterr().err
+    assert read_record(tmp_path / "job", sweeps.FAILURE)["error"] == "gone"
+    with pytest.raises(ZeroDivisionError):
+        execute(job(sweep=False), Trainer(ZeroDivisionError()))
+    # Trained again in the same folder, always anew.
+    again = Trainer(0.5)
+    assert execute(job(sweep=False), again) == 0.5
+    assert execute(job(sweep=False), again) == 0.5
+    assert len(again.seen) == 2
+
+
+def test_only_the_first_process_writes(
+    job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert execute(job(), Trainer()) == 0.25
+    assert math.isnan(execute(job(), Trainer(ValueError("x"))) or 0)
+    assert not {"result.json", "failure.json"} & {path.name for path in (tmp_path / "job").iterdir()}
+
+
+def test_a_study_without_m_is_refused_unless_one_job_is_chosen(
+    job: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        execute(job("experiment=ablation_losses", sweep=False), Trainer())
+    assert "add -m to run all of its jobs" in capsys.readouterr().err
+    assert execute(job("experiment=ablation_losses", "ablation=both", sweep=False), Trainer()) == 0.25
