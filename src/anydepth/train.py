@@ -26,7 +26,7 @@ from anydepth.training.callbacks import ConfigGuard, ConsoleProgress
 from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.distillation import SelfDistillation
-from anydepth.training.loggers import close_loggers, log_depth_curve
+from anydepth.training.loggers import close_loggers, failures_end_runs, log_results
 from anydepth.training.module import DetectionModule
 
 # Remarks of Lightning that ask for nothing a user of this entry point should change.
@@ -82,6 +82,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             metrics |= {
                 f"curve/{row.depth}/{key}": value for row in curve.rows for key, value in row.figures.items()
             }
+        log_results(trainer.loggers, files, curve)
         close_loggers(trainer.loggers)
     return metrics, objects
 
@@ -197,7 +198,6 @@ def finish(
         latency_repetitions=settings["latency_repetitions"],
     )
     files |= {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
-    images = {name: path for name, path in files.items() if path.suffix == ".png"}
     if settings["pictures"]:
         files["pictures"] = folder / "pictures"
         gallery = detect_gallery(
@@ -208,8 +208,7 @@ def finish(
             count=settings["pictures"],
             threshold=settings["threshold"],
         )
-        images["pictures"] = draw_gallery(gallery, files["pictures"])
-    log_depth_curve(trainer.loggers, curve, images)
+        draw_gallery(gallery, files["pictures"])
     console = get_console()
     print_depth_curve(curve, console)
     console.print(
@@ -264,7 +263,7 @@ def _announce(
 @hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-train``; a sweep gets the validation score."""
-    with runtime.friendly_errors():
+    with runtime.friendly_errors(), failures_end_runs():
         metrics, _ = run(cfg)
     return metrics.get("val/score")
 
