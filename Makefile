@@ -10,7 +10,7 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo test look-at-data bench-step bench-data bench-memory bench-index bench-eval \
+.PHONY: help setup train-detr train-yolo test look-at-data bench-step bench-data bench-memory bench-index bench-eval bench-logging \
 	lint types check lock sample-data clean
 
 help: ## Show this list
@@ -57,6 +57,9 @@ bench-index: setup ## Seconds and memory of a data set of COCO's size, beside py
 
 bench-eval: setup ## Seconds of the COCO evaluation, and of evaluating five depths in one pass
 	$(BIN)/python scripts/benchmark_evaluation.py $(ARGS)
+
+bench-logging: setup ## What logging adds to a training step: silent, no logger, csv, wandb offline
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_logging.py $(ARGS)
 
 lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
 	$(BIN)/ruff check .
