@@ -132,7 +132,7 @@ class RunLogger(WandbLogger):
         if mode != "online":
             # Its many lines about where files are give way to the one of ours.
             return wandb.init(mode=mode, settings=wandb.Settings(silent=True), **self._options)
-        settings = wandb.Settings(quiet=True, init_timeout=4 * self._connect_seconds)
+        settings = wandb.Settings(quiet=True, init_timeout=2 * self._connect_seconds)
         try:
             return wandb.init(mode=mode, settings=settings, **self._options)
         except wandb.errors.Error:
