@@ -260,7 +260,8 @@ class DetectionModule(pl.LightningModule):
 
     def _is_logged_step(self) -> bool:
         """Whether the loggers take what is logged in this step."""
-        interval = self.trainer.log_every_n_steps
+        # Lightning sets it without declaring it.
+        interval: int = vars(self.trainer)["log_every_n_steps"]
         return interval > 0 and (self.global_step + 1) % interval == 0
 
 
