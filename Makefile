@@ -10,8 +10,8 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo ablation test look-at-data bench-step bench-data bench-memory bench-index bench-eval \
-	lint types check lock sample-data clean
+.PHONY: help setup train-detr train-yolo ablation test look-at-data bench-step bench-data bench-memory bench-index \
+	bench-eval bench-logging lint types check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench-index: setup ## Seconds and memory of a data set of COCO's size, beside py
 
 bench-eval: setup ## Seconds of the COCO evaluation, and of evaluating five depths in one pass
 	$(BIN)/python scripts/benchmark_evaluation.py $(ARGS)
+
+bench-logging: setup ## What logging adds to a training step: silent, no logger, csv, wandb offline
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_logging.py $(ARGS)
 
 lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
 	$(BIN)/ruff check .

@@ -114,6 +114,35 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def sweep_name() -> str | None:
+    """A name to group the runs of a sweep by: its folder, after the study's name; None for a single run."""
+    if not is_sweep():
+        return None
+    study = HydraConfig.get().runtime.choices.get("experiment")
+    return "/".join([*([study] if study else []), Path(HydraConfig.get().sweep.dir).name])
+
+
+def run_name(folder: str) -> str:
+    """A readable name: what is special to a job of a sweep, or detector, data and folder of a single run.
+
+    Args:
+        folder: The run's.
+    """
+    if not HydraConfig.initialized():
+        return Path(folder).name
+    hydra_config = HydraConfig.get()
+    if not is_sweep():
+        choices = hydra_config.runtime.choices
+        return f"{choices.get('detector')} {choices.get('data')} {Path(folder).name}"
+    # What all jobs have in common stands on the command line as it is.
+    varied = [text for text in hydra_config.overrides.task if text not in sys.argv]
+    return f"{hydra_config.job.num} {' '.join(varied)}".strip()[:120]
+
+
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers, interpolations resolved, without the node ``hydra``.
 

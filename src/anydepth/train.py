@@ -29,7 +29,7 @@ from anydepth.training.callbacks import ConfigGuard, ConsoleProgress
 from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.distillation import SelfDistillation
-from anydepth.training.loggers import close_loggers, log_depth_curve
+from anydepth.training.loggers import close_loggers, failures_end_runs, log_results
 from anydepth.training.module import DetectionModule
 
 # Remarks of Lightning that ask for nothing a user of this entry point should change.
@@ -44,6 +44,7 @@ _NOISE = (
 )
 
 
+@failures_end_runs()
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Train, export the best averaged weights and draw their depth curve.
 
@@ -91,6 +92,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             metrics |= {
                 f"curve/{row.depth}/{key}": value for row in curve.rows for key, value in row.figures.items()
             }
+        log_results(trainer.loggers, files, curve)
         close_loggers(trainer.loggers)
     return metrics, objects
 
@@ -207,7 +209,6 @@ def finish(
     )
     files |= {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
     files |= compare_features(detector, data, settings, folder, trainer.strategy.root_device)
-    images = {name: path for name, path in files.items() if path.suffix == ".png"}
     if settings["pictures"]:
         files["pictures"] = folder / "pictures"
         gallery = detect_gallery(
@@ -218,8 +219,7 @@ def finish(
             count=settings["pictures"],
             threshold=settings["threshold"],
         )
-        images["pictures"] = draw_gallery(gallery, files["pictures"])
-    log_depth_curve(trainer.loggers, curve, images)
+        draw_gallery(gallery, files["pictures"])
     console = get_console()
     print_depth_curve(curve, console)
     console.print(

@@ -127,10 +127,14 @@ class DepthCurve:
         except (KeyError, TypeError, ValueError) as error:
             raise EvaluationError(f"no depth curve as anydepth writes it: {error!r}") from error
 
+    def records(self) -> list[dict[str, object]]:
+        """One flat record per depth with its costs and the 12 figures; without the figures per class."""
+        return [_flat(row) for row in self.rows]
+
     def to_csv(self) -> str:
         """One line per depth with its costs and the 12 figures; without the figures per class."""
         text = io.StringIO()
-        lines = [_flat(row) for row in self.rows]
+        lines = self.records()
         writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
