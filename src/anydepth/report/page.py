@@ -30,30 +30,8 @@ from anydepth.report.page_tables import (
 from anydepth.report.page_training import gradients, training
 
 PALETTES: Mapping[str, tuple[str, ...]] = {
-    "light": (
-        "#0b63b0",
-        "#d1560a",
-        "#00876c",
-        "#8968f4",
-        "#480a55",
-        "#549ac9",
-        "#913814",
-        "#d6409f",
-        "#3b2b0d",
-        "#8b9200",
-    ),
-    "dark": (
-        "#5aa9f2",
-        "#ff8a3d",
-        "#3fd0a6",
-        "#8b6bf7",
-        "#c0e8fd",
-        "#d1f339",
-        "#b46817",
-        "#e0559b",
-        "#f7d9c4",
-        "#4e72ac",
-    ),
+    "light": tuple("#0b63b0 #d1560a #00876c #8968f4 #480a55 #549ac9 #913814 #1a1199 #70355e #3b2b0d".split()),
+    "dark": tuple("#5aa9f2 #ff8a3d #3fd0a6 #8b6bf7 #c0e8fd #d1f339 #b46817 #4e72ac #689693 #96f0aa".split()),
 }
 """Colours of settings on the two backgrounds; more settings get them again with other dashes."""
 

@@ -10,7 +10,7 @@ from anydepth.report.comparison import Comparison
 from anydepth.report.runs import Run
 from anydepth.report.settings import Setting
 
-MOST_KEYS = 5
+MOST_KEYS = 4
 """Differing keys that the table of settings shows as columns of their own; a table below shows all."""
 
 
@@ -124,7 +124,14 @@ def _columns() -> tuple[Column, ...]:
 
 
 def _key_columns(keys: Sequence[str]) -> tuple[Column, ...]:
-    return tuple(Column(key.rpartition(".")[2], False, key) for key in keys)
+    return tuple(Column(_short(key, keys), False, key) for key in keys)
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last parts of a key, as few as tell it from the others."""
+    parts = key.split(".")
+    endings = (".".join(parts[at:]) for at in range(len(parts) - 1, 0, -1))
+    return next((end for end in endings if sum(f".{k}".endswith(f".{end}") for k in keys) == 1), key)
 
 
 def _setting_row(setting: Setting, keys: Sequence[str]) -> tuple[Cell, ...]:

@@ -9,7 +9,7 @@ function curveSection(host, comparison, legend) {
   const controls = el(
     "div", { className: "controls" },
     segments("Accuracy", ["AP", "AP50", "AP75"].map((value) => ({ value, text: value })), (value) => { state.figure = value; redraw(); }, "AP"),
-    checkbox("Pareto front of all settings", true, (checked) => { state.front = checked; redraw(); }),
+    checkbox("Pareto front over all settings (broad line)", true, (checked) => { state.front = checked; redraw(); }),
   );
   const grid = el("div", { className: "charts" });
   for (const cost of ["gflops", "latency"]) {
@@ -27,11 +27,11 @@ function curveSection(host, comparison, legend) {
 }
 
 function curveChart(comparison, legend, cost, state) {
-  const data = [];
+  // The front lies under the lines.
+  const data = state.front ? [frontTrace(comparison, cost, state.figure)] : [];
   comparison.settings.forEach((setting, index) => {
     if (legend.shown[index]) data.push(...settingTraces(setting, index, cost, state.figure));
   });
-  if (state.front) data.push(frontTrace(comparison, cost, state.figure));
   return {
     data,
     layout: {
@@ -71,7 +71,7 @@ function frontTrace(comparison, cost, figure) {
   const points = (comparison.fronts[figure][cost] || []).map(([setting, point]) => comparison.settings[setting].points[point]);
   return {
     type: "scatter", mode: "lines", name: "Pareto front", x: points.map((point) => point[cost]), y: points.map((point) => point[figure][0]),
-    line: { color: faded(css("--ink"), 0.5), width: 7, shape: "hv" }, opacity: 0.35, hoverinfo: "skip",
+    line: { color: css("--front"), width: 11 }, hoverinfo: "skip",
   };
 }
 

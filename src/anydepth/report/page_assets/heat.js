@@ -11,7 +11,8 @@ function compatibilitySection(host, comparison, compatibility) {
     const rows = map.stages.length;
     const chart = el("div", { className: "chart", attrs: { role: "img", "aria-label": `Compatibility of ${map.label}` } });
     chart.style.height = `${Math.max(230, 130 + 44 * rows)}px`;
-    grid.append(el("figure", {}, el("figcaption", { textContent: map.label }), chart));
+    const numbered = map.depths.map((depth, at) => (depth.length <= 9 ? null : `${at + 1}: ${depth}`)).filter(Boolean);
+    grid.append(el("figure", {}, el("figcaption", { textContent: map.label }), chart, el("p", { className: "soft small", textContent: numbered.join(" · ") })));
     charts.push(Charts.add(chart, () => heatChart(map, compatibility, state.measure)));
   }
   host.append(grid);

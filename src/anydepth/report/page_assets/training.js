@@ -1,7 +1,7 @@
 // What was logged during training, one quantity at a time, over epochs or steps.
 
 function trainingSection(host, comparison, legend, training, caption) {
-  const state = { metric: training.metrics[0], axis: "epochs", smooth: false };
+  const state = { metric: training.metrics[0], axis: "steps", smooth: false };
   const key = el("p", { className: "key" });
   const chartHost = el("div", { className: "chart wide", attrs: { role: "img", "aria-label": caption } });
   const chart = Charts.add(chartHost, () => trainingChart(comparison, legend, training, state));
@@ -15,7 +15,7 @@ function trainingSection(host, comparison, legend, training, caption) {
       field("Show", select(options, (value) => { state.metric = training.metrics[value]; redraw(); }, 0), "long"),
       field("over", select(
         [{ value: "epochs", text: "epochs" }, { value: "steps", text: "steps" }],
-        (value) => { state.axis = value; redraw(); }, "epochs",
+        (value) => { state.axis = value; redraw(); }, "steps",
       )),
       checkbox("Smooth", false, (checked) => { state.smooth = checked; redraw(); }),
     ),

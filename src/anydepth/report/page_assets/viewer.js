@@ -12,6 +12,7 @@ class Viewer {
     this.step = 0;
     this.threshold = gallery.threshold;
     this.truth = true;
+    this.tags = true;
     this.hidden = new Set();
     this.timer = null;
   }
@@ -29,11 +30,15 @@ class Viewer {
     this.panes = el("div", { className: "panes" });
     this.thumbs = el("div", { className: "thumbs", attrs: { role: "group", "aria-label": "Pictures" } });
     this.classes = el("ul", { className: "legend", attrs: { "aria-label": "Classes shown" } });
-    this.ends = el("div", { className: "ends", attrs: { "aria-hidden": "true" } });
+    this.stops = el("div", { className: "stops", attrs: { role: "group", "aria-label": "Depths" } });
     host.append(el(
       "div", { className: "viewer" },
       this.chooser(),
-      el("div", { className: "depthbar" }, this.now, el("div", { className: "row" }, this.playButton, this.slider), this.ends),
+      el(
+        "div", { className: "depthbar" }, this.now,
+        el("div", { className: "row" }, this.playButton, el("div", { className: "track" }, this.stops, this.slider)),
+        el("p", { className: "soft small stopkey", textContent: "Bars: GFLOPs, full to minimal" }),
+      ),
       this.panes, this.thumbs, this.options(), this.classes,
     ));
     this.openPictures();
@@ -68,11 +73,13 @@ class Viewer {
     range.dataset.role = "threshold";
     return el(
       "div", { className: "controls" }, field("Scores from", range), value,
+      checkbox("Labels", true, (checked) => { this.tags = checked; this.paint(); }),
       checkbox("Ground truth", true, (checked) => { this.truth = checked; this.paint(); }),
     );
   }
 
   openPictures() {
+    this.paintStops();
     const pictures = this.settings[this.first].pictures;
     this.picture = Math.min(this.picture, pictures.length - 1);
     this.thumbs.replaceChildren(...pictures.map((picture, index) => {
@@ -88,6 +95,27 @@ class Viewer {
     this.panesChanged();
   }
 
+  /** A bar per depth over the stops of the slider, as high as it is expensive. */
+  paintStops() {
+    const most = Math.max(...this.depths.map((depth) => depth.gflops)) || 1;
+    const last = Math.max(1, this.depths.length - 1);
+    this.stops.replaceChildren(...this.depths.map((depth, index) => {
+      const bar = el("i");
+      bar.style.height = `${(36 * depth.gflops) / most}px`;
+      // Figures that do not fit beside each other are left to the hint.
+      const figure = this.depths.length <= (PHONE.matches ? 7 : 16) ? fixed(depth.gflops, depth.gflops < 10 ? 2 : 0) : "";
+      const stop = el("button", { type: "button", title: depth.depth, attrs: { "aria-label": depth.depth, tabindex: -1 } }, bar, figure);
+      stop.style.left = `${(100 * index) / last}%`;
+      stop.addEventListener("click", () => {
+        this.stop();
+        this.step = index;
+        this.slider.value = index;
+        this.paint();
+      });
+      return stop;
+    }));
+  }
+
   /** The panes of the picture: which setting, and whether it follows the slider. */
   panesChanged() {
     const chosen = [{ entry: this.settings[this.first], label: this.labels[this.first], follows: true }];
@@ -96,19 +124,19 @@ class Viewer {
       chosen.push({ entry: this.settings[this.second], label: this.labels[this.second], follows: true });
     }
     const image = this.settings[this.first].pictures[this.picture].image;
-    this.shown = chosen.map((pane) => this.pane(pane, image, chosen.length));
+    this.shown = chosen.map((pane) => this.pane(pane, image));
     this.panes.replaceChildren(...this.shown.map((pane) => pane.figure));
     this.paint();
   }
 
-  pane({ entry, label, follows }, image, count) {
+  pane({ entry, label, follows }, image) {
     const { uri, width, height } = DATA.images[image];
     const picture = entry.pictures.find((candidate) => candidate.image === image);
     const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     const img = el("img", { src: uri, width, height, alt: `Picture ${picture ? picture.id : ""}: ${label}` });
     const caption = el("figcaption");
     const figure = el(
-      "figure", { className: count > 1 ? "pane" : "pane large" },
+      "figure", { className: "pane" },
       el("div", { className: "stage" }, el("div", { className: "frame" }, img, drawing)), caption,
     );
     figure.style.setProperty("--ratio", width / height);
@@ -143,8 +171,7 @@ class Viewer {
   paint() {
     const depth = this.depths[this.step];
     const full = this.depths[0].gflops;
-    const ends = [this.depths[0], this.depths[this.depths.length - 1]];
-    this.ends.replaceChildren(...ends.map((end) => el("span", { textContent: end.depth })));
+    [...this.stops.children].forEach((stop, index) => stop.setAttribute("aria-pressed", index === this.step));
     this.slider.setAttribute("aria-valuetext", `${depth.depth}, ${fixed(depth.gflops, 2)} GFLOPs`);
     this.now.replaceChildren(
       el("strong", { textContent: depth.depth }),
@@ -188,10 +215,12 @@ class Viewer {
     const title = svg("title");
     title.textContent = `${this.className(box[5])} ${box[4].toFixed(2)}`;
     line.append(title);
+    pane.drawing.append(rectangle(box, "halo"), line);
+    if (!this.tags) return;
     const group = svg("g", { class: "tagged", "data-x": box[0], "data-y": box[1] });
     group.append(svg("rect", { fill: colour }), svg("text", { class: "tag", fill: "#0b0f13" }));
-    group.lastChild.textContent = `${this.gallery.classes.length > 1 ? `${this.className(box[5])} ` : ""}${box[4].toFixed(2)}`;
-    pane.drawing.append(rectangle(box, "halo"), line, group);
+    group.lastChild.textContent = `${this.gallery.classes.length > 1 ? `${this.className(box[5])} ` : ""}${box[4].toFixed(2).replace("0.", ".")}`;
+    pane.drawing.append(group);
   }
 
   className(label) {
@@ -204,13 +233,13 @@ class Viewer {
       const scale = pane.width / (pane.img.clientWidth || pane.width);
       for (const group of pane.drawing.querySelectorAll(".tagged")) {
         const [rect, text] = group.children;
-        const wide = (7 * text.textContent.length + 6) * scale;
+        const wide = (6.4 * text.textContent.length + 6) * scale;
         const x = Math.max(0, Math.min(Number(group.dataset.x), pane.width - wide));
-        const y = Math.max(0, Number(group.dataset.y) - 15 * scale);
-        for (const [name, value] of Object.entries({ x, y, width: wide, height: 15 * scale })) rect.setAttribute(name, value);
+        const y = Math.max(0, Number(group.dataset.y) - 14 * scale);
+        for (const [name, value] of Object.entries({ x, y, width: wide, height: 14 * scale })) rect.setAttribute(name, value);
         text.setAttribute("x", x + 3 * scale);
-        text.setAttribute("y", y + 11 * scale);
-        text.style.fontSize = `${12 * scale}px`;
+        text.setAttribute("y", y + 10.5 * scale);
+        text.style.fontSize = `${11 * scale}px`;
       }
     }
   }
