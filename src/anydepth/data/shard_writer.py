@@ -126,6 +126,8 @@ def _clean(folder: Path, parts: Sequence[Part]) -> None:
             path.unlink()
     for path in folder.glob(".shard-*.bin.*"):
         shutil.rmtree(path)
+    for path in folder.glob(".*.partial"):
+        path.unlink()
 
 
 def _write_parts(

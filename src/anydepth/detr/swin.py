@@ -154,7 +154,9 @@ class SwinTransformer(nn.Module):
                 )
                 for position in range(total)
             ]
-            stages.append(DepthStage(essential=made[:essential], refinement=made[essential:]))
+            stages.append(
+                DepthStage(essential=made[:essential], refinement=made[essential:], channels_last=True)
+            )
         self.stem = PatchEmbedding(width=widths[0])
         self.stages = nn.ModuleList(stages)
         # In front of stages 2 to 4.

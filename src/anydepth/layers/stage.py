@@ -14,14 +14,22 @@ class DepthStage(nn.Module):
     Args:
         essential: Blocks called as ``block(features, refine)``; at least one.
         refinement: Blocks called likewise, always with true; none in a fixed-depth network.
+        channels_last: The blocks take and give [B, H, W, C], as window attention does.
     """
 
-    def __init__(self, *, essential: Sequence[nn.Module], refinement: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        essential: Sequence[nn.Module],
+        refinement: Sequence[nn.Module] = (),
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         if not essential:
             raise ValueError(
                 f"a stage of {len(refinement)} refinement blocks has no essential block: give at least one"
             )
+        self.channels_last = channels_last
         self.essential = nn.ModuleList(essential)
         self.refinement = nn.ModuleList(refinement)
 
@@ -30,7 +38,7 @@ class DepthStage(nn.Module):
         return [*self.essential, *self.refinement] if refine else list(self.essential)
 
     def forward(self, features: Tensor, refine: bool) -> Tensor:
-        """Run the essential path on [B, C, H, W], and the refinement path where ``refine``."""
+        """Run the essential path on [B, C, H, W] (or channels last), and the refinement where ``refine``."""
         for block in self.running(refine):
             features = block(features, refine)
         return features

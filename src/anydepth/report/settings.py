@@ -1,8 +1,15 @@
 """Settings: runs that differ in nothing but their seed, and what their seeds come to together."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
 
+from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
+from anydepth.evaluation.depth_curve import DepthRow
+from anydepth.report.flat_config import canonical, differing_keys, training_config
+from anydepth.report.labels import label_settings
 from anydepth.report.runs import Run
 
 
@@ -36,7 +43,8 @@ class Setting:
         runs: At least one, by seed.
         differing: By flattened config key (``a.b.c``), this setting's value of what differs between the
             settings of the comparison; None where this setting does not have the key.
-        mean: Over seeds, by the names of :meth:`anydepth.evaluation.curve_summary.CurveSummary.figures`.
+        mean: Over seeds, by the names of :meth:`anydepth.evaluation.curve_summary.CurveSummary.figures`; only
+            figures that every run has.
         spread: Half the range over seeds of the same figures; 0 with one seed.
         curve_mean: One point per depth that every run evaluated, by falling cost.
     """
@@ -51,5 +59,112 @@ class Setting:
     @property
     def seeds(self) -> int:
         """Number of different seeds; a run whose seed is not known counts as one of its own."""
-        known = {run.seed for run in self.runs if run.seed is not None}
-        return len(known) + sum(run.seed is None for run in self.runs)
+        return len(self.by_seed(lambda run: 0.0))
+
+    @property
+    def config(self) -> dict[str, object]:
+        """What was trained, flat: see :func:`anydepth.report.flat_config.training_config`."""
+        return training_config(self.runs[0].config)
+
+    def by_seed(self, figure: Callable[[Run], float | None]) -> dict[str, float]:
+        """A figure of every seed: equal seeds are one, with the mean of their runs.
+
+        Two runs of one seed repeat each other; counted apart they would feign evidence.
+
+        Args:
+            figure: Of a run; runs for which it is None are left out.
+
+        Returns:
+            By the seed as text, or by the run's name where it has none.
+        """
+        values: dict[str, list[float]] = defaultdict(list)
+        for run in self.runs:
+            value = figure(run)
+            if value is not None:
+                values[run.name if run.seed is None else str(run.seed)].append(value)
+        return {seed: fmean(found) for seed, found in values.items()}
+
+
+def group_settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
+    """Runs as settings, sorted by label; the order of the runs does not matter."""
+    grouped: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.name):
+        grouped[canonical(training_config(run.config))].append(run)
+    members = [tuple(sorted(group, key=_by_seed)) for _, group in sorted(grouped.items())]
+    configs = [training_config(group[0].config) for group in members]
+    differing = differing_keys(configs)
+    labels = label_settings([group[0] for group in members], configs)
+    settings = [
+        _setting(label, group, {key: config.get(key) for key in differing})
+        for label, group, config in zip(labels, members, configs, strict=True)
+    ]
+    return tuple(sorted(settings, key=lambda setting: setting.label))
+
+
+def ap_of(run: Run, depth: str) -> float | None:
+    """AP of a run at a depth; None where it was not evaluated or the images hold no object."""
+    for row in run.curve.rows:
+        if row.depth == depth:
+            ap = row.figures["AP"]
+            return None if ap == NO_GROUND_TRUTH else ap
+    return None
+
+
+def half_range(values: Sequence[float]) -> float:
+    """Half the distance between the largest and the smallest value."""
+    return (max(values) - min(values)) / 2
+
+
+def _by_seed(run: Run) -> tuple[bool, int, str]:
+    return (run.seed is None, run.seed or 0, run.name)
+
+
+def _setting(label: str, runs: tuple[Run, ...], differing: Mapping[str, object]) -> Setting:
+    bare = Setting(label, runs, differing, {}, {}, ())
+    shared = set.intersection(*(set(run.summary.figures()) for run in runs))
+    seeds = {
+        name: list(bare.by_seed(partial(_figure, name)).values())
+        for name in runs[0].summary.figures()
+        if name in shared
+    }
+    return Setting(
+        label=label,
+        runs=runs,
+        differing=differing,
+        mean={name: fmean(values) for name, values in seeds.items()},
+        spread={name: half_range(values) for name, values in seeds.items()},
+        curve_mean=_curve_mean(bare),
+    )
+
+
+def _curve_mean(setting: Setting) -> tuple[CurvePoint, ...]:
+    points = []
+    for row in setting.runs[0].curve.rows:
+        rows = [_row(run, row.depth) for run in setting.runs]
+        present = [row for row in rows if row is not None]
+        if len(present) == len(setting.runs):
+            aps = list(setting.by_seed(partial(ap_of, depth=row.depth)).values())
+            points.append(_point(present, aps))
+    return tuple(sorted(points, key=lambda point: (-point.gflops, point.depth)))
+
+
+def _figure(name: str, run: Run) -> float:
+    return run.summary.figures()[name]
+
+
+def _row(run: Run, depth: str) -> DepthRow | None:
+    """A row with an AP."""
+    found = [row for row in run.curve.rows if row.depth == depth and row.figures["AP"] != NO_GROUND_TRUTH]
+    return found[0] if found else None
+
+
+def _point(rows: Sequence[DepthRow], aps: Sequence[float]) -> CurvePoint:
+    latencies = [row.latency.median_ms for row in rows if row.latency is not None]
+    return CurvePoint(
+        depth=rows[0].depth,
+        gflops=rows[0].gflops,
+        latency_ms=fmean(latencies) if len(latencies) == len(rows) else None,
+        ap=fmean(aps),
+        low=min(aps),
+        high=max(aps),
+    )

@@ -48,6 +48,11 @@ class DetectionModule(pl.LightningModule):
         antialias: Whether that resize filters before it shrinks.
         compile_forward: Compile the training forward with ``torch.compile``, one graph per path and size.
 
+    Attributes:
+        plan: The paths of the current step.
+        observe_totals: Called in each step with the unweighted loss of every path, whose graphs are still
+            there; it must leave parameters, gradients and random numbers alone. None: nobody looks.
+
     Raises:
         ValueError: An unknown score or resize mode, or antialiasing of ``nearest``.
         DepthError: A depth that the detector does not have.
@@ -85,6 +90,7 @@ class DetectionModule(pl.LightningModule):
         self.resize_mode = resize_mode
         self.antialias = antialias
         self.plan: tuple[PlannedPath, ...] = ()
+        self.observe_totals: Callable[[Sequence[Tensor]], None] | None = None
         self.time_progress = 0.0
         self.compile_forward = compile_forward
         self._stem: Callable[[Tensor], Tensor] = detector.stem_features
@@ -116,10 +122,14 @@ class DetectionModule(pl.LightningModule):
         for path in self.plan:
             outputs.append(self._forward(images, path.depth, batch.targets, stem))
             losses.append(self._path_losses(path, outputs, losses, batch))
-        totals = torch.stack([path_losses.total for path_losses in losses])
+        path_totals = [path_losses.total for path_losses in losses]
+        totals = torch.stack(path_totals)
         if not bool(totals.isfinite().all()):
             self._stop_on_non_finite(losses, batch)
         self._log_losses(losses, totals, len(batch))
+        if self.observe_totals is not None:
+            # One by one: through the stack, each would have a gradient of zero by what other paths use.
+            self.observe_totals(path_totals)
         weights = totals.new_tensor([path.weight for path in self.plan])
         return self.recipe.loss_scale * (weights * totals).sum()
 

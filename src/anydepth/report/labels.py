@@ -1,0 +1,111 @@
+"""Short names of settings: the arm of an ablation, or what was asked for on the command line."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from anydepth.report.flat_config import canonical, changes_training, differing_keys
+from anydepth.report.runs import Run
+
+ARM = "ablation"
+"""The configuration group whose options are the arms of an ablation."""
+
+# Group options that say nothing about what was trained, or that others say more shortly.
+_UNTOLD = frozenset(
+    {"callbacks", "debug", "experiment", "hydra", "length", "logger", "paths", "sweep", "trainer"}
+)
+# What tells settings apart is sought in these first.
+_TELLING = ("detector_name", "depth_schedule.", "distillation.", "detector.", "optim.", "data.")
+# Keys in a label that is made of them.
+_MOST_KEYS = 3
+
+
+def label_settings(runs: Sequence[Run], configs: Sequence[Mapping[str, object]]) -> list[str]:
+    """One unique label per setting, whatever the order of the settings.
+
+    Tried in this order: the arm of an ablation and the other overrides in which the settings differ
+    (``prediction_only``, ``depth_schedule=random``); those with the configuration keys that tell equal ones
+    apart; a number.
+
+    Args:
+        runs: One run of each setting.
+        configs: Its flat configuration without what does not change training.
+    """
+    overrides = [_overrides(run) for run in runs]
+    labels = _from_overrides(overrides)
+    clashes = {label for label, count in Counter(labels).items() if count > 1}
+    for label in sorted(clashes):
+        places = [place for place, own in enumerate(labels) if own == label]
+        details = _from_keys([configs[place] for place in places])
+        for place, detail in zip(places, details, strict=True):
+            labels[place] = ", ".join(part for part in (label, detail) if part)
+    return _numbered([label or "defaults" for label in labels], configs)
+
+
+def _overrides(run: Run) -> dict[str, str]:
+    """What was asked for, by key; later ones win, as Hydra has it."""
+    given = run.provenance.get("overrides")
+    if not isinstance(given, list):
+        command = run.provenance.get("command")
+        given = command[1:] if isinstance(command, list) else []
+        # The command of a sweep holds the values of all its jobs.
+        if "-m" in given or "--multirun" in given:
+            given = []
+    found: dict[str, str] = {}
+    for text in map(str, given):
+        key, equals, value = text.lstrip("+").partition("=")
+        group = key.partition("/")[0].partition("@")[0]
+        if equals and not text.startswith(("-", "~")) and group not in _UNTOLD and changes_training(key):
+            found[key] = value
+    arm = run.config.get(ARM)
+    return {ARM: arm, **found} if isinstance(arm, str) else found
+
+
+def _from_overrides(overrides: Sequence[Mapping[str, str]]) -> list[str]:
+    """The overrides that not all settings share; of an arm, its name alone."""
+    differing = differing_keys(overrides)
+    if len(overrides) == 1:
+        differing = (ARM,) if ARM in overrides[0] else tuple(overrides[0])
+    order = sorted(differing, key=lambda key: (key != ARM, key))
+    return [
+        ", ".join(own[key] if key == ARM else f"{key}={own[key]}" for key in order if key in own)
+        for own in overrides
+    ]
+
+
+def _from_keys(configs: Sequence[Mapping[str, object]]) -> list[str]:
+    keys = sorted(differing_keys(configs), key=_rank)
+    details = []
+    for config in configs:
+        parts = [f"{key}={_value(config.get(key))}" for key in keys[:_MOST_KEYS]]
+        further = len(keys) - len(parts)
+        details.append(", ".join(parts) + (f" and {further} more" if further else ""))
+    return details
+
+
+def _rank(key: str) -> tuple[bool, int, int, str]:
+    telling = [place for place, prefix in enumerate(_TELLING) if key.startswith(prefix)]
+    return key.endswith("_target_"), telling[0] if telling else len(_TELLING), len(key), key
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _numbered(labels: Sequence[str], configs: Sequence[Mapping[str, object]]) -> list[str]:
+    """Equal labels with a number behind them, by configuration."""
+    taken, result = set(labels), list(labels)
+    counts = Counter(labels)
+    used: Counter[str] = Counter()
+    for place in sorted(range(len(labels)), key=lambda place: canonical(configs[place])):
+        label = labels[place]
+        if counts[label] < 2:
+            continue
+        while True:
+            used[label] += 1
+            candidate = f"{label} ({used[label]})"
+            if candidate not in taken:
+                break
+        taken.add(candidate)
+        result[place] = candidate
+    return result

@@ -1,0 +1,44 @@
+"""Figures of depth curves between their ends, of one run and over the seeds of a setting."""
+
+from itertools import pairwise
+from statistics import fmean
+
+from anydepth.evaluation.curve_summary import Drop, ladder_rows
+from anydepth.report.runs import Run
+from anydepth.report.settings import Setting
+
+ENDS = ("full", "minimal")
+
+
+def floor_of(run: Run) -> float | None:
+    """AP of the worse end of a curve; None where an end was not evaluated."""
+    full, minimal = run.summary.full, run.summary.minimal
+    return None if full is None or minimal is None else min(full, minimal)
+
+
+def between_mean(run: Run) -> float | None:
+    """Mean AP over the rungs of the ladder between its ends; None where there is none or one is missing."""
+    if run.summary.ladder_mean is None:
+        return None
+    inner = [row.figures["AP"] for row in ladder_rows(run.curve)[1:-1]]
+    return fmean(inner) if inner else None
+
+
+def depths_between(setting: Setting) -> list[str]:
+    """The depths beside both ends that every run of a setting evaluated."""
+    return [point.depth for point in setting.curve_mean if point.depth not in ENDS]
+
+
+def largest_mean_drop(setting: Setting) -> Drop | None:
+    """The largest drop between neighbouring rungs of the ladder in the means over seeds.
+
+    Not the mean of the largest drops, which may lie between other rungs in every seed.
+    """
+    if "ladder_mean" not in setting.mean:
+        return None
+    means = {point.depth: point.ap for point in setting.curve_mean}
+    rungs = [row.depth for row in ladder_rows(setting.runs[0].curve) if row.depth in means]
+    drops = [
+        Drop(deeper, shallower, means[deeper] - means[shallower]) for deeper, shallower in pairwise(rungs)
+    ]
+    return max(drops, key=lambda drop: drop.loss, default=None)

@@ -1,0 +1,193 @@
+"""Which part a setting plays in the questions about the method, recognised by its configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from anydepth.report.flat_config import differing_keys
+from anydepth.report.settings import Setting
+
+Role = Literal[
+    "any-depth",
+    "prediction only",
+    "feature only",
+    "without distillation",
+    "full only",
+    "minimal only",
+    "sandwich",
+    "random",
+]
+
+HOW_TO_TRAIN: Mapping[Role, str] = {
+    "any-depth": "ablation=both",
+    "prediction only": "ablation=prediction_only",
+    "feature only": "ablation=feature_only",
+    "without distillation": "ablation=no_distillation",
+    "full only": "depth_schedule=full_only",
+    "minimal only": "depth_schedule=minimal_only",
+    "sandwich": "depth_schedule=sandwich",
+    "random": "depth_schedule=random",
+}
+"""The override by which a run takes a role."""
+
+# In which roles differ by what they are; score and depths of the validation may follow. Losses against ground
+# truth are none of it.
+_OF_THE_ROLE = (
+    "depth_schedule.",
+    "validation.",
+    "distillation.kd_",
+    "distillation.alpha",
+    "distillation.class_targets",
+    "distillation.box_targets",
+    "distillation.class_loss",
+)
+_NORMS_AND_PATHS = ("detector.switchable_norms", "detector.any_depth", "detector.num_classes")
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The settings of one detector by the part they play.
+
+    Attributes:
+        detector: Its name.
+        settings: One per role: that of the any-depth setting the others are compared with, and of each other
+            role the setting that differs from it in the fewest keys, of the same architecture.
+        others: Further settings in the same roles, by label.
+    """
+
+    detector: str
+    settings: Mapping[Role, Setting]
+    others: Mapping[Role, tuple[str, ...]]
+
+
+def role_of(config: Mapping[str, Any]) -> Role | None:
+    """The role of a run with this configuration; None: none that a claim asks for.
+
+    Args:
+        config: As in ``config.yaml``.
+    """
+    schedule = config.get("depth_schedule")
+    losses = config.get("distillation")
+    if not isinstance(schedule, Mapping) or not isinstance(losses, Mapping):
+        return None
+    depths, random_points = schedule.get("depths"), schedule.get("random_points", 0)
+    if depths == ["full"] and not random_points:
+        return "full only"
+    if depths == ["minimal"] and not random_points:
+        return "minimal only"
+    taught = _taught_by(losses) if schedule.get("distill", True) else (False, False)
+    if taught is None:
+        return None
+    if depths == ["full", "minimal"] and not random_points:
+        return _EXTREMES[taught]
+    if random_points and all(taught) and depths in (["full", "minimal"], ["full"]):
+        return "sandwich" if "minimal" in depths else "random"
+    return None
+
+
+def casts(settings: Sequence[Setting]) -> tuple[Cast, ...]:
+    """One cast per detector, by name."""
+    detectors = sorted({detector_of(setting) for setting in settings})
+    return tuple(
+        _cast(name, [setting for setting in settings if detector_of(setting) == name]) for name in detectors
+    )
+
+
+def detector_of(setting: Setting) -> str:
+    """Name of the detector: the configuration it was built from."""
+    name = setting.runs[0].config.get("detector_name")
+    return name if isinstance(name, str) else setting.runs[0].curve.detector
+
+
+def further_differences(first: Setting, second: Setting) -> tuple[str, ...]:
+    """Keys in which two settings differ beyond what makes their roles: comparing them tests these, too."""
+    keys = differing_keys([first.config, second.config])
+    return tuple(key for key in keys if not key.startswith(_OF_THE_ROLE) and key not in _NORMS_AND_PATHS)
+
+
+_EXTREMES: Mapping[tuple[bool, bool], Role] = {
+    (True, True): "any-depth",
+    (True, False): "prediction only",
+    (False, True): "feature only",
+    (False, False): "without distillation",
+}
+
+
+def _cast(detector: str, settings: Sequence[Setting]) -> Cast:
+    by_role: dict[Role, list[Setting]] = {}
+    for setting in settings:
+        role = role_of(setting.runs[0].config)
+        if role is not None:
+            by_role.setdefault(role, []).append(setting)
+    candidates = by_role.get("any-depth", [])
+    if not candidates:
+        return Cast(detector, {}, {})
+    reference = min(candidates, key=lambda setting: _oddness(setting, settings))
+    chosen: dict[Role, Setting] = {"any-depth": reference}
+    for role, found in by_role.items():
+        alike = [setting for setting in found if _architecture(setting) == _architecture(reference)]
+        if role != "any-depth" and alike:
+            chosen[role] = min(alike, key=lambda setting: (_distance(setting, reference), setting.label))
+    others = {
+        role: tuple(setting.label for setting in found if setting is not chosen.get(role))
+        for role, found in by_role.items()
+    }
+    return Cast(detector, chosen, {role: labels for role, labels in others.items() if labels})
+
+
+def _oddness(setting: Setting, settings: Sequence[Setting]) -> tuple[bool, int, str]:
+    """Smallest for the setting that the others are variations of; norms for each extreme, as published."""
+    shared_norms = setting.config.get("detector.switchable_norms") is False
+    return shared_norms, sum(_distance(setting, other) for other in settings), setting.label
+
+
+def _distance(first: Setting, second: Setting) -> int:
+    return len(differing_keys([first.config, second.config]))
+
+
+def _architecture(setting: Setting) -> dict[str, object]:
+    return {
+        key: value
+        for key, value in setting.config.items()
+        if key.startswith("detector.") and key not in _NORMS_AND_PATHS
+    }
+
+
+# -- what the shallower path learns from -----------------------------------------------------------------
+
+
+def _taught_by(losses: Mapping[str, Any]) -> tuple[bool, bool] | None:
+    """Whether predictions and features of the deeper path teach; None: losses of no wing that is known."""
+    target = str(losses.get("_target_", ""))
+    try:
+        if target.startswith("anydepth.detr."):
+            return _taught_detr(losses)
+        if target.startswith("anydepth.yolo."):
+            return _taught_yolo(losses)
+    except (KeyError, TypeError):
+        return None
+    return None
+
+
+def _taught_detr(losses: Mapping[str, Any]) -> tuple[bool, bool]:
+    weights = {
+        "softmax_kl": ("kd_softmax_kl_weight",),
+        "bernoulli_kl": ("kd_bernoulli_kl_weight",),
+        "auto": ("kd_softmax_kl_weight", "kd_bernoulli_kl_weight"),
+    }[losses["class_loss"]]
+    classes = losses["class_targets"] != "ground_truth" and _any_above_zero(losses, weights)
+    box_weights = ("kd_l1_weight", "kd_giou_weight")
+    boxes = losses["box_targets"] != "ground_truth" and _any_above_zero(losses, box_weights)
+    return classes or boxes, _any_above_zero(losses, ("kd_backbone_weight", "kd_neck_weight"))
+
+
+def _taught_yolo(losses: Mapping[str, Any]) -> tuple[bool, bool]:
+    # alpha = 1 multiplies every distillation term by 0.
+    taught = losses["alpha"] < 1
+    gains = ("kd_class_gain", "kd_box_gain", "kd_dfl_gain")
+    return taught and _any_above_zero(losses, gains), taught and _any_above_zero(losses, ("kd_feature_gain",))
+
+
+def _any_above_zero(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """A weight in words, as ``queries/classes``, is above zero."""
+    return any(isinstance(losses[name], str) or losses[name] > 0 for name in names)

@@ -1,0 +1,207 @@
+"""Whether the paths of a step pull the weights they share in the same direction.
+
+Distillation between depths of one network is said to reconcile them; the cosine between the gradients of the
+full path's loss and of the minimal path's loss, per part of the network and over training, shows how far. A
+negative cosine is a conflict: a step that helps one path harms the other (Yu et al., "Gradient Surgery for
+Multi-Task Learning", NeurIPS 2020, definition 1).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from anydepth.detector import Detector
+from anydepth.layers.precision import without_autocast
+from anydepth.training.module import DetectionModule
+
+Gradients = list[Tensor | None]
+
+ALL = "all"
+STEM = "stem"
+
+
+class GradientConflict(pl.Callback):
+    """Logs, now and then, the cosine between the gradients of the first path's loss and of every other path's.
+
+    Names of what is logged:
+
+    - ``gradients/cosine/MODULE``: between the first path and the second (full and minimal, as a rule), over
+      the parameters of a part of the network (:func:`parameter_groups`) that both paths use; ``all`` is the
+      whole network. Norm sets and refinements that only one path uses do not count. Of third and later
+      paths: ``gradients/cosine_PATH/MODULE``.
+    - ``gradients/norm/PATH``: norm of a path's gradient over the parameters that all paths use.
+
+    Losses are those of the paths before the schedule's weights, the loss scale and the precision's scaling.
+    The gradients are taken on the graph of the running step, before its own backward, by as many further
+    backward passes as there are paths; training goes on bit for bit as without this callback. With gradient
+    accumulation, the first micro-batch of a step counts. Over several processes, gradients are averaged
+    before they are compared, as training averages them, so that the figures are about the whole batch.
+
+    A measured step takes about twice as long on a CPU and leaves the others alone; see
+    ``conf/callbacks/gradients.yaml`` for the share of training time at the default.
+
+    Args:
+        every_n_steps: Optimizer steps from one measurement to the next; the first step is measured.
+
+    Raises:
+        ValueError: ``every_n_steps`` below 1.
+    """
+
+    def __init__(self, *, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"gradient_conflict.every_n_steps={every_n_steps}: allowed are 1 and above")
+        self.every_n_steps = every_n_steps
+        self._measured = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let compiled graphs be walked more than once."""
+        assert isinstance(pl_module, DetectionModule)
+        if stage == "fit" and pl_module.compile_forward:
+            # A compiled backward otherwise reuses the memory of what it was given.
+            torch._functorch.config.donated_buffer = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask to be shown the losses of each step."""
+        assert isinstance(pl_module, DetectionModule)
+        self._measured = -1
+        pl_module.observe_totals = partial(self._observe, trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask no longer."""
+        assert isinstance(pl_module, DetectionModule)
+        pl_module.observe_totals = None
+
+    def _observe(self, trainer: pl.Trainer, module: DetectionModule, totals: Sequence[Tensor]) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps or step == self._measured:
+            return
+        self._measured = step
+        if len(totals) < 2:
+            rank_zero_warn(
+                f"gradient conflict: the depth schedule runs one path per step ({module.plan[0].name}), so "
+                "there are no gradients to compare"
+            )
+            return
+        values = compare_gradients(
+            module.detector,
+            totals,
+            [path.name for path in module.plan],
+            scale=_scale(trainer),
+        )
+        # Not through `log`, which forgets a step that is not one of `log_every_n_steps`.
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+
+
+def compare_gradients(
+    detector: Detector, totals: Sequence[Tensor], names: Sequence[str], *, scale: float = 1.0
+) -> dict[str, float]:
+    """Cosines and norms of the gradients of several losses with one graph; see :class:`GradientConflict`.
+
+    Values that are not defined (a gradient of zero, or an overflow in half precision) are left out. In
+    distributed training every process must call this in the same step.
+
+    Args:
+        detector: Whose parameters are shared.
+        totals: Loss of each path with its graph, which stays usable. Graphs of their own: elements of one
+            tensor would each depend on all parameters, with gradients of zero.
+        names: Of the paths.
+        scale: Factor of the losses in the backward pass, against underflow in half precision.
+    """
+    parameters = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    with without_autocast(totals[0].device):
+        gradients = [_gradients(total, list(parameters.values()), scale) for total in totals]
+    groups = parameter_groups(detector)
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(parameters):
+        members.setdefault(groups[name], []).append(index)
+    members[ALL] = list(range(len(parameters)))
+    values: dict[str, float] = {}
+    for position, name in enumerate(names[1:], start=1):
+        prefix = "gradients/cosine" if position == 1 else f"gradients/cosine_{name}"
+        cosines = _cosines(gradients[0], gradients[position], members)
+        values |= {f"{prefix}/{group}": value for group, value in cosines.items()}
+    common = [all(path[i] is not None for path in gradients) for i in range(len(parameters))]
+    for name, path in zip(names, gradients, strict=True):
+        shared = [
+            gradient for gradient, used in zip(path, common, strict=True) if used and gradient is not None
+        ]
+        if shared:
+            values[f"gradients/norm/{name}"] = float(torch.nn.utils.get_total_norm(shared))
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def parameter_groups(detector: Detector) -> dict[str, str]:
+    """The part of the network of every parameter, by its name.
+
+    Parts are ``stem``, the stages of the depth space (in DETR, ``neck`` is one of them), and what is in none
+    of them under the name of its top-level module, as ``decoder`` or ``head``; where stages lie inside that
+    module, what lies between them is ``MODULE_other`` (the down-sampling convolutions of a YOLO).
+    """
+    stages = dict(zip(detector.stage_modules, detector.depth_space.stages, strict=False))
+    split = {name.partition(".")[0] for name in stages if "." in name} | {"backbone"}
+    prefixes = {**stages, "backbone.stem": STEM}
+    groups = {}
+    for name, _ in detector.named_parameters():
+        found = [group for prefix, group in prefixes.items() if name.startswith(f"{prefix}.")]
+        top = name.partition(".")[0]
+        groups[name] = found[0] if found else f"{top}_other" if top in split else top
+    return groups
+
+
+def _gradients(total: Tensor, parameters: Sequence[nn.Parameter], scale: float) -> Gradients:
+    """The gradient of one loss by each parameter, averaged over the processes; None where it is not used."""
+    found = torch.autograd.grad(scale * total, parameters, retain_graph=True, allow_unused=True)
+    # Inside autograd.grad nothing is exchanged: DDP's hooks sit where gradients are accumulated.
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return _averaged(found, parameters, scale)
+    return [None if gradient is None else gradient / scale for gradient in found]
+
+
+def _averaged(found: Sequence[Tensor | None], parameters: Sequence[nn.Parameter], scale: float) -> Gradients:
+    processes = dist.get_world_size()
+    used = torch.tensor([gradient is not None for gradient in found], dtype=torch.uint8)
+    used = used.to(parameters[0].device)
+    # One process may have used what another has not, e.g. where its images hold no object.
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    averaged: Gradients = []
+    for gradient, parameter, somewhere in zip(found, parameters, used.tolist(), strict=True):
+        if not somewhere:
+            averaged.append(None)
+            continue
+        whole = torch.zeros_like(parameter) if gradient is None else gradient.clone()
+        dist.all_reduce(whole)
+        averaged.append(whole / (processes * scale))
+    return averaged
+
+
+def _cosines(first: Gradients, second: Gradients, members: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """By part of the network, where both gradients are there and neither is zero."""
+    products: dict[int, Tensor] = {}
+    for index, (x, y) in enumerate(zip(first, second, strict=True)):
+        if x is not None and y is not None:
+            x, y = x.double(), y.double()
+            products[index] = torch.stack([(x * y).sum(), x.square().sum(), y.square().sum()])
+    cosines = {}
+    for group, indices in members.items():
+        shared = [products[index] for index in indices if index in products]
+        if not shared:
+            continue
+        dot, xx, yy = torch.stack(shared).sum(dim=0).tolist()
+        if xx > 0 and yy > 0:
+            cosines[group] = dot / (xx * yy) ** 0.5
+    return cosines
+
+
+def _scale(trainer: pl.Trainer) -> float:
+    """The factor of the losses in float16 training, 1 otherwise."""
+    plugin = trainer.precision_plugin
+    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    return 1.0 if scaler is None else float(scaler.get_scale())
