@@ -4,13 +4,13 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from PIL import Image, ImageDraw
 
 from anydepth.depth import DepthSpace
 from anydepth.evaluation.coco_eval import FIGURES
+from anydepth.evaluation.compatibility import MEASURES, Compatibility, CompatibilityRow
 from anydepth.evaluation.cost import Latency, LatencyProtocol
 from anydepth.evaluation.curve_summary import summarize
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
@@ -59,9 +59,7 @@ def sample_log(best: float, seed: int, epochs: int = 12, per_epoch: int = 25) ->
     by_step = tuple(step // per_epoch for step in steps)
 
     def falling(start: float, end: float) -> Series:
-        values = [
-            end + (start - end) * math.exp(-step / 90) + draw.gauss(0, 0.02 * start) for step in steps
-        ]
+        values = [end + (start - end) * math.exp(-step / 90) + draw.gauss(0, 0.02 * start) for step in steps]
         return Series(steps, tuple(float(epoch) for epoch in by_step), tuple(values))
 
     ends = tuple(per_epoch * (epoch + 1) - 1 for epoch in range(epochs))
@@ -72,7 +70,9 @@ def sample_log(best: float, seed: int, epochs: int = 12, per_epoch: int = 25) ->
         return Series(ends, whole, values)
 
     log = {f"train/{path}/loss": falling(22 + at, 9 + at) for at, path in enumerate(("full", "minimal"))}
-    log |= {f"train/{path}/{term}": falling(2, 0.6) for path in ("full", "minimal") for term in ("vfl", "giou")}
+    log |= {
+        f"train/{path}/{term}": falling(2, 0.6) for path in ("full", "minimal") for term in ("vfl", "giou")
+    }
     log |= {f"train/minimal/{term}": falling(1.5, 0.2) for term in ("kd_class", "kd_neck")}
     log |= {"train/gradient_norm": falling(20, 6), "lr/backbone": falling(1e-4, 1e-6)}
     log |= {
@@ -80,13 +80,17 @@ def sample_log(best: float, seed: int, epochs: int = 12, per_epoch: int = 25) ->
         for depth, share in (("full", 1.0), ("minimal", 0.8))
         for figure in ("AP", "AP50")
     }
-    log |= {f"gradients/cosine/{module}": falling(0.1, 0.6) for module in ("all", "backbone", "neck", "decoder")}
+    log |= {
+        f"gradients/cosine/{module}": falling(0.1, 0.6) for module in ("all", "backbone", "neck", "decoder")
+    }
     log |= {f"gradients/norm/{path}": falling(5, 2) for path in ("full", "minimal")}
     return log
 
 
-def sample_gallery(folder: Path, best: float, seed: int, *, classes: Sequence[str], images: int = 3) -> Gallery:
-    """Coloured blocks on noise; ever fewer of them are found as the depth falls, one box per block at most."""
+def sample_gallery(
+    folder: Path, best: float, seed: int, *, classes: Sequence[str], images: int = 3
+) -> Gallery:
+    """Coloured blocks, detected with ever lower scores and more wrong boxes as the depth falls."""
     depths = [GalleryDepth(row.depth, row.gflops) for row in sample_curve(best).rows]
     shown = []
     for number in range(images):
@@ -171,33 +175,40 @@ def sample_setting(label: str, runs: Sequence[Run], differing: Mapping[str, obje
         runs=tuple(runs),
         differing=differing,
         mean={name: sum(f[name] for f in figures) / len(figures) for name in figures[0]},
-        spread={name: (max(f[name] for f in figures) - min(f[name] for f in figures)) / 2 for name in figures[0]},
+        spread={
+            name: (max(f[name] for f in figures) - min(f[name] for f in figures)) / 2 for name in figures[0]
+        },
         curve_mean=tuple(points),
     )
 
 
-def sample_compatibility(best: float) -> object:
-    """Features that part ever more, stage by stage; as :mod:`anydepth.evaluation.compatibility` has it."""
+def sample_compatibility(best: float) -> Compatibility:
+    """Features that part ever more, stage by stage."""
     depths = tuple(row.depth for row in sample_curve(best).rows)
     rows = [
-        SimpleNamespace(
-            stage=stage,
-            depth=depth,
-            values={
-                "pooled_cka": 1 - 0.02 * at * (n + 1) * (1 - best),
-                "pooled_l2": 0.03 * at * (n + 1),
-                "spatial_cosine": 1 - 0.015 * at * (n + 1),
+        CompatibilityRow(
+            stage,
+            depth,
+            {
+                name: 0.03 * at * (n + 1) if name.endswith("_l2") else 1 - 0.02 * at * (n + 1) * (1 - best)
+                for name in MEASURES
             },
         )
         for n, stage in enumerate(STAGES)
         for at, depth in enumerate(depths)
     ]
-    return SimpleNamespace(depths=depths, stages=STAGES, rows=tuple(rows))
+    every = dict.fromkeys(STAGES, 64)
+    return Compatibility("detr_tiny", (320, 320), "fp32", 19, every, every, depths, STAGES, tuple(rows))
 
 
 def one_comparison(settings: Sequence[Setting], **parts: object) -> Report:
     """A report of one comparison and one folder that was left out."""
-    given = {"title": "sample: 19 images, 2 classes, detr_tiny", "settings": tuple(settings), "findings": (), "warnings": ()}
+    given = {
+        "title": "sample: 19 images, 2 classes, detr_tiny",
+        "settings": tuple(settings),
+        "findings": (),
+        "warnings": (),
+    }
     unusable = (UnusableRun(Path("/runs/broken"), "no depth curve: the run was interrupted"),)
     return Report((Comparison(**{**given, **parts}),), unusable, ())  # type: ignore[arg-type]
 
@@ -212,7 +223,7 @@ def _blocks(number: int, classes: int) -> list[tuple[list[float], int]]:
 
 
 def _draw(path: Path, boxes: Sequence[tuple[list[float], int]], number: int) -> None:
-    picture = Image.effect_noise((800, 480), 40).convert("RGB")
+    picture = Image.linear_gradient("L").resize((800, 480)).convert("RGB")
     drawing = ImageDraw.Draw(picture)
     for box, label in boxes:
         drawing.rectangle(box, fill=(40 + 30 * number, 90 + 60 * label, 120))

@@ -55,7 +55,9 @@ def _summary(report: Report) -> list[str]:
     lines = []
     for comparison in report.comparisons:
         runs = sum(len(setting.runs) for setting in comparison.settings)
-        lines.append(f"{comparison.title}: {runs} runs of {len(comparison.settings)} settings")
+        settings = len(comparison.settings)
+        many = f"{runs} run{'s' * (runs > 1)} of {settings} setting{'s' * (settings > 1)}"
+        lines.append(f"{comparison.title}: {many}")
         lines += [f"  {finding.title}: {finding.verdict}" for finding in comparison.findings]
         lines += [f"  note: {warning}" for warning in comparison.warnings]
     lines += [f"note: {note}" for note in report.notes]

@@ -1,8 +1,8 @@
 """A report as one HTML file that needs nothing else: no server, no network, no other file.
 
-Text stands in the HTML, escaped by jinja2; figures for charts are JSON that scripts put into the page as text.
-A content security policy with the hashes of the page's own scripts lets nothing else run and nothing be
-fetched, whatever the names in a run's files are.
+Text stands in the HTML, escaped by jinja2; figures for charts are JSON that scripts show as text only. A
+content security policy with the hashes of the page's own scripts lets nothing else run and nothing be fetched,
+whatever the names in a run's files are.
 """
 
 import base64
@@ -30,8 +30,30 @@ from anydepth.report.page_tables import (
 from anydepth.report.page_training import gradients, training
 
 PALETTES: Mapping[str, tuple[str, ...]] = {
-    "light": tuple("#0b63b0 #d1560a #00876c #8968f4 #480a55 #549ac9 #913814 #1a1199 #70355e #3b2b0d".split()),
-    "dark": tuple("#5aa9f2 #ff8a3d #3fd0a6 #8b6bf7 #c0e8fd #d1f339 #b46817 #4e72ac #689693 #96f0aa".split()),
+    "light": (
+        "#0b63b0",
+        "#d1560a",
+        "#00876c",
+        "#8968f4",
+        "#480a55",
+        "#549ac9",
+        "#913814",
+        "#1a1199",
+        "#70355e",
+        "#3b2b0d",
+    ),
+    "dark": (
+        "#5aa9f2",
+        "#ff8a3d",
+        "#3fd0a6",
+        "#8b6bf7",
+        "#c0e8fd",
+        "#d1f339",
+        "#b46817",
+        "#4e72ac",
+        "#689693",
+        "#96f0aa",
+    ),
 }
 """Colours of settings on the two backgrounds; more settings get them again with other dashes."""
 
@@ -40,7 +62,12 @@ BACKGROUNDS: Mapping[str, str] = {"light": "#ffffff", "dark": "#192027"}
 
 SCRIPTS = ("base.js", "curves.js", "training.js", "heat.js", "viewer.js", "tables.js", "main.js")
 
-VERDICT_MARKS: Mapping[str, str] = {"supported": "✔", "contradicted": "✖", "undecided": "?", "not tested": "○"}
+VERDICT_MARKS: Mapping[str, str] = {
+    "supported": "✔",
+    "contradicted": "✖",
+    "undecided": "?",
+    "not tested": "○",
+}
 """What tells verdicts apart beside their colour and their name."""
 
 
@@ -83,11 +110,11 @@ def render_page(report: Report) -> str:
 
 
 def safe_json(data: object) -> str:
-    """JSON that may stand inside a ``script`` element: it cannot end the element or begin another.
+    r"""JSON that may stand inside a ``script`` element: it cannot end the element or begin another.
 
     Example:
         >>> safe_json({"name": "</script>"})
-        '{"name":"\\\\u003c/script\\\\u003e"}'
+        '{"name":"\\u003c/script\\u003e"}'
     """
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -131,7 +158,7 @@ def _section(number: int, comparison: Comparison, document: Mapping[str, Any]) -
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     runs = [run for setting in comparison.settings for run in setting.runs]
     images = dict.fromkeys(str(run.curve.images) for run in runs)
-    sizes = dict.fromkeys("{}×{}".format(*run.curve.input_size) for run in runs)
+    sizes = dict.fromkeys("{}x{}".format(*run.curve.input_size) for run in runs)
     seeds = {run.seed for run in runs if run.seed is not None}
     return [
         ("detectors", ", ".join(dict.fromkeys(run.curve.detector for run in runs))),

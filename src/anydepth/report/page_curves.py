@@ -1,9 +1,10 @@
 """Depth curves and compatibility of a comparison as plain data for the charts of the page."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH, EvaluationError
+from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.curve_summary import ladder_rows, undominated
 from anydepth.report.comparison import Comparison
 from anydepth.report.runs import Run
@@ -92,21 +93,26 @@ def _points(setting: Setting) -> list[Json]:
                 "latency": None if latency is None else round(latency, 4),
                 # Without a ladder, every depth that was asked for counts as one of the line.
                 "rung": not rungs or point.depth in rungs,
-                **{figure: _over_seeds(setting.runs, point.depth, figure) for figure in CURVE_FIGURES},
+                **{figure: _over_seeds(setting, point.depth, figure) for figure in CURVE_FIGURES},
             }
         )
     return points
 
 
-def _over_seeds(runs: Sequence[Run], depth: str, figure: str) -> list[float] | None:
-    """Mean, lowest and highest in percent."""
-    try:
-        shares = [run.curve.row(depth).figures[figure] for run in runs]
-    except (EvaluationError, KeyError):
+def _over_seeds(setting: Setting, depth: str, figure: str) -> list[float] | None:
+    """Mean, lowest and highest over seeds in percent; None where a run lacks it."""
+    shares = {run.name: _share(run, depth, figure) for run in setting.runs}
+    if None in shares.values():
         return None
-    if NO_GROUND_TRUTH in shares:
-        return None
-    return [round(100 * value, 2) for value in (sum(shares) / len(shares), min(shares), max(shares))]
+    seeds = setting.by_seed(lambda run: shares[run.name]).values()
+    return [round(100 * value, 2) for value in (fmean(seeds), min(seeds), max(seeds))]
+
+
+def _share(run: Run, depth: str, figure: str) -> float | None:
+    for row in run.curve.rows:
+        if row.depth == depth and row.figures.get(figure, NO_GROUND_TRUTH) != NO_GROUND_TRUTH:
+            return row.figures[figure]
+    return None
 
 
 def _front(settings: Sequence[Json], cost: str, figure: str) -> list[list[int]] | None:

@@ -80,7 +80,8 @@ def config_table(comparison: Comparison) -> Table | None:
         return None
     columns = (Column("key", False), *(Column(setting.label, False) for setting in comparison.settings))
     rows = [
-        (Cell(key), *(Cell(shown(setting.differing.get(key))) for setting in comparison.settings)) for key in keys
+        (Cell(key), *(Cell(shown(setting.differing.get(key))) for setting in comparison.settings))
+        for key in keys
     ]
     return Table(columns, tuple(rows))
 
@@ -114,7 +115,7 @@ def differing_keys(comparison: Comparison) -> list[str]:
 def shown(value: object) -> str:
     """A configuration value as YAML's users know it; a dash where a setting lacks the key."""
     if value is None:
-        return "–"
+        return "-"
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
@@ -150,7 +151,7 @@ def _setting_row(setting: Setting, keys: Sequence[str]) -> tuple[Cell, ...]:
     return (
         Cell(setting.label, setting.label),
         Cell(str(setting.seeds), str(setting.seeds)),
-        *(Cell(value, "" if value == "–" else value) for value in values),
+        *(Cell(value, "" if value == "-" else value) for value in values),
         *figures,
         *_effort(setting.runs),
     )
@@ -162,7 +163,7 @@ def _run_row(run: Run, setting: Setting) -> tuple[Cell, ...]:
     return (
         Cell(run.name, run.name),
         Cell(setting.label, setting.label),
-        Cell(seed or "–", seed),
+        Cell(seed or "-", seed),
         *(
             _figure(name, figures.get(name), None, _where(run.summary) if name == "largest_drop" else "")
             for name in _FIGURES
@@ -174,8 +175,8 @@ def _run_row(run: Run, setting: Setting) -> tuple[Cell, ...]:
 def _figure(name: str, value: float | None, spread: float | None, under: str = "") -> Cell:
     _, factor, digits = _FIGURES[name]
     if value is None:
-        return Cell("–")
-    text = f"{factor * value:.{digits}f}" + ("×" if name == "saving" else "")
+        return Cell("-")
+    text = f"{factor * value:.{digits}f}" + ("x" if name == "saving" else "")
     plus_minus = f" ± {factor * spread:.{digits}f}" if spread is not None and name != "saving" else ""
     return Cell(text + plus_minus, repr(factor * value), under)
 
@@ -191,12 +192,12 @@ def _effort(runs: Sequence[Run]) -> tuple[Cell, Cell, Cell]:
     seconds = [float(s) for run in runs if isinstance(s := run.result.get("seconds"), int | float)]
     commits = dict.fromkeys(filter(None, (_commit(run) for run in runs)))
     text = ", ".join(commits)
-    return _mean(steps), _mean(seconds), Cell(text or "–", text)
+    return _mean(steps), _mean(seconds), Cell(text or "-", text)
 
 
 def _mean(values: Sequence[float]) -> Cell:
     if not values:
-        return Cell("–")
+        return Cell("-")
     mean = sum(values) / len(values)
     return Cell(f"{mean:.0f}", repr(float(mean)))
 

@@ -62,7 +62,10 @@ def gradient_metrics(columns: Sequence[str]) -> list[Metric]:
     named = [(column, column.removeprefix("gradients/cosine/")) for column in modules]
     return [
         *every,
-        *[Metric("Cosine of a module", f"{cosine}: {name}", "cosine", {column: name}) for column, name in named],
+        *[
+            Metric("Cosine of a module", f"{cosine}: {name}", "cosine", {column: name})
+            for column, name in named
+        ],
         *_together(columns, "gradients/norm/", "Norm", "norm of each path's gradient", "norm"),
     ]
 

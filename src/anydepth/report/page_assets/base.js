@@ -72,7 +72,7 @@ function segments(name, options, onchange, value) {
 }
 
 function fixed(value, digits) {
-  return value === null || value === undefined ? "–" : Number(value).toFixed(digits);
+  return value === null || value === undefined ? "-" : Number(value).toFixed(digits);
 }
 
 /** Text for hover boxes of charts, which read a few HTML tags. */
