@@ -50,7 +50,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three settings of two seeds, one of a hostile and one of a long name, with everything a run can have."""
+    """Settings of two seeds with a plain, a hostile and a long name, with everything a run can have."""
     folder = tmp_path_factory.mktemp("page")
     settings = []
     for number, (label, best) in enumerate((("plain", 0.3), (EVIL, 0.4), (LONG, 0.2))):
@@ -193,6 +193,7 @@ def test_the_theme_follows_the_system_and_the_button(open_page: Callable[..., An
     background = "getComputedStyle(document.body).backgroundColor"
     dark = (page.evaluate(line), page.evaluate(background))
     page.emulate_media(color_scheme="light")
+    page.wait_for_selector("html[data-theme=light]", state="attached")
     light = (page.evaluate(line), page.evaluate(background))
     assert dark[0] != light[0]
     assert dark[1] != light[1]

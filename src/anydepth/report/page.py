@@ -1,8 +1,8 @@
 """A report as one HTML file that needs nothing else: no server, no network, no other file.
 
 Text stands in the HTML, escaped by jinja2; figures for charts are JSON that scripts show as text only. A
-content security policy with the hashes of the page's own scripts lets nothing else run and nothing be fetched,
-whatever the names in a run's files are.
+content security policy with the hashes of the page's own scripts lets nothing else run and nothing be
+fetched, whatever the names in a run's files are.
 """
 
 import base64
