@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from anydepth.evaluation.coco_eval import EvaluationError
+from anydepth.evaluation.compatibility import Compatibility
 from anydepth.evaluation.curve_summary import CurveSummary, summarize
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report.gallery import GALLERY_FILE, Gallery, GalleryError, read_gallery
@@ -21,6 +22,7 @@ __all__ = ["ReportError", "Run", "Series", "UnusableRun", "find_runs"]
 
 CONFIG_FILE = "config.yaml"
 CURVE_FILE = "depth_curve.json"
+COMPATIBILITY_FILE = "compatibility.json"
 
 # Folders that hold a config.yaml of somebody else, or no runs and many files. Hidden ones (.hydra) go too.
 _NOT_SEARCHED = frozenset({"wandb", "checkpoints", "logs", "pictures", "lightning_logs"})
@@ -56,8 +58,7 @@ class Run:
     curve: DepthCurve
     summary: CurveSummary
     log: Mapping[str, Series]
-    # The type of module `compatibility` once that has come.
-    compatibility: Any
+    compatibility: Compatibility | None
     gallery: Gallery | None
     notes: tuple[str, ...]
 
@@ -168,7 +169,7 @@ def _read_run(folder: Path, name: str) -> Run | UnusableRun:
     except ReportError as error:
         return UnusableRun(folder, str(error))
     log, log_notes = read_logs(folder)
-    gallery = _read_gallery(folder, notes)
+    compatibility, gallery = _read_compatibility(folder, notes), _read_gallery(folder, notes)
     return Run(
         folder=folder,
         name=name,
@@ -178,7 +179,7 @@ def _read_run(folder: Path, name: str) -> Run | UnusableRun:
         curve=curve,
         summary=summary,
         log=log,
-        compatibility=None,
+        compatibility=compatibility,
         gallery=gallery,
         notes=(*_story(config, provenance, result, failure), *notes, *log_notes),
     )
@@ -259,6 +260,17 @@ def _check_curve(curve: DepthCurve) -> None:
     for row in curve.rows:
         if not math.isfinite(row.figures.get("AP", math.nan)) or not row.gflops > 0:
             raise EvaluationError(f"depth {row.depth!r} has no AP or no GFLOPs")
+
+
+def _read_compatibility(folder: Path, notes: list[str]) -> Compatibility | None:
+    path = folder / COMPATIBILITY_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Compatibility.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, EvaluationError, UnicodeDecodeError, RecursionError) as error:
+        notes.append(f"{path.name} is damaged: {_short(error)}")
+        return None
 
 
 def _read_gallery(folder: Path, notes: list[str]) -> Gallery | None:
