@@ -184,13 +184,8 @@ def _points_between(cast: Cast) -> Answer:
         f"minimal depth, {setting.label} was evaluated at {_counted(len(depths), 'further depth')}. The "
         f"worst, {worst}, reaches {spread_of(at_worst)}.",
         *_drop_sentences(cast, figures),
-<<<<<<< HEAD
-        f"A depth works if it lies at most {points(TOLERANCE)} points below the lower end of the same network;"
-        f" {_counted(len(below), 'depth')} fail{'s' if len(below) == 1 else ''} in every seed"
-=======
         f"A depth works if it lies at most {points(TOLERANCE)} points below the lower end of the same "
         f"network; {_counted(len(below), 'depth')} fail{'s' if len(below) == 1 else ''} in every seed"
->>>>>>> runs
         f"{named if below else ''}. {reason}",
     ]
     return Answer(" ".join(text), verdict, figures)

@@ -149,12 +149,8 @@ class _Log:
         """Keep a row; returns its epoch."""
         try:
             step = int(float(row.get("step", "")))
-<<<<<<< HEAD
-            epoch = float(row.get("epoch") or epoch)
-=======
             named = float(row.get("epoch") or epoch)
             epoch = named if math.isfinite(named) else epoch
->>>>>>> runs
         except (ValueError, OverflowError):
             self.unreadable += 1
             return epoch
@@ -173,11 +169,7 @@ class _Log:
     def notes(self) -> Iterator[str]:
         """What was left out, in words."""
         if self.unreadable:
-<<<<<<< HEAD
-            yield f"{self.unreadable} lines without a step are left out"
-=======
             yield f"{self.unreadable} damaged line{'s' if self.unreadable > 1 else ''} left out"
->>>>>>> runs
         if self.left_out:
             named = [
                 f"{count} of {name} (first at step {self.first_left_out[name]})"
