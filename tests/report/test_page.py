@@ -22,6 +22,7 @@ from page_samples import (
     sample_setting,
 )
 from PIL import Image
+from run_files import ladder, write_run
 
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.depth_curve import DepthCurve
@@ -34,7 +35,6 @@ from anydepth.report.page_curves import curves
 from anydepth.report.page_pictures import LONGEST_SIDE, Pictures, detections
 from anydepth.report.page_tables import MOST_KEYS, config_table, provenance, runs_table, settings_table
 from anydepth.report.page_training import MOST_POINTS, gradient_metrics, thinned, training, training_metrics
-from anydepth.report.runs import Run
 
 EVIL = "</script><img src=x onerror=alert(1)>&'\""
 
@@ -362,21 +362,26 @@ def test_lines_stand_out_from_their_background(theme: str):
 # -- the command -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run that the command finds whatever folder it is given."""
-    run = sample_run(tmp_path / "run", 0.3, 0)
-    monkeypatch.setattr(cli, "find_runs", lambda folders: ([run], []))
-    return run
-
-
-def test_the_command_writes_the_page_and_names_it(
-    one_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    output = tmp_path / "new" / "page.html"
-    assert cli.main([str(one_run.folder), "--output", str(output)]) == 0
-    assert str(output) in capsys.readouterr().out
-    assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
+def test_the_command_compares_the_folders_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    sweep, output = tmp_path / "sweep", tmp_path / "new" / "page.html"
+    write_run(sweep / "0", ladder(30, 28, 26, 24))
+    write_run(sweep / "1", ladder(20, 18, 16, 14), seed=1)
+    write_run(sweep / "2", ladder(20, 18, 16, 14), data={"fingerprint": "f2"})
+    write_run(sweep / "3", None, finished=False)
+    assert cli.main([str(sweep), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    page = output.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    data = json.loads(_parsed(page).scripts[0])
+    # Runs 0 and 1 are one setting of two seeds: (30 + 20) / 2 at full depth.
+    first, second = data["comparisons"]
+    assert [(s["seeds"], s["points"][0]["AP"]) for s in first["settings"]] == [(2, [25.0, 20.0, 30.0])]
+    assert len(second["settings"]) == 1
+    assert "shown apart" in re.sub(r"\s+", " ", page)
+    assert "shown apart" in printed
+    assert f"left out: {sweep / '3'}" in printed
+    assert str(output) in printed.splitlines()[-1]
+    assert [path.name for path in output.parent.iterdir()] == ["page.html"]
 
 
 def test_a_missing_folder_is_one_line_and_leaves_the_older_page(
@@ -393,8 +398,22 @@ def test_a_missing_folder_is_one_line_and_leaves_the_older_page(
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_an_output_that_is_a_folder_is_refused(
-    one_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert cli.main([str(one_run.folder), "--output", str(tmp_path)]) == 1
+def test_an_output_that_is_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main([str(tmp_path), "--output", str(tmp_path)]) == 1
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_an_error_while_the_page_is_made_leaves_the_older_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_run(tmp_path / "run", ladder(30, 28, 26, 24))
+    output = tmp_path / "page.html"
+    output.write_text("older")
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    assert cli.main([str(tmp_path / "run"), "--output", str(output)]) == 1
+    assert output.read_text() == "older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]

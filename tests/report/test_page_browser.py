@@ -120,6 +120,9 @@ def test_all_charts_are_drawn_when_they_come_into_view(open_page: Callable[..., 
     assert page.locator(".js-plotly-plot").count() < 7
     _show_all(page)
     assert page.locator(".js-plotly-plot").count() == 7
+    buttons = page.locator(".modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
+    # plotly.js 4 offers "Share chart...", an upload of the data to its makers, unless it is switched off.
+    assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
     # The front, and per setting a line and the band of its seeds.
     assert page.evaluate("document.querySelector('.js-plotly-plot').data.length") == 1 + 3 * 2
     page.locator('[data-part="0-curves"] .chip').first.click()

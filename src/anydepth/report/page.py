@@ -180,7 +180,8 @@ def _script(text: str) -> str:
 def _policy(scripts: Sequence[str]) -> str:
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    return f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}"
+    rules = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:"
+    return f"{rules}; style-src 'unsafe-inline'; script-src {allowed}"
 
 
 def _own_scripts() -> str:

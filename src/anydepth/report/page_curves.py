@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
+from anydepth.evaluation.compatibility import Compatibility
 from anydepth.evaluation.curve_summary import ladder_rows, undominated
 from anydepth.report.comparison import Comparison
 from anydepth.report.runs import Run
@@ -49,12 +50,10 @@ def curves(comparison: Comparison) -> Json:
 
 def compatibility(comparison: Comparison) -> Json | None:
     """Maps stage x depth of every setting that has one; of several seeds, the first that was measured."""
-    found = [
-        (setting, run.compatibility)
-        for setting in comparison.settings
-        for run in [next((run for run in setting.runs if run.compatibility is not None), None)]
-        if run is not None
-    ]
+    found: list[tuple[Setting, Compatibility]] = []
+    for setting in comparison.settings:
+        tables = [run.compatibility for run in setting.runs if run.compatibility is not None]
+        found += [(setting, table) for table in tables[:1]]
     if not found:
         return None
     measures = list(dict.fromkeys(name for _, table in found for row in table.rows for name in row.values))

@@ -146,6 +146,9 @@ const Charts = {
     Plotly.react(chart.host, data, frame(layout), {
       responsive: true,
       displaylogo: false,
+      // plotly.js offers to upload charts to its makers' service unless told not to.
+      showSendToCloud: false,
+      plotlyServerURL: "",
       displayModeBar: COARSE.matches ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     });
@@ -175,6 +178,7 @@ function frame(layout) {
     font: { family: "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", color: css("--ink"), size: 13 },
     margin: { l: 50, r: 14, t: 12, b: 46 },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), size: 13 }, align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") },
     dragmode: COARSE.matches ? false : "zoom",
     ...layout,
   };
