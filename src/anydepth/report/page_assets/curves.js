@@ -21,9 +21,12 @@ function curveSection(host, comparison, legend) {
   }
   legend.listeners.push(redraw);
   host.append(legend.row(), controls, grid);
-  if (comparison.settings.some((setting) => setting.seeds > 1)) {
-    host.append(el("p", { className: "soft small", textContent: "Mean over seeds; the band spans the lowest and the highest seed." }));
+  const notes = [];
+  if (comparison.settings.some((setting) => setting.seeds > 1)) notes.push("Mean over seeds; the band spans the lowest and the highest seed.");
+  if (comparison.settings.some((setting) => setting.points.some((point) => !point.rung))) {
+    notes.push("Lines join the ladder from full to minimal; small marks are all other depths.");
   }
+  host.append(el("p", { className: "soft small", textContent: notes.join(" "), hidden: !notes.length }));
 }
 
 function curveChart(comparison, legend, cost, state) {
