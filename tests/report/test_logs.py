@@ -22,8 +22,8 @@ def test_gaps_are_skipped_and_every_column_has_its_own_steps(tmp_path: Path):
 
 
 def test_a_later_version_replaces_what_was_trained_in_vain(tmp_path: Path):
-    # Version 10 went on from step 20: steps 30 and 40 of version 9 were lost with the interruption.
-    write_log(tmp_path, 9, "epoch,step,a,b\n0,10,1,5\n0,20,2,\n0,30,3,6\n0,40,4,\n")
+    # Version 10 went on from step 20: steps 25 and 40 of version 9 were lost with the interruption.
+    write_log(tmp_path, 9, "epoch,step,a,b\n0,10,1,5\n0,20,2,\n0,25,2,6\n0,40,4,\n")
     write_log(tmp_path, 10, "epoch,step,a\n0,25,7\n0,35,8\n")
     log, _ = read_logs(tmp_path)
     assert log["a"] == Series((10, 20, 25, 35), (0.0,) * 4, (1.0, 2.0, 7.0, 8.0))

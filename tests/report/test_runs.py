@@ -2,16 +2,21 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 from run_files import config_of, ladder, make_curve, write_run
 
+from anydepth import runtime, train
 from anydepth.evaluation.compatibility import MEASURES, Compatibility, CompatibilityRow
+from anydepth.report.comparison import compare
 from anydepth.report.gallery import Gallery, GalleryDepth, GalleryImage, _to_json
+from anydepth.report.roles import role_of
 from anydepth.report.runs import ReportError, Run, UnusableRun, find_runs
 from anydepth.structures import Detections
 
@@ -262,3 +267,25 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path):
     folder = write_run(tmp_path / "run", APS)
     (folder / "depth_curve.json").chmod(0)
     assert _reason(tmp_path).startswith("depth_curve.json is damaged")
+
+
+# -- a run that training left ----------------------------------------------------------------------------
+
+
+def test_a_run_that_training_left_is_read(tmp_path: Path, compose_run: Callable[..., DictConfig]):
+    cfg = compose_run(
+        tmp_path / "run", "curve.depths=ladder", "curve.latency_repetitions=0", "curve.pictures=1"
+    )
+    _, objects = train.run(cfg)
+    (run,), unusable = find_runs([tmp_path])
+    assert unusable == []
+    assert run.curve == objects["curve"]
+    assert run.config == runtime.plain(cfg)
+    assert role_of(run.config) == "any-depth"
+    assert {"train/full/loss", "train/minimal/loss", "val/full/AP", "val/score"} <= run.log.keys()
+    assert len(run.log["val/score"].values) == 2
+    assert run.gallery is not None
+    assert len(run.gallery.images) == 1
+    (comparison,) = compare([run]).comparisons
+    assert comparison.settings[0].mean["ladder_mean"] == pytest.approx(run.summary.ladder_mean)
+    assert not any("damaged" in note for note in run.notes)

@@ -89,7 +89,8 @@ class _Question:
 
 def _ask(question: _Question, cast: Cast, where: str) -> Finding:
     answer = question.answer(cast)
-    return Finding(question.claim, question.title + where, answer.text, answer.verdict, answer.figures)
+    text = " ".join(answer.sentences)
+    return Finding(question.claim, question.title + where, text, answer.verdict, answer.figures)
 
 
 # -- the questions ---------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def _full_depth(cast: Cast) -> Answer:
         f"{fixed / 1e6:.2f} M; published are +0.03 % to +3.2 %)."
     )
     figures = {**answer.figures, "parameters_ratio": method / fixed}
-    return Answer(f"{answer.text} {overhead}", answer.verdict, figures)
+    return Answer((*answer.sentences, overhead), answer.verdict, figures)
 
 
 def _cheap_at_small_loss(cast: Cast) -> Answer:
@@ -122,14 +123,14 @@ def _cheap_at_small_loss(cast: Cast) -> Answer:
     share = fmean(losses) / max(mean, 1e-9)
     verdict, reason = _judge_loss(saving, mean, shares)
     text = (
-        f"From full to minimal depth, {setting.label} takes {saving:.2f} x fewer GFLOPs and goes from "
+        f'From full to minimal depth, "{setting.label}" takes {saving:.2f} x fewer GFLOPs and goes from '
         f"{spread_of([*full.values()])} to {spread_of([*minimal.values()])} AP points: a loss of "
         f"{spread_of(losses)}, {100 * share:.1f} % of full's AP. Much cheaper is {MUCH_CHEAPER} x and above, "
         f"a small loss {percent(SMALL_LOSS)} of full's AP and below, in every seed (published are 1.37 to "
         f"1.83 x at a loss of up to 5.7 %). {reason}"
     )
     figures = {"full": mean, "minimal": fmean(minimal.values()), "loss": fmean(losses), "loss_share": share}
-    return Answer(text, verdict, {**figures, "saving": saving})
+    return Answer((text,), verdict, {**figures, "saving": saving})
 
 
 def _judge_loss(saving: float, mean: float, shares: Sequence[float]) -> tuple[Verdict, str]:
@@ -140,7 +141,9 @@ def _judge_loss(saving: float, mean: float, shares: Sequence[float]) -> tuple[Ve
     small = {share <= SMALL_LOSS for share in shares}
     if len(small) > 1:
         return "undecided", "The loss is small in some seeds only."
-    return "supported" if small == {True} else "contradicted", by_agreement(len(shares))
+    if small == {True}:
+        return "supported", f"It is small in every seed. {by_agreement(len(shares))}"
+    return "contradicted", f"It is larger in every seed. {by_agreement(len(shares))}"
 
 
 def _minimal_alone(cast: Cast) -> Answer:
@@ -181,14 +184,14 @@ def _points_between(cast: Cast) -> Answer:
     named = f" ({listed(below[:_MOST_DEPTHS])}{' and others' if len(below) > _MOST_DEPTHS else ''})"
     text = [
         f"Between {points(setting.mean['full'])} AP points at full and {points(setting.mean['minimal'])} at "
-        f"minimal depth, {setting.label} was evaluated at {_counted(len(depths), 'further depth')}. The "
+        f'minimal depth, "{setting.label}" was evaluated at {_counted(len(depths), "further depth")}. The '
         f"worst, {worst}, reaches {spread_of(at_worst)}.",
         *_drop_sentences(cast, figures),
         f"A depth works if it lies at most {points(TOLERANCE)} points below the lower end of the same "
-        f"network; {_counted(len(below), 'depth')} fail{'s' if len(below) == 1 else ''} in every seed"
+        f"network; {_counted(len(below), 'depth')} fail{'' if len(below) > 1 else 's'} in every seed"
         f"{named if below else ''}. {reason}",
     ]
-    return Answer(" ".join(text), verdict, figures)
+    return Answer(tuple(text), verdict, figures)
 
 
 def _judge_deficits(mean: float, deficits: Sequence[Sequence[float]]) -> tuple[Verdict, str]:
@@ -216,12 +219,12 @@ def _distillation(cast: Cast) -> Answer:
     if missing := lacking(cast, METHOD, *(() if present else _ARMS)):
         return missing
     answer = combined([versus(cast, role, *_ladder(cast, role), 0.0) for role in present])
-    parts = [answer.text, *(sentence for role in present for sentence in _end_sentences(cast, role))]
+    parts = [*answer.sentences, *(sentence for role in present for sentence in _end_sentences(cast, role))]
     verdict = answer.verdict
     if untested := lacking(cast, *_ARMS):
-        parts.append(f"For the other kinds: {untested.text[0].lower()}{untested.text[1:]}")
+        parts += ["Not all kinds are tested.", *untested.sentences]
         verdict = "undecided" if verdict == "supported" else verdict
-    return Answer(" ".join(parts), verdict, answer.figures)
+    return Answer(tuple(parts), verdict, answer.figures)
 
 
 _QUESTIONS = (
@@ -251,7 +254,7 @@ def _end_sentences(cast: Cast, role: Role) -> Iterator[str]:
     ends = [Contrast(method.by_seed(_at(end)), other.by_seed(_at(end))) for end in ("full", "minimal")]
     if all(contrast.first and contrast.second for contrast in ends):
         full, minimal = (points(contrast.difference, sign=True) for contrast in ends)
-        yield f"Against {other.label}, it is {full} at full and {minimal} at minimal depth."
+        yield f'Against "{other.label}", it is {full} at full and {minimal} at minimal depth.'
 
 
 def _drop_sentences(cast: Cast, figures: dict[str, float]) -> Iterator[str]:
@@ -273,7 +276,7 @@ def _drop_sentences(cast: Cast, figures: dict[str, float]) -> Iterator[str]:
     naive_drop = largest_mean_drop(naive) if naive else None
     if naive and naive_drop:
         figures["largest_drop/full_only"] = naive_drop.loss
-        text += f"; skipped naively, {naive.label} has one of {points(naive_drop.loss)}"
+        text += f'; skipped naively, "{naive.label}" has one of {points(naive_drop.loss)}'
     yield text + "."
 
 
@@ -289,4 +292,4 @@ def _ladder_mean(run: Run) -> float | None:
 
 
 def _counted(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+    return f"{number or 'no'} {noun}{'s' if number > 1 else ''}"

@@ -107,7 +107,7 @@ def difference_of(contrast: Contrast) -> str:
     paired = contrast.paired
     if len(paired) > 1:
         low, high = points(min(paired), sign=True), points(max(paired), sign=True)
-        text += f" (from {low} to {high} between runs of equal seed)"
+        text += f" ({low} to {high} by seed)"
     return text
 
 

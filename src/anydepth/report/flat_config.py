@@ -49,6 +49,19 @@ NOT_TRAINING: tuple[str, ...] = (
 """Keys (with ``*`` for anything) in which runs of one setting may differ, because they do not change what is
 trained. Numbers of devices and nodes stay: they multiply the images of a step."""
 
+MIRRORS: Mapping[str, str] = {
+    "callbacks.averaging.decay": "optim.ema_decay",
+    "callbacks.averaging.warmup_steps": "optim.ema_warmup_steps",
+    "callbacks.budget.minutes": "optim.minutes",
+    "data.epochs": "optim.epochs",
+    "data.fit": "detector.fit",
+    "data.input_size": "detector.input_size",
+    "trainer.check_val_every_n_epoch": "optim.validate_every_epochs",
+    "trainer.gradient_clip_val": "optim.clip_norm",
+    "trainer.max_epochs": "optim.epochs",
+}
+"""Keys that take their value from another one unless told otherwise; where they did, that one tells it."""
+
 _IGNORED = re.compile("|".join(translate(pattern) for pattern in NOT_TRAINING))
 
 
@@ -63,8 +76,10 @@ def flatten(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, object]:
-    """The flat configuration without what :data:`NOT_TRAINING` lists; devices as their number."""
-    flat = {key: value for key, value in flatten(config).items() if changes_training(key)}
+    """The flat configuration without :data:`NOT_TRAINING` and :data:`MIRRORS`; devices as their number."""
+    every = flatten(config)
+    mirrors = {key for key, source in MIRRORS.items() if key in every and every[key] == every.get(source)}
+    flat = {key: value for key, value in every.items() if changes_training(key) and key not in mirrors}
     devices = flat.get("trainer.devices")
     if isinstance(devices, list):
         flat["trainer.devices"] = len(devices)

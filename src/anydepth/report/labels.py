@@ -31,8 +31,7 @@ def label_settings(runs: Sequence[Run], configs: Sequence[Mapping[str, object]])
         runs: One run of each setting.
         configs: Its flat configuration without what does not change training.
     """
-    overrides = [_overrides(run) for run in runs]
-    labels = _from_overrides(overrides)
+    labels = _from_overrides(runs)
     clashes = {label for label, count in Counter(labels).items() if count > 1}
     for label in sorted(clashes):
         places = [place for place, own in enumerate(labels) if own == label]
@@ -57,20 +56,34 @@ def _overrides(run: Run) -> dict[str, str]:
         group = key.partition("/")[0].partition("@")[0]
         if equals and not text.startswith(("-", "~")) and group not in _UNTOLD and changes_training(key):
             found[key] = value
-    arm = run.config.get(ARM)
-    return {ARM: arm, **found} if isinstance(arm, str) else found
+    return found
 
 
-def _from_overrides(overrides: Sequence[Mapping[str, str]]) -> list[str]:
-    """The overrides that not all settings share; of an arm, its name alone."""
-    differing = differing_keys(overrides)
-    if len(overrides) == 1:
-        differing = (ARM,) if ARM in overrides[0] else tuple(overrides[0])
-    order = sorted(differing, key=lambda key: (key != ARM, key))
-    return [
-        ", ".join(own[key] if key == ARM else f"{key}={own[key]}" for key in order if key in own)
-        for own in overrides
-    ]
+def _with_detector(overrides: Mapping[str, str], run: Run) -> Mapping[str, str]:
+    """A detector that was left to the default matters beside those that were chosen."""
+    name = run.config.get("detector_name")
+    return {"detector": name, **overrides} if isinstance(name, str) else overrides
+
+
+def _from_overrides(runs: Sequence[Run]) -> list[str]:
+    """As few overrides as tell apart what overrides can tell apart; of an arm, its name alone."""
+    overrides: list[Mapping[str, str]] = [_overrides(run) for run in runs]
+    if len(runs) == 1:
+        own = overrides[0]
+        return [own[ARM]] if ARM in own else [_text(own, tuple(sorted(own)))]
+    overrides = [_with_detector(own, run) for own, run in zip(overrides, runs, strict=True)]
+    labels = [""] * len(overrides)
+    chosen: tuple[str, ...] = ()
+    for key in sorted(differing_keys(overrides), key=lambda key: (key != ARM, key)):
+        longer = [_text(own, (*chosen, key)) for own in overrides]
+        if len(set(longer)) > len(set(labels)):
+            labels, chosen = longer, (*chosen, key)
+    return labels
+
+
+def _text(overrides: Mapping[str, str], keys: Sequence[str]) -> str:
+    told = [key for key in keys if key in overrides]
+    return ", ".join(overrides[key] if key == ARM else f"{key}={overrides[key]}" for key in told)
 
 
 def _from_keys(configs: Sequence[Mapping[str, object]]) -> list[str]:

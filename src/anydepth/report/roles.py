@@ -50,7 +50,7 @@ class Cast:
 
     Attributes:
         detector: Its name.
-        settings: One per role: that of the any-depth setting the others are compared with, and of each other
+        settings: One per role: as any-depth the setting that the others are compared with, and in each other
             role the setting that differs from it in the fewest keys, of the same architecture.
         others: Further settings in the same roles, by label.
     """
@@ -119,14 +119,15 @@ def _cast(detector: str, settings: Sequence[Setting]) -> Cast:
         role = role_of(setting.runs[0].config)
         if role is not None:
             by_role.setdefault(role, []).append(setting)
-    candidates = by_role.get("any-depth", [])
+    # Without the method, nothing is compared; that its baselines are there is still worth saying.
+    candidates = by_role.get("any-depth") or [setting for found in by_role.values() for setting in found]
     if not candidates:
         return Cast(detector, {}, {})
     reference = min(candidates, key=lambda setting: _oddness(setting, settings))
-    chosen: dict[Role, Setting] = {"any-depth": reference}
+    chosen: dict[Role, Setting] = {}
     for role, found in by_role.items():
         alike = [setting for setting in found if _architecture(setting) == _architecture(reference)]
-        if role != "any-depth" and alike:
+        if alike:
             chosen[role] = min(alike, key=lambda setting: (_distance(setting, reference), setting.label))
     others = {
         role: tuple(setting.label for setting in found if setting is not chosen.get(role))

@@ -33,9 +33,15 @@ _MOST_KEYS = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """What runs say to one question; see :class:`anydepth.report.claims.Finding`."""
+    """What runs say to one question; see :class:`anydepth.report.claims.Finding`.
 
-    text: str
+    Attributes:
+        sentences: In order; one that several answers share is said once when they are combined.
+        verdict: As of a finding.
+        figures: As of a finding.
+    """
+
+    sentences: tuple[str, ...]
     verdict: Verdict
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -64,12 +70,13 @@ def versus(cast: Cast, role: Role, where: str, name: str, figure: Figure, margin
         f"{key}/difference": contrast.difference,
         f"{key}/chance": contrast.chance,
     }
-    text = (
-        f"{where}, {method.label} reaches {spread_of([*contrast.first.values()])} AP points, {other.label} "
-        f"({role}) {spread_of([*contrast.second.values()])}: {difference_of(contrast)}."
+    verdict, outcome, reason = _judge(contrast, margin, further_differences(method, other))
+    statement = (
+        f'{where}, "{method.label}" reaches {spread_of([*contrast.first.values()])} AP points, '
+        f'"{other.label}" ({role}) {spread_of([*contrast.second.values()])}: {difference_of(contrast)}'
+        f"{outcome}."
     )
-    verdict, reason = _judge(contrast, margin, further_differences(method, other))
-    return Answer(" ".join([text, reason, *_cautions(cast, role)]), verdict, figures)
+    return Answer((statement, reason, *_cautions(cast, role)), verdict, figures)
 
 
 def combined(answers: Sequence[Answer]) -> Answer:
@@ -81,7 +88,11 @@ def combined(answers: Sequence[Answer]) -> Answer:
     elif len(verdicts) == 1:
         (verdict,) = verdicts
     figures = {name: value for answer in answers for name, value in answer.figures.items()}
-    return Answer(" ".join(answer.text for answer in answers), verdict, figures)
+    sentences = dict.fromkeys(sentence for answer in answers for sentence in answer.sentences)
+    # Statements come before what they rest on.
+    order = [answer.sentences[0] for answer in answers]
+    order += [sentence for sentence in sentences if sentence not in order]
+    return Answer(tuple(order), verdict, figures)
 
 
 def lacking(cast: Cast, *roles: Role) -> Answer | None:
@@ -93,13 +104,13 @@ def lacking(cast: Cast, *roles: Role) -> Answer | None:
     text = f"Needs runs of {cast.detector} on the same data with {wanted}."
     odd = [label for role in absent for label in cast.others.get(role, ())]
     if odd:
-        text += f" Those of {listed(odd)} are of another architecture."
-    return Answer(text, "not tested")
+        text += f" Those of {quoted(odd)} are of another architecture."
+    return Answer((text,), "not tested")
 
 
 def uncurved(setting: Setting, what: str) -> Answer:
     """The answer where a curve lacks a depth."""
-    return Answer(f"The depth curve of {setting.label} has no AP for {what}.", "not tested")
+    return Answer((f'The depth curve of "{setting.label}" has no AP for {what}.',), "not tested")
 
 
 def reservation(mean: float, seeds: int) -> str | None:
@@ -125,26 +136,40 @@ def by_agreement(seeds: int) -> str:
     )
 
 
-def _judge(contrast: Contrast, margin: float, confounders: Sequence[str]) -> tuple[Verdict, str]:
-    """The verdict, and the sentence that says what it rests on."""
+def quoted(labels: Sequence[str]) -> str:
+    """Labels of settings in a sentence."""
+    return listed([f'"{label}"' for label in labels])
+
+
+def _judge(contrast: Contrast, margin: float, confounders: Sequence[str]) -> tuple[Verdict, str, str]:
+    """The verdict, how the seeds lie (ends a sentence), and what the verdict rests on (a sentence)."""
     means = [fmean(contrast.first.values()), fmean(contrast.second.values())]
     reserved = reservation(max(means), min(len(contrast.first), len(contrast.second)))
     if reserved:
-        return "undecided", reserved
+        return "undecided", "", reserved
     if confounders:
         more = f" and {len(confounders) - _MOST_KEYS} more keys" if len(confounders) > _MOST_KEYS else ""
         named = ", ".join(confounders[:_MOST_KEYS])
-        return "undecided", f"The two also differ in {named}{more}, from which the difference may come."
+        return "undecided", "", f"The two also differ in {named}{more}, from which the difference may come."
     direction = contrast.direction(margin)
-    limit = f"a difference of {points(margin, sign=True)} points" if margin else "no difference"
-    if not direction:
-        return "undecided", f"Their seeds do not lie apart (compared with {limit})."
-    apart = "above" if direction > 0 else "below"
+    verdict: Verdict = "undecided"
+    if direction:
+        verdict = "supported" if direction > 0 else "contradicted"
+    better = "as good or better" if margin else "better"
+    outcomes = {
+        1: f", {better} whichever seeds are compared",
+        -1: ", worse whichever seeds are compared",
+        0: ", but which is better depends on the seeds compared",
+    }
+    return verdict, outcomes[direction], _rule(contrast, margin)
+
+
+def _rule(contrast: Contrast, margin: float) -> str:
+    equal = f"Up to {points(-margin)} points less count as equal. " if margin else ""
+    truth = f"that lie exactly {points(-margin)} points apart" if margin else "that do not differ"
     return (
-        "supported" if direction > 0 else "contradicted",
-        f"All seeds of the first lie {apart} all of the second, compared with {limit}; were that the truth, "
-        f"{len(contrast.first)} and {len(contrast.second)} seeds would lie apart, one way or the other, by "
-        f"chance in {percent(contrast.chance)} of cases.",
+        f"{equal}With {len(contrast.first)} and {len(contrast.second)} seeds, a clear order comes up by "
+        f"chance in {percent(contrast.chance)} of cases between settings {truth}."
     )
 
 
@@ -155,11 +180,11 @@ def _cautions(cast: Cast, role: Role) -> Iterator[str]:
         foreign = [depth for depth in validation.get("depths") or () if depth != trained]
         if foreign and validation.get("score") != trained:
             yield (
-                f"The checkpoint of {cast.settings[role].label} was chosen by "
+                f'The checkpoint of "{cast.settings[role].label}" was chosen by '
                 f"validation.score={validation.get('score')}, which counts depths that it does not train: "
                 f"validation.score={trained} would be fairer."
             )
     for each in (METHOD, role):
         others = cast.others.get(each, ())
         if others:
-            yield f"Also {each}, but only in the table: {listed(others)}."
+            yield f"Also {each}, but only in the table: {quoted(others)}."
