@@ -5,9 +5,11 @@ import hashlib
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -27,10 +29,10 @@ from run_files import ladder, write_run
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report import cli
-from anydepth.report.claims import Finding
+from anydepth.report.claims import Finding, Verdict
 from anydepth.report.comparison import Comparison, Report
 from anydepth.report.logs import Series
-from anydepth.report.page import BACKGROUNDS, PALETTES, render_page, safe_json
+from anydepth.report.page import BACKGROUNDS, PALETTES, VERDICT_MARKS, render_page, safe_json
 from anydepth.report.page_curves import curves
 from anydepth.report.page_pictures import LONGEST_SIDE, Pictures, detections
 from anydepth.report.page_tables import MOST_KEYS, config_table, provenance, runs_table, settings_table
@@ -292,6 +294,15 @@ def test_sections_that_runs_have_nothing_for_are_absent(two_seeds: Comparison, t
         assert f'id="c0-{part}"' in rich
     assert 'id="unusable"' not in bare
     assert 'id="unusable"' in rich
+
+
+@pytest.mark.parametrize("verdict", get_args(Verdict))
+def test_a_verdict_is_told_by_a_word_and_a_mark_not_by_colour_alone(two_seeds: Comparison, verdict: Verdict):
+    finding = Finding("1", "Full depth holds", "Some text.", verdict, {"loss": 0.5})
+    page = render_page(Report((replace(two_seeds, findings=(finding,)),), (), ()))
+    assert f'<span aria-hidden="true">{VERDICT_MARKS[verdict]}</span> {verdict}</span>' in page
+    assert "Claim 1: Full depth holds" in page
+    assert len(set(VERDICT_MARKS.values())) == len(get_args(Verdict))
 
 
 def test_comparisons_of_different_data_are_apart_under_the_note_that_says_so(two_seeds: Comparison):
