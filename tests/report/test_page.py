@@ -4,6 +4,7 @@ import base64
 import hashlib
 import itertools
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -213,6 +214,19 @@ def test_a_damaged_picture_is_left_out_and_the_page_says_so(tmp_path: Path):
     )
     assert "no picture that can be shown" in page
     assert page.count('"uri":') == 1
+
+
+def test_figures_that_are_no_numbers_are_left_out(tmp_path: Path):
+    gallery = sample_gallery(tmp_path, 0.3, 0, classes=("tree",), images=1)
+    gallery.images[0].truth.boxes_xyxy[0, 0] = math.nan
+    table = sample_compatibility(0.3)
+    values = {**table.rows[0].values, "pooled_cka": math.nan}
+    table = replace(table, rows=(replace(table.rows[0], values=values), *table.rows[1:]))
+    run = sample_run(tmp_path / "r", 0.3, 0, gallery=gallery, compatibility=table)
+    data = json.loads(_parsed(render_page(one_comparison([sample_setting("a", [run], {})]))).scripts[0])
+    comparison = data["comparisons"][0]
+    assert comparison["compatibility"]["maps"][0]["values"][0][0][:2] == [None, 0.986]
+    assert len(comparison["gallery"]["settings"][0]["pictures"][0]["truth"]) == 4
 
 
 # -- the page --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Depth curves and compatibility of a comparison as plain data for the charts of the page."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -145,4 +146,4 @@ def _measure(name: str, at: int, maps: Sequence[Json]) -> Json:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None or not isfinite(value) else round(value, 4)

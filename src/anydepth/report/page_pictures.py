@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def _boxes(detections: Detections, scale: float) -> list[list[float]]:
         detections.labels.tolist(),
         strict=True,
     )
-    best = sorted(rows, key=lambda row: -row[1])[:MOST_BOXES]
+    whole = [row for row in rows if all(map(isfinite, (*row[0], row[1])))]
+    best = sorted(whole, key=lambda row: -row[1])[:MOST_BOXES]
     return [[*(round(side, 1) for side in box), round(score, 3), label] for box, score, label in best]
 
 
