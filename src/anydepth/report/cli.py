@@ -1,0 +1,90 @@
+"""``anydepth-report RUN_OR_SWEEP_DIR...``: one page that compares runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from anydepth.report.comparison import Report, compare
+from anydepth.report.files import write_text
+from anydepth.report.page import render_page
+from anydepth.report.runs import ReportError, find_runs
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Compare the runs of folders on one page, complete or not written at all.
+
+    Args:
+        folders: Run folders, or folders of runs.
+        output: The HTML file.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ReportError: A folder is missing, or none holds a run that can be shown.
+    """
+    report = _report(folders)
+    write_text(output, render_page(report))
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.output.is_dir():
+            raise ReportError(f"--output {arguments.output} is a folder: name a file in it, as report.html")
+        report = _report(arguments.folders)
+        write_text(arguments.output, render_page(report))
+    except (ReportError, OSError) as error:
+        print(f"anydepth-report: {error}", file=sys.stderr)
+        return 1
+    for line in _summary(report):
+        print(line)
+    print(f"report  {arguments.output.resolve()} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _report(folders: Sequence[Path]) -> Report:
+    runs, unusable = find_runs(folders)
+    return compare(runs, unusable)
+
+
+def _summary(report: Report) -> list[str]:
+    lines = []
+    for comparison in report.comparisons:
+        runs = sum(len(setting.runs) for setting in comparison.settings)
+        settings = len(comparison.settings)
+        many = f"{runs} run{'s' * (runs > 1)} of {settings} setting{'s' * (settings > 1)}"
+        lines.append(f"{comparison.title}: {many}")
+        lines += [f"  {finding.title}: {finding.verdict}" for finding in comparison.findings]
+        lines += [f"  note: {warning}" for warning in comparison.warnings]
+    lines += [f"note: {note}" for note in report.notes]
+    return lines + [f"left out: {run.folder}: {run.reason}" for run in report.unusable]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="anydepth-report",
+        description=(
+            "Compare training runs on one page: depth curves, what they say about the method's claims, "
+            "configurations, training curves, and detections at every depth. The page is a single HTML file "
+            "that opens offline."
+        ),
+        epilog=(
+            "Examples: anydepth-report multirun/losses --output losses.html; "
+            "anydepth-report outputs/train/2026-01-01_12-00-00 outputs/train/2026-01-02_12-00-00"
+        ),
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR", help="a run, or a folder that holds runs"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("report.html"), help="the file to write (default: report.html)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
