@@ -146,7 +146,7 @@ def _end(folder: Path) -> None:
 def test_the_end_of_a_sweep_shows_all_jobs_and_writes_the_page(
     tmp_path: Path, pages: list[tuple[list[Path], Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _job(tmp_path / "one", result=_result(curve__full__AP=0.312, curve__minimal__AP=0.25))
+    _job(tmp_path / "one", result=_result(curve__full__AP=0.312, curve__minimal__AP=0.25), depth_curve={})
     (tmp_path / ".submitit").mkdir()
     _end(tmp_path)
     printed = capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_the_end_of_a_sweep_shows_all_jobs_and_writes_the_page(
 def test_a_failed_job_fails_the_sweep_after_its_page_is_written(
     tmp_path: Path, pages: list[tuple[list[Path], Path]], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    _job(tmp_path / "one", result=_result())
+    _job(tmp_path / "one", result=_result(), depth_curve={})
     _job(tmp_path / "two", **{name: {"error": "no [room]"}})
     with pytest.raises(SystemExit) as stopped:
         _end(tmp_path)
@@ -176,14 +176,15 @@ def test_a_page_that_cannot_be_written_is_said(
         raise FileNotFoundError(2, "No such file or directory", "x.json")
 
     monkeypatch.setattr(sys.modules["anydepth.report.cli"], "write_report", refuse)
-    _job(tmp_path / "one", result=_result())
+    _job(tmp_path / "one", result=_result(), depth_curve={})
     with pytest.raises(SystemExit):
         _end(tmp_path)
     assert "no comparison page: x.json: No such file or directory" in capsys.readouterr().err
 
 
-def test_without_any_result_there_is_no_page(tmp_path: Path, pages: list[object]) -> None:
-    _job(tmp_path / "one")
+def test_without_any_curve_of_a_finished_job_there_is_no_page(tmp_path: Path, pages: list[object]) -> None:
+    _job(tmp_path / "one", depth_curve={})
+    _job(tmp_path / "two", result=_result())
     _end(tmp_path)
     assert pages == []
 

@@ -170,8 +170,10 @@ def print_jobs(jobs: list[Job], console: Console) -> None:
 
 
 def _write_report(folder: Path, jobs: list[Job]) -> bool:
-    """Write the page that compares the finished jobs; False where that failed, which is said."""
-    if not any(job.state in ("finished", "skipped") for job in jobs):
+    """Write the page that compares the curves of finished jobs; False where that failed, which is said."""
+    complete = [job.name for job in jobs if job.state in ("finished", "skipped")]
+    if not any((folder / name / "depth_curve.json").is_file() for name in complete):
+        # A search that asks for no curves has nothing to compare.
         return True
     try:
         # Plotly takes a second to import, and only the end of a sweep needs it.

@@ -56,18 +56,25 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def logged(sweep: Path) -> OfflineRun:
-    (only,) = offline_runs(sweep / "1")
+def job(sweep: Path) -> Path:
+    """The folder of the job with the second seed."""
+    (only,) = sweep.glob("seed_1-*")
     return only
 
 
 @pytest.fixture(scope="module")
-def curve(sweep: Path) -> DepthCurve:
-    return DepthCurve.from_json((sweep / "1" / "depth_curve.json").read_text())
+def logged(job: Path) -> OfflineRun:
+    (only,) = offline_runs(job)
+    return only
+
+
+@pytest.fixture(scope="module")
+def curve(job: Path) -> DepthCurve:
+    return DepthCurve.from_json((job / "depth_curve.json").read_text())
 
 
 def test_each_job_of_a_sweep_is_a_run_of_its_group(sweep: Path) -> None:
-    runs = [offline_runs(sweep / job) for job in ("0", "1")]
+    runs = [offline_runs(folder) for folder in sorted(sweep.glob("seed_*"))]
     assert [len(found) for found in runs] == [1, 1]
     assert [found[0].run.run_group for found in runs] == ["two_seeds", "two_seeds"]
     assert [found[0].run.display_name for found in runs] == ["0 seed=0", "1 seed=1"]
@@ -75,8 +82,8 @@ def test_each_job_of_a_sweep_is_a_run_of_its_group(sweep: Path) -> None:
     assert len({found[0].run.run_id for found in runs}) == 2
 
 
-def test_the_configuration_and_its_origin_can_be_filtered_by(sweep: Path, logged: OfflineRun) -> None:
-    provenance = json.loads((sweep / "1" / "provenance.json").read_text())
+def test_the_configuration_and_its_origin_can_be_filtered_by(job: Path, logged: OfflineRun) -> None:
+    provenance = json.loads((job / "provenance.json").read_text())
     assert logged.config["seed"] == 1
     assert logged.config["detector"]["hidden_dim"] == 16
     assert logged.config["provenance"] == provenance
@@ -162,8 +169,8 @@ def test_runs_can_be_sorted_by_the_summary_of_their_curve(logged: OfflineRun, cu
     assert not any(key.startswith("curve/") for key in logged.summary)
 
 
-def test_pictures_have_a_layer_for_each_depth(sweep: Path, logged: OfflineRun, curve: DepthCurve) -> None:
-    gallery = read_gallery(sweep / "1" / "pictures")
+def test_pictures_have_a_layer_for_each_depth(job: Path, logged: OfflineRun, curve: DepthCurve) -> None:
+    gallery = read_gallery(job / "pictures")
     for number, image in enumerate(gallery.images, start=1):
         (row,) = logged.rows(f"detections/{number}")
         picture = row[f"detections/{number}"]
@@ -178,16 +185,14 @@ def test_pictures_have_a_layer_for_each_depth(sweep: Path, logged: OfflineRun, c
         assert corners == image.truth.boxes_xyxy.tolist()
 
 
-def test_the_weights_are_an_artifact_with_the_curve(
-    sweep: Path, logged: OfflineRun, curve: DepthCurve
-) -> None:
+def test_the_weights_are_an_artifact_with_the_curve(job: Path, logged: OfflineRun, curve: DepthCurve) -> None:
     (artifact,) = (one for one in logged.artifacts if one.type == "model")
     metadata = json.loads(artifact.metadata)
     assert [row["AP"] for row in metadata["depth_curve"]] == [row.figures["AP"] for row in curve.rows]
     assert metadata["summary"]["hypervolume"] == summarize(curve).hypervolume
     assert sorted(artifact.aliases) == ["best", "latest"]
     files = {entry.path: entry.local_path for entry in artifact.manifest.contents}
-    assert files == {name: str(sweep / "1" / name) for name in ("weights.safetensors", "depth_curve.json")}
+    assert files == {name: str(job / name) for name in ("weights.safetensors", "depth_curve.json")}
 
 
 def test_a_failed_job_does_not_pass_its_run_on(

@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
             "that opens offline."
         ),
         epilog=(
-            "Examples: anydepth-report multirun/losses --output losses.html; "
-            "anydepth-report outputs/train/2026-01-01_12-00-00 outputs/train/2026-01-02_12-00-00"
+            "Examples: anydepth-report outputs/sweeps/ablation_losses/* --output losses.html; "
+            "anydepth-report outputs/train/RUN outputs/train/ANOTHER_RUN"
         ),
     )
     parser.add_argument(
