@@ -223,7 +223,7 @@ def finish(
     console = get_console()
     print_depth_curve(curve, console)
     console.print(
-        "\n".join(f"{name:18} {path}" for name, path in files.items()), highlight=False, soft_wrap=True
+        "\n".join(f"{name:20} {path}" for name, path in files.items()), highlight=False, soft_wrap=True
     )
     return files, curve
 
