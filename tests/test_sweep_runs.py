@@ -1,6 +1,8 @@
 """Whole sweeps through the command line: killed and continued, with failing jobs, side by side, searching."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -106,6 +108,35 @@ def test_a_sweep_killed_in_its_third_job_runs_only_what_was_missing(
     assert "seed=2" in overrides
     assert sweep(*(text for text in overrides if text not in small_run), "hydra.run.dir=alone") == 0
     _assert_equal_weights(tmp_path / "alone" / "weights.safetensors", third / "weights.safetensors")
+
+
+def test_sigterm_to_all_processes_ends_a_sweep_within_its_job(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As a batch system sends it. The loader's workers end first, which must not pass for a failed job."""
+    settings = ("-m", "seed=0,1", "optim.epochs=100000", "data.num_workers=1", "hydra.sweep.dir=study")
+    command = [sys.executable, "-m", "anydepth.train", *_ordered(small_run, settings)]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while len(_jobs(tmp_path / "study")) < 1:
+            assert process.poll() is None, "the sweep ended before it was killed"
+            time.sleep(0.005)
+        _wait_for(_jobs(tmp_path / "study")["seed_0"] / "checkpoints" / "last.ckpt", process)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, printed = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert set(_jobs(tmp_path / "study")) == {"seed_0"}
+    assert not (_jobs(tmp_path / "study")["seed_0"] / "result.json").exists()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from rich import get_console
 from anydepth import runtime, zoo
 from anydepth.data.coco import CocoIndex
 from anydepth.data.datamodule import DetectionDataModule
+from anydepth.data.fingerprint import fingerprint
 from anydepth.data.layout import SPLIT_NAMES
 from anydepth.detector import Detector
 from anydepth.evaluation.classes import category_ids_of
@@ -60,8 +61,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     parts = evaluator = None
     if config["curve"] == "all":
         evaluator = _evaluator(config, detector, data)
-        fingerprint = _fingerprint(config, detector, data.index(config["split"]), device)
-        parts = CurveParts(Path(config["output"]) / "depth_curve_parts", fingerprint)
+        depends_on = _dependencies(config, detector, data.index(config["split"]), device)
+        parts = CurveParts(Path(config["output"]) / "depth_curve_parts", depends_on)
     objects: dict[str, Any] = {"detector": detector, "data": data, "compatibility": None}
     objects |= {"curve": None, "analysis": None, "files": {}}
     if config["compatibility"]["images"]:
@@ -163,19 +164,15 @@ def _evaluate_all(
     )
 
 
-def _fingerprint(
+def _dependencies(
     config: Mapping[str, Any], detector: Detector, index: CocoIndex, device: torch.device
 ) -> dict[str, str]:
     """What the figures of the curve depend on."""
-    data = hashlib.sha256(repr((index.categories.ids, index.categories.names)).encode())
-    for name, array in sorted(index.arrays.items()):
-        data.update(f"{name} {array.shape} {array.dtype}".encode())
-        data.update(array.tobytes())
     with Path(config["weights"]).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "weights": weights,
-        "data": data.hexdigest(),
+        "data": fingerprint([index]),
         "split": config["split"],
         "input_size": str(list(detector.input_size)),
         "curve_images": str(config["curve_images"]),

@@ -8,10 +8,13 @@ the rest.
 import json
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -131,7 +134,8 @@ def _recorded(cfg: DictConfig, train: Train) -> float | None:
     folder, started, fingerprint = _folder(cfg), time.monotonic(), None
     try:
         fingerprint = runtime.result_hash(runtime.plain(cfg))
-        metrics, _ = train(cfg)
+        with _ended_by_sigterm():
+            metrics, _ = train(cfg)
     except Exception as error:
         _write_failure(folder, error, fingerprint)
         raise
@@ -144,6 +148,36 @@ def _recorded(cfg: DictConfig, train: Train) -> float | None:
         metrics={name: value if math.isfinite(value) else None for name, value in metrics.items()},
     )
     return metrics.get(SCORE)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM ends the program, as Ctrl+C does.
+
+    It is sent to a whole group of processes, whose loaders' workers end at once. A job that lost them would
+    pass for a failed one, and a sweep would begin its next job.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # A launcher that handles the signal itself queues the job again.
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    received: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        received.append(number)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except Exception as error:
+        # The loss of a worker is raised by a signal, too, and overtakes this one.
+        if received:
+            raise SystemExit(128 + received[0]) from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_single_job() -> None:

@@ -164,7 +164,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("detectors", ", ".join(dict.fromkeys(run.curve.detector for run in runs))),
         ("settings", str(len(comparison.settings))),
         ("runs", str(len(runs))),
-        ("seeds", ", ".join(map(str, sorted(seeds))) or "unknown"),
+        ("seeds", f"{len(seeds)} ({', '.join(map(str, sorted(seeds)))})" if seeds else "unknown"),
         ("images", ", ".join(images)),
         ("input", ", ".join(sizes)),
     ]
