@@ -54,7 +54,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_run() -> tuple[str, ...]:
     """The settings of a small training run, as text for the command line."""
     return SMALL_RUN

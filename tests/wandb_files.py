@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def _payloads(data: bytes) -> Iterator[bytes]:
         _, length, kind = struct.unpack("<IHB", data[position : position + HEADER])
         assert kind in (FULL, FIRST, MIDDLE, LAST), f"kind {kind} at byte {position}"
         position += HEADER
+        if position + length > len(data):
+            return
         record += data[position : position + length]
         position += length
         if kind in (FULL, LAST):
@@ -113,5 +116,13 @@ class OfflineRun:
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """All runs that wandb wrote below a run folder, oldest first."""
-    return [OfflineRun(path) for path in sorted((folder / "wandb").glob("offline-run-*"))]
+    """All runs that wandb wrote below a run folder, oldest first; waits until they are complete.
+
+    The process of wandb goes on writing for a moment after ``finish`` has returned.
+    """
+    deadline = time.monotonic() + 20
+    while True:
+        runs = [OfflineRun(path) for path in sorted((folder / "wandb").glob("offline-run-*"))]
+        if all(run.exit_code is not None for run in runs) or time.monotonic() > deadline:
+            return runs
+        time.sleep(0.1)

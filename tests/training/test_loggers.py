@@ -17,18 +17,11 @@ from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report.gallery import read_gallery
 from anydepth.train import main, run
 from anydepth.training.loggers import RunLogger
-from conftest import SMALL_RUN
 from wandb_files import OfflineRun, offline_runs
 
 Compose = Callable[..., DictConfig]
 
-SETTINGS = (
-    *SMALL_RUN,
-    "logger=wandb",
-    "curve.depths=ladder",
-    "curve.latency_repetitions=1",
-    "curve.pictures=2",
-)
+SETTINGS = ("logger=wandb", "curve.depths=ladder", "curve.latency_repetitions=1", "curve.pictures=2")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,10 +37,10 @@ def _at_home_nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(tmp_path_factory: pytest.TempPathFactory, small_run: tuple[str, ...]) -> Path:
     """The folder of a sweep over two seeds."""
     folder = tmp_path_factory.mktemp("here") / "two_seeds"
-    arguments = [*SETTINGS, f"hydra.sweep.dir={folder}", "seed=0,1", "--multirun"]
+    arguments = [*small_run, *SETTINGS, f"hydra.sweep.dir={folder}", "seed=0,1", "--multirun"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setattr(sys, "argv", ["anydepth-train", *arguments])
@@ -196,11 +189,11 @@ def test_the_weights_are_an_artifact_with_the_curve(job: Path, logged: OfflineRu
 
 
 def test_a_failed_job_does_not_pass_its_run_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose_run: Compose, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose_run: Compose, small_run: tuple[str, ...]
 ) -> None:
     """The run of a job that failed ends as failed; the next one in the same process has its own."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    failing = [*SETTINGS, f"hydra.run.dir={tmp_path / 'failed'}", "ckpt_path=none.ckpt"]
+    failing = [*small_run, *SETTINGS, f"hydra.run.dir={tmp_path / 'failed'}", "ckpt_path=none.ckpt"]
     monkeypatch.setattr(sys, "argv", ["anydepth-train", *failing])
     with pytest.raises(SystemExit):
         main()
