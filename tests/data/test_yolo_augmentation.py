@@ -113,8 +113,8 @@ def test_cutting_a_part_out_first_changes_pixels_by_rounding_at_most(
     part = (left, top, left + step * size[1], top + step * size[0])
     expected = Image.fromarray(image.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, box=part)
     found = resampled(image.permute(2, 0, 1), part, size)
-    # Pillow places parts in single precision.
-    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1
+    # Pillow places parts in single precision, and rounds twice: once for each axis.
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2
 
 
 def test_affine_draws_from_the_published_ranges() -> None:

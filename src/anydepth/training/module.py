@@ -270,8 +270,10 @@ class DetectionModule(pl.LightningModule):
 
     def _is_logged_step(self) -> bool:
         """Whether the loggers take what is logged in this step."""
+        if self._trainer is None:
+            return False
         # Lightning sets it without declaring it.
-        interval: int = vars(self.trainer)["log_every_n_steps"]
+        interval: int = vars(self._trainer)["log_every_n_steps"]
         return interval > 0 and (self.global_step + 1) % interval == 0
 
 
