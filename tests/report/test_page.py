@@ -454,7 +454,8 @@ def test_files_among_the_folders_are_skipped_with_a_line(tmp_path: Path, capsys:
 def test_curves_of_unequal_depths_make_a_page(tmp_path: Path):
     """Seeds of one setting that were evaluated at other depths, and on images without objects."""
     whole = {"full": 0.3, "neck@3": 0.29, "none@3": 0.28, "minimal": 0.27}
-    for seed, aps in enumerate((whole, {"full": 0.3}, {**whole, "minimal": -1.0}, {"none@3": 0.2})):
+    inner = {"neck@3": 0.29, "none@3": 0.2}
+    for seed, aps in enumerate((whole, {"full": 0.3, **inner}, {**whole, "minimal": -1.0}, inner)):
         write_run(tmp_path / str(seed), aps, seed=seed)
     assert cli.main([str(tmp_path), "--output", str(tmp_path / "report.html")]) == 0
     (comparison,) = compare(*find_runs([tmp_path])).comparisons

@@ -21,7 +21,13 @@ from anydepth.structures import Batch, Targets
 from anydepth.train import run
 from anydepth.training.checkpoints import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.gradient_conflict import GradientConflict, _scale, compare_gradients, parameter_groups
+from anydepth.training.gradient_conflict import (
+    GradientConflict,
+    _averaged,
+    _scale,
+    compare_gradients,
+    parameter_groups,
+)
 from anydepth.training.module import DetectionModule
 from anydepth.training.optim import AdamWRecipe
 
@@ -322,3 +328,24 @@ def test_two_processes_compare_the_gradients_of_their_whole_batch_and_train_alik
         assert found["gradients/cosine/minimal/all"] == pytest.approx(expected, abs=1e-4)
         assert found["gradients/norm/full"] == pytest.approx(float(_flat(full, shared).norm()), rel=1e-4)
     assert ranks[0][True][1] == ranks[1][True][1]
+
+
+def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses tensors that are not contiguous, as channels last; here the sum of 2 processes is told."""
+    handed: list[bool] = []
+
+    def all_reduce(tensor: Tensor, op: object = None) -> None:
+        handed.append(tensor.is_contiguous())
+        if op is None:
+            tensor.mul_(2)
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    parameters = [nn.Parameter(weight), nn.Parameter(torch.zeros(3))]
+    one = torch.ones(1).expand(3)
+    averaged = _averaged([weight.clone(), one], parameters, scale=4.0)
+    assert handed == [True] * 3
+    assert averaged[0] is not None
+    torch.testing.assert_close(averaged[0], weight / 4)
+    torch.testing.assert_close(averaged[1], one / 4)
