@@ -108,8 +108,8 @@ def _gradients() -> "Section":
         [
             _line("Norm of the gradients before clipping", TRAINING_AXIS, ["train/gradient_norm"]),
             _matching("Norm of each path's gradients", TRAINING_AXIS, r"^gradients/norm/.+$"),
-            _line("Cosine of the paths' gradients", TRAINING_AXIS, ["gradients/cosine/all"]),
-            _matching("Cosine by module", TRAINING_AXIS, r"^gradients/cosine/.+$"),
+            _matching("Cosine of the paths' gradients", TRAINING_AXIS, r"^gradients/cosine/.+/all$"),
+            _matching("Cosine by module", TRAINING_AXIS, r"^gradients/cosine/.+/.+$"),
         ],
     )
 

@@ -1,5 +1,6 @@
 """What frames a sweep: what it refuses before the first job, the table and the page after the last."""
 
+import io
 import json
 import sys
 import types
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from anydepth import runtime, sweep_summary
-from anydepth.sweep_summary import SweepError, SweepSummary, check_keys, check_plugins, read_job
+from anydepth.sweep_summary import SweepError, SweepSummary, check_keys, check_plugins, print_jobs, read_job
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -193,3 +195,12 @@ def test_the_command_line_has_the_callback(compose_run: Callable[..., DictConfig
     """Hydra takes it for every run; single runs pass it by."""
     (node,) = compose_run(tmp_path).hydra.callbacks.values()
     assert isinstance(runtime.instantiate(node), SweepSummary)
+
+
+def test_jobs_on_images_without_objects_have_no_accuracy(tmp_path: Path) -> None:
+    """-1 is what a COCO evaluation says of no ground truth."""
+    folder = _job(tmp_path / "one", result=_result(curve__full__AP=-1.0, curve__minimal__AP=0.125))
+    console = Console(width=100, file=io.StringIO())
+    print_jobs([read_job(folder, START)], console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines()[1].split() == ["one", "finished", "-", "12.5"]

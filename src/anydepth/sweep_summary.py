@@ -200,4 +200,5 @@ def _keys(node: object, prefix: str = "") -> Iterator[str]:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    # -1, as pycocotools has it: the images hold no ground truth.
+    return "-" if value is None or value < 0 else f"{100 * value:.1f}"

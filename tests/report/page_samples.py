@@ -81,7 +81,8 @@ def sample_log(best: float, seed: int, epochs: int = 12, per_epoch: int = 25) ->
         for figure in ("AP", "AP50")
     }
     log |= {
-        f"gradients/cosine/{module}": falling(0.1, 0.6) for module in ("all", "backbone", "neck", "decoder")
+        f"gradients/cosine/minimal/{module}": falling(0.1, 0.6)
+        for module in ("all", "backbone", "neck", "decoder")
     }
     log |= {f"gradients/norm/{path}": falling(5, 2) for path in ("full", "minimal")}
     return log
@@ -137,7 +138,7 @@ def sample_run(folder: Path, best: float, seed: int, **parts: object) -> Run:
     curve = parts.pop("curve", None) or sample_curve(best)
     assert isinstance(curve, DepthCurve)
     provenance = {
-        "command": ["anydepth-train", "detector=detr_tiny", f"seed={seed}"],
+        "command": f"anydepth-train detector=detr_tiny seed={seed}",
         "git": {"commit": "0123456789abcdef", "changed": seed == 1},
         "device": "cpu",
         "python": "3.11.7",

@@ -1,6 +1,7 @@
 """Run folders as training leaves them, with curves whose figures a test chooses."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,11 +23,15 @@ LADDER: Mapping[str, tuple[tuple[bool, bool], int, float]] = {
 }
 
 
-def make_curve(aps: Mapping[str, float], **changes: Any) -> DepthCurve:
+Places = Mapping[str, tuple[tuple[bool, bool], int, float]]
+
+
+def make_curve(aps: Mapping[str, float], *, places: Places | None = None, **changes: Any) -> DepthCurve:
     """A curve with these AP; an unknown depth has the cost of ``neck@3``.
 
     Args:
         aps: By depth, as shares.
+        places: What depths beside those of :data:`LADDER` run, and their GFLOPs.
         changes: Of its attributes; ``latency_ms`` gives every depth that latency.
     """
     latency_ms = changes.pop("latency_ms", None)
@@ -35,7 +40,7 @@ def make_curve(aps: Mapping[str, float], **changes: Any) -> DepthCurve:
     protocol = LatencyProtocol(device, "fp32", 1, (64, 64), 3, 20) if latency_ms else None
     rows = []
     for depth, ap in aps.items():
-        refine, layers, gflops = LADDER.get(depth, ((True, False), 3, 8.0))
+        refine, layers, gflops = {**LADDER, **(places or {})}.get(depth, ((True, False), 3, 8.0))
         rows.append(
             DepthRow(
                 depth=depth,
@@ -104,7 +109,7 @@ def write_run(
     described = {"fingerprint": "f1", "train_images": 56, "val_images": 19, "class_names": ["crown"]}
     provenance = {
         "time": "2026-01-01T00:00:00+00:00",
-        "command": ["anydepth-train", *given],
+        "command": shlex.join(["anydepth-train", *given]),
         "overrides": [*([f"ablation={arm}"] if arm else []), *given],
         "versions": {"torch": "2.15.0"},
         "git": {"commit": "c" * 40, "changed": False},

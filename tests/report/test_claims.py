@@ -5,7 +5,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from run_files import config_of, ladder, make_curve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_files import LADDER, Places, config_of, ladder, make_curve
 
 from anydepth.evaluation.curve_summary import summarize
 from anydepth.report.claims import Finding, findings_of
@@ -32,18 +34,19 @@ def _config(overrides: tuple[str, ...]) -> dict[str, object]:
     return config_of(overrides)
 
 
-def _findings(runs: Runs, *, label: bool = True, **curve: object) -> dict[str, Finding]:
+def _findings(runs: Runs, *, places: Places | None = None, **curve: object) -> dict[str, Finding]:
     """Findings by their title; one run per curve, with seeds 0, 1, ...
 
     Args:
         runs: AP by depth of each seed, by overrides.
-        label: Whether to name the settings by their overrides.
+        places: Further depths, see :func:`make_curve`.
         curve: Changes of the curves of ``full_only``.
     """
     made = []
     for overrides, seeds in runs.items():
         for seed, aps in enumerate(seeds):
-            drawn = make_curve(aps, **(curve if overrides == FULL_ONLY else {}))
+            changes = curve if overrides == FULL_ONLY else {}
+            drawn = make_curve(aps, places=places, **changes)
             made.append(
                 Run(
                     folder=Path("x"),
@@ -135,8 +138,8 @@ def test_weights_of_zero_teach_nothing():
 
 
 def test_the_method_is_the_setting_that_the_others_vary():
-    settings = _settings(BOTH, ("distillation.kd_backbone_weight=4.0",), ("distillation.kd_neck_weight=4.0",))
-    (cast,) = casts(settings)
+    made = _settings(BOTH, ("distillation.kd_backbone_weight=4.0",), ("distillation.kd_neck_weight=4.0",))
+    (cast,) = casts(made)
     assert cast.settings["any-depth"].config["distillation.kd_backbone_weight"] == 1.0
     assert cast.settings["any-depth"].config["distillation.kd_neck_weight"] == 1.0
     assert len(cast.others["any-depth"]) == 2
@@ -157,10 +160,10 @@ def test_other_architectures_play_no_part():
 
 def _settings(*overrides: tuple[str, ...]):
     made = []
-    for place, given in enumerate(overrides):
+    for place, asked in enumerate(overrides):
         curve = make_curve(GOOD)
         made.append(
-            Run(Path("x"), str(place), _config(given), {}, {}, curve, summarize(curve), {}, None, None, ())
+            Run(Path("x"), str(place), _config(asked), {}, {}, curve, summarize(curve), {}, None, None, ())
         )
     return group_settings(made)
 
@@ -197,9 +200,7 @@ def test_the_text_of_claim_1_says_all_figures():
         '"depth_schedule=full_only" (full only) 29.2 (29.0 to 29.4 over 2 seeds): +0.9 (+0.8 to +1.0 by '
         "seed), as good or better whichever seeds are compared. Up to 0.5 points less count as equal. "
         "With 2 and 2 seeds, a clear order comes up by chance in 33 % of cases between settings that lie "
-        'exactly 0.5 points apart. The checkpoint of "depth_schedule=full_only" was chosen by '
-        "validation.score=mean, which counts depths that it does not train: validation.score=full would be "
-        "fairer. Any depth costs +0.40 % "
+        "exactly 0.5 points apart. Any depth costs +0.40 % "
         "parameters (1.00 M against 1.00 M; published are +0.03 % to +3.2 %)."
     )
     assert finding.figures["full/full_only/difference"] == pytest.approx(0.009)
@@ -208,10 +209,16 @@ def test_the_text_of_claim_1_says_all_figures():
 
 
 def test_a_baseline_chosen_by_its_own_depth_needs_no_caution():
-    fair = (*FULL_ONLY, "validation.score=full")
-    finding = _findings({BOTH: [GOOD] * 2, fair: [_lower(GOOD, 1)] * 2})[FULL]
+    finding = _findings({BOTH: [GOOD] * 2, FULL_ONLY: [_lower(GOOD, 1)] * 2})[FULL]
     assert finding.verdict == "supported"
     assert "fairer" not in finding.text
+    unfair = (*FULL_ONLY, "validation.score=mean")
+    finding = _findings({BOTH: [GOOD] * 2, unfair: [_lower(GOOD, 1)] * 2})[FULL]
+    assert finding.text.endswith(
+        "was chosen by validation.score=mean, which counts depths that it does not train: validation.score="
+        "full would be fairer. Any depth costs +0.00 % parameters (1.00 M against 1.00 M; published are "
+        "+0.03 % to +3.2 %)."
+    )
 
 
 def test_one_seed_decides_nothing():
@@ -232,6 +239,46 @@ def test_networks_that_learnt_nothing_decide_nothing():
     findings = _findings(runs)
     assert {findings[title].verdict for title in (FULL, CHEAP, NAIVE, BETWEEN)} == {"undecided"}
     assert "learnt too little" in findings[FULL].text
+
+
+def test_the_published_fixed_depth_network_plays_full_only_and_is_named():
+    fixed = ("detector=rtdetr_r18", *FULL_ONLY)
+    method = ("detector=detr_r18",)
+    findings = _findings({method: [GOOD] * 2, fixed: [{"full": 0.29}] * 2})
+    assert findings[FULL].verdict == "supported"
+    assert (
+        "is the fixed-depth rtdetr_r18, which also differs in detector.minimal_decoder_layers."
+        in findings[FULL].text
+    )
+    # It has no shallower depth to skip to.
+    assert findings[NAIVE].verdict == "not tested"
+
+
+def test_the_same_network_at_full_depth_only_comes_before_the_published_one():
+    yolo = ("detector=yolo_n",)
+    made = _settings(yolo, (*yolo, *FULL_ONLY), ("detector=yolov12_n", *FULL_ONLY))
+    (cast,) = casts(made)
+    assert cast.detector == "yolo_n"
+    assert cast.settings["full only"].runs[0].config["detector_name"] == "yolo_n"
+    assert len(cast.others["full only"]) == 1
+    (cast,) = casts(_settings(yolo, ("detector=yolov12_n", *FULL_ONLY)))
+    assert cast.settings["full only"].runs[0].config["detector_name"] == "yolov12_n"
+
+
+def test_other_differences_of_a_fixed_depth_network_are_another_architecture():
+    odd = ("detector=rtdetr_r18", *FULL_ONLY, "detector.num_queries=50")
+    (cast,) = casts(_settings(("detector=detr_r18",), odd))
+    assert cast.settings.keys() == {"any-depth"}
+
+
+@pytest.mark.parametrize("name", ["rtdetr_r18", "yolov12_m"])
+def test_a_fixed_depth_network_is_never_any_depth(name: str):
+    # Training refuses this schedule for it; an edited folder may hold it nevertheless.
+    assert role_of(_config((f"detector={name}",))) is None
+
+
+def test_a_fixed_depth_network_without_a_counterpart_plays_no_part():
+    assert casts(_settings(("detector=yolov12_m", *FULL_ONLY))) == ()
 
 
 def test_further_differences_are_named_and_decide_nothing():
@@ -263,9 +310,56 @@ def test_figures_of_claim_2_are_those_computed_by_hand():
     assert "in 50 % of cases" in finding.text
 
 
-def test_a_small_saving_contradicts_whatever_the_seeds(monkeypatch: pytest.MonkeyPatch):
+def test_a_small_saving_of_an_unpublished_detector_tests_nothing_but_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # Curves of this module save 2.0 x.
     monkeypatch.setattr("anydepth.report.claims.MUCH_CHEAPER", 2.1)
-    assert _verdicts({BOTH: [GOOD]})[CHEAP] == "contradicted"
+    finding = _findings({BOTH: [GOOD] * 2})[CHEAP]
+    assert finding.verdict == "not tested"
+    assert "minimal depth saves only 2.00 x; published detectors save" in finding.text
+    assert "a loss of 1.5" in finding.text
+    assert finding.figures["loss"] == pytest.approx(0.015)
+
+
+def test_a_small_saving_of_a_published_detector_contradicts_whatever_the_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("anydepth.report.claims.MUCH_CHEAPER", 2.1)
+    assert _verdicts({("detector=detr_r18",): [GOOD]})[CHEAP] == "contradicted"
+
+
+def test_seeds_without_an_end_do_not_count_and_are_told():
+    """Seeds may have been evaluated at other depths, or on images without objects (AP -1)."""
+    whole = [GOOD, _lower(GOOD, -0.2)]
+    for odd in ({"full": 0.9}, {"minimal": 0.9}, {**GOOD, "minimal": -1.0}, {**GOOD, "full": -1.0}):
+        findings = _findings({BOTH: [*whole, odd]})
+        for title in (CHEAP, BETWEEN):
+            alone = _findings({BOTH: whole})[title]
+            assert (findings[title].verdict, findings[title].figures) == (alone.verdict, alone.figures)
+            assert (
+                "1 of its 3 runs has no AP for full or minimal depth and counts nowhere"
+                in findings[title].text
+            )
+
+
+def test_without_any_seed_that_has_both_ends_nothing_is_tested():
+    findings = _findings({BOTH: [{"full": 0.3}, {"minimal": 0.2}]})
+    assert {finding.verdict for finding in findings.values()} == {"not tested"}
+
+
+CURVES = st.dictionaries(
+    st.sampled_from([*LADDER, "stage1@3", "none@1"]), st.sampled_from([-1.0, 0.2, 0.3]), min_size=1
+)
+
+
+@settings(deadline=None)
+@given(st.lists(CURVES, min_size=1, max_size=3), st.lists(CURVES, max_size=2))
+def test_whatever_depths_seeds_have_there_are_findings(
+    method: list[Mapping[str, float]], baseline: list[Mapping[str, float]]
+):
+    runs = {BOTH: method, FULL_ONLY: baseline, RANDOM: baseline, NONE: baseline, FEATURE: baseline}
+    assert len(_findings(runs)) == 7
 
 
 def test_minimal_depth_is_compared_with_the_network_trained_alone():
@@ -284,6 +378,39 @@ def test_naive_skipping_is_compared_at_minimal_depth_and_between():
     assert finding.text.count("by chance in 33 % of cases") == 1
     mixed = {BOTH: [GOOD] * 2, FULL_ONLY: [ladder(31, 31, 31, 2)] * 2}
     assert _verdicts(mixed)[NAIVE] == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("better", "verdict"),
+    # Differences that print as +0.0 decide nothing; the last seed differs by the tenth that is printed.
+    [(0.04, "undecided"), (-0.04, "undecided"), (0.1, "supported"), (-0.1, "contradicted")],
+)
+def test_a_difference_that_is_not_printed_is_none(better: float, verdict: str):
+    runs = {BOTH: [GOOD] * 2, FULL_ONLY: [_lower(GOOD, better)] * 2}
+    finding = _findings(runs)[NAIVE]
+    assert finding.verdict == verdict
+    assert ("no difference that the figures show" in finding.text) == (verdict == "undecided")
+
+
+def test_equal_figures_are_no_difference():
+    assert (
+        "no difference that the figures show"
+        in _findings({BOTH: [GOOD] * 2, FULL_ONLY: [GOOD] * 2})[NAIVE].text
+    )
+
+
+def test_several_comparisons_say_how_often_one_of_them_comes_up_by_chance():
+    """Bounded by the sum: 2 x 1/3 with two seeds each, 3 x 1/3, and 2 x 1/10 with three."""
+    bad = _lower(GOOD, 5)
+    naive = _findings({BOTH: [GOOD] * 2, FULL_ONLY: [bad] * 2})[NAIVE]
+    assert "Any of these 2 comparisons can contradict" in naive.text
+    assert "by chance in up to 67 % of cases" in naive.text
+    arms = {NONE: [bad] * 2, PREDICTION: [bad] * 2, FEATURE: [bad] * 2}
+    assert "up to 100 % of cases" in _findings({BOTH: [GOOD] * 2, **arms})[DISTILLATION].text
+    three = {BOTH: [GOOD] * 3, RANDOM: [bad] * 3, SANDWICH: [bad] * 3}
+    assert "up to 20 % of cases" in _findings(three)[SCHEDULES].text
+    for single in ({BOTH: [GOOD] * 2, RANDOM: [bad] * 2}, {BOTH: [GOOD], RANDOM: [bad], SANDWICH: [bad]}):
+        assert "can contradict" not in _findings(single)[SCHEDULES].text
 
 
 def test_without_a_ladder_naive_skipping_is_compared_at_minimal_depth():
@@ -312,6 +439,17 @@ def test_a_point_between_works_if_it_is_not_below_the_ends(none: Sequence[float]
     assert _verdicts(runs)[BETWEEN] == verdict
 
 
+def test_fewer_decoder_layers_than_minimal_has_refute_nothing():
+    """curve.depths=all evaluates them, but they were not trained for; so does the end under another name."""
+    below = {"none@1": ((False, False), 1, 4.0), "full@1": ((True, True), 1, 7.0)}
+    seeds = [{**GOOD, "stage1@3": 0.29, "none@1": 0.02, "full@1": 0.05}] * 2
+    finding = _findings({BOTH: seeds}, places=below)[BETWEEN]
+    assert (finding.verdict, finding.figures["points_between"]) == ("supported", 3.0)
+    # stage1@3 does lie between.
+    worse = [{**seed, "stage1@3": 0.2} for seed in seeds]
+    assert _findings({BOTH: worse}, places=below)[BETWEEN].verdict == "contradicted"
+
+
 def test_a_different_point_that_fails_in_every_seed_is_no_contradiction():
     finding = _findings({BOTH: [{**GOOD, "none@3": 0.2}, {**GOOD, "neck@3": 0.2}]})[BETWEEN]
     assert (finding.verdict, finding.figures["points_below"]) == ("undecided", 0.0)
@@ -325,7 +463,9 @@ def test_the_text_of_claim_3_names_the_cliff_and_that_of_naive_skipping():
         "neighbouring rungs of the ladder, from neck@3 to none@3, is 2.0 points, 100 % of what lies between "
         'the ends; skipped naively, "depth_schedule=full_only" has one of 16.0. A depth works if it lies at '
         "most 0.5 points below the lower end of the same network; 1 depth fails in every seed (none@3). Were "
-        "the truth at the limit, 2 seeds would fall on one side of it by chance in 50 % of cases."
+        "the truth at the limit, 2 seeds would fall on one side of it by chance in 50 % of cases. That is "
+        "the chance of one depth; any of the 2 can contradict, and as they share one network they are not "
+        "independent."
     )
     assert finding.figures == pytest.approx(
         {
@@ -359,11 +499,11 @@ def test_schedules_are_compared_in_the_mean_of_the_ladder():
 
 def test_the_largest_mean_drop_is_that_of_the_mean_curve():
     # Drops of 4, 0, 1 and of 0, 4, 1: in the mean 2, 2, 1, though each seed has one of 4.
-    settings = group_settings([_run_of(0, ladder(30, 26, 26, 25)), _run_of(1, ladder(30, 30, 26, 25))])
-    drop = largest_mean_drop(settings[0])
+    (setting,) = group_settings([_run_of(0, ladder(30, 26, 26, 25)), _run_of(1, ladder(30, 30, 26, 25))])
+    drop = largest_mean_drop(setting)
     assert drop is not None
     assert drop.loss == pytest.approx(0.02)
-    assert settings[0].mean["largest_drop"] == pytest.approx(0.04)
+    assert setting.mean["largest_drop"] == pytest.approx(0.04)
 
 
 def test_a_ladder_of_two_rungs_has_nothing_between():
@@ -392,6 +532,17 @@ def test_distillation_is_compared_with_every_arm():
     assert "it is +5.0 at full and +5.0 at minimal depth" in finding.text
     assert _verdicts({**runs, PREDICTION: [_lower(GOOD, -1)] * 2})[DISTILLATION] == "contradicted"
     assert _verdicts({**runs, PREDICTION: [GOOD, _lower(GOOD, 1)]})[DISTILLATION] == "undecided"
+
+
+def test_feature_distillation_of_a_yolo_says_what_else_it_lacks():
+    # alpha x ground truth + (1 - alpha) x teacher, and no teacher of predictions.
+    yolo = ("detector=yolo_tiny",)
+    feature, prediction = ((*yolo, f"distillation=yolo_{kind}_only") for kind in ("feature", "prediction"))
+    text = _findings({yolo: [GOOD] * 2, feature: [_lower(GOOD, 5)] * 2})[DISTILLATION].text
+    assert "the shallower path keeps 0.2 of its losses against ground truth" in text
+    others = {yolo: [GOOD] * 2, prediction: [_lower(GOOD, 5)] * 2}
+    assert "0.2 of its losses" not in _findings(others)[DISTILLATION].text
+    assert "0.2 of its losses" not in _findings({BOTH: [GOOD] * 2, FEATURE: [GOOD] * 2})[DISTILLATION].text
 
 
 def test_a_missing_arm_leaves_distillation_undecided_and_is_named():

@@ -33,6 +33,16 @@ def test_runs_of_the_same_data_are_one_comparison_with_a_title(tmp_path: Path):
     assert report.notes == ()
 
 
+def test_fixed_depth_networks_without_a_counterpart_are_said_to_be_unused(tmp_path: Path):
+    write_run(tmp_path / "0", APS)
+    write_run(tmp_path / "1", {"full": 0.3}, ["detector=yolov12_m", "depth_schedule=full_only"])
+    write_run(tmp_path / "2", {"full": 0.3}, ["detector=rtdetr_r18", "depth_schedule=full_only"])
+    (comparison,) = _report(tmp_path).comparisons
+    (warning,) = [text for text in comparison.warnings if "part of no claim" in text]
+    assert "yolov12_m" in warning
+    assert "rtdetr_r18" not in warning
+
+
 def test_the_title_names_the_data_set_by_its_folder(tmp_path: Path):
     write_run(tmp_path / "1", APS, ["data=custom", "data.root=/somewhere/cells"])
     write_run(tmp_path / "2", APS, ["data=bccd"], data={"fingerprint": "f2"})

@@ -31,13 +31,21 @@ from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report import cli
 from anydepth.report.claims import Finding, Verdict
-from anydepth.report.comparison import Comparison, Report
+from anydepth.report.comparison import Comparison, Report, compare
 from anydepth.report.logs import Series
 from anydepth.report.page import BACKGROUNDS, PALETTES, VERDICT_MARKS, render_page, safe_json
 from anydepth.report.page_curves import curves
 from anydepth.report.page_pictures import LONGEST_SIDE, Pictures, detections
 from anydepth.report.page_tables import MOST_KEYS, config_table, provenance, runs_table, settings_table
-from anydepth.report.page_training import MOST_POINTS, gradient_metrics, thinned, training, training_metrics
+from anydepth.report.page_training import (
+    MOST_POINTS,
+    gradient_metrics,
+    gradients,
+    thinned,
+    training,
+    training_metrics,
+)
+from anydepth.report.runs import find_runs
 
 EVIL = "</script><img src=x onerror=alert(1)>&'\""
 
@@ -140,10 +148,10 @@ def test_a_run_with_poor_provenance_is_shown_with_what_there_is(tmp_path: Path, 
     assert "r" in render_page(one_comparison([sample_setting("a", [run], {})]))
 
 
-def test_a_command_can_be_pasted_into_a_shell(tmp_path: Path):
-    command = ["anydepth-train", "depths=[full, minimal]"]
+def test_the_command_is_shown_as_it_was_recorded(tmp_path: Path):
+    command = "anydepth-train 'depths=[full, minimal]'"
     run = sample_run(tmp_path / "r", 0.3, 0, provenance={"command": command})
-    assert dict(provenance(run))["command"] == "anydepth-train 'depths=[full, minimal]'"
+    assert dict(provenance(run))["command"] == command
 
 
 # -- training --------------------------------------------------------------------------------------------
@@ -168,6 +176,47 @@ def test_columns_of_a_log_become_named_metrics():
         ("Optimization", "learning rates", ["head"]),
     ]
     assert gradient_metrics(columns) == []
+
+
+def test_cosines_of_gradients_have_a_line_for_each_path():
+    cosines = [f"gradients/cosine/{path}/{part}" for path in ("minimal", "1/2") for part in ("all", "neck")]
+    metrics = gradient_metrics([*cosines, "gradients/norm/full"])
+    assert [
+        (metric.group, metric.label.rpartition("another")[2], dict(metric.columns)) for metric in metrics
+    ] == [
+        (
+            "Cosine",
+            ", all shared parameters",
+            {"gradients/cosine/minimal/all": "minimal", "gradients/cosine/1/2/all": "1/2"},
+        ),
+        (
+            "Cosine of a module",
+            ": neck",
+            {"gradients/cosine/minimal/neck": "minimal", "gradients/cosine/1/2/neck": "1/2"},
+        ),
+        ("Norm", "norm of each path's gradient", {"gradients/norm/full": "full"}),
+    ]
+    (alone,) = gradient_metrics(["gradients/cosine/random1/all"])
+    assert alone.label == "cosine between the gradients of the first path and random1, all shared parameters"
+
+
+def test_validation_on_images_without_objects_is_no_accuracy_of_minus_100(tmp_path: Path):
+    log = {
+        "val/full/AP": Series((9, 19), (0.0, 1.0), (-1.0, 0.25)),
+        "val/minimal/AP": Series((9,), (0.0,), (-1.0,)),
+        "gradients/cosine/minimal/all": Series((9,), (0.0,), (-1.0,)),
+    }
+    comparison = _comparison(
+        one_comparison([sample_setting("a", [sample_run(tmp_path / "r", 0.3, 0, log=log)], {})])
+    )
+    shown = training(comparison)
+    assert shown is not None
+    assert {name: line["values"] for name, line in shown["runs"][0]["series"].items()} == {
+        "val/full/AP": [25.0]
+    }
+    agreement = gradients(comparison)
+    assert agreement is not None
+    assert agreement["runs"][0]["series"]["gradients/cosine/minimal/all"]["values"] == [-1.0]
 
 
 def test_validation_is_in_percent_and_losses_are_as_logged(tmp_path: Path):
@@ -266,7 +315,7 @@ def test_names_of_strangers_stay_text(tmp_path: Path):
         0.3,
         0,
         name=EVIL,
-        provenance={"command": [EVIL], "git": {"commit": EVIL}, "versions": {EVIL: EVIL}},
+        provenance={"command": EVIL, "git": {"commit": EVIL}, "versions": {EVIL: EVIL}},
         notes=(EVIL,),
         log={f"train/full/{EVIL}": Series((1,), (0.0,), (1.0,))},
         gallery=sample_gallery(tmp_path, 0.3, 0, classes=(EVIL,), images=1),
@@ -385,6 +434,35 @@ def test_lines_stand_out_from_their_background(theme: str):
 
 
 # -- the command -----------------------------------------------------------------------------------------
+
+
+def test_files_among_the_folders_are_skipped_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """STUDY/* names the study's own page and multirun.yaml, too."""
+    run = write_run(tmp_path / "run", {"full": 0.3, "minimal": 0.2})
+    files = [tmp_path / "multirun.yaml", tmp_path / "old.html"]
+    for file in files:
+        file.touch()
+    page = tmp_path / "report.html"
+    assert cli.main([str(files[0]), str(run), str(files[1]), "--output", str(page)]) == 0
+    assert page.is_file()
+    skipped = f"anydepth-report: skipped, as no folder: {files[0]}, {files[1]}\n"
+    assert capsys.readouterr().err == skipped
+    assert cli.main([str(files[0]), "--output", str(page)]) == 1
+    assert "is a file; give a run folder" in capsys.readouterr().err
+
+
+def test_curves_of_unequal_depths_make_a_page(tmp_path: Path):
+    """Seeds of one setting that were evaluated at other depths, and on images without objects."""
+    whole = {"full": 0.3, "neck@3": 0.29, "none@3": 0.28, "minimal": 0.27}
+    inner = {"neck@3": 0.29, "none@3": 0.2}
+    for seed, aps in enumerate((whole, {"full": 0.3, **inner}, {**whole, "minimal": -1.0}, inner)):
+        write_run(tmp_path / str(seed), aps, seed=seed)
+    assert cli.main([str(tmp_path), "--output", str(tmp_path / "report.html")]) == 0
+    (comparison,) = compare(*find_runs([tmp_path])).comparisons
+    tables = (runs_table(comparison), settings_table(comparison))
+    shown = [cell.text for table in tables for row in table.rows for cell in row]
+    assert "30.0" in shown
+    assert not [text for text in shown if text.startswith("-1")]
 
 
 def test_the_command_compares_the_folders_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import DictConfig
 from PIL import Image
 from run_files import config_of, ladder, make_curve, write_run
@@ -250,6 +251,22 @@ def test_a_folder_without_a_run_says_what_was_looked_for(tmp_path: Path):
     (tmp_path / "empty" / "below").mkdir(parents=True)
     with pytest.raises(ReportError, match=r"empty: holds no run.*config\.yaml and depth_curve\.json"):
         find_runs([tmp_path / "runs", tmp_path / "empty"])
+
+
+def test_folders_of_other_commands_are_no_interrupted_trainings(tmp_path: Path):
+    for name in ("analyze", "evaluate", "predict"):
+        (tmp_path / name).mkdir()
+        config = runtime.plain(runtime.compose(name, ["output=out", "paths.output_dir=out"]))
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "config.yaml").write_text(yaml.safe_dump(config_of([])))
+    reasons = {run.folder.name: run.reason for run in find_runs([tmp_path])[1]}
+    assert reasons.pop("train").startswith("was interrupted")
+    assert reasons == {
+        "analyze": "is no training run, but of anydepth-analyze",
+        "evaluate": "is no training run, but of anydepth-evaluate, without a depth curve",
+        "predict": "is no training run, but of anydepth-predict",
+    }
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path):

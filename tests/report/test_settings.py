@@ -182,16 +182,9 @@ def test_many_differing_keys_are_counted():
     assert _labels(*runs)[0] == "a=1, b=1, c=1 and 3 more"
 
 
-def test_the_command_of_a_single_run_stands_in_for_overrides():
-    plain = _run("1", {"x": 1})
-    runs = [
-        plain.__class__(
-            **{**vars(plain), "provenance": {"command": ["train", *given]}, "config": {"x": place}}
-        )
-        for place, given in enumerate((["optim.lr=1"], ["-m", "optim.lr=2,3"]))
-    ]
-    # The command of a sweep says nothing about one of its jobs.
-    assert _labels(*runs) == ["defaults", "optim.lr=1"]
+def test_how_a_run_was_launched_is_not_in_its_label():
+    launched = ["hydra.job.num=3", "hydra/launcher=joblib", "+hydra.launcher.n_jobs=2", "optim.lr=1"]
+    assert _labels(_run("1", {"x": 1}, overrides=launched)) == ["optim.lr=1"]
 
 
 VALUES = st.sampled_from([1, 2, "a", "b", None, [1], "a (1)", "defaults"])

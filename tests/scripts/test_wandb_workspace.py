@@ -132,6 +132,19 @@ def test_charts_have_the_axes_that_runs_define(script: ModuleType) -> None:
     assert axes["train/minimal/loss"] == "trainer/global_step"
 
 
+def test_cosines_of_every_path_are_charted(script: ModuleType) -> None:
+    spec = script.spec_of(script.build_workspace("me", "anydepth", "Depth curves", 30))
+    patterns = {
+        chart["config"]["chartTitle"]: chart["config"]["metricRegex"]
+        for chart in panels(spec)
+        if chart["config"].get("metricRegex", "").startswith("^gradients/cosine")
+    }
+    for path in ("minimal", "random1"):
+        assert re.search(patterns["Cosine of the paths' gradients"], f"gradients/cosine/{path}/all")
+        assert not re.search(patterns["Cosine of the paths' gradients"], f"gradients/cosine/{path}/neck")
+        assert re.search(patterns["Cosine by module"], f"gradients/cosine/{path}/neck")
+
+
 def test_the_view_is_saved_on_a_server(server: Server, tmp_path: Path, script: ModuleType) -> None:
     url = f"http://127.0.0.1:{server.server_address[1]}"
     done = command(tmp_path, "--project", "trees", WANDB_BASE_URL=url, WANDB_API_KEY="a" * 40)

@@ -21,7 +21,13 @@ from anydepth.structures import Batch, Targets
 from anydepth.train import run
 from anydepth.training.checkpoints import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.gradient_conflict import GradientConflict, _scale, compare_gradients, parameter_groups
+from anydepth.training.gradient_conflict import (
+    GradientConflict,
+    _averaged,
+    _scale,
+    compare_gradients,
+    parameter_groups,
+)
 from anydepth.training.module import DetectionModule
 from anydepth.training.optim import AdamWRecipe
 
@@ -63,8 +69,9 @@ def _module(schedule: DepthSchedule | None = None, *, distilled: bool = True) ->
     )
     schedule = schedule or DepthSchedule(depths=("full", "minimal"), distill=distilled)
     module.plan = schedule.sample(detector.depth_space, seed=0, step=0)
-    # Nothing is logged without a Trainer.
+    # Nothing is logged without a Trainer, which says what is.
     module.log_dict = lambda *_, **__: None
+    module._is_logged_step = lambda: False
     return module
 
 
@@ -121,10 +128,10 @@ def test_cosines_and_norms_are_those_of_separate_backward_passes(distilled: bool
     for part, prefix in prefixes.items():
         names = [name for name in shared if name.startswith(prefix)]
         expected = torch.cosine_similarity(_flat(full, names), _flat(minimal, names), dim=0)
-        assert found[f"gradients/cosine/{part}"] == pytest.approx(float(expected), abs=1e-6), part
+        assert found[f"gradients/cosine/minimal/{part}"] == pytest.approx(float(expected), abs=1e-6), part
     for name, path in (("full", full), ("minimal", minimal)):
         assert found[f"gradients/norm/{name}"] == pytest.approx(float(_flat(path, shared).norm()), rel=1e-5)
-    assert set(found) == {f"gradients/cosine/{part}" for part in prefixes} | {
+    assert set(found) == {f"gradients/cosine/minimal/{part}" for part in prefixes} | {
         "gradients/norm/full",
         "gradients/norm/minimal",
     }
@@ -148,11 +155,17 @@ def test_further_paths_are_compared_with_the_first_under_their_own_names() -> No
     found = _compared(module, _batch())
     shared = [name for name in gradients[0] if name in gradients[2]]
     expected = torch.cosine_similarity(_flat(gradients[0], shared), _flat(gradients[2], shared), dim=0)
-    assert found["gradients/cosine_random1/all"] == pytest.approx(float(expected), abs=1e-6)
+    assert found["gradients/cosine/random1/all"] == pytest.approx(float(expected), abs=1e-6)
     common = [name for name in shared if name in gradients[1]]
     assert len(common) < len(shared), "the random point refines where minimal does not"
     norm = float(_flat(gradients[2], common).norm())
     assert found["gradients/norm/random1"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_the_second_path_is_named_too() -> None:
+    module = _module(DepthSchedule(depths=("full",), random_points=1))
+    cosines = {name for name in _compared(module, _batch()) if name.startswith("gradients/cosine/")}
+    assert cosines == {f"gradients/cosine/random1/{part}" for part in (*PARTS, "all")}
 
 
 def test_a_loss_compared_with_itself_and_with_its_opposite() -> None:
@@ -166,8 +179,8 @@ def test_a_loss_compared_with_itself_and_with_its_opposite() -> None:
     module.observe_totals = observe
     module.training_step(_batch(), 0)
     for part in (*PARTS, "all"):
-        assert found[f"gradients/cosine/{part}"] == pytest.approx(1, abs=1e-9)
-        assert found[f"gradients/cosine_c/{part}"] == pytest.approx(-1, abs=1e-9)
+        assert found[f"gradients/cosine/b/{part}"] == pytest.approx(1, abs=1e-9)
+        assert found[f"gradients/cosine/c/{part}"] == pytest.approx(-1, abs=1e-9)
     assert found["gradients/norm/c"] == pytest.approx(2 * found["gradients/norm/a"], rel=1e-5)
 
 
@@ -185,7 +198,7 @@ def test_the_scale_of_half_precision_is_taken_out_again_and_an_overflow_left_out
 
 def test_images_without_objects_can_be_measured() -> None:
     found = _compared(_module(), _batch(boxes=0))
-    assert "gradients/cosine/all" in found
+    assert "gradients/cosine/minimal/all" in found
 
 
 @pytest.mark.parametrize(
@@ -312,6 +325,27 @@ def test_two_processes_compare_the_gradients_of_their_whole_batch_and_train_alik
         (plain, _), (watched, found) = results[False], results[True]
         assert [name for name in plain if not torch.equal(plain[name], watched[name])] == []
         # DDP averages over the processes too; its sums are rounded in another order.
-        assert found["gradients/cosine/all"] == pytest.approx(expected, abs=1e-4)
+        assert found["gradients/cosine/minimal/all"] == pytest.approx(expected, abs=1e-4)
         assert found["gradients/norm/full"] == pytest.approx(float(_flat(full, shared).norm()), rel=1e-4)
     assert ranks[0][True][1] == ranks[1][True][1]
+
+
+def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses tensors that are not contiguous, as channels last; here the sum of 2 processes is told."""
+    handed: list[bool] = []
+
+    def all_reduce(tensor: Tensor, op: object = None) -> None:
+        handed.append(tensor.is_contiguous())
+        if op is None:
+            tensor.mul_(2)
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    parameters = [nn.Parameter(weight), nn.Parameter(torch.zeros(3))]
+    one = torch.ones(1).expand(3)
+    averaged = _averaged([weight.clone(), one], parameters, scale=4.0)
+    assert handed == [True] * 3
+    assert averaged[0] is not None
+    torch.testing.assert_close(averaged[0], weight / 4)
+    torch.testing.assert_close(averaged[1], one / 4)

@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +17,7 @@ from anydepth.evaluation.coco_eval import FIGURES, NO_GROUND_TRUTH
 from anydepth.evaluation.curve_summary import summarize
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report.gallery import read_gallery
+from anydepth.report.wandb_media import log_curve, log_weights
 from anydepth.train import main, run
 from anydepth.training.loggers import RunLogger
 from wandb_files import OfflineRun, offline_runs
@@ -142,6 +145,44 @@ def test_the_curve_is_history_by_ascending_cost(logged: OfflineRun, curve: Depth
     assert latencies == sorted(row.latency.median_ms for row in curve.rows if row.latency)
     assert len(logged.column("curve_latency/AP")) == len(latencies)
     assert {"curve_chart", "curve_latency_chart"} <= set(logged.config["_wandb"]["visualize"])
+
+
+class _Recorder:
+    """Stands for a run of wandb: keeps what it is given."""
+
+    id = "1"
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self.artifact: Any = None
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.logged.append(row)
+
+    def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
+        self.artifact = artifact
+
+
+def test_images_without_objects_are_no_accuracy(
+    curve: DepthCurve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the depths has -1, as COCO has it for no ground truth: no chart, no metadata shows it."""
+    wandb = pytest.importorskip("wandb")
+    tables: list[Any] = []
+    monkeypatch.setattr(wandb.plot, "line", lambda table, **_: tables.append(table))
+    first = replace(curve.rows[0], figures=dict.fromkeys(FIGURES, NO_GROUND_TRUTH))
+    damaged = replace(curve, rows=(first, *curve.rows[1:]))
+    recorder = _Recorder()
+    log_curve(recorder, damaged)
+    # One chart over GFLOPs and one over latency.
+    assert [len(table.data) for table in tables] == [len(curve.rows) - 1] * 2
+    assert not any(NO_GROUND_TRUTH in row for table in tables for row in table.data)
+    (tmp_path / "weights").touch()
+    log_weights(recorder, tmp_path / "weights", damaged, [], alias="best")
+    shown = recorder.artifact.metadata["depth_curve"]
+    assert shown[0]["AP"] is None
+    assert shown[1]["AP"] == curve.rows[1].figures["AP"]
 
 
 def test_runs_can_be_sorted_by_the_summary_of_their_curve(logged: OfflineRun, curve: DepthCurve) -> None:

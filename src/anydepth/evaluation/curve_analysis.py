@@ -1,8 +1,7 @@
 """What the curve of ALL configurations of a detector says: its best ladder, its cliffs, its Pareto front."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH, EvaluationError
@@ -72,10 +71,6 @@ class CurveAnalysis:
     largest_cliff_in_range: Cliff
     cliffs: tuple[Cliff, ...]
     pareto: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """Everything, as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def analyze_curve(curve: DepthCurve, space: DepthSpace) -> CurveAnalysis:

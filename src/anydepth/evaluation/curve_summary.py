@@ -1,6 +1,6 @@
 """A depth curve in a few figures that runs can be sorted and compared by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -35,8 +35,9 @@ class CurveSummary:
         area: Mean AP over cost between minimal and full: the integral of the ladder's AP over GFLOPs by the
             trapezoidal rule, divided by its width. Unlike the mean over rungs it does not change when a rung
             is put between two others.
-        hypervolume: Area that the curve dominates when cost is a share of full's GFLOPs: the integral over
+        hypervolume: Area that the ladder dominates when cost is a share of full's GFLOPs: the integral over
             shares in [0, 1] of the best AP that costs at most that share (0 below the cheapest depth).
+            Further depths could only add to it, so they do not count; without the ladder, all depths do.
         saving: GFLOPs of full divided by those of minimal.
         largest_drop: Between neighbouring rungs of the ladder.
     """
@@ -75,7 +76,7 @@ def summarize(curve: DepthCurve, figure: str = "AP") -> CurveSummary:
         minimal=minimal.figures[figure] if minimal else None,
         ladder_mean=sum(accuracy) / len(accuracy) if ladder else None,
         area=_mean_over_cost(ladder, figure),
-        hypervolume=_hypervolume(list(known.values()), full.gflops, figure) if full else None,
+        hypervolume=_hypervolume(ladder or [*known.values()], full.gflops, figure) if full else None,
         saving=full.gflops / minimal.gflops if full and minimal else None,
         largest_drop=max(drops, key=lambda drop: drop.loss, default=None),
     )
@@ -107,12 +108,6 @@ def undominated(points: Sequence[tuple[float, float]]) -> list[int]:
         if not best or points[position][1] > points[best[-1]][1]:
             best.append(position)
     return best
-
-
-def differences(first: CurveSummary, second: CurveSummary) -> Mapping[str, float]:
-    """``second`` minus ``first``, of the figures that both have."""
-    before, after = first.figures(), second.figures()
-    return {name: after[name] - before[name] for name in before if name in after}
 
 
 def _mean_over_cost(ladder: Sequence[DepthRow], figure: str) -> float | None:

@@ -33,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     arguments = _parser().parse_args(argv)
     try:
+        folders = _folders(arguments.folders)
         if arguments.output.is_dir():
             raise ReportError(f"--output {arguments.output} is a folder: name a file in it, as report.html")
-        report = _report(arguments.folders)
+        report = _report(folders)
         write_text(arguments.output, render_page(report))
     except (ReportError, OSError) as error:
         print(f"anydepth-report: {error}", file=sys.stderr)
@@ -44,6 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     print(f"report  {arguments.output.resolve()} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def _folders(given: Sequence[Path]) -> list[Path]:
+    """Without files such as the multirun.yaml and report.html that STUDY/* names too, which are told."""
+    files = [path for path in given if path.is_file()]
+    if len(files) == len(given):
+        return [*given]
+    if files:
+        names = ", ".join(map(str, files))
+        print(f"anydepth-report: skipped, as no folder: {names}", file=sys.stderr)
+    return [path for path in given if path not in files]
 
 
 def _report(folders: Sequence[Path]) -> Report:

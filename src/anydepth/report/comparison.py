@@ -8,7 +8,7 @@ from pathlib import Path
 from anydepth.report.claims import Finding, findings_of
 from anydepth.report.evidence import FEWEST_SEEDS, listed, percent, separation_chance
 from anydepth.report.flat_config import canonical, flatten
-from anydepth.report.roles import detector_of
+from anydepth.report.roles import detector_of, unused
 from anydepth.report.runs import ReportError, Run, UnusableRun
 from anydepth.report.settings import CurvePoint, Setting, group_settings
 
@@ -158,6 +158,12 @@ def _warnings(data: _Data, runs: Sequence[Run], settings: Sequence[Setting]) -> 
         yield (
             "these runs recorded no fingerprint of their data: they are compared because their "
             "configurations name the same place and their curves the same classes"
+        )
+    fixed = [setting.label for setting in settings if unused(setting)]
+    if fixed:
+        yield (
+            "of a fixed-depth network that is published against no any-depth detector, and so part of no "
+            f"claim: {_some(fixed)}"
         )
     yield from _seed_warnings(settings)
     for what, of in _CONDITIONS.items():

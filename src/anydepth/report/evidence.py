@@ -15,6 +15,9 @@ from statistics import fmean
 FEWEST_SEEDS = 2
 """Of each setting, below which nothing is decided."""
 
+RESOLUTION = 0.001
+"""AP by which settings have to differ to be called different: what the texts print, a tenth of a point."""
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -45,17 +48,24 @@ class Contrast:
         """Share of cases in which equal settings lie apart one way or the other."""
         return separation_chance(len(self.first), len(self.second))
 
-    def direction(self, margin: float = 0.0) -> int:
+    def direction(self, margin: float = 0.0, resolution: float = 0.0) -> int:
         """1: all seeds of the first lie above all of the second plus a margin; -1: all below; 0: neither.
 
         Args:
             margin: Negative where the first may be worse by so much.
+            resolution: Least distance, beyond the margin, of the closest seeds; 0 asks for any.
         """
-        if min(self.first.values()) > max(self.second.values()) + margin:
-            return 1
-        if max(self.first.values()) < min(self.second.values()) + margin:
-            return -1
-        return 0
+        above = min(self.first.values()) - max(self.second.values()) - margin
+        below = min(self.second.values()) - max(self.first.values()) + margin
+        # Rounding of 0.301 - 0.3 must not take away a distance that is printed.
+        least = resolution - 1e-9 if resolution else 0.0
+        return int(above > least) - int(below > least)
+
+    @property
+    def widest(self) -> float:
+        """The largest distance between a seed of the first and one of the second."""
+        first, second = self.first.values(), self.second.values()
+        return max(max(first) - min(second), max(second) - min(first))
 
 
 def separation_chance(first: int, second: int) -> float:

@@ -45,15 +45,13 @@ def _overrides(run: Run) -> dict[str, str]:
     """What was asked for, by key; later ones win, as Hydra has it."""
     given = run.provenance.get("overrides")
     if not isinstance(given, list):
-        command = run.provenance.get("command")
-        given = command[1:] if isinstance(command, list) else []
-        # The command of a sweep holds the values of all its jobs.
-        if "-m" in given or "--multirun" in given:
-            given = []
+        given = []
     found: dict[str, str] = {}
     for text in map(str, given):
         key, equals, value = text.lstrip("+").partition("=")
         group = key.partition("/")[0].partition("@")[0]
+        # Of Hydra, keys of the group, too: how a sweep was run is no part of what was trained.
+        group = "hydra" if group.startswith("hydra.") else group
         if equals and not text.startswith(("-", "~")) and group not in _UNTOLD and changes_training(key):
             found[key] = value
     return found

@@ -4,6 +4,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from anydepth.evaluation.curve_summary import Drop, ladder_rows
+from anydepth.evaluation.depth_curve import DepthRow
 from anydepth.report.runs import Run
 from anydepth.report.settings import Setting
 
@@ -25,8 +26,29 @@ def between_mean(run: Run) -> float | None:
 
 
 def depths_between(setting: Setting) -> list[str]:
-    """The depths beside both ends that every run of a setting evaluated."""
-    return [point.depth for point in setting.curve_mean if point.depth not in ENDS]
+    """The depths between both ends that every run of a setting evaluated.
+
+    Fewer decoder layers than minimal depth has lie below it: the method does not claim that they work.
+    """
+    rows = {row.depth: row for row in setting.runs[0].curve.rows}
+    if not rows.keys() >= set(ENDS):
+        return []
+    full, minimal = (rows[end] for end in ENDS)
+    return [
+        point.depth
+        for point in setting.curve_mean
+        if point.depth not in ENDS and _lies_between(rows[point.depth], full, minimal)
+    ]
+
+
+def _lies_between(row: DepthRow, full: DepthRow, minimal: DepthRow) -> bool:
+    """It runs all that minimal depth runs, nothing that full does not, and equals neither."""
+    layers = [part.decoder_layers or 0 for part in (minimal, row, full)]
+    stages = all(minimal.refine[name] <= on <= full.refine[name] for name, on in row.refine.items())
+    equal = any(
+        (row.refine, row.decoder_layers) == (end.refine, end.decoder_layers) for end in (full, minimal)
+    )
+    return stages and layers == sorted(layers) and not equal
 
 
 def largest_mean_drop(setting: Setting) -> Drop | None:

@@ -1,7 +1,6 @@
 """The tables of the page: figures of settings and runs, differing configuration keys, provenance."""
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,7 +50,7 @@ _FIGURES: Mapping[str, tuple[Column, float, int]] = {
     "minimal": (Column("AP minimal", True, "at minimal depth, percent"), 100, 1),
     "ladder_mean": (Column("ladder mean", True, "mean AP over the rungs of the ladder, percent"), 100, 1),
     "area": (Column("area", True, "mean AP over cost between minimal and full, percent"), 100, 1),
-    "hypervolume": (Column("hypervolume", True, "area the curve dominates, cost as a share of full"), 100, 1),
+    "hypervolume": (Column("hypervolume", True, "area the ladder dominates, cost as a share of full"), 100, 1),
     "largest_drop": (Column("largest drop", True, "AP points lost between neighbouring rungs"), 100, 1),
     "saving": (Column("saving", True, "GFLOPs of full divided by those of minimal"), 1, 2),
 }
@@ -92,7 +91,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     versions = _mapping(run.provenance.get("versions"))
     facts = {
         "folder": str(run.folder),
-        "command": _command(run.provenance.get("command")),
+        "command": _text(run.provenance.get("command")),
         "commit": _text(git.get("commit")) + (", with uncommitted changes" if git.get("changed") else ""),
         "seed": _text(run.seed),
         "device": _text(run.provenance.get("device")),
@@ -206,12 +205,6 @@ def _commit(run: Run) -> str:
     git = _mapping(run.provenance.get("git"))
     commit = _text(git.get("commit"))[:9]
     return commit + ("+" if commit and git.get("changed") else "")
-
-
-def _command(command: object) -> str:
-    if isinstance(command, Sequence) and not isinstance(command, str):
-        return shlex.join(map(str, command))
-    return _text(command)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

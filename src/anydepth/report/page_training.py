@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.report.comparison import Comparison
 from anydepth.report.logs import Series
 
@@ -38,7 +39,7 @@ def training(comparison: Comparison) -> Json | None:
 
 
 def gradients(comparison: Comparison) -> Json | None:
-    """How far the gradients of the two paths agree, per module; None where no run measured it."""
+    """How far the gradients of the paths agree, per module; None where no run measured it."""
     return _section(comparison, gradient_metrics)
 
 
@@ -54,18 +55,16 @@ def training_metrics(columns: Sequence[str]) -> list[Metric]:
 
 def gradient_metrics(columns: Sequence[str]) -> list[Metric]:
     """Cosines and norms of the paths' gradients: everything together, then module by module."""
-    cosine = "cosine between the gradients of the paths"
-    every = _single(columns, "gradients/cosine/all", "Cosine", f"{cosine}, all shared parameters")
-    modules = [
-        column for column in columns if column.startswith("gradients/cosine/") and not column.endswith("/all")
-    ]
-    named = [(column, column.removeprefix("gradients/cosine/")) for column in modules]
+    modules = _cosines(columns)
+    paths = list(dict.fromkeys(path for of in modules.values() for path in of.values()))
+    # Several paths are told apart by dashes.
+    cosine = (
+        f"cosine between the gradients of the first path and {paths[0] if len(paths) == 1 else 'another'}"
+    )
+    every = modules.pop("all", None)
     return [
-        *every,
-        *[
-            Metric("Cosine of a module", f"{cosine}: {name}", "cosine", {column: name})
-            for column, name in named
-        ],
+        *([Metric("Cosine", f"{cosine}, all shared parameters", "cosine", every)] if every else []),
+        *[Metric("Cosine of a module", f"{cosine}: {name}", "cosine", of) for name, of in modules.items()],
         *_together(columns, "gradients/norm/", "Norm", "norm of each path's gradient", "norm"),
     ]
 
@@ -114,12 +113,24 @@ def _lines(log: Mapping[str, Series]) -> Json:
     axes: dict[tuple[tuple[int, ...], tuple[float, ...]], int] = {}
     series = {}
     for column, logged in log.items():
-        thin = thinned(logged)
+        thin = thinned(_with_truth(logged) if column.startswith("val/") else logged)
+        if not thin.values:
+            continue
         axis = axes.setdefault((thin.steps, thin.epochs), len(axes))
         scale = 100 if column.startswith("val/") else 1
         series[column] = {"axis": axis, "values": [float(f"{scale * value:.5g}") for value in thin.values]}
     shown = [{"steps": list(steps), "epochs": [round(e, 3) for e in epochs]} for steps, epochs in axes]
     return {"axes": shown, "series": series}
+
+
+def _with_truth(series: Series) -> Series:
+    """Without figures of images that hold no ground truth, which are no accuracy of -100 percent."""
+    kept = [at for at, value in enumerate(series.values) if value != NO_GROUND_TRUTH]
+    return Series(
+        steps=tuple(series.steps[at] for at in kept),
+        epochs=tuple(series.epochs[at] for at in kept),
+        values=tuple(series.values[at] for at in kept),
+    )
 
 
 def _validation(columns: Sequence[str]) -> list[Metric]:
@@ -133,6 +144,17 @@ def _validation(columns: Sequence[str]) -> list[Metric]:
         if found:
             metrics.append(Metric("Validation", f"{figure} per depth", f"{figure}, percent", found))
     return metrics + _single(columns, "val/score", "Validation", "score that chooses the best epoch")
+
+
+def _cosines(columns: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By module, the columns of ``gradients/cosine/PATH/MODULE`` with their path."""
+    modules: dict[str, dict[str, str]] = {}
+    for column in columns:
+        # A path may be called 1/2; no module has a slash.
+        path, _, module = column.removeprefix("gradients/cosine/").rpartition("/")
+        if column.startswith("gradients/cosine/") and path:
+            modules.setdefault(module, {})[column] = path
+    return modules
 
 
 def _losses(columns: Sequence[str]) -> list[Metric]:

@@ -41,6 +41,23 @@ _OF_THE_ROLE = (
     "distillation.box_targets",
     "distillation.class_loss",
 )
+FIXED_DEPTH: Mapping[str, str] = {
+    **{f"rtdetr_{name}": f"detr_{name}" for name in ("r18", "r34", "r50", "r101", "swin_t")},
+    **{f"yolov12_{name}": f"yolo_{name}" for name in ("n", "s", "l", "x")},
+}
+"""Fixed-depth networks by name, and the any-depth detector whose full depth is published against them."""
+
+# In which these pairs differ as published.
+_OF_FIXED_DEPTH = (
+    "detector.stem",
+    "detector.minimal_decoder_layers",
+    "detector.widths",
+    "detector.backbone_units",
+    "detector.neck_units",
+    "detector.c3k2_split",
+    "detector.mlp_ratio",
+    "detector.residual_scale",
+)
 _NORMS_AND_PATHS = ("detector.switchable_norms", "detector.any_depth", "detector.num_classes")
 
 
@@ -71,6 +88,8 @@ def role_of(config: Mapping[str, Any]) -> Role | None:
     if not isinstance(schedule, Mapping) or not isinstance(losses, Mapping):
         return None
     depths, random_points = schedule.get("depths"), schedule.get("random_points", 0)
+    if is_fixed_depth(config) and depths != ["full"]:
+        return None
     if depths == ["full"] and not random_points:
         return "full only"
     if depths == ["minimal"] and not random_points:
@@ -85,12 +104,33 @@ def role_of(config: Mapping[str, Any]) -> Role | None:
     return None
 
 
+def is_fixed_depth(config: Mapping[str, Any]) -> bool:
+    """Whether the detector has no paths to skip, as RT-DETR and YOLOv12."""
+    detector = config.get("detector")
+    return isinstance(detector, Mapping) and detector.get("any_depth") is False
+
+
 def casts(settings: Sequence[Setting]) -> tuple[Cast, ...]:
-    """One cast per detector, by name."""
-    detectors = sorted({detector_of(setting) for setting in settings})
+    """One cast per any-depth detector, by name.
+
+    A fixed-depth network plays for the detector that it is published against, as trained at full depth only;
+    without such a detector (see :func:`unused`) it plays no part.
+    """
+    used = [setting for setting in settings if not unused(setting)]
+    detectors = sorted({_plays_for(setting) for setting in used})
     return tuple(
-        _cast(name, [setting for setting in settings if detector_of(setting) == name]) for name in detectors
+        _cast(name, [setting for setting in used if _plays_for(setting) == name]) for name in detectors
     )
+
+
+def unused(setting: Setting) -> bool:
+    """Whether it is of a fixed-depth network that is published against no any-depth detector."""
+    return is_fixed_depth(setting.runs[0].config) and detector_of(setting) not in FIXED_DEPTH
+
+
+def _plays_for(setting: Setting) -> str:
+    name = detector_of(setting)
+    return FIXED_DEPTH.get(name, name) if is_fixed_depth(setting.runs[0].config) else name
 
 
 def detector_of(setting: Setting) -> str:
@@ -101,8 +141,18 @@ def detector_of(setting: Setting) -> str:
 
 def further_differences(first: Setting, second: Setting) -> tuple[str, ...]:
     """Keys in which two settings differ beyond what makes their roles: comparing them tests these, too."""
+    told = {*_NORMS_AND_PATHS}
+    if _any_of_fixed_depth(first, second):
+        told |= {"detector_name", *_OF_FIXED_DEPTH}
     keys = differing_keys([first.config, second.config])
-    return tuple(key for key in keys if not key.startswith(_OF_THE_ROLE) and key not in _NORMS_AND_PATHS)
+    return tuple(key for key in keys if not key.startswith(_OF_THE_ROLE) and key not in told)
+
+
+def fixed_depth_differences(first: Setting, second: Setting) -> tuple[str, ...]:
+    """Keys of the architecture in which an any-depth and a fixed-depth network differ; empty for others."""
+    if not _any_of_fixed_depth(first, second):
+        return ()
+    return tuple(key for key in differing_keys([first.config, second.config]) if key in _OF_FIXED_DEPTH)
 
 
 _EXTREMES: Mapping[tuple[bool, bool], Role] = {
@@ -126,9 +176,9 @@ def _cast(detector: str, settings: Sequence[Setting]) -> Cast:
     reference = min(candidates, key=lambda setting: _oddness(setting, settings))
     chosen: dict[Role, Setting] = {}
     for role, found in by_role.items():
-        alike = [setting for setting in found if _architecture(setting) == _architecture(reference)]
+        alike = [setting for setting in found if _alike(setting, reference)]
         if alike:
-            chosen[role] = min(alike, key=lambda setting: (_distance(setting, reference), setting.label))
+            chosen[role] = min(alike, key=lambda setting: _remoteness(setting, reference))
     others = {
         role: tuple(setting.label for setting in found if setting is not chosen.get(role))
         for role, found in by_role.items()
@@ -146,12 +196,20 @@ def _distance(first: Setting, second: Setting) -> int:
     return len(differing_keys([first.config, second.config]))
 
 
-def _architecture(setting: Setting) -> dict[str, object]:
-    return {
-        key: value
-        for key, value in setting.config.items()
-        if key.startswith("detector.") and key not in _NORMS_AND_PATHS
-    }
+def _remoteness(setting: Setting, reference: Setting) -> tuple[bool, int, str]:
+    """Smallest for the closest one; the same network comes before the published fixed-depth one."""
+    return _any_of_fixed_depth(setting, reference), _distance(setting, reference), setting.label
+
+
+def _alike(first: Setting, second: Setting) -> bool:
+    """Whether two settings have one architecture, or those of a published pair."""
+    told = {*_NORMS_AND_PATHS, *(_OF_FIXED_DEPTH if _any_of_fixed_depth(first, second) else ())}
+    differing = differing_keys([first.config, second.config])
+    return not any(key.startswith("detector.") and key not in told for key in differing)
+
+
+def _any_of_fixed_depth(*settings: Setting) -> bool:
+    return any(is_fixed_depth(setting.runs[0].config) for setting in settings)
 
 
 # -- what the shallower path learns from -----------------------------------------------------------------

@@ -163,6 +163,8 @@ def _read_run(folder: Path, name: str) -> Run | UnusableRun:
         provenance = _read_json(folder / "provenance.json", notes)
         result = _read_json(folder / "result.json", notes)
         failure = {} if result else _read_json(folder / "failure.json", notes)
+        if other := _other_command(folder, config):
+            return UnusableRun(folder, f"is no training run, but of {other}")
         if not (folder / CURVE_FILE).is_file():
             return UnusableRun(folder, _why_no_curve(config, result, failure))
         curve, summary = _read_curve(folder / CURVE_FILE)
@@ -183,6 +185,17 @@ def _read_run(folder: Path, name: str) -> Run | UnusableRun:
         gallery=gallery,
         notes=(*_story(config, provenance, result, failure), *notes, *log_notes),
     )
+
+
+def _other_command(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Which other command left a folder; None: it holds a curve, or it is of training."""
+    if (folder / CURVE_FILE).is_file() or "optim" in config:
+        return None
+    if (folder / "analysis.json").is_file() or "chunk" in config:
+        return "anydepth-analyze"
+    if "source" in config:
+        return "anydepth-predict"
+    return "anydepth-evaluate, without a depth curve" if "weights" in config else None
 
 
 def _why_no_curve(config: Mapping[str, Any], result: Mapping[str, Any], failure: Mapping[str, Any]) -> str:

@@ -101,6 +101,11 @@ def group_settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
     return tuple(sorted(settings, key=lambda setting: setting.label))
 
 
+def with_runs(setting: Setting, runs: Sequence[Run]) -> Setting:
+    """A setting of some of its runs alone, at least one, with the means of these."""
+    return _setting(setting.label, tuple(runs), setting.differing)
+
+
 def ap_of(run: Run, depth: str) -> float | None:
     """AP of a run at a depth; None where it was not evaluated or the images hold no object."""
     for row in run.curve.rows:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from anydepth.report.evidence import (
     FEWEST_SEEDS,
+    RESOLUTION,
     Contrast,
     agreement_chance,
     difference_of,
@@ -15,7 +16,14 @@ from anydepth.report.evidence import (
     points,
     spread_of,
 )
-from anydepth.report.roles import HOW_TO_TRAIN, Cast, Role, further_differences
+from anydepth.report.roles import (
+    HOW_TO_TRAIN,
+    Cast,
+    Role,
+    detector_of,
+    fixed_depth_differences,
+    further_differences,
+)
 from anydepth.report.runs import Run
 from anydepth.report.settings import Setting
 
@@ -39,11 +47,13 @@ class Answer:
         sentences: In order; one that several answers share is said once when they are combined.
         verdict: As of a finding.
         figures: As of a finding.
+        chance: How often a clear order comes up by chance; None where nothing was judged by it.
     """
 
     sentences: tuple[str, ...]
     verdict: Verdict
     figures: Mapping[str, float] = field(default_factory=dict)
+    chance: float | None = None
 
 
 def versus(cast: Cast, role: Role, where: str, name: str, figure: Figure, margin: float) -> Answer:
@@ -56,7 +66,7 @@ def versus(cast: Cast, role: Role, where: str, name: str, figure: Figure, margin
         name: Of the figure, for :attr:`Answer.figures`.
         figure: Of a run.
         margin: By which all seeds of the method have to lie above those of the other; negative where being
-            as good is enough.
+            as good is enough. With 0, they have to differ by what the text prints.
     """
     method, other = cast.settings[METHOD], cast.settings[role]
     contrast = Contrast(method.by_seed(figure), other.by_seed(figure))
@@ -70,13 +80,15 @@ def versus(cast: Cast, role: Role, where: str, name: str, figure: Figure, margin
         f"{key}/difference": contrast.difference,
         f"{key}/chance": contrast.chance,
     }
-    verdict, outcome, reason = _judge(contrast, margin, further_differences(method, other))
+    confounders = further_differences(method, other)
+    verdict, outcome, reason = _judge(contrast, margin, confounders)
     statement = (
         f'{where}, "{method.label}" reaches {spread_of([*contrast.first.values()])} AP points, '
         f'"{other.label}" ({role}) {spread_of([*contrast.second.values()])}: {difference_of(contrast)}'
         f"{outcome}."
     )
-    return Answer((statement, reason, *_cautions(cast, role)), verdict, figures)
+    chance = None if confounders or _reserved(contrast) else contrast.chance
+    return Answer((statement, reason, *_cautions(cast, role)), verdict, figures, chance)
 
 
 def combined(answers: Sequence[Answer]) -> Answer:
@@ -92,6 +104,13 @@ def combined(answers: Sequence[Answer]) -> Answer:
     # Statements come before what they rest on.
     order = [answer.sentences[0] for answer in answers]
     order += [sentence for sentence in sentences if sentence not in order]
+    chances = [answer.chance for answer in answers if answer.chance is not None]
+    if len(chances) > 1:
+        order.append(
+            f"Any of these {len(answers)} comparisons can contradict; that at least one shows a clear order "
+            f"although no settings differ happens by chance in up to {percent(min(1.0, sum(chances)))} of "
+            "cases."
+        )
     return Answer(tuple(order), verdict, figures)
 
 
@@ -143,15 +162,15 @@ def quoted(labels: Sequence[str]) -> str:
 
 def _judge(contrast: Contrast, margin: float, confounders: Sequence[str]) -> tuple[Verdict, str, str]:
     """The verdict, how the seeds lie (ends a sentence), and what the verdict rests on (a sentence)."""
-    means = [fmean(contrast.first.values()), fmean(contrast.second.values())]
-    reserved = reservation(max(means), min(len(contrast.first), len(contrast.second)))
-    if reserved:
+    if reserved := _reserved(contrast):
         return "undecided", "", reserved
     if confounders:
         more = f" and {len(confounders) - _MOST_KEYS} more keys" if len(confounders) > _MOST_KEYS else ""
         named = ", ".join(confounders[:_MOST_KEYS])
         return "undecided", "", f"The two also differ in {named}{more}, from which the difference may come."
-    direction = contrast.direction(margin)
+    direction = contrast.direction(margin, 0.0 if margin else RESOLUTION)
+    if not (direction or margin) and (contrast.direction() or contrast.widest < RESOLUTION):
+        return "undecided", ", no difference that the figures show", _rule(contrast, margin)
     verdict: Verdict = "undecided"
     if direction:
         verdict = "supported" if direction > 0 else "contradicted"
@@ -162,6 +181,11 @@ def _judge(contrast: Contrast, margin: float, confounders: Sequence[str]) -> tup
         0: ", but which is better depends on the seeds compared",
     }
     return verdict, outcomes[direction], _rule(contrast, margin)
+
+
+def _reserved(contrast: Contrast) -> str | None:
+    means = [fmean(contrast.first.values()), fmean(contrast.second.values())]
+    return reservation(max(means), min(len(contrast.first), len(contrast.second)))
 
 
 def _rule(contrast: Contrast, margin: float) -> str:
@@ -184,7 +208,25 @@ def _cautions(cast: Cast, role: Role) -> Iterator[str]:
                 f"validation.score={validation.get('score')}, which counts depths that it does not train: "
                 f"validation.score={trained} would be fairer."
             )
+    if role == "feature only":
+        yield from _less_truth(cast.settings[role])
+    if fixed := fixed_depth_differences(cast.settings[METHOD], cast.settings[role]):
+        yield (
+            f'"{cast.settings[role].label}" is the fixed-depth {detector_of(cast.settings[role])}, which '
+            f"also differs in {listed(fixed)}."
+        )
     for each in (METHOD, role):
         others = cast.others.get(each, ())
         if others:
             yield f"Also {each}, but only in the table: {quoted(others)}."
+
+
+def _less_truth(setting: Setting) -> Iterator[str]:
+    """What sets feature distillation of the YOLO wing apart besides the missing teacher of predictions."""
+    share = setting.config.get("distillation.alpha")
+    if isinstance(share, int | float) and 0 < share < 1:
+        yield (
+            f'In "{setting.label}" the shallower path keeps {share:g} of its losses against ground truth '
+            f"(distillation.alpha={share:g}) and nothing stands in for the rest, so that it also learns less "
+            "from ground truth than without distillation."
+        )

@@ -127,7 +127,9 @@ def log_weights(
             "parameters": curve.parameters,
             "input_size": list(curve.input_size),
             "summary": asdict(summarize(curve)),
-            "depth_curve": curve.records(),
+            "depth_curve": [
+                {name: _known(value) for name, value in record.items()} for record in curve.records()
+            ],
         }
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
     for path in (weights, *files):
@@ -146,9 +148,10 @@ def _log_points(run: Any, axis: str, points: Sequence[tuple[float, DepthRow]]) -
     for cost, row in ordered:
         figures = {name: row.figures[name] for name in CURVE_FIGURES if row.figures[name] != NO_GROUND_TRUTH}
         run.log({axis: cost, **{f"{group}/{name}": value for name, value in figures.items()}})
-    table = wandb.Table(
-        columns=[unit, "AP", "depth"], data=[[cost, row.figures["AP"], row.depth] for cost, row in ordered]
-    )
+    data = [[cost, _known(row.figures["AP"]), row.depth] for cost, row in ordered]
+    table = wandb.Table(columns=[unit, "AP", "depth"], data=[point for point in data if point[1] is not None])
+    if not table.data:
+        return
     chart = wandb.plot.line(table, x=unit, y="AP", title=f"AP over {unit}")
     run.log({f"{group}_chart": chart})
 

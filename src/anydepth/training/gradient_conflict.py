@@ -12,6 +12,7 @@ from functools import partial
 
 import lightning.pytorch as pl
 import torch
+import torch._functorch.config
 import torch.distributed as dist
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
@@ -32,10 +33,10 @@ class GradientConflict(pl.Callback):
 
     Names of what is logged:
 
-    - ``gradients/cosine/MODULE``: between the first path and the second (full and minimal, as a rule), over
-      the parameters of a part of the network (:func:`parameter_groups`) that both paths use; ``all`` is the
-      whole network. Norm sets and refinements that only one path uses do not count. Of third and later
-      paths: ``gradients/cosine_PATH/MODULE``.
+    - ``gradients/cosine/PATH/MODULE``: between the first path (full, as a rule) and another one, as
+      ``minimal`` or ``random1``, over the parameters of a part of the network (:func:`parameter_groups`) that
+      both paths use; ``all`` is the whole network. Norm sets and refinements that only one path uses do not
+      count.
     - ``gradients/norm/PATH``: norm of a path's gradient over the parameters that all paths use.
 
     Losses are those of the paths before the schedule's weights, the loss scale and the precision's scaling.
@@ -124,10 +125,9 @@ def compare_gradients(
         members.setdefault(groups[name], []).append(index)
     members[ALL] = list(range(len(parameters)))
     values: dict[str, float] = {}
-    for position, name in enumerate(names[1:], start=1):
-        prefix = "gradients/cosine" if position == 1 else f"gradients/cosine_{name}"
-        cosines = _cosines(gradients[0], gradients[position], members)
-        values |= {f"{prefix}/{group}": value for group, value in cosines.items()}
+    for name, path in zip(names[1:], gradients[1:], strict=True):
+        cosines = _cosines(gradients[0], path, members)
+        values |= {f"gradients/cosine/{name}/{group}": value for group, value in cosines.items()}
     common = [all(path[i] is not None for path in gradients) for i in range(len(parameters))]
     for name, path in zip(names, gradients, strict=True):
         shared = [
@@ -176,7 +176,13 @@ def _averaged(found: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
         if not somewhere:
             averaged.append(None)
             continue
-        whole = torch.zeros_like(parameter) if gradient is None else gradient.clone()
+        # Collectives refuse other layouts, as channels last; an expanded gradient would be added to itself.
+        layout = torch.contiguous_format
+        whole = (
+            torch.zeros_like(parameter, memory_format=layout)
+            if gradient is None
+            else gradient.clone(memory_format=layout)
+        )
         dist.all_reduce(whole)
         averaged.append(whole / (processes * scale))
     return averaged
