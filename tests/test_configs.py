@@ -94,18 +94,16 @@ def test_other_entry_points_compose(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
-def test_results_of_other_entry_points_follow_output_and_in_a_sweep_the_job(
-    name: str, tmp_path: Path
-) -> None:
+def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path) -> None:
     """Hydra's own files lie beside the results, and jobs of a sweep do not share a folder."""
     config = runtime.compose(name, ["output=mine"], hydra_config=True)
     assert (config.output, config.hydra.run.dir) == ("mine", "mine")
     config = runtime.compose(name, hydra_config=True)
     assert config.output == config.hydra.run.dir
     assert config.output.startswith(f"outputs/{name}/20")
-    OmegaConf.set_readonly(config.hydra, False)
-    config.hydra.mode = RunMode.MULTIRUN
     for number in range(2):
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.mode = RunMode.MULTIRUN
         config.hydra.runtime.output_dir = str(tmp_path / str(number))
         HydraConfig.instance().set_config(config)
         assert config.output == str(tmp_path / str(number))
@@ -114,8 +112,7 @@ def test_results_of_other_entry_points_follow_output_and_in_a_sweep_the_job(
         sweeps.check_output("mine")
 
 
-# Keys that such files add to those of train.yaml on purpose: none are built with more than the base has, but one
-# callback is added whole.
+# Keys that such files add to those of train.yaml on purpose: a callback.
 ADDED = {"callbacks.gradient_conflict"}
 
 

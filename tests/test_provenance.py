@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.conf import ConfigSourceInfo
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from anydepth import provenance, runtime
@@ -152,7 +153,8 @@ def test_the_command_gives_the_same_settings_again(
 def test_the_command_keeps_other_files_and_the_settings_of_hydra_that_matter(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    hydra_config = compose_run(tmp_path).hydra
+    config = compose_run(tmp_path)
+    hydra_config = config.hydra
     OmegaConf.set_readonly(hydra_config, False)
     hydra_config.job.config_name = "mine"
     own = ConfigSourceInfo(path="/my/conf", schema="file", provider="command-line")
@@ -161,6 +163,7 @@ def test_the_command_keeps_other_files_and_the_settings_of_hydra_that_matter(
     left_out = ["hydra.mode=MULTIRUN", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
     left_out += ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.run.dir=a", "hydra.sweep.dir=b"]
     hydra_config.overrides.hydra = [*kept, *left_out]
+    HydraConfig.instance().set_config(config)
     runtime.write_provenance(tmp_path, {"seed": 1})
     program, *arguments = shlex.split(str(_written(tmp_path)["command"]))
     assert program == "anydepth-train"

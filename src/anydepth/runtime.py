@@ -40,13 +40,17 @@ def config_dir() -> Path:
     Raises:
         FileNotFoundError: Neither place holds it; the installation is damaged.
     """
-    places = (PACKAGE_DIR / "conf", PACKAGE_DIR.parent.parent / "conf")
+    places = _config_places()
     for place in places:
         if (place / "train.yaml").is_file():
             return place
     raise FileNotFoundError(
         f"no configuration directory in {' or '.join(str(place) for place in places)}: install anydepth again"
     )
+
+
+def _config_places() -> tuple[Path, Path]:
+    return PACKAGE_DIR / "conf", PACKAGE_DIR.parent.parent / "conf"
 
 
 def config_names(group: str) -> tuple[str, ...]:
@@ -271,7 +275,7 @@ def _flags(hydra_config: Any) -> list[str]:
     """The options that chose other configuration files than those of the entry point."""
     places = {source.provider: str(source.path) for source in hydra_config.runtime.config_sources}
     flags = []
-    if places.get("main", "") not in ("", str(config_dir())):
+    if places.get("main", "") not in ("", *map(str, _config_places())):
         flags.append(f"--config-path={places['main']}")
     if "command-line" in places:
         flags.append(f"--config-dir={places['command-line']}")
