@@ -1,14 +1,17 @@
 """Every configuration that ships composes, and the parts that need no data or device can be built from it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from anydepth import runtime
+from anydepth import runtime, sweeps
 from anydepth.detector import Objective
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.optim import Recipe
@@ -84,10 +87,74 @@ def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
         assert any(f"/{group}@_global_.{group}: {name}" in text for text in texts)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict"])
+@pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
 def test_other_entry_points_compose(name: str) -> None:
     config = runtime.compose(name, ["paths.output_dir=out"], hydra_config=True)
     check_targets(runtime.plain(config))
+
+
+@pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
+def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path) -> None:
+    """Hydra's own files lie beside the results, and jobs of a sweep do not share a folder."""
+    config = runtime.compose(name, ["output=mine"], hydra_config=True)
+    assert (config.output, config.hydra.run.dir) == ("mine", "mine")
+    config = runtime.compose(name, hydra_config=True)
+    assert config.output == config.hydra.run.dir
+    assert config.output.startswith(f"outputs/{name}/20")
+    for number in range(2):
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.mode = RunMode.MULTIRUN
+        config.hydra.runtime.output_dir = str(tmp_path / str(number))
+        HydraConfig.instance().set_config(config)
+        assert config.output == str(tmp_path / str(number))
+        sweeps.check_output(config.output)
+    with pytest.raises(sweeps.RunFolderError, match=r"all jobs .* give hydra\.sweep\.dir=mine instead"):
+        sweeps.check_output("mine")
+
+
+# Keys that such files add to those of train.yaml on purpose: a callback.
+ADDED = {"callbacks.gradient_conflict"}
+
+
+def _keys(node: object, prefix: str = "") -> set[str]:
+    """Keys of plain containers, written with dots; what ``_target_`` takes is checked elsewhere."""
+    if not isinstance(node, Mapping) or (prefix and "_target_" in node):
+        return set()
+    return {f"{prefix}{name}" for name in node}.union(
+        *(_keys(value, f"{prefix}{name}.") for name, value in node.items())
+    )
+
+
+def _added_keys(changed: Mapping[str, Any], base: Mapping[str, Any]) -> set[str]:
+    """Keys that a configuration has and its base has not."""
+    return _keys(changed) - _keys(base) - ADDED
+
+
+@pytest.mark.parametrize("name", runtime.config_names("experiment"))
+def test_experiments_set_only_what_is_there(name: str) -> None:
+    """A misspelled key in a file of ours is no error to Hydra: it would be added, and change nothing."""
+    config = runtime.plain(_compose(f"experiment={name}", *NEEDED))
+    assert _added_keys(config, runtime.plain(_compose())) == set()
+
+
+@pytest.mark.parametrize("group", ["ablation", "debug", "length", "sweep"])
+def test_groups_of_settings_set_only_what_is_there(group: str) -> None:
+    base = runtime.plain(_compose())
+    for name in [name for name in runtime.config_names(group) if not name.startswith("_")]:
+        detector = ["detector=yolo_tiny"] if name.endswith("yolo") else []
+        assert _added_keys(runtime.plain(_compose(f"{group}={name}", *detector)), base) == set(), name
+
+
+@pytest.mark.parametrize("node", ["curve", "validation", "multi_scale", "paths", "callbacks"])
+def test_a_misspelled_key_of_an_experiment_is_found(node: str) -> None:
+    """The check itself; keys of nodes that are built are checked against what their targets take."""
+    base = runtime.plain(_compose())
+    changed = runtime.plain(_compose(f"+{node}.depthss=1"))
+    assert _added_keys(changed, base) == {f"{node}.depthss"}
+    assert _added_keys(runtime.plain(_compose("+depthss=1")), base) == {"depthss"}
+    for built in ("data", "trainer", "optim", "detector"):
+        with pytest.raises(AssertionError):
+            check_targets(runtime.plain(_compose(f"+{built}.depthss=1")))
 
 
 def test_a_setting_that_the_code_does_not_take_is_found() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import DictConfig
+from hydra.conf import ConfigSourceInfo
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from anydepth import provenance, runtime
 
@@ -40,14 +42,73 @@ def _written(folder: Path) -> dict[str, object]:
 def test_a_changed_clone_leaves_what_git_apply_needs(clone: Path, tmp_path: Path) -> None:
     code = clone / "src" / "anydepth" / "code.py"
     code.write_text("one = 2\n")
-    (code.parent / "new.py").touch()
+    new = code.parent / "new.py"
+    new.write_text("two = 2\n")
+    (code.parent / "empty.py").touch()
+    (clone / "other.txt").touch()
+    for setting in ("diff.noprefix", "diff.mnemonicPrefix"):
+        _git(clone, "config", setting, "true")
+    _git(clone, "config", "color.ui", "always")
+    _git(clone, "config", "diff.external", "false")
     runtime.write_provenance(tmp_path / "run", {"seed": 1})
     state = _written(tmp_path / "run")["git"]
     assert isinstance(state, dict)
-    assert (state["changed"], state["new_files"]) == (True, ["src/anydepth/new.py"])
+    assert (state["changed"], state["new_files"]) == (True, ["src/anydepth/empty.py", "src/anydepth/new.py"])
+    # The clone's own index knows nothing of new files.
+    assert provenance.git_state(clone) == state
     _git(clone, "checkout", "-q", ".")
+    new.unlink()
+    (code.parent / "empty.py").unlink()
+    _git(clone, "config", "--unset", "diff.noprefix")
     _git(clone, "apply", str(tmp_path / "run" / "uncommitted.patch"))
     assert code.read_text() == "one = 2\n"
+    assert new.read_text() == "two = 2\n"
+    assert (code.parent / "empty.py").read_text() == ""
+
+
+def test_new_files_alone_leave_a_patch(clone: Path, tmp_path: Path) -> None:
+    (clone / "src" / "anydepth" / "new.py").write_text("two = 2\n")
+    runtime.write_provenance(tmp_path / "run", {"seed": 1})
+    assert _written(tmp_path / "run")["git"]["changed"] is False  # type: ignore[index]
+    assert "+two = 2" in (tmp_path / "run" / "uncommitted.patch").read_text()
+
+
+def test_a_run_that_goes_on_keeps_the_record_of_its_parts(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, code = tmp_path / "run", clone / "src" / "anydepth" / "code.py"
+    config = {"seed": 1, "paths": {"output_dir": str(folder)}, "ckpt_path": None}
+    code.write_text("one = 2\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "versions", lambda: {"torch": "1.0", "numpy": "2.0"})
+        runtime.write_provenance(folder, config)
+    provenance.complete(folder, device={"type": "cuda"})
+    first = _written(folder)
+    assert "history" not in first
+    _git(clone, "commit", "-qam", "second")
+    goes_on = {**config, "ckpt_path": str(folder / "checkpoints" / "last.ckpt")}
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "1.1", "numpy": "2.0"})
+    runtime.write_provenance(folder, goes_on)
+    second = _written(folder)
+    part = {
+        "time": first["time"],
+        "commit": first["git"]["commit"],  # type: ignore[index]
+        "changed": True,
+        "device": {"type": "cuda"},
+        "versions": {"torch": "1.0"},
+        "patch": "uncommitted.1.patch",
+    }
+    assert second["history"] == [part]
+    assert "+one = 2" in (folder / "uncommitted.1.patch").read_text()
+    assert not (folder / "uncommitted.patch").exists()
+    runtime.write_provenance(folder, goes_on)
+    parts = _written(folder)["history"]
+    assert isinstance(parts, list)
+    assert parts[0] == part
+    assert (len(parts), parts[1]["changed"], parts[1]["versions"]) == (2, False, {})
+    # Begun anew: another run.
+    runtime.write_provenance(folder, config)
+    assert "history" not in _written(folder)
 
 
 def test_a_clean_clone_leaves_no_patch_not_even_an_old_one(clone: Path, tmp_path: Path) -> None:
@@ -87,6 +148,28 @@ def test_the_command_gives_the_same_settings_again(
     assert runtime.plain(runtime.compose("train", arguments, hydra_config=True)) == config
     assert (written["seed"], written["config_hash"]) == (3, runtime.result_hash(config))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+
+
+def test_the_command_keeps_other_files_and_the_settings_of_hydra_that_matter(
+    compose_run: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    config = compose_run(tmp_path)
+    hydra_config = config.hydra
+    OmegaConf.set_readonly(hydra_config, False)
+    hydra_config.job.config_name = "mine"
+    own = ConfigSourceInfo(path="/my/conf", schema="file", provider="command-line")
+    hydra_config.runtime.config_sources.append(own)
+    kept = ["hydra.searchpath=[file://x]", "+hydra.job.env_set.A=1", "hydra/job_logging=none"]
+    left_out = ["hydra.mode=MULTIRUN", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+    left_out += ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.run.dir=a", "hydra.sweep.dir=b"]
+    hydra_config.overrides.hydra = [*kept, *left_out]
+    HydraConfig.instance().set_config(config)
+    runtime.write_provenance(tmp_path, {"seed": 1})
+    program, *arguments = shlex.split(str(_written(tmp_path)["command"]))
+    assert program == "anydepth-train"
+    assert arguments[:2] == ["--config-dir=/my/conf", "--config-name=mine"]
+    assert arguments[-3:] == kept
+    assert arguments[2:-3] == _written(tmp_path)["overrides"]
 
 
 def test_the_hash_of_a_result_ignores_where_it_lies_and_nothing_else(

@@ -46,6 +46,28 @@ def test_other_common_settings_give_another_folder() -> None:
     assert study_name(_sweep("a=1", "b=2")) == study_name(_sweep("b=2", "a=1"))
 
 
+def test_an_experiment_under_two_sweeps_has_two_folders() -> None:
+    """The sweep that an experiment brings along is not named, one that was given is."""
+    both = _sweep("experiment=anydepth_r50", "sweep=losses")
+    both.hydra.runtime.choices.experiment = "anydepth_r50"
+    assert study_name(both) == "anydepth_r50_losses/detr_tiny_sample"
+    both.hydra.runtime.choices.sweep = "norms"
+    assert study_name(both) == "anydepth_r50_norms/detr_tiny_sample"
+
+
+def test_each_start_of_a_sweep_is_told_apart() -> None:
+    master, job = _sweep("seed=0,1"), _sweep("seed=1")
+    assert sweep_names.sweep_id(master) is None
+    assert sweep_names.remembered_keys(master) == []
+    remember_sweep(master)
+    first = sweep_names.sweep_id(master)
+    OmegaConf.copy_cache(from_config=master, to_config=job)
+    assert sweep_names.sweep_id(job) == first
+    assert sweep_names.remembered_keys(job) == ["seed"]
+    remember_sweep(master)
+    assert sweep_names.sweep_id(master) not in (None, first)
+
+
 def test_a_sweep_over_detectors_lies_in_one_folder() -> None:
     assert study_name(_sweep("detector=detr_tiny,yolo_tiny")) == "ablation_losses/detr_tiny+yolo_tiny_sample"
 

@@ -207,7 +207,7 @@ def test_a_search_learns_from_scores_survives_failures_and_finds_its_trials_agai
     )
     assert sweep(*settings) == 0
     jobs = _jobs(tmp_path / "study")
-    scores = [sweeps.read_record(job, sweeps.RESULT)["metrics"]["val/score"] for job in jobs.values()]
+    scores = [sweeps.read_record(job, sweeps.RESULT)["metrics"]["val/best_score"] for job in jobs.values()]
     assert len(scores) == 3
     best = OmegaConf.load(tmp_path / "study" / "optimization_results.yaml")
     assert best.best_value == max(scores)
@@ -229,13 +229,15 @@ def test_a_search_learns_from_scores_survives_failures_and_finds_its_trials_agai
     assert states == {"lr_-1": False, "lr_0.001": True}
 
 
-def test_a_search_does_not_start_processes_that_draw_again(sweep: Sweep, tmp_path: Path) -> None:
+def test_a_search_does_not_start_processes_that_draw_again(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
     settings = ("-m", "experiment=search", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=study", *devices)
     assert sweep(*settings) == 1
-    (job,) = _jobs(tmp_path / "study").values()
-    assert "trainer.strategy=ddp_spawn" in sweeps.read_record(job, sweeps.FAILURE)["error"]
+    assert _jobs(tmp_path / "study") == {}
+    assert capsys.readouterr().err.count("trainer.strategy=ddp_spawn") == 1
 
 
 def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Path) -> None:
@@ -247,6 +249,11 @@ def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Pat
     states = {name: (path / "result.json").exists() for name, path in jobs.items()}
     assert states == {"lr_0.001": True, "lr_-1": False}
     assert list((tmp_path / "study" / ".submitit").iterdir())
+    # What the sweep noted reaches jobs in other processes.
+    assert len({sweeps.read_record(path, sweeps.VISIT)["sweep"] for path in jobs.values()}) == 1
+    # A former failure is no failure of a sweep without that job.
+    other = ("-m", "optim.lr=0.001", "optim.epochs=1", "hydra.sweep.dir=study")
+    assert sweep(*other) == 0
 
 
 def test_two_runs_of_one_configuration_are_equal(sweep: Sweep, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from anydepth import runtime, sweep_summary
+from anydepth import runtime, sweep_names, sweep_summary
 from anydepth.sweep_summary import SweepError, SweepSummary, check_keys, check_plugins, print_jobs, read_job
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -169,6 +169,70 @@ def test_a_failed_job_fails_the_sweep_after_its_page_is_written(
     assert stopped.value.code == 1
     assert "two: no [room]" in capsys.readouterr().out
     assert len(pages) == 1
+
+
+def test_jobs_of_a_former_sweep_are_marked_and_fail_nothing(
+    tmp_path: Path, pages: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _master("seed=0,1", params={"seed": "0,1"})
+    config.hydra.sweep.dir = str(tmp_path)
+    summary = SweepSummary()
+    summary.on_multirun_start(config)
+    visit = {"sweep": sweep_names.sweep_id(config)}
+    _job(tmp_path / "mine", result=_result(), visit=visit)
+    _job(tmp_path / "old", failure={"error": "no room"}, visit={"sweep": "another"})
+    _job(tmp_path / "older", failure={"error": "no room"})
+    capsys.readouterr()
+    summary.on_multirun_end(config)
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    states = {line[0]: line[1] for line in lines if len(line) == 2 and line[0] in ("mine", "old", "older")}
+    assert "former sweep" not in states["mine"]
+    assert all(states[name].startswith("failed (former sweep)") for name in ("old", "older"))
+    _job(tmp_path / "bad", failure={"error": "no room"}, visit=visit)
+    with pytest.raises(SystemExit):
+        summary.on_multirun_end(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        (("trainer=ddp", "trainer.devices=2"), True),
+        (("trainer.devices=1", "trainer.num_nodes=2"), True),
+        (("trainer.devices=2",), True),
+        (("trainer=ddp", "trainer.devices=2", "trainer.strategy=ddp_spawn"), False),
+        (("trainer=ddp", "trainer.devices=2", "hydra/launcher=slurm"), False),
+        (("trainer=ddp", "trainer.devices=1"), False),
+        (("trainer=ddp",), False),
+        ((), False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_sweep_whose_jobs_would_sweep_again_is_refused_once(
+    settings: tuple[str, ...], refused: bool
+) -> None:
+    if "hydra/launcher=slurm" in settings:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    config = _master(*settings)
+    if config.trainer.devices == 2:
+        config.trainer.devices = [0, 1]
+        assert _is_refused(config) == refused
+        config.trainer.devices = 2
+    if not refused:
+        sweep_summary.check_processes(config)
+        return
+    with pytest.raises(SweepError, match=r"trainer\.strategy=ddp_spawn.*hydra/launcher=slurm"):
+        sweep_summary.check_processes(config)
+    # Each job checks itself then.
+    config.hydra.overrides.task = ["trainer.devices=1,2"]
+    sweep_summary.check_processes(config)
+
+
+def _is_refused(config: DictConfig) -> bool:
+    try:
+        sweep_summary.check_processes(config)
+    except SweepError:
+        return True
+    return False
 
 
 def test_a_page_that_cannot_be_written_is_said(

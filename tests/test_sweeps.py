@@ -126,8 +126,10 @@ def test_what_cannot_be_gone_on_with_begins_anew_in_a_clean_folder(
     if reason == "damaged":
         (folder / "checkpoints" / "last.ckpt").write_bytes(b"cut")
     (folder / "logs" / "version_0").mkdir(parents=True)
-    (folder / "depth_curve.json").touch()
-    (folder / "notes.txt").touch()
+    (folder / "wandb" / "offline-run-1").mkdir(parents=True)
+    leftovers = ("compatibility.csv", "compatibility.png", "wandb_id.txt", "uncommitted.1.patch")
+    for name in (*leftovers, "depth_curve.json", ".weights.12.partial.safetensors", "notes.txt"):
+        (folder / name).touch()
     second = Trainer()
     assert execute(job(), second) == 0.25
     assert second.seen[0].ckpt_path is None
@@ -200,8 +202,22 @@ def test_only_the_first_process_writes(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert execute(job(), Trainer()) == 0.25
-    assert math.isnan(execute(job(), Trainer(ValueError("x"))) or 0)
     assert not {"result.json", "failure.json"} & {path.name for path in (tmp_path / "job").iterdir()}
+
+
+def test_an_error_in_another_process_ends_that_process(
+    job: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first process waits for it; Hydra turns all but SystemExit into exit code 0."""
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with pytest.raises(SystemExit) as stopped:
+        execute(job(), Trainer(ValueError("no room")))
+    assert stopped.value.code == 1
+    assert "ValueError: no room" in capsys.readouterr().err
+    assert not (tmp_path / "job" / "failure.json").exists()
 
 
 def test_a_study_without_m_is_refused_unless_one_job_is_chosen(
@@ -211,3 +227,95 @@ def test_a_study_without_m_is_refused_unless_one_job_is_chosen(
         execute(job("experiment=ablation_losses", sweep=False), Trainer())
     assert "add -m to run all of its jobs" in capsys.readouterr().err
     assert execute(job("experiment=ablation_losses", "ablation=both", sweep=False), Trainer()) == 0.25
+
+
+def test_one_job_of_a_study_needs_all_its_settings_but_the_seed(
+    job: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer()
+    for given in ("seed=3", "+extra=1"):
+        with pytest.raises(SystemExit):
+            execute(job("experiment=ablation", given, sweep=False), trainer)
+        assert "by giving ablation (of both,prediction_only," in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        execute(job("sweep=loss_weights_detr", "distillation.kd_neck_weight=1", sweep=False), trainer)
+    assert "by giving distillation.kd_backbone_weight (of 0.25,1.0,4.0)" in capsys.readouterr().err
+    assert trainer.seen == []
+    assert execute(job("experiment=ablation", "ablation=both", sweep=False), trainer) == 0.25
+    assert execute(job("experiment=seeds", "seed=3", sweep=False), trainer) == 0.25
+
+
+def _old_results(folder: Path) -> None:
+    """What an earlier run left."""
+    (folder / "logs" / "version_0").mkdir(parents=True)
+    for name in ("depth_curve.json", "weights.safetensors", "compatibility.png", "notes.txt"):
+        (folder / name).touch()
+
+
+def test_a_single_run_that_dies_leaves_nothing_of_the_former_one(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """Its settings would stand beside the curve and the weights of other settings."""
+    folder = tmp_path / "job"
+    execute(job(sweep=False), Trainer())
+    _old_results(folder)
+    with pytest.raises(KeyboardInterrupt):
+        execute(job("optim.lr=0.5", sweep=False), Trainer(KeyboardInterrupt()))
+    left = {path.name for path in folder.iterdir()} - {"uncommitted.patch"}
+    assert left == {"config.yaml", "provenance.json", "notes.txt"}
+
+
+def test_a_single_run_that_goes_on_in_its_folder_keeps_it(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "job"
+    execute(job(sweep=False), Trainer())
+    _old_results(folder)
+    checkpoint = _checkpoint(folder)
+    assert execute(job(f"ckpt_path={checkpoint}", sweep=False), Trainer(0.5)) == 0.5
+    assert (folder / "depth_curve.json").exists()
+    assert checkpoint.exists()
+    (part,) = json.loads((folder / "provenance.json").read_text())["history"]
+    assert set(part) >= {"time", "commit", "changed", "versions"}
+
+
+def test_a_single_run_clears_no_folder_that_was_never_a_runs(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    _old_results(tmp_path / "job")
+    execute(job(sweep=False), Trainer())
+    assert (tmp_path / "job" / "logs" / "version_0").is_dir()
+
+
+def test_initial_weights_are_not_cleared_away(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(job(sweep=False), Trainer())
+    weights = tmp_path / "job" / "weights.safetensors"
+    weights.touch()
+    with pytest.raises(SystemExit):
+        execute(job(f"weights={weights}", sweep=False), Trainer())
+    assert "give another hydra.run.dir" in capsys.readouterr().err
+    assert weights.exists()
+
+
+def test_a_sweeper_gets_the_score_of_the_best_checkpoint(job: Callable[..., DictConfig]) -> None:
+    """Weights of the best validation are exported, not those of the last one."""
+
+    def train(cfg: DictConfig) -> tuple[dict[str, float], Any]:
+        return {"val/score": 0.25, "val/best_score": 0.5}, None
+
+    assert execute(job(), train) == 0.5
+    # And again from the record.
+    assert execute(job(), train) == 0.5
+
+
+@pytest.mark.parametrize("mark", ["weights.safetensors", "result.json", "checkpoints/last.ckpt"])
+def test_results_of_other_commands_do_not_go_where_a_training_run_lies(tmp_path: Path, mark: str) -> None:
+    HydraConfig.instance().cfg = None
+    (tmp_path / "run" / mark).parent.mkdir(parents=True)
+    (tmp_path / "run" / mark).touch()
+    with pytest.raises(sweeps.RunFolderError, match=r"holds a training run.*output=.*run/analysis"):
+        sweeps.check_output(tmp_path / "run")
+    sweeps.check_output(tmp_path / "run" / "analysis")
+    sweeps.check_output(tmp_path)

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from rich import get_console
 
-from anydepth import runtime, zoo
+from anydepth import runtime, sweeps, zoo
 from anydepth.data.coco import CocoIndex
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.fingerprint import fingerprint
@@ -51,6 +51,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """
     config = runtime.plain(cfg)
     _check(config)
+    sweeps.check_output(config["output"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
     detector.depth_space.parse_list(config["compatibility"]["depths"])
     device = resolve_device(cfg.device)

@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 from rich import get_console
 
-from anydepth import runtime, zoo
+from anydepth import runtime, sweeps, zoo
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.layout import SPLIT_NAMES
 from anydepth.evaluation.classes import category_ids_of
@@ -35,6 +35,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     config = runtime.plain(cfg)
     if config["split"] not in SPLIT_NAMES:
         raise ValueError(f"split={config['split']}: allowed are {', '.join(SPLIT_NAMES)}")
+    sweeps.check_output(config["output"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
     depths = detector.depth_space.parse_list(config["depths"])
     device = resolve_device(cfg.device)

@@ -15,7 +15,7 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
-from anydepth import runtime, zoo
+from anydepth import runtime, sweeps, zoo
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast, resolve_device
@@ -101,6 +101,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         if not cfg[name]:
             raise ValueError(f"no {name}: give {name}=PATH")
     source, output = Path(cfg.source), Path(cfg.output)
+    sweeps.check_output(output)
     images, skipped = find_images(source)
     detector = zoo.load(Path(cfg.weights)).to(resolve_device(cfg.device))
     depth = detector.depth_space.parse(str(cfg.depth))

@@ -1,8 +1,11 @@
 """Where the results in a run folder came from, and how to repeat them."""
 
 import json
+import os
 import platform
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -83,7 +86,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any], repository: Path) -> None:
+def write(
+    folder: Path,
+    config: Mapping[str, Any],
+    description: Mapping[str, Any],
+    repository: Path,
+    *,
+    goes_on: bool = False,
+) -> None:
     """Write ``config.yaml``, ``provenance.json``, and ``uncommitted.patch`` where the clone is changed.
 
     Args:
@@ -91,16 +101,43 @@ def write(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any
         config: The resolved settings as plain containers.
         description: What :func:`describe` returned.
         repository: See there.
+        goes_on: The run in the folder goes on: ``history`` of the record keeps, oldest first, what its
+            earlier parts ran with, and their patches are kept as ``uncommitted.N.patch``.
     """
+    former = read(folder) if goes_on else None
+    if former is not None:
+        description = {**description, "history": _history(folder, former, description)}
     write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     git = description["git"]
-    patch = uncommitted(repository) if git and git["changed"] else None
+    patch = uncommitted(repository) if git and (git["changed"] or git["new_files"]) else None
     if patch is None:
         (folder / PATCH).unlink(missing_ok=True)
     else:
         with atomic_path(folder / PATCH) as partial:
             partial.write_bytes(patch)
     write_text(folder / PROVENANCE, json.dumps(description, indent=2) + "\n")
+
+
+def _history(folder: Path, former: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The earlier parts of a run: when, which commit, which device, and the versions that changed since."""
+    parts = list(former.get("history", []))
+    git, versions_now = former.get("git") or {}, now["versions"]
+    part = {
+        "time": former.get("time"),
+        "commit": git.get("commit"),
+        "changed": git.get("changed"),
+        "device": former.get("device"),
+        "versions": {
+            name: version
+            for name, version in former.get("versions", {}).items()
+            if version != versions_now.get(name)
+        },
+    }
+    if (folder / PATCH).is_file():
+        name = f"uncommitted.{len(parts) + 1}.patch"
+        (folder / PATCH).replace(folder / name)
+        part["patch"] = name
+    return [*parts, part]
 
 
 def complete(folder: Path, **parts: object) -> None:
@@ -137,9 +174,12 @@ def git_state(repository: Path) -> dict[str, Any] | None:
 
 
 def uncommitted(repository: Path) -> bytes | None:
-    """What ``git apply`` needs to get from the commit to the files as they are; None where git fails."""
+    """What ``git apply`` needs to get from the commit to the files as they are; None where git fails.
+
+    New files below ``src`` and ``conf`` belong to it, other ones do not.
+    """
     try:
-        patch = _git(repository, "diff", "HEAD", "--binary")
+        patch = _patch(repository)
     except (OSError, subprocess.SubprocessError):
         return None
     if len(patch) <= _LARGEST_PATCH:
@@ -148,8 +188,29 @@ def uncommitted(repository: Path) -> bytes | None:
     return patch[:_LARGEST_PATCH] + note.encode()
 
 
-def _git(repository: Path, *arguments: str) -> bytes:
+def _patch(repository: Path) -> bytes:
+    # Independent of the user's settings, which may colour a patch or leave out its prefixes.
+    plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    new = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", "src", "conf")
+    if not new:
+        return _git(repository, "diff", "HEAD", *plain)
+    with tempfile.TemporaryDirectory() as folder:
+        # Git compares new files when they are noted in an index; the clone's own one stays as it is.
+        index = Path(folder) / "index"
+        own = repository / _git(repository, "rev-parse", "--git-path", "index").decode().strip()
+        shutil.copyfile(own, index)
+        names = [name.decode("utf-8", "surrogateescape") for name in new.split(b"\0") if name]
+        for first in range(0, len(names), 500):
+            _git(repository, "add", "-N", "--", *names[first : first + 500], index=index)
+        return _git(repository, "diff", "HEAD", *plain, index=index)
+
+
+def _git(repository: Path, *arguments: str, index: Path | None = None) -> bytes:
     done = subprocess.run(
-        ["git", "-C", str(repository), *arguments], capture_output=True, check=True, timeout=60
+        ["git", "-C", str(repository), *arguments],
+        capture_output=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "GIT_INDEX_FILE": str(index)} if index else None,
     )
     return done.stdout

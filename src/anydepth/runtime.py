@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -25,6 +26,9 @@ PACKAGE_DIR = Path(__file__).resolve().parent
 VERSION_BASE = "1.3"
 
 # What neither decides nor describes a result: where it is written, logged and gone on from, and the console.
+# Equal settings apart from these give the same result bit for bit, so that a finished job is not repeated.
+# NOT_TRAINING in report/flat_config.py is longer: it tells which runs are of one setting and may be averaged,
+# though their seeds, devices or curves differ.
 WITHOUT_EFFECT = ("paths", "output", "ckpt_path", "logger", "callbacks.progress")
 
 sweep_names.register()
@@ -36,13 +40,17 @@ def config_dir() -> Path:
     Raises:
         FileNotFoundError: Neither place holds it; the installation is damaged.
     """
-    places = (PACKAGE_DIR / "conf", PACKAGE_DIR.parent.parent / "conf")
+    places = _config_places()
     for place in places:
         if (place / "train.yaml").is_file():
             return place
     raise FileNotFoundError(
         f"no configuration directory in {' or '.join(str(place) for place in places)}: install anydepth again"
     )
+
+
+def _config_places() -> tuple[Path, Path]:
+    return PACKAGE_DIR / "conf", PACKAGE_DIR.parent.parent / "conf"
 
 
 def config_names(group: str) -> tuple[str, ...]:
@@ -118,29 +126,47 @@ def sweep_name() -> str | None:
     """A name to group the runs of a sweep by: its folder, after the study's name; None for a single run."""
     if not is_sweep():
         return None
-    study = HydraConfig.get().runtime.choices.get("experiment")
-    return "/".join([*([study] if study else []), Path(HydraConfig.get().sweep.dir).name])
+    hydra_config = HydraConfig.get()
+    study = sweep_names.chosen_study(hydra_config.runtime.choices, hydra_config.overrides.task)
+    return "/".join([*([study] if study else []), Path(hydra_config.sweep.dir).name])
 
 
-def run_name(folder: str) -> str:
+def run_name(folder: str | None, *, swept: Sequence[str] = ()) -> str:
     """A readable name: what is special to a job of a sweep, or detector, data and folder of a single run.
 
     Args:
-        folder: The run's.
+        folder: The run's; None where it is not known yet.
+        swept: Keys that the sweep varies; none: its jobs are named by their folders.
     """
+    name = Path(folder).name if folder else ""
     if not HydraConfig.initialized():
-        return Path(folder).name
+        return name or "run"
     hydra_config = HydraConfig.get()
     if not is_sweep():
         choices = hydra_config.runtime.choices
-        return f"{choices.get('detector')} {choices.get('data')} {Path(folder).name}"
-    # What all jobs have in common stands on the command line as it is.
-    varied = [text for text in hydra_config.overrides.task if text not in sys.argv]
-    return f"{hydra_config.job.num} {' '.join(varied)}".strip()[:120]
+        return f"{choices.get('detector')} {choices.get('data')} {name}".strip()
+    varied = [text for text in hydra_config.overrides.task if text.partition("=")[0].lstrip("+") in swept]
+    # A job that is composed apart from its sweep has no number.
+    number = None if OmegaConf.is_missing(hydra_config.job, "num") else hydra_config.job.num
+    return " ".join([*([] if number is None else [str(number)]), *(varied or [name])]).strip()[:120]
+
+
+def output_folder(single: str) -> str:
+    """Where an entry point other than training writes: in a sweep, to the folder of the job.
+
+    Args:
+        single: The folder of a single run.
+    """
+    return str(HydraConfig.get().runtime.output_dir) if is_sweep() else single
 
 
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver(
+    "run_name",
+    lambda folder, *, _root_: run_name(folder, swept=sweep_names.remembered_keys(_root_)),
+    replace=True,
+)
+OmegaConf.register_new_resolver("output_folder", output_folder, replace=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -196,6 +222,18 @@ def _of_effect(value: Any, folder: str | None, key: str = "") -> Any:
     return value.replace(folder, "RUN") if folder and isinstance(value, str) else value
 
 
+def goes_on(config: Mapping[str, Any]) -> bool:
+    """Whether a run goes on from a checkpoint in its own folder.
+
+    Args:
+        config: What :func:`plain` returned.
+    """
+    checkpoint, folder = config.get("ckpt_path"), (config.get("paths") or {}).get("output_dir")
+    if not checkpoint or not folder:
+        return False
+    return Path(checkpoint).resolve().is_relative_to(Path(folder).resolve())
+
+
 def is_first_process() -> bool:
     """Whether this process is the first one of the run, also before it has joined the others."""
     return all(
@@ -207,7 +245,10 @@ def is_first_process() -> bool:
 
 
 def write_provenance(folder: str | Path, config: Mapping[str, Any]) -> None:
-    """Write what was run into a run folder, creating it if needed; see :mod:`anydepth.provenance`."""
+    """Write what was run into a run folder, creating it if needed; see :mod:`anydepth.provenance`.
+
+    The record of a run that goes on keeps what the earlier parts ran with.
+    """
     repository = PACKAGE_DIR.parent.parent
     command, overrides = _command()
     description = provenance.describe(
@@ -217,7 +258,7 @@ def write_provenance(folder: str | Path, config: Mapping[str, Any]) -> None:
         config_hash=result_hash(config),
         repository=repository,
     )
-    provenance.write(Path(folder), config, description, repository)
+    provenance.write(Path(folder), config, description, repository, goes_on=goes_on(config))
 
 
 def _command() -> tuple[str, list[str]]:
@@ -226,7 +267,30 @@ def _command() -> tuple[str, list[str]]:
         return shlex.join(sys.argv), []
     hydra_config = HydraConfig.get()
     overrides = [str(text) for text in hydra_config.overrides.task]
-    return shlex.join([f"anydepth-{hydra_config.job.name}", *overrides]), overrides
+    program = f"anydepth-{hydra_config.job.name}"
+    return shlex.join([program, *_flags(hydra_config), *overrides, *_of_hydra(hydra_config)]), overrides
+
+
+def _flags(hydra_config: Any) -> list[str]:
+    """The options that chose other configuration files than those of the entry point."""
+    places = {source.provider: str(source.path) for source in hydra_config.runtime.config_sources}
+    flags = []
+    if places.get("main", "") not in ("", *map(str, _config_places())):
+        flags.append(f"--config-path={places['main']}")
+    if "command-line" in places:
+        flags.append(f"--config-dir={places['command-line']}")
+    name = hydra_config.job.config_name
+    return flags if name in (None, hydra_config.job.name) else [*flags, f"--config-name={name}"]
+
+
+def _of_hydra(hydra_config: Any) -> list[str]:
+    """Hydra's settings that a run depends on: not where it was written, nor who started it."""
+    without = ("run", "sweep", "launcher", "sweeper", "mode")
+    return [
+        str(text)
+        for text in hydra_config.overrides.hydra
+        if re.split(r"[./@=]", str(text).lstrip("+~"))[1] not in without
+    ]
 
 
 # -- errors --------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ on to the jobs, as it does with the time of ``${now:}``.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -55,8 +56,22 @@ def study_name(config: DictConfig) -> str:
         for override in given
     }
     parts = [values.get(group, str(choices[group])) for group in ("detector", "data")]
-    study = choices.experiment or choices.sweep or "sweep"
+    study = chosen_study(choices, config.hydra.overrides.task) or "sweep"
     return f"{study}/{'_'.join([*map(_clean, parts), *([_digest(common, 6)] if common else [])])}"
+
+
+def chosen_study(choices: Mapping[str, str | None], task: Iterable[str]) -> str | None:
+    """The experiment, and the sweep where it is not the experiment's own; None without either.
+
+    Args:
+        choices: Options of groups by group.
+        task: The settings that were given.
+    """
+    experiment, sweep = choices.get("experiment"), choices.get("sweep")
+    given = any(str(text).lstrip("+").startswith("sweep=") for text in task)
+    if experiment and sweep and given:
+        return f"{experiment}_{sweep}"
+    return experiment or sweep
 
 
 def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
@@ -90,6 +105,19 @@ def remember_sweep(config: DictConfig) -> None:
     """Note what is swept, for the jobs; to be called where a sweep starts."""
     _once(config, study_name)
     _once(config, _swept_keys)
+    # Each start of a sweep is another one, also within one process.
+    _cache(config)["sweep_id"] = uuid.uuid4().hex
+
+
+def remembered_keys(config: DictConfig) -> list[str]:
+    """Keys that the sweep varies, as :func:`remember_sweep` noted them; none where it did not."""
+    return list(_cache(config).get(_swept_keys.__name__, ()))
+
+
+def sweep_id(config: DictConfig) -> str | None:
+    """What tells this start of a sweep from others, the same in all jobs; None outside a sweep."""
+    found = _cache(config).get("sweep_id")
+    return None if found is None else str(found)
 
 
 def _job_of(*, _root_: DictConfig) -> str:
@@ -98,11 +126,16 @@ def _job_of(*, _root_: DictConfig) -> str:
 
 def _once(config: DictConfig, compute: Callable[[DictConfig], T]) -> T:
     """What was computed first for this configuration, or for that of the sweep which it is a job of."""
-    cache = OmegaConf.get_cache(config)["anydepth.sweep"]
+    cache = _cache(config)
     if compute.__name__ not in cache:
         cache[compute.__name__] = compute(config)
     found: T = cache[compute.__name__]
     return found
+
+
+def _cache(config: DictConfig) -> dict[str, Any]:
+    cache: dict[str, Any] = OmegaConf.get_cache(config)["anydepth.sweep"]
+    return cache
 
 
 def _swept_keys(config: DictConfig) -> list[str]:

@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ _COLORS: dict[State, str] = {
     "interrupted": "yellow",
 }
 # Groups whose options have the same keys.
-_SAME_KEYS = ("ablation", "depth_schedule", "seed")
+_SAME_KEYS = ("ablation", "depth_schedule")
 
 
 class SweepError(ValueError):
@@ -45,6 +45,7 @@ class Job:
         ap_full: AP in percent at full depth, of the depth curve where there is one.
         ap_minimal: The same at minimal depth.
         message: Why it failed.
+        visited: Whether it is a job of this sweep; False for one that a former sweep left in the folder.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Job:
     ap_full: float | None = None
     ap_minimal: float | None = None
     message: str = ""
+    visited: bool = True
 
 
 class SweepSummary(Callback):
@@ -60,21 +62,25 @@ class SweepSummary(Callback):
 
     def __init__(self) -> None:
         self._start = datetime.now(UTC)
+        self._sweep: str | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check what can be checked before the first job.
 
         Raises:
-            SystemExit: A plugin is missing, or the sweep is over a key that does not exist.
+            SystemExit: A plugin is missing, the sweep is over a key that does not exist, or its jobs would
+                start the sweep again.
         """
         try:
             check_plugins(config)
             check_keys(config)
+            check_processes(config)
         except SweepError as error:
             # Hydra would make a warning of the error itself.
             sys.stderr.write(f"\nError: {error}\n")
             raise SystemExit(1) from error
         sweep_names.remember_sweep(config)
+        self._sweep = sweep_names.sweep_id(config)
         self._start = datetime.now(UTC).replace(microsecond=0)
         get_console().print(f"sweep     {config.hydra.sweep.dir}", highlight=False, soft_wrap=True)
 
@@ -82,13 +88,13 @@ class SweepSummary(Callback):
         """Print the table and write ``report.html``.
 
         Raises:
-            SystemExit: A job failed, or the page could not be written.
+            SystemExit: A job of this sweep failed, or the page could not be written.
         """
         folder = Path(str(config.hydra.sweep.dir))
-        jobs = [read_job(path, self._start) for path in sweeps.run_folders(folder)]
+        jobs = [read_job(path, self._start, self._sweep) for path in sweeps.run_folders(folder)]
         print_jobs(jobs, get_console())
         complete = _write_report(folder, jobs)
-        if not complete or any(job.state in ("failed", "refused") for job in jobs):
+        if not complete or any(job.visited and job.state in ("failed", "refused") for job in jobs):
             raise SystemExit(1)
 
 
@@ -129,13 +135,38 @@ def check_keys(config: DictConfig) -> None:
         )
 
 
-def read_job(folder: Path, start: datetime) -> Job:
+def check_processes(config: DictConfig) -> None:
+    """Check that no job would start its further processes by running the command line, the sweep, again.
+
+    What cannot be told before the jobs, such as the number of devices of ``auto``, each job checks itself.
+
+    Raises:
+        SweepError: They would; says what to take instead.
+    """
+    swept = {override.key_or_group.partition(".")[0] for override in sweep_names.swept_overrides(config)}
+    # SLURM starts all processes of a job itself.
+    if "trainer" in swept or config.hydra.launcher._target_.endswith("SlurmLauncher"):
+        return
+    devices, strategy = config.trainer.devices, str(config.trainer.strategy)
+    count = len(devices) if OmegaConf.is_list(devices) else devices
+    several = (isinstance(count, int) and count > 1) or config.trainer.num_nodes > 1
+    if several and not any(way in strategy for way in ("spawn", "fork", "notebook")):
+        raise SweepError(sweeps.started_again(strategy))
+
+
+def read_job(folder: Path, start: datetime, sweep: str | None = None) -> Job:
     """What became of a job.
 
     Args:
         folder: Of the job.
         start: Of this sweep; results from before it were found, not made.
+        sweep: What this start of the sweep left in the folders of its jobs; None: not known, all are.
     """
+    visited = sweep is None or sweeps.read_record(folder, sweeps.VISIT).get("sweep") == sweep
+    return replace(_read_job(folder, start), visited=visited)
+
+
+def _read_job(folder: Path, start: datetime) -> Job:
     if refusal := sweeps.read_record(folder, sweeps.REFUSAL):
         return Job(folder.name, "refused", message=str(refusal.get("error", "")))
     if failure := sweeps.read_record(folder, sweeps.FAILURE):
@@ -148,7 +179,7 @@ def read_job(folder: Path, start: datetime) -> Job:
     return Job(
         name=folder.name,
         state="skipped" if before else "finished",
-        score=metrics.get(sweeps.SCORE),
+        score=sweeps.best_score(metrics),
         ap_full=metrics.get("curve/full/AP", metrics.get("val/full/AP")),
         ap_minimal=metrics.get("curve/minimal/AP", metrics.get("val/minimal/AP")),
     )
@@ -161,7 +192,7 @@ def print_jobs(jobs: list[Job], console: Console) -> None:
     for name in ("state", "AP full", "AP minimal"):
         table.add_column(name, justify="left" if name == "state" else "right")
     for job in jobs:
-        state = f"[{_COLORS[job.state]}]{job.state}[/]"
+        state = f"[{_COLORS[job.state]}]{job.state}[/]{'' if job.visited else ' (former sweep)'}"
         table.add_row(job.name, state, _percent(job.ap_full), _percent(job.ap_minimal))
     console.print(table)
     for job in jobs:

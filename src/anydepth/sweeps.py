@@ -23,29 +23,35 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
-from anydepth import provenance, runtime
+from anydepth import provenance, runtime, sweep_names
 from anydepth.report.files import write_text
 from anydepth.training.checkpoints import CheckpointError, read_checkpoint
 
 RESULT: Final = "result.json"
 FAILURE: Final = "failure.json"
 REFUSAL: Final = "refused.json"
+VISIT: Final = "visit.json"
 SCORE = "val/score"
+BEST_SCORE = "val/best_score"
 
+# What a killed process leaves of a file that it was writing.
+_PARTIAL = ".*.partial*"
 _LEFT_BY_A_RUN = (
+    _PARTIAL,
     "checkpoints",
     "logs",
     "pictures",
-    "compatibility.json",
-    "depth_curve.csv",
-    "depth_curve.json",
-    "depth_curve.png",
+    "wandb",
+    "wandb_id.txt",
+    "compatibility.*",
+    "depth_curve.*",
     "skipped_images.txt",
     "weights.safetensors",
-    provenance.PATCH,
+    "uncommitted*.patch",
     provenance.PROVENANCE,
     provenance.CONFIG,
 )
+_MARKS_OF_TRAINING = ("weights.safetensors", RESULT, "checkpoints")
 
 Train = Callable[[DictConfig], tuple[dict[str, float], Any]]
 """Trains what a configuration says; returns figures by name, and whatever else."""
@@ -59,32 +65,74 @@ def execute(cfg: DictConfig, train: Train) -> float | None:
     """Train, and record in the run folder what became of it.
 
     In a sweep an error is recorded and told in one line, and the next job has its turn; only an interruption
-    ends the sweep. A job that its folder holds the result of is not trained again.
+    ends the sweep. A job that its folder holds the result of is not trained again. A single run replaces what
+    an earlier one left in its folder, unless it goes on from a checkpoint there.
 
     Args:
         cfg: Of this job.
         train: What trains it.
 
     Returns:
-        The validation score for the sweeper; NaN for a job that failed, None where there was no validation.
+        The best validation score for the sweeper; NaN for a job that failed, None where there was no
+        validation.
 
     Raises:
-        SystemExit: Outside a sweep, after an error that the user can do something about.
+        SystemExit: Outside a sweep, after an error that the user can do something about; and after any error
+            in a process of a job that is not its first one.
         Exception: Outside a sweep, a defect.
     """
     if not runtime.is_sweep():
         with runtime.friendly_errors():
             _check_single_job()
-            _forget(_folder(cfg), RESULT, FAILURE)
+            _make_room(cfg)
             return _recorded(cfg, train)
     try:
         return _continued(cfg, train)
     except Exception as error:
         _tell(error, _folder(cfg))
+        if not runtime.is_first_process():
+            # The first process of the job waits for this one; Hydra would catch the error itself.
+            raise SystemExit(1) from error
         return math.nan
 
 
-def read_record(folder: Path, name: Literal["result.json", "failure.json", "refused.json"]) -> dict[str, Any]:
+def check_output(folder: str | Path) -> None:
+    """Check that results other than those of training may be written to a folder.
+
+    Raises:
+        RunFolderError: It holds a training run, whose record would be replaced; or it is not the folder of
+            this job of a sweep.
+    """
+    folder = Path(folder)
+    if any((folder / name).exists() for name in _MARKS_OF_TRAINING):
+        raise RunFolderError(
+            f"output={folder}: this folder holds a training run, whose settings and provenance would be "
+            f"replaced; give another one, e.g. output={folder / 'analysis'}"
+        )
+    if runtime.is_sweep() and folder.resolve() != Path(HydraConfig.get().runtime.output_dir).resolve():
+        raise RunFolderError(
+            f"output={folder}: all jobs of --multirun would write to this folder; give "
+            f"hydra.sweep.dir={folder} instead, in which each job gets a folder of its own"
+        )
+
+
+def started_again(strategy: str) -> str:
+    """Why the jobs of a sweep cannot have several processes of this strategy, and what can be done."""
+    return (
+        f"a sweep (--multirun) with trainer.strategy={strategy} would start the whole sweep again in every "
+        "process: take trainer.strategy=ddp_spawn, a launcher with one job per configuration "
+        "(hydra/launcher=slurm), or trainer.devices=1"
+    )
+
+
+def best_score(metrics: Mapping[str, float]) -> float | None:
+    """The validation score of the exported weights; the last one where no best checkpoint was kept."""
+    return metrics.get(BEST_SCORE, metrics.get(SCORE))
+
+
+def read_record(
+    folder: Path, name: Literal["result.json", "failure.json", "refused.json", "visit.json"]
+) -> dict[str, Any]:
     """A record of a run folder; empty where there is none, or none that can be read."""
     try:
         record = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -105,6 +153,8 @@ def run_folders(sweep: Path) -> list[Path]:
 def _continued(cfg: DictConfig, train: Train) -> float | None:
     """A job of a sweep: recognised, gone on with, or begun."""
     folder = _folder(cfg)
+    if sweep := sweep_names.sweep_id(cfg):
+        _write(folder / VISIT, sweep=sweep, time=_now())
     try:
         fingerprint = runtime.result_hash(runtime.plain(cfg))
     except Exception as error:
@@ -115,7 +165,7 @@ def _continued(cfg: DictConfig, train: Train) -> float | None:
         _check_same(folder, done, fingerprint, cfg)
         _forget(folder, FAILURE, REFUSAL)
         _say(f"skipped   {folder.name}: finished {done.get('finished', 'before')}")
-        score = done.get("metrics", {}).get(SCORE)
+        score = best_score(done.get("metrics", {}))
         return None if score is None else float(score)
     checkpoint = _checkpoint(folder, fingerprint)
     if checkpoint is None:
@@ -125,8 +175,31 @@ def _continued(cfg: DictConfig, train: Train) -> float | None:
         cfg = cfg.copy()
         cfg.ckpt_path = str(checkpoint)
         _say(f"goes on   {folder.name}: from its last checkpoint")
-    _forget(folder, FAILURE, REFUSAL)
+    _forget(folder, FAILURE, REFUSAL, _PARTIAL)
     return _recorded(cfg, train)
+
+
+def _make_room(cfg: DictConfig) -> None:
+    """Remove what an earlier run left in the folder of a single run: curves of other weights than its own."""
+    folder = _folder(cfg)
+    try:
+        config = runtime.plain(cfg)
+    except ValueError:
+        # Recorded as any failure; such a run writes nothing else.
+        _forget(folder, RESULT, FAILURE)
+        return
+    if not (folder / provenance.PROVENANCE).is_file():
+        # Never a run's folder; what is in it may be the user's.
+        _forget(folder, RESULT, FAILURE)
+    elif runtime.goes_on(config):
+        _forget(folder, RESULT, FAILURE, _PARTIAL)
+    elif config.get("weights") and Path(config["weights"]).resolve().is_relative_to(folder.resolve()):
+        raise RunFolderError(
+            f"weights={config['weights']}: lies in the folder of this run, whose former results are "
+            "replaced; give another hydra.run.dir"
+        )
+    else:
+        _forget(folder, RESULT, FAILURE, *_LEFT_BY_A_RUN)
 
 
 def _recorded(cfg: DictConfig, train: Train) -> float | None:
@@ -147,7 +220,7 @@ def _recorded(cfg: DictConfig, train: Train) -> float | None:
         finished=_now(),
         metrics={name: value if math.isfinite(value) else None for name, value in metrics.items()},
     )
-    return metrics.get(SCORE)
+    return best_score(metrics)
 
 
 @contextmanager
@@ -185,11 +258,14 @@ def _check_single_job() -> None:
     if not HydraConfig.initialized():
         return
     hydra_config = cast(DictConfig, HydraConfig.get())
-    params = {str(key) for key in OmegaConf.select(hydra_config, "sweeper.params") or ()}
-    if params and not params & {text.partition("=")[0] for text in hydra_config.overrides.task}:
+    params = {str(key): str(value) for key, value in (hydra_config.sweeper.get("params") or {}).items()}
+    given = {text.partition("=")[0].lstrip("+") for text in hydra_config.overrides.task}
+    missing = [key for key in sorted(params) if key not in given and (key != "seed" or len(params) == 1)]
+    if missing:
+        choices = ", ".join(f"{key} (of {params[key]})" for key in missing)
         raise ValueError(
             f"this is a study over {', '.join(sorted(params))}: add -m to run all of its jobs, or choose "
-            f"one of them, e.g. {sorted(params)[0]}=VALUE"
+            f"one of them by giving {choices}"
         )
 
 
@@ -242,8 +318,7 @@ def _write(path: Path, **record: object) -> None:
 def _forget(folder: Path, *names: str) -> None:
     if not runtime.is_first_process():
         return
-    for name in names:
-        path = folder / name
+    for path in [path for name in names for path in folder.glob(name)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -251,8 +326,6 @@ def _forget(folder: Path, *names: str) -> None:
 
 
 def _tell(error: Exception, folder: Path) -> None:
-    if not runtime.is_first_process():
-        return
     sys.stdout.flush()
     where = "" if runtime.explain(error) else f" (a defect of the program, see {folder / FAILURE})"
     sys.stderr.write(f"\nError in {folder.name}: {_message(error)}{where}\n")

@@ -52,7 +52,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         cfg: What ``conf/train.yaml`` composes to.
 
     Returns:
-        Metrics by name (``val/score``, and ``curve/DEPTH/FIGURE`` on the first process), and the objects of
+        Metrics by name (``val/score`` of the last validation, ``val/best_score`` of the best checkpoint, and
+        ``curve/DEPTH/FIGURE`` on the first process), and the objects of
         the run by name: ``data``, ``detector``, ``module``, ``trainer``, and on the first process ``files``
         and ``curve`` (None where the configuration asks for no curve).
 
@@ -79,7 +80,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         trainer.validate(
             module, datamodule=data, ckpt_path=config["ckpt_path"], verbose=False, weights_only=True
         )
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | best_score(trainer)
     objects: dict[str, Any] = {"data": data, "detector": detector, "module": module, "trainer": trainer}
     # What follows runs in the first process alone and must not wait for the others.
     if dist.is_available() and dist.is_initialized():
@@ -168,14 +169,22 @@ def build_trainer(
     )
     starts_processes = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
     if runtime.is_sweep() and trainer.world_size > 1 and starts_processes:
-        raise ValueError(
-            f"a sweep (--multirun) with trainer.strategy={cfg.trainer.strategy} would start the whole sweep "
-            "again in every process: take trainer.strategy=ddp_spawn, a launcher with one job per "
-            "configuration (hydra/launcher=submitit_slurm), or trainer.devices=1"
-        )
+        raise ValueError(sweeps.started_again(cfg.trainer.strategy))
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
     return trainer
+
+
+def best_score(trainer: pl.Trainer) -> dict[str, float]:
+    """``val/best_score``: that of the checkpoint that is exported; empty where none was kept by its score."""
+    scores = [
+        float(callback.best_model_score)
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+        and callback.monitor == sweeps.SCORE
+        and callback.best_model_score is not None
+    ]
+    return {sweeps.BEST_SCORE: scores[0]} if scores else {}
 
 
 def finish(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from PIL import Image
 from pycocotools.coco import COCO
@@ -260,6 +261,41 @@ def test_classes_are_matched_by_name_and_unknown_ones_refused() -> None:
     assert evaluate.category_ids_of(("cow", "bird", "cat", "dog"), categories) == [9, -1, 3, 5]
     with pytest.raises(EvaluationError, match=r"val\.json: the detector does not know cow"):
         evaluate.category_ids_of(("cat", "dog"), categories)
+
+
+def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["anydepth-evaluate", *arguments])
+    try:
+        evaluate.main()
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+
+
+def test_jobs_of_a_sweep_write_to_folders_of_their_own(
+    root: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    zoo.save(detector, tmp_path / "weights.safetensors")
+    settings = ("weights=weights.safetensors", "data=custom", f"data.root={root}", "data.num_workers=0")
+    rest = ("device=cpu", "latency.repetitions=0", "depths=[full],[minimal]", "hydra.sweep.dir=all")
+    _main(monkeypatch, "-m", *settings, *rest)
+    curves = sorted((tmp_path / "all").glob("*/depth_curve.json"))
+    depths = {json.loads(path.read_text())["rows"][0]["depth"] for path in curves}
+    assert (len(curves), depths) == (2, {"full", "minimal"})
+
+
+def test_the_folder_of_a_training_run_is_kept_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("weights.safetensors", "config.yaml", "provenance.json"):
+        (tmp_path / "run" / name).write_text("of training")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        _main(monkeypatch, "weights=run/weights.safetensors", "output=run")
+    assert "output=run: this folder holds a training run" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == "of training"
 
 
 def test_an_unknown_key_fails_on_the_command_line(

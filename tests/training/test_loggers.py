@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
 from anydepth import runtime
@@ -285,3 +286,52 @@ def test_names_without_a_job_of_hydra() -> None:
     HydraConfig.instance().cfg = None
     assert runtime.sweep_name() is None
     assert runtime.run_name("outputs/mine") == "mine"
+    assert runtime.run_name(None) == "run"
+
+
+def test_a_run_composed_from_python_has_a_name_before_it_has_a_folder() -> None:
+    config = runtime.compose("train", ["logger=wandb"], hydra_config=True)
+    assert config.logger.wandb.name == "detr_tiny sample"
+
+
+def test_names_of_jobs_do_not_depend_on_the_command_line(
+    compose_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of a batch system it is that of the launcher."""
+    monkeypatch.setattr(sys, "argv", ["_submit.py", "folder"])
+    config = compose_run(tmp_path / "seed_1-abc", "logger=wandb", "seed=1")
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.mode = RunMode.MULTIRUN
+    config.hydra.job.num = 3
+    HydraConfig.instance().set_config(config)
+    assert config.logger.wandb.name == "3 seed_1-abc"
+    assert runtime.run_name(str(tmp_path), swept=["seed"]) == "3 seed=1"
+
+
+def _logged(folder: Path, ckpt_path: Path | None = None, run_id: str | None = None) -> str:
+    """Begins and ends a run in a folder; returns its id."""
+    logger = RunLogger(project="p", save_dir=folder, ckpt_path=ckpt_path, id=run_id)
+    logger.log_metrics({"train/full/loss": 1.0}, step=0)
+    found = str(logger.experiment.id)
+    logger.experiment.finish()
+    return found
+
+
+def test_training_that_goes_on_in_its_folder_stays_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "run"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    first = _logged(folder)
+    assert (folder / "wandb_id.txt").read_text() == f"{first}\n"
+    assert _logged(folder, checkpoint) == first
+    assert {found.run.run_id for found in offline_runs(folder)} == {first}
+    assert _logged(folder, checkpoint, "chosen") == "chosen"
+    # Begun anew, or with the checkpoint of another run: a run of its own.
+    assert _logged(folder) not in (first, "chosen")
+    assert _logged(tmp_path / "other", checkpoint) not in (first, "chosen")
+
+
+def test_the_checkpoint_reaches_the_logger(compose_run: Compose, tmp_path: Path) -> None:
+    assert compose_run(tmp_path, "logger=wandb", "ckpt_path=x").logger.wandb.ckpt_path == "x"

@@ -135,3 +135,10 @@ def test_a_key_in_netrc_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.setenv("WANDB_BASE_URL", url)
         assert choose_connection(offline=False, seconds=5).reason == f"{url} answers with error 500"
     assert len(seen) == 1
+
+
+def test_an_empty_mode_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    found = choose_connection(offline=True, seconds=1)
+    assert found == Connection("offline")

@@ -47,7 +47,10 @@ NOT_TRAINING: tuple[str, ...] = (
     "validation.backend",
 )
 """Keys (with ``*`` for anything) in which runs of one setting may differ, because they do not change what is
-trained. Numbers of devices and nodes stay: they multiply the images of a step."""
+trained. Numbers of devices and nodes stay: they multiply the images of a step.
+
+More than ``runtime.WITHOUT_EFFECT``, which holds only what leaves a result the same bit for bit, so that a
+finished job is passed over: here runs are of one setting although seeds, devices or curves differ."""
 
 MIRRORS: Mapping[str, str] = {
     "callbacks.averaging.decay": "optim.ema_decay",

@@ -50,7 +50,11 @@ _FIGURES: Mapping[str, tuple[Column, float, int]] = {
     "minimal": (Column("AP minimal", True, "at minimal depth, percent"), 100, 1),
     "ladder_mean": (Column("ladder mean", True, "mean AP over the rungs of the ladder, percent"), 100, 1),
     "area": (Column("area", True, "mean AP over cost between minimal and full, percent"), 100, 1),
-    "hypervolume": (Column("hypervolume", True, "area the ladder dominates, cost as a share of full"), 100, 1),
+    "hypervolume": (
+        Column("hypervolume", True, "area the ladder dominates, cost as a share of full"),
+        100,
+        1,
+    ),
     "largest_drop": (Column("largest drop", True, "AP points lost between neighbouring rungs"), 100, 1),
     "saving": (Column("saving", True, "GFLOPs of full divided by those of minimal"), 1, 2),
 }

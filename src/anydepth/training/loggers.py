@@ -13,8 +13,12 @@ from rich import get_console
 
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report import wandb_media
+from anydepth.report.files import write_text
 from anydepth.report.gallery import read_gallery
 from anydepth.training.wandb_connection import Mode, choose_connection
+
+ID_FILE = "wandb_id.txt"
+"""In a run's folder: its id at wandb."""
 
 
 class RunLogger(WandbLogger):
@@ -32,7 +36,9 @@ class RunLogger(WandbLogger):
         job_type: What the run is among its group, e.g. the arm of an ablation.
         tags: To filter by.
         notes: Free text.
-        id: Of a run at wandb that this one goes on with; None: a new run.
+        id: Of a run at wandb that this one goes on with; None: a new run, or the one of ``save_dir`` where
+            training goes on from a checkpoint in it.
+        ckpt_path: The checkpoint that training goes on from; None: it begins.
         offline: Write to files only; ``WANDB_MODE=offline`` does the same.
         connect_seconds: To wait for the server's answer.
         upload_weights: Whether the weights become an artifact; they are the only large upload.
@@ -53,12 +59,14 @@ class RunLogger(WandbLogger):
         tags: Sequence[str] = (),
         notes: str | None = None,
         id: str | None = None,  # noqa: A002 wandb's own word
+        ckpt_path: str | Path | None = None,
         offline: bool = False,
         connect_seconds: float = 5.0,
         upload_weights: bool = True,
     ) -> None:
         if connect_seconds <= 0:
             raise ValueError(f"connect_seconds={connect_seconds}: allowed are values above 0")
+        id = id or _id_to_go_on_with(Path(save_dir), ckpt_path)  # noqa: A001
         super().__init__(project=project, save_dir=save_dir, name=name, id=id)
         self.upload_weights = upload_weights
         self._asked_offline = offline
@@ -120,6 +128,8 @@ class RunLogger(WandbLogger):
             run = self._init(mode)
         if mode == "offline":
             _say_offline(run, reason)
+        if mode != "disabled":
+            write_text(Path(self._options["dir"]) / ID_FILE, f"{run.id}\n")
         wandb_media.define_axes(run)
         self._experiment = run
         self._log_provenance()
@@ -181,6 +191,16 @@ def failures_end_runs() -> Iterator[None]:
         if run is not None:
             run.finish(exit_code=1)
         raise
+
+
+def _id_to_go_on_with(folder: Path, ckpt_path: str | Path | None) -> str | None:
+    """The id that the run of a folder had when it was interrupted; None where a new one begins."""
+    if not ckpt_path or not Path(ckpt_path).resolve().is_relative_to(folder.resolve()):
+        return None
+    try:
+        return (folder / ID_FILE).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def _say_offline(run: Any, reason: str | None) -> None:

@@ -51,6 +51,9 @@ def choose_connection(*, offline: bool, seconds: float) -> Connection:
     Raises:
         ValueError: ``WANDB_MODE`` is none of the known modes.
     """
+    if os.environ.get("WANDB_MODE") == "":
+        # As if it were not set; wandb itself refuses it.
+        del os.environ["WANDB_MODE"]
     asked = os.environ.get("WANDB_MODE", "online")
     if asked not in _MODES:
         raise ValueError(f"WANDB_MODE={asked!r}: allowed are {', '.join(get_args(Mode))}")
