@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Extra Hydra overrides, e.g. ARGS="data=coco detector=detr_r50 trainer=ddp trainer.devices=8".
 ARGS ?=
-# Tests use one process per core with one thread each, so that they do not fight over the cores.
+# Tests use one process per core with one thread each, so that they do not fight over the cores. A file stays in one
+# process, which shares what its tests share.
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
@@ -41,7 +42,7 @@ ablation: setup ## Six arms of the method, two seeds each, and the page that com
 	$(BIN)/anydepth-train -m experiment=ablation $(ARGS)
 
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(ARGS)
 
 look-at-data: setup ## Draw training batches with their boxes (ARGS="data=custom data.root=... augmentation=yolo")
 	$(BIN)/python scripts/look_at_data.py $(ARGS)
