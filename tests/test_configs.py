@@ -257,8 +257,13 @@ def test_a_callback_can_be_left_out(compose_run: Callable[..., DictConfig], tmp_
     assert compose_run(tmp_path, "callbacks.averaging=null").callbacks.averaging is None
 
 
-@pytest.mark.parametrize("detector", [n for n in runtime.config_names("detector") if not n.startswith("_")])
-@pytest.mark.parametrize("data", ["sample", "coco", "custom"])
+@pytest.mark.parametrize(
+    ("detector", "data"),
+    [
+        *((name, "coco") for name in runtime.config_names("detector") if not name.startswith("_")),
+        *((name, data) for name in ("detr_tiny", "yolo_tiny") for data in ("sample", "custom")),
+    ],
+)
 def test_losses_and_recipe_are_those_of_the_detectors_wing(detector: str, data: str) -> None:
     config = _compose(f"detector={detector}", f"data={data}")
     wing = "yolo" if detector.startswith("yolo") else "detr"
