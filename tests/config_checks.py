@@ -3,11 +3,27 @@
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from anydepth import runtime
 
 _OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_", "_args_")
+
+
+def composed(*overrides: str) -> DictConfig:
+    """What ``anydepth-train OVERRIDES`` composes to, not to be changed: equal overrides compose once."""
+    config = _composed(overrides)
+    HydraConfig.instance().set_config(config)  # it answers ${hydra:...}, for the newest configuration
+    return config
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    return runtime.compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
 
 
 def targets(node: object, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -15,7 +15,7 @@ from anydepth import runtime, sweeps
 from anydepth.detector import Objective
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.optim import Recipe
-from config_checks import check_targets
+from config_checks import check_targets, composed
 
 GROUPS = (
     "ablation",
@@ -46,10 +46,6 @@ OPTIONS = [
 NEEDED = ("data.root=somewhere", "weights=somewhere")
 
 
-def _compose(*overrides: str) -> DictConfig:
-    return runtime.compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
-
-
 def test_every_group_is_tested() -> None:
     folders = {path.parent.relative_to(runtime.config_dir()) for path in runtime.config_dir().rglob("*.yaml")}
     assert {folder.as_posix() for folder in folders} - {"."} == {*GROUPS, *CHOSEN}
@@ -60,7 +56,7 @@ def test_every_group_is_tested() -> None:
 def test_every_option_composes_and_fits_the_code(group: str, name: str) -> None:
     """Alone, on top of the defaults; with the wing's detector where the name says that it is one wing's."""
     detector = ["detector=yolo_tiny"] if name.endswith("yolo") and group == "sweep" else []
-    config = _compose(f"{group}={name}", *detector, *(NEEDED if group in ("experiment", "data") else ()))
+    config = composed(f"{group}={name}", *detector, *(NEEDED if group in ("experiment", "data") else ()))
     settings = runtime.plain(config)
     assert settings["detector_name"] in runtime.config_names("detector")
     assert check_targets(settings) > 10
@@ -69,7 +65,7 @@ def test_every_option_composes_and_fits_the_code(group: str, name: str) -> None:
 @pytest.mark.parametrize("name", runtime.config_names("ablation"))
 @pytest.mark.parametrize("detector", ["detr_tiny", "yolo_tiny"])
 def test_ablations_fit_both_wings(name: str, detector: str) -> None:
-    config = _compose(f"ablation={name}", f"detector={detector}")
+    config = composed(f"ablation={name}", f"detector={detector}")
     assert config.distillation._target_.startswith(f"anydepth.{detector.partition('_')[0]}.")
     assert check_targets(runtime.plain(config)) > 10
 
@@ -88,7 +84,7 @@ def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
-def test_other_entry_points_compose(name: str) -> None:
+def test_other_entry_pointscomposed(name: str) -> None:
     config = runtime.compose(name, ["paths.output_dir=out"], hydra_config=True)
     check_targets(runtime.plain(config))
 
@@ -133,33 +129,33 @@ def _added_keys(changed: Mapping[str, Any], base: Mapping[str, Any]) -> set[str]
 @pytest.mark.parametrize("name", runtime.config_names("experiment"))
 def test_experiments_set_only_what_is_there(name: str) -> None:
     """A misspelled key in a file of ours is no error to Hydra: it would be added, and change nothing."""
-    config = runtime.plain(_compose(f"experiment={name}", *NEEDED))
-    assert _added_keys(config, runtime.plain(_compose())) == set()
+    config = runtime.plain(composed(f"experiment={name}", *NEEDED))
+    assert _added_keys(config, runtime.plain(composed())) == set()
 
 
 @pytest.mark.parametrize("group", ["ablation", "debug", "length", "sweep"])
 def test_groups_of_settings_set_only_what_is_there(group: str) -> None:
-    base = runtime.plain(_compose())
+    base = runtime.plain(composed())
     for name in [name for name in runtime.config_names(group) if not name.startswith("_")]:
         detector = ["detector=yolo_tiny"] if name.endswith("yolo") else []
-        assert _added_keys(runtime.plain(_compose(f"{group}={name}", *detector)), base) == set(), name
+        assert _added_keys(runtime.plain(composed(f"{group}={name}", *detector)), base) == set(), name
 
 
 @pytest.mark.parametrize("node", ["curve", "validation", "multi_scale", "paths", "callbacks"])
 def test_a_misspelled_key_of_an_experiment_is_found(node: str) -> None:
     """The check itself; keys of nodes that are built are checked against what their targets take."""
-    base = runtime.plain(_compose())
-    changed = runtime.plain(_compose(f"+{node}.depthss=1"))
+    base = runtime.plain(composed())
+    changed = runtime.plain(composed(f"+{node}.depthss=1"))
     assert _added_keys(changed, base) == {f"{node}.depthss"}
-    assert _added_keys(runtime.plain(_compose("+depthss=1")), base) == {"depthss"}
+    assert _added_keys(runtime.plain(composed("+depthss=1")), base) == {"depthss"}
     for built in ("data", "trainer", "optim", "detector"):
         with pytest.raises(AssertionError):
-            check_targets(runtime.plain(_compose(f"+{built}.depthss=1")))
+            check_targets(runtime.plain(composed(f"+{built}.depthss=1")))
 
 
 def test_a_setting_that_the_code_does_not_take_is_found() -> None:
     """The check itself: a misspelled key in a file, also where a target takes keywords, and a target gone."""
-    data = runtime.plain(_compose())["data"]
+    data = runtime.plain(composed())["data"]
     check_targets(data)
     with pytest.raises(AssertionError, match="batch_sice"):
         check_targets({**data, "batch_sice": 3})
@@ -171,7 +167,7 @@ def test_a_setting_that_the_code_does_not_take_is_found() -> None:
 
 @pytest.mark.parametrize("name", runtime.config_names("depth_schedule"))
 def test_depth_schedules_can_be_built(name: str) -> None:
-    config = _compose(f"depth_schedule={name}")
+    config = composed(f"depth_schedule={name}")
     schedule = runtime.instantiate(config.depth_schedule)
     assert isinstance(schedule, DepthSchedule)
     # A network of one trained depth is skipped with the norms that it trained.
@@ -180,7 +176,7 @@ def test_depth_schedules_can_be_built(name: str) -> None:
 
 @pytest.mark.parametrize("name", runtime.config_names("optim"))
 def test_recipes_can_be_built(name: str) -> None:
-    config = _compose(f"optim={name}")
+    config = composed(f"optim={name}")
     recipe = runtime.instantiate(config.optim)
     assert isinstance(recipe, Recipe)
     assert config.trainer.gradient_clip_val == recipe.clip_norm
@@ -189,12 +185,12 @@ def test_recipes_can_be_built(name: str) -> None:
 
 @pytest.mark.parametrize("name", runtime.config_names("distillation"))
 def test_objectives_can_be_built(name: str) -> None:
-    assert isinstance(runtime.instantiate(_compose(f"distillation={name}").distillation), Objective)
+    assert isinstance(runtime.instantiate(composed(f"distillation={name}").distillation), Objective)
 
 
 def test_coco_on_eight_gpus_takes_the_published_recipe() -> None:
     """Spec 3.4: AdamW 1e-4, backbone 1e-5, decay 1e-4, constant, 72 epochs, clip 0.1, EMA 0.9999, SyncBN."""
-    config = _compose("data=coco", "data.root=x", "detector=detr_r50", "trainer=ddp", "trainer.devices=8")
+    config = composed("data=coco", "data.root=x", "detector=detr_r50", "trainer=ddp", "trainer.devices=8")
     assert (config.optim.lr, config.optim.backbone_lr, config.optim.weight_decay) == (1e-4, 1e-5, 1e-4)
     assert (config.optim.schedule, config.optim.warmup_steps) == ("constant", 0)
     assert (config.trainer.max_epochs, config.trainer.gradient_clip_val) == (72, 0.1)
@@ -213,10 +209,10 @@ def test_coco_on_eight_gpus_takes_the_published_recipe() -> None:
 
 def test_the_recipe_follows_the_data_unless_one_is_chosen() -> None:
     # The published recipe trains at a constant learning rate, the small one with a cosine.
-    assert _compose("data=custom", "data.root=x").optim.schedule == "cosine"
-    assert _compose("data=custom", "data.root=x", "optim=detr").optim.schedule == "constant"
-    assert _compose("data=coco", "data.root=x").optim.schedule == "constant"
-    assert _compose("data=coco", "data.root=x", "optim.lr=3e-4").optim.lr == 3e-4
+    assert composed("data=custom", "data.root=x").optim.schedule == "cosine"
+    assert composed("data=custom", "data.root=x", "optim=detr").optim.schedule == "constant"
+    assert composed("data=coco", "data.root=x").optim.schedule == "constant"
+    assert composed("data=coco", "data.root=x", "optim.lr=3e-4").optim.lr == 3e-4
 
 
 @pytest.mark.parametrize(
@@ -245,12 +241,12 @@ def test_the_recipe_follows_the_data_unless_one_is_chosen() -> None:
 )
 def test_an_unknown_key_is_an_error(override: str) -> None:
     with pytest.raises(ConfigCompositionException, match=f"Could not override '{override.split('=')[0]}'"):
-        _compose(override)
+        composed(override)
 
 
 def test_an_unknown_option_lists_the_options() -> None:
     with pytest.raises(Exception, match=re.compile("detr_r5'.*detr_r50", re.DOTALL)):
-        _compose("detector=detr_r5")
+        composed("detector=detr_r5")
 
 
 def test_a_callback_can_be_left_out(compose_run: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -265,7 +261,7 @@ def test_a_callback_can_be_left_out(compose_run: Callable[..., DictConfig], tmp_
     ],
 )
 def test_losses_and_recipe_are_those_of_the_detectors_wing(detector: str, data: str) -> None:
-    config = _compose(f"detector={detector}", f"data={data}")
+    config = composed(f"detector={detector}", f"data={data}")
     wing = "yolo" if detector.startswith("yolo") else "detr"
     assert config.detector._target_.startswith(f"anydepth.{wing}.")
     assert config.distillation._target_ == f"anydepth.{wing}.objective.build_objective"
@@ -275,7 +271,7 @@ def test_losses_and_recipe_are_those_of_the_detectors_wing(detector: str, data: 
 
 
 def test_the_losses_of_a_wing_can_be_chosen() -> None:
-    config = _compose("detector=yolo_tiny", "distillation=yolo_none", "optim=yolo")
+    config = composed("detector=yolo_tiny", "distillation=yolo_none", "optim=yolo")
     assert config.distillation.alpha == 1
     # Specification 3.5: SGD 0.01 to 0.0001, momentum 0.937, decay 5e-4, 600 epochs, 256 images, clip 10.
     assert (config.optim.lr, config.optim.final_lr, config.optim.momentum) == (0.01, 0.01, 0.937)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from anydepth import runtime
 from anydepth.train import run
-from config_checks import check_targets
+from config_checks import check_targets, composed
 
 WINGS = {"detr": "detr_tiny", "yolo": "yolo_tiny"}
 SMALL_YOLO = (
@@ -48,10 +48,6 @@ EXPERIMENTS = {
 }
 
 
-def _compose(*overrides: str) -> DictConfig:
-    return runtime.compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
-
-
 def _jobs(params: DictConfig) -> Iterator[list[str]]:
     """The settings of every job of a grid; of a search, those at both ends of all intervals."""
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
@@ -70,11 +66,11 @@ def _end(override: Override, end: str) -> float:
 @pytest.mark.parametrize(("study", "wing"), CASES)
 def test_every_job_of_a_study_composes_to_another_run(study: str, wing: str) -> None:
     detector = f"detector={WINGS[wing]}"
-    jobs = list(_jobs(_compose(f"sweep={study}", detector).hydra.sweeper.params))
+    jobs = list(_jobs(composed(f"sweep={study}", detector).hydra.sweeper.params))
     assert len(jobs) > 1
     hashes = set()
     for job in jobs:
-        settings = runtime.plain(_compose(f"sweep={study}", detector, *job))
+        settings = runtime.plain(composed(f"sweep={study}", detector, *job))
         check_targets(settings)
         for key in ("optim", "depth_schedule", "distillation"):
             runtime.instantiate(settings[key])
@@ -86,7 +82,7 @@ def test_every_job_of_a_study_composes_to_another_run(study: str, wing: str) -> 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "ablation_decoder_depth"])
 def test_experiments_are_studies_of_fixed_length_for_both_wings(experiment: str, wing: str) -> None:
     """Epochs, not minutes: what a run reaches must not depend on the load of the machine."""
-    config = _compose(f"experiment={experiment}", f"detector={WINGS[wing]}")
+    config = composed(f"experiment={experiment}", f"detector={WINGS[wing]}")
     assert config.hydra.runtime.choices.sweep == EXPERIMENTS[experiment].format(wing=wing)
     assert config.hydra.sweeper.params
     assert (config.optim.minutes, config.optim.epochs) == (None, 32)
@@ -105,9 +101,9 @@ def test_every_study_has_its_experiment() -> None:
 )
 @pytest.mark.parametrize("experiment", ["ablation", "ablation_loss_weights", "search"])
 def test_a_study_on_coco_keeps_the_published_length(experiment: str, detector: str, epochs: int) -> None:
-    config = _compose(f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x")
+    config = composed(f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x")
     assert (config.optim.minutes, config.optim.epochs) == (None, epochs)
-    config = _compose(
+    config = composed(
         f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x", "optim.epochs=3"
     )
     assert config.optim.epochs == 3
@@ -117,7 +113,7 @@ def test_a_study_on_coco_keeps_the_published_length(experiment: str, detector: s
 def test_arms_differ_from_the_method_in_one_thing(wing: str) -> None:
     """What spec and claims call the ablation; the keys of each wing's distillation are its own."""
     arms: dict[str, dict[str, Any]] = {
-        name: runtime.plain(_compose(f"ablation={name}", f"detector={WINGS[wing]}"))
+        name: runtime.plain(composed(f"ablation={name}", f"detector={WINGS[wing]}"))
         for name in runtime.config_names("ablation")
     }
     changed = {
@@ -153,7 +149,7 @@ def test_launchers_name_settings_that_the_plugin_takes(name: str, plugin: str) -
     """The plugin's launcher takes any keyword and leaves it to sbatch to complain."""
     from hydra_plugins.hydra_submitit_launcher import config as declared
 
-    launcher = _compose(f"hydra/launcher={name}").hydra.launcher
+    launcher = composed(f"hydra/launcher={name}").hydra.launcher
     fields = {field.name for field in dataclasses.fields(getattr(declared, plugin))}
     assert set(launcher) <= fields
     assert launcher._target_ == getattr(declared, plugin)._target_
@@ -161,7 +157,7 @@ def test_launchers_name_settings_that_the_plugin_takes(name: str, plugin: str) -
 
 def test_the_search_is_seeded_and_maximises_the_validation_score() -> None:
     pytest.importorskip("optuna")
-    sweeper = _compose("experiment=search").hydra.sweeper
+    sweeper = composed("experiment=search").hydra.sweeper
     assert sweeper.direction == "maximize"
     sampler = runtime.instantiate(sweeper.sampler)
     assert type(sampler).__name__ == "TPESampler"
