@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import MLP, StochasticDepth
 
+from anydepth import processes
 from anydepth.layers.norm import layer_norm
 from anydepth.layers.stage import DepthStage, check_stages, essential_count
 
@@ -60,6 +61,16 @@ class PatchMerging(nn.Module):
         return merged
 
 
+class BranchDrop(StochasticDepth):
+    """Stochastic depth per image, drawn for the images of all processes; see :mod:`anydepth.processes`."""
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """[B, ...] -> the same, 0 for images whose branch is dropped."""
+        ones = branch.new_ones(processes.count() * len(branch), *(1,) * (branch.ndim - 1))
+        factors: Tensor = super().forward(ones)
+        return branch * processes.own_rows(factors) if self.training and self.p else branch
+
+
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP, each with a shortcut around it.
 
@@ -80,7 +91,7 @@ class SwinBlock(nn.Module):
         self.attn = ShiftedWindowAttention(width, [WINDOW] * 2, [shift] * 2, width // HEAD_DIM)
         self.norm2 = layer_norm(width, switchable=switchable)
         self.mlp = MLP(width, [MLP_RATIO * width, width], activation_layer=nn.GELU)
-        self.stochastic_depth = StochasticDepth(drop, "row")
+        self.stochastic_depth = BranchDrop(drop, "row")
 
     @property
     def last_layers(self) -> tuple[nn.Linear, nn.Linear]:
