@@ -65,18 +65,13 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """
     config = runtime.plain(cfg)
     _prepare(config)
-    data: DetectionDataModule = runtime.instantiate(cfg.data)
-    data.prepare_data()
-    data.setup("fit")
-    detector = build_detector(config, data)
-    schedule: DepthSchedule = runtime.instantiate(cfg.depth_schedule)
-    module = build_module(cfg, detector, data)
-    trainer = build_trainer(cfg, config, schedule, detector, data)
+    data, module, trainer = assemble(cfg)
+    detector = module.detector
     if config["ckpt_path"]:
         check_resumable(config["ckpt_path"], detector)
     if trainer.is_global_zero:
         _complete_provenance(config, data, trainer)
-        _announce(config, detector, data, schedule, trainer)
+        _announce(config, detector, data, trainer)
     trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
     if config["ckpt_path"] and "val/score" not in trainer.callback_metrics:
         # The checkpoint was the last one: nothing was left to train, but its figures are part of the result.
@@ -99,6 +94,21 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         log_results(trainer.loggers, files, curve)
         close_loggers(trainer.loggers)
     return metrics, objects
+
+
+def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.Trainer]:
+    """What trains together, ready for ``trainer.fit(module, datamodule=data)``.
+
+    Raises:
+        ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
+    """
+    config = runtime.plain(cfg)
+    data: DetectionDataModule = runtime.instantiate(cfg.data)
+    data.prepare_data()
+    data.setup("fit")
+    detector = build_detector(config, data)
+    module = build_module(cfg, detector, data)
+    return data, module, build_trainer(cfg, config, detector, data)
 
 
 def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Detector:
@@ -147,7 +157,6 @@ def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule)
 def build_trainer(
     cfg: DictConfig,
     config: Mapping[str, Any],
-    schedule: DepthSchedule,
     detector: Detector,
     data: DetectionDataModule,
 ) -> pl.Trainer:
@@ -156,6 +165,7 @@ def build_trainer(
     Raises:
         ValueError: A sweep whose jobs would start processes by running the command line again.
     """
+    schedule: DepthSchedule = runtime.instantiate(cfg.depth_schedule)
     callbacks: list[pl.Callback] = [
         build_guard(config, data),
         SelfDistillation(schedule=schedule, seed=cfg.seed),
@@ -321,11 +331,11 @@ def _announce(
     config: Mapping[str, Any],
     detector: Detector,
     data: DetectionDataModule,
-    schedule: DepthSchedule,
     trainer: pl.Trainer,
 ) -> None:
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     height, width = detector.input_size
+    schedule = next(found.schedule for found in trainer.callbacks if isinstance(found, SelfDistillation))
     limits = [f"{config['optim']['epochs']} epochs"] if config["optim"]["epochs"] else []
     limits += [f"{config['optim']['minutes']:g} minutes"] if config["optim"]["minutes"] else []
     lines = {

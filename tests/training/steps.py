@@ -13,7 +13,7 @@ from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import Backward, DetectionModule
 from anydepth.training.optim import AdamWRecipe
 from anydepth.yolo import objective as yolo_objective
-from conftest import SMALL_DETECTOR
+from small_networks import SMALL_DETECTOR, SMALL_YOLO
 
 CLASSES = 3
 NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -28,15 +28,7 @@ NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
             "stochastic_depth": 0.5,
         },
     ),
-    "yolo": (
-        "yolo_tiny",
-        {
-            "widths": [8, 8, 16, 64, 64],
-            "backbone_units": [1, 2, 2, 1],
-            "neck_units": [1, 1, 1, 2],
-            "input_size": [64, 64],
-        },
-    ),
+    "yolo": ("yolo_tiny", SMALL_YOLO),
 }
 
 

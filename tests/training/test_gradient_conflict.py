@@ -32,21 +32,8 @@ from anydepth.training.gradient_conflict import (
 from anydepth.training.module import DetectionModule
 from anydepth.training.optim import AdamWRecipe
 from anydepth.training.paths import PathGraph
+from small_networks import SMALL_DETECTOR
 
-SMALL = {
-    "widths": [8, 8, 8, 8],
-    "blocks": [2, 2, 2, 2],
-    "hidden_dim": 16,
-    "neck_ffn_dim": 16,
-    "decoder_dim": 16,
-    "decoder_ffn_dim": 16,
-    "heads": 2,
-    "decoder_layers": 2,
-    "minimal_decoder_layers": 1,
-    "num_queries": 10,
-    "denoising_queries": 4,
-    "input_size": [64, 64],
-}
 PARTS = ["stem", "stage1", "stage2", "stage3", "stage4", "neck", "decoder"]
 
 
@@ -60,7 +47,7 @@ def _batch(seed: int = 3, boxes: int = 2) -> Batch:
 
 def _module(schedule: DepthSchedule | None = None, *, distilled: bool = True) -> DetectionModule:
     torch.manual_seed(0)
-    detector = zoo.build("detr_tiny", 2, **SMALL)
+    detector = zoo.build("detr_tiny", 2, **SMALL_DETECTOR)
     # Refinements that start as the identity have few gradients of their own.
     with torch.no_grad():
         for parameter in detector.parameters():
