@@ -11,8 +11,8 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo ablation test look-at-data bench-step bench-data bench-memory bench-index \
-	bench-eval bench-logging lint types check lock sample-data clean
+.PHONY: help setup train-detr train-yolo ablation test test-slow look-at-data bench-step bench-data bench-memory bench-index \
+	bench-eval bench-logging bench-long lint types check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ ablation: setup ## Six arms of the method, two seeds each, and the page that com
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(ARGS)
 
+test-slow: setup ## Run the tests that take long: real processes, interruptions, thousands of steps
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m slow $(ARGS)
+
 look-at-data: setup ## Draw training batches with their boxes (ARGS="data=custom data.root=... augmentation=yolo")
 	$(BIN)/python scripts/look_at_data.py $(ARGS)
 
@@ -64,6 +67,9 @@ bench-eval: setup ## Seconds of the COCO evaluation, and of evaluating five dept
 
 bench-logging: setup ## What logging adds to a training step: silent, no logger, csv, wandb offline
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_logging.py $(ARGS)
+
+bench-long: setup ## Memory, open files, threads and step time over 2,000 steps (Linux)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_long_run.py $(ARGS)
 
 lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
 	$(BIN)/ruff check .

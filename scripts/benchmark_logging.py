@@ -32,7 +32,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from anydepth import runtime
-from anydepth.train import build_detector, build_module, build_trainer
+from anydepth.train import assemble
 
 KINDS = ("silent", "none", "csv", "wandb")
 # No validation, no checkpoint and no bar within the blocks; the budget would end the run.
@@ -101,12 +101,7 @@ def measure(overrides: Sequence[str], folder: Path, steps: int, rounds: int) -> 
     cfg = runtime.compose("train", [*SETTINGS, f"paths.output_dir={folder}", *overrides], hydra_config=True)
     config = runtime.plain(cfg)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
-    data = runtime.instantiate(cfg.data)
-    data.prepare_data()
-    data.setup("fit")
-    detector = build_detector(config, data)
-    module = build_module(cfg, detector, data)
-    trainer = build_trainer(cfg, config, runtime.instantiate(cfg.depth_schedule), detector)
+    data, module, trainer = assemble(cfg)
     csv, wandb = trainer.loggers
     interval = config["trainer"]["log_every_n_steps"]
     if steps % interval:

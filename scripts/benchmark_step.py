@@ -1,32 +1,46 @@
 """What any-depth training costs: one step against a full-only step of the same network, paired in one run.
 
-Usage: ``python scripts/benchmark_step.py --detector detr_r50 --size 640 --batch 16 --precision bf16``
+Usage: ``python scripts/benchmark_step.py --detector detr_r50 --size 640 --batch 16 --precision bf16-mixed``
 
-Both kinds of step alternate, so that other work on the machine hits both alike; medians and their ratio are
-printed. A step is forward, losses, backward, clipping and AdamW, on random images and boxes. Peak memory is
-torch's on a GPU; on a CPU each kind runs in a process of its own, whose peak resident memory is printed less
-what it had before the first step. ``--latency`` adds the inference latency of every rung of the ladder.
+Three kinds of step alternate in one run of Lightning's Trainer, so that other work on the machine hits all
+of them alike: full-only, both paths with one backward pass for the sum of their losses (``backward=joint``),
+and both with a pass each (``backward=separate``). Medians and their ratios are printed. A step is what
+training does from the arrival of a batch to the end of the optimizer's step, on random images and boxes. Peak
+memory is torch's on a GPU; on a CPU each kind runs in a process of its own, whose peak resident memory is
+printed less what it had before the first step. ``--latency`` adds the inference latency of every rung of the
+ladder.
 """
 
 import argparse
 import json
+import logging
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from torch.utils.data import DataLoader
 
-from anydepth.detector import Detector, Objective
+from anydepth.detector import Detector
 from anydepth.evaluation.cost import count_depth, measure_latency
-from anydepth.evaluation.device import autocast
 from anydepth.runtime import compose, instantiate
-from anydepth.structures import DetectorOutput, Targets
+from anydepth.structures import Batch, Targets
+from anydepth.training.depth_schedule import DepthSchedule
+from anydepth.training.module import DetectionModule
 from anydepth.zoo import build
 
-KINDS = ("any-depth", "full-only")
+# Depths of the paths, and whether each has a backward pass of its own.
+KINDS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "full-only": (("full",), False),
+    "joint": (("full", "minimal"), False),
+    "separate": (("full", "minimal"), True),
+}
 
 
 @dataclass(frozen=True)
@@ -43,96 +57,111 @@ class Setting:
     threads: int
 
 
-class Stepper:
-    """A detector with everything that one training step needs."""
+@dataclass
+class Alternation(pl.Callback):
+    """Gives every step the next kind, and notes its seconds and its peak of GPU memory."""
 
-    def __init__(self, setting: Setting) -> None:
-        if setting.threads:
-            torch.set_num_threads(setting.threads)
-        torch.manual_seed(0)
-        device = torch.device(setting.device)
-        self.setting = setting
-        self.device = device
-        self.detector: Detector = build(setting.detector, setting.num_classes).to(device).train()
-        config = compose("train", [f"detector={setting.detector}", "paths.output_dir=unused"])
-        self.objective: Objective = instantiate(config["distillation"])
-        self.optimizer = torch.optim.AdamW(self.detector.parameters(), lr=1e-5, fused=True)
-        self.images = torch.rand(setting.batch, 3, setting.size, setting.size, device=device)
-        boxes = torch.rand(setting.batch, setting.boxes, 4, device=device) * 0.3 + 0.2
-        labels = torch.randint(setting.num_classes, (setting.batch, setting.boxes), device=device)
-        self.targets = [Targets(*one) for one in zip(boxes, labels, strict=True)]
+    kinds: Sequence[str]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    gpu_mib: dict[str, float] = field(default_factory=dict)
 
-    def step(self, kind: str) -> None:
-        """One optimizer step of a kind."""
-        loss = self.losses(kind)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.detector.parameters(), 0.1)
-        self.optimizer.step()
-
-    def losses(self, kind: str) -> torch.Tensor:
-        """The summed losses of the paths of a kind, a scalar."""
-        with autocast(self.device, self.setting.precision):
-            stem = self.detector.stem_features(self.images)
-        full = self.forward("full", stem)
-        taught = self.objective.supervised(full, self.targets)
-        if kind == "full-only":
-            return taught.total
-        minimal = self.forward("minimal", stem)
-        return taught.total + self.objective.distilled(minimal, full, self.targets, taught).total
-
-    def forward(self, depth: str, stem: torch.Tensor) -> DetectorOutput:
-        """Run one path in the precision that is measured."""
-        with autocast(self.device, self.setting.precision):
-            output: DetectorOutput = self.detector(self.images, depth, self.targets, stem)
-        return output
-
-    def synchronize(self) -> None:
-        """Wait for the device, so that a clock reads finished work."""
-        if self.device.type == "cuda":
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Plan the step."""
+        assert isinstance(pl_module, DetectionModule)
+        depths, pl_module.separate_backward = KINDS[self.kinds[batch_idx % len(self.kinds)]]
+        space = pl_module.detector.depth_space
+        pl_module.plan = DepthSchedule(depths=depths).sample(space, seed=0, step=batch_idx)
+        # What the former step left is not this one's.
+        pl_module.zero_grad()
+        if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note what it took."""
+        kind = self.kinds[batch_idx % len(self.kinds)]
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            self.gpu_mib[kind] = max(peak, self.gpu_mib.get(kind, 0.0))
+        self.seconds.setdefault(kind, []).append(time.perf_counter() - self._start)
 
 
-def paired_times(stepper: Stepper, repetitions: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds per step of both kinds, alternating."""
-    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for repetition in range(warmup + repetitions):
-        for kind in KINDS:
-            stepper.synchronize()
-            start = time.perf_counter()
-            stepper.step(kind)
-            stepper.synchronize()
-            if repetition >= warmup:
-                times[kind].append(time.perf_counter() - start)
-    return times
-
-
-def ratio_by_operations(stepper: Stepper) -> float:
-    """1 + operations of minimal over those of full: what the ratio of times would be if only they counted."""
-    size = stepper.images.shape[-2:]
-    full, minimal = (
-        count_depth(stepper.detector, depth, (size[0], size[1])).macs for depth in ("full", "minimal")
+def make_module(setting: Setting) -> DetectionModule:
+    """The module that ``anydepth-train`` would train, with its detector's losses and recipe."""
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    overrides = [f"detector={setting.detector}", "paths.output_dir=unused", "optim.multi_scale_sizes=[]"]
+    config = compose("train", overrides)
+    return DetectionModule(
+        detector=build(setting.detector, setting.num_classes),
+        objective=instantiate(config["distillation"]),
+        recipe=instantiate(config["optim"]),
+        evaluator=None,
+        seed=0,
     )
-    return 1 + minimal / full
 
 
-def peak_memory_gpu(stepper: Stepper, kind: str) -> float:
-    """Peak MiB that torch held during steps of a kind, weights and optimizer included."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(2):
-        stepper.step(kind)
-    return torch.cuda.max_memory_allocated() / 2**20
+def make_batch(setting: Setting) -> Batch:
+    """Random images and boxes."""
+    shape = (setting.batch, 3, setting.size, setting.size)
+    boxes = torch.rand(setting.batch, setting.boxes, 4) * 0.3 + 0.2
+    labels = torch.randint(setting.num_classes, (setting.batch, setting.boxes))
+    return Batch(
+        images=torch.randint(0, 256, shape, dtype=torch.uint8),
+        targets=tuple(Targets(*one) for one in zip(boxes, labels, strict=True)),
+        image_ids=tuple(range(setting.batch)),
+        original_sizes=((setting.size, setting.size),) * setting.batch,
+    )
+
+
+def train(setting: Setting, module: DetectionModule, kinds: Sequence[str], rounds: int) -> Alternation:
+    """Take ``rounds`` steps of each kind, in turn."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    alternation = Alternation(kinds)
+    steps = rounds * len(kinds)
+    accelerator, _, index = setting.device.partition(":")
+    trainer = pl.Trainer(
+        accelerator="gpu" if accelerator == "cuda" else accelerator,
+        devices=[int(index)] if index else 1,
+        precision=setting.precision,  # type: ignore[arg-type]
+        max_steps=steps,
+        gradient_clip_val=0.1,
+        callbacks=[alternation],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader([make_batch(setting)] * steps, batch_size=None))
+    return alternation
+
+
+def ratio_by_operations(detector: Detector, size: int) -> float:
+    """1 + operations of minimal over those of full: what the ratio of times would be if only they counted.
+
+    In training the minimal path runs all decoder layers, so more than its operations in inference.
+    """
+    space = detector.depth_space
+    minimal = space.config(space.parse("minimal").refine)
+    full, less = (count_depth(detector, str(depth), (size, size)).macs for depth in (space.full, minimal))
+    return 1 + less / full
 
 
 def peak_memory_cpu(setting: Setting, kind: str) -> float:
     """Peak MiB that steps of a kind add to a fresh process."""
-    stepper = Stepper(setting)
+    module = make_module(setting)
     before = _resident_mib("VmRSS")
     # 5 resets the high-water mark, which importing torch has raised.
     Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(3):
-        stepper.step(kind)
+    train(setting, module, [kind], 3)
     return _resident_mib("VmHWM") - before
 
 
@@ -160,7 +189,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--boxes", type=int, default=8, help="ground-truth boxes per image (COCO: 7.3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
@@ -168,30 +197,32 @@ def main() -> None:
     arguments = parser.parse_args()
     names = Setting.__dataclass_fields__
     setting = Setting(**{name: getattr(arguments, name) for name in names})
-    stepper = Stepper(setting)
-    times = paired_times(stepper, arguments.repetitions, arguments.warmup)
-    median = {kind: statistics.median(values) for kind, values in times.items()}
-    ratios = [a / b for a, b in zip(times["any-depth"], times["full-only"], strict=True)]
+    module = make_module(setting)
+    steps = train(setting, module, list(KINDS), arguments.warmup + arguments.repetitions)
+    seconds = {kind: values[arguments.warmup :] for kind, values in steps.seconds.items()}
+    memory = steps.gpu_mib or {kind: in_new_process(peak_memory_cpu, setting, kind) for kind in KINDS}
     result: dict[str, object] = {
         "setting": vars(arguments),
-        "seconds_per_step": {kind: round(value, 4) for kind, value in median.items()},
-        "time_ratio_of_medians": round(median["any-depth"] / median["full-only"], 3),
-        "time_ratio_median_of_pairs": round(statistics.median(ratios), 3),
-        "time_ratio_by_gflops": round(ratio_by_operations(stepper), 3),
+        "seconds_per_step": {kind: round(statistics.median(values), 4) for kind, values in seconds.items()},
+        "time_ratio_by_operations": round(ratio_by_operations(module.detector, setting.size), 3),
+        "peak_memory_mib": {kind: round(value) for kind, value in memory.items()},
     }
-    if setting.device.startswith("cuda"):
-        memory = {kind: peak_memory_gpu(stepper, kind) for kind in KINDS}
+    for kind in list(KINDS)[1:]:
+        pairs = [a / b for a, b in zip(seconds[kind], seconds["full-only"], strict=True)]
+        result[f"{kind}_to_full_only"] = {
+            "time_median_of_pairs": round(statistics.median(pairs), 3),
+            "time_of_pairs": [round(min(pairs), 3), round(max(pairs), 3)],
+            "memory": round(memory[kind] / memory["full-only"], 3),
+        }
+    if steps.gpu_mib:
         result["gpu"] = torch.cuda.get_device_name()
-    else:
-        memory = {kind: in_new_process(peak_memory_cpu, setting, kind) for kind in KINDS}
-    result["peak_memory_mib"] = {kind: round(value) for kind, value in memory.items()}
-    result["memory_ratio"] = round(memory["any-depth"] / memory["full-only"], 3)
     if arguments.latency:
-        ladder = stepper.detector.depth_space.ladder()
+        detector = module.detector.to(setting.device)
+        ladder = detector.depth_space.ladder()
         latencies, protocol = measure_latency(
-            stepper.detector,
+            detector,
             ladder,
-            precision=setting.precision,
+            precision="bf16" if setting.precision == "bf16-mixed" else "fp32",
             batch_size=setting.batch,
             input_size=(setting.size, setting.size),
         )

@@ -14,22 +14,7 @@ from omegaconf import DictConfig
 
 from anydepth import runtime, zoo
 from anydepth.detector import Detector
-
-# An any-depth RT-DETR of about 30,000 parameters: every part is there, each as small as its checks allow.
-SMALL_DETECTOR: dict[str, object] = {
-    "widths": [8, 8, 8, 8],
-    "blocks": [2, 2, 2, 2],
-    "hidden_dim": 16,
-    "neck_ffn_dim": 16,
-    "decoder_dim": 16,
-    "decoder_ffn_dim": 16,
-    "heads": 2,
-    "decoder_layers": 2,
-    "minimal_decoder_layers": 1,
-    "num_queries": 10,
-    "denoising_queries": 4,
-    "input_size": [64, 64],
-}
+from small_networks import SMALL_DETECTOR
 
 # The real entry point on the embedded sample: two steps per epoch on 64-pixel images, one validation batch.
 SMALL_RUN: tuple[str, ...] = (

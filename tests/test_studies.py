@@ -17,15 +17,9 @@ from safetensors.torch import load_file
 from anydepth import runtime
 from anydepth.train import run
 from config_checks import check_targets, composed
+from small_networks import SMALL_YOLO
 
 WINGS = {"detr": "detr_tiny", "yolo": "yolo_tiny"}
-SMALL_YOLO = (
-    "detector=yolo_tiny",
-    "detector.widths=[8,8,16,64,64]",
-    "detector.backbone_units=[1,2,2,1]",
-    "detector.neck_units=[1,1,1,2]",
-    "detector.input_size=[64,64]",
-)
 # The wings that a study is for; the others are for both.
 ONE_WING = {
     "decoder_depth": "detr",
@@ -169,8 +163,9 @@ def test_joint_training_is_distillation_without_its_losses(
     wing: str, small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Said by the schedule or by the losses, the weights are the same; the method trains others."""
+    yolo = ("detector=yolo_tiny", *(f"detector.{key}={value}" for key, value in SMALL_YOLO.items()))
     small = [text for text in small_run if wing == "detr" or not text.startswith("detector.")]
-    detector = [*small, "optim.epochs=1", *(SMALL_YOLO if wing == "yolo" else ())]
+    detector = [*small, "optim.epochs=1", *(yolo if wing == "yolo" else ())]
     arms = {
         "schedule": ["ablation=no_distillation"],
         "losses": [f"distillation={wing}_none"],

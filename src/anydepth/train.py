@@ -23,14 +23,17 @@ from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.compatibility import measure_compatibility
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.report.compatibility import write_compatibility
+from anydepth.report.flat_config import flatten
 from anydepth.report.gallery import detect_gallery, draw_gallery
 from anydepth.report.tables import print_depth_curve, write_depth_curve
-from anydepth.training.callbacks import ConfigGuard, ConsoleProgress
+from anydepth.training.callbacks import ConsoleProgress
 from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.distillation import SelfDistillation
+from anydepth.training.guard import ProcessGuard
 from anydepth.training.loggers import close_loggers, failures_end_runs, log_results
 from anydepth.training.module import DetectionModule
+from anydepth.training.norms import NormSynchronisation
 
 # Remarks of Lightning that ask for nothing a user of this entry point should change.
 _NOISE = (
@@ -62,18 +65,13 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """
     config = runtime.plain(cfg)
     _prepare(config)
-    data: DetectionDataModule = runtime.instantiate(cfg.data)
-    data.prepare_data()
-    data.setup("fit")
-    detector = build_detector(config, data)
-    schedule: DepthSchedule = runtime.instantiate(cfg.depth_schedule)
-    module = build_module(cfg, detector, data)
-    trainer = build_trainer(cfg, config, schedule, detector)
+    data, module, trainer = assemble(cfg)
+    detector = module.detector
     if config["ckpt_path"]:
         check_resumable(config["ckpt_path"], detector)
     if trainer.is_global_zero:
         _complete_provenance(config, data, trainer)
-        _announce(config, detector, data, schedule, trainer)
+        _announce(config, detector, data, trainer)
     trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
     if config["ckpt_path"] and "val/score" not in trainer.callback_metrics:
         # The checkpoint was the last one: nothing was left to train, but its figures are part of the result.
@@ -96,6 +94,21 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         log_results(trainer.loggers, files, curve)
         close_loggers(trainer.loggers)
     return metrics, objects
+
+
+def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.Trainer]:
+    """What trains together, ready for ``trainer.fit(module, datamodule=data)``.
+
+    Raises:
+        ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
+    """
+    config = runtime.plain(cfg)
+    data: DetectionDataModule = runtime.instantiate(cfg.data)
+    data.prepare_data()
+    data.setup("fit")
+    detector = build_detector(config, data)
+    module = build_module(cfg, detector, data)
+    return data, module, build_trainer(cfg, config, detector, data)
 
 
 def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Detector:
@@ -137,29 +150,38 @@ def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule)
         resize_mode=cfg.multi_scale.mode,
         antialias=cfg.multi_scale.antialias,
         compile_forward=cfg.compile,
+        backward=cfg.backward,
     )
 
 
 def build_trainer(
-    cfg: DictConfig, config: Mapping[str, Any], schedule: DepthSchedule, detector: Detector
+    cfg: DictConfig,
+    config: Mapping[str, Any],
+    detector: Detector,
+    data: DetectionDataModule,
 ) -> pl.Trainer:
     """Lightning's Trainer with the configured callbacks and loggers.
 
     Raises:
         ValueError: A sweep whose jobs would start processes by running the command line again.
     """
+    schedule: DepthSchedule = runtime.instantiate(cfg.depth_schedule)
     callbacks: list[pl.Callback] = [
-        ConfigGuard(fingerprint=runtime.config_hash(config, ignore=("paths",))),
+        build_guard(config, data),
         SelfDistillation(schedule=schedule, seed=cfg.seed),
         *(runtime.instantiate(node) for node in cfg.callbacks.values() if node is not None),
     ]
     loggers = [runtime.instantiate(node) for node in cfg.logger.values() if node is not None]
     strategy = cfg.trainer.strategy
-    if strategy in ("ddp", "ddp_spawn") and not schedule.trains_every_parameter(detector.depth_space):
+    # With a backward pass per path, the last one, in which gradients are exchanged, is of one path only.
+    every_parameter = cfg.backward == "joint" and schedule.trains_every_parameter(detector.depth_space)
+    if strategy in ("ddp", "ddp_spawn") and not every_parameter:
         strategy += "_find_unused_parameters_true"
     trainer: pl.Trainer = runtime.instantiate(
         cfg.trainer,
         strategy=strategy,
+        sync_batchnorm=False,
+        plugins=[NormSynchronisation()] if cfg.trainer.sync_batchnorm else [],
         # Lightning takes None for 1000 epochs.
         max_epochs=-1 if cfg.trainer.max_epochs is None else cfg.trainer.max_epochs,
         callbacks=callbacks,
@@ -173,6 +195,23 @@ def build_trainer(
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
     return trainer
+
+
+def build_guard(config: Mapping[str, Any], data: DetectionDataModule) -> ProcessGuard:
+    """The guard over what the processes of a run were started with."""
+    settings = {name: str(value) for name, value in flatten(config).items()}
+    splits = {name: fingerprint([data.index(name)])[:12] for name in ("train", "val")}
+    return ProcessGuard(
+        facts={"setting": settings, "data split": splits, "version of": provenance.versions()},
+        remedies={
+            "setting": "Start all processes with the same command. A sweeper must not draw anew in each of "
+            "them: sweep with trainer=ddp_spawn, with a launcher that starts one job per configuration "
+            "(submitit), or on one device (trainer.devices=1). Processes that another program starts do not "
+            "know each other's time of day: name their folder, paths.output_dir=FOLDER",
+            "data split": "Give all processes the same annotations",
+            "version of": "Install the same versions everywhere",
+        },
+    )
 
 
 def best_score(trainer: pl.Trainer) -> dict[str, float]:
@@ -292,11 +331,11 @@ def _announce(
     config: Mapping[str, Any],
     detector: Detector,
     data: DetectionDataModule,
-    schedule: DepthSchedule,
     trainer: pl.Trainer,
 ) -> None:
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     height, width = detector.input_size
+    schedule: DepthSchedule = runtime.instantiate(config["depth_schedule"])
     limits = [f"{config['optim']['epochs']} epochs"] if config["optim"]["epochs"] else []
     limits += [f"{config['optim']['minutes']:g} minutes"] if config["optim"]["minutes"] else []
     lines = {

@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 from anydepth.detector import Detector
 from anydepth.detr.objective import build_objective
 from anydepth.train import run
-from anydepth.training import callbacks
 from anydepth.training.budget import TrainingBudget
-from anydepth.training.callbacks import ConfigGuard, ConfigMismatchError, ConsoleProgress
+from anydepth.training.callbacks import ConsoleProgress
 from anydepth.training.checkpoints import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.distillation import SelfDistillation
@@ -118,27 +117,6 @@ def test_a_run_ends_with_its_time_and_reports_on_the_console(
     assert "full from ground truth, minimal distilled from full" in printed
     line = next(line for line in printed.splitlines() if line.startswith("100%"))
     assert all(part in line for part in ("epoch 1", "step 1", "loss full", "full AP 0.", "minimal AP 0."))
-
-
-def _gather(monkeypatch: pytest.MonkeyPatch, others: list[str]) -> None:
-    def all_gather_object(found: list[str], own: str) -> None:
-        found[:] = [own, *others]
-
-    monkeypatch.setattr(callbacks.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(callbacks.dist, "get_world_size", lambda: 1 + len(others))
-    monkeypatch.setattr(callbacks.dist, "all_gather_object", all_gather_object)
-
-
-def test_processes_with_different_configurations_do_not_train(
-    monkeypatch: pytest.MonkeyPatch, module: DetectionModule
-) -> None:
-    guard = ConfigGuard(fingerprint="a")
-    guard.setup(_trainer(), module, "fit")
-    _gather(monkeypatch, ["a", "a"])
-    guard.setup(_trainer(), module, "fit")
-    _gather(monkeypatch, ["a", "b"])
-    with pytest.raises(ConfigMismatchError, match=r"processes \[2\].*ddp_spawn"):
-        guard.setup(_trainer(), module, "fit")
 
 
 def test_the_console_refreshes_after_a_positive_number_of_steps() -> None:

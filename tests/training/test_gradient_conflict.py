@@ -10,11 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import DictConfig
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-from anydepth import zoo
+from anydepth import processes, zoo
 from anydepth.detector import Detector
 from anydepth.detr.objective import build_objective
 from anydepth.structures import Batch, Targets
@@ -23,28 +22,18 @@ from anydepth.training.checkpoints import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.gradient_conflict import (
     GradientConflict,
+    Gradients,
     _averaged,
     _scale,
     compare_gradients,
     parameter_groups,
+    path_gradients,
 )
 from anydepth.training.module import DetectionModule
 from anydepth.training.optim import AdamWRecipe
+from anydepth.training.paths import PathGraph
+from small_networks import SMALL_DETECTOR
 
-SMALL = {
-    "widths": [8, 8, 8, 8],
-    "blocks": [2, 2, 2, 2],
-    "hidden_dim": 16,
-    "neck_ffn_dim": 16,
-    "decoder_dim": 16,
-    "decoder_ffn_dim": 16,
-    "heads": 2,
-    "decoder_layers": 2,
-    "minimal_decoder_layers": 1,
-    "num_queries": 10,
-    "denoising_queries": 4,
-    "input_size": [64, 64],
-}
 PARTS = ["stem", "stage1", "stage2", "stage3", "stage4", "neck", "decoder"]
 
 
@@ -58,7 +47,7 @@ def _batch(seed: int = 3, boxes: int = 2) -> Batch:
 
 def _module(schedule: DepthSchedule | None = None, *, distilled: bool = True) -> DetectionModule:
     torch.manual_seed(0)
-    detector = zoo.build("detr_tiny", 2, **SMALL)
+    detector = zoo.build("detr_tiny", 2, **SMALL_DETECTOR)
     # Refinements that start as the identity have few gradients of their own.
     with torch.no_grad():
         for parameter in detector.parameters():
@@ -77,13 +66,15 @@ def _module(schedule: DepthSchedule | None = None, *, distilled: bool = True) ->
 
 def _compared(module: DetectionModule, batch: Batch, scale: float = 1.0) -> dict[str, float]:
     """What the callback computes in the middle of a step."""
-    found: dict[str, float] = {}
     names = [path.name for path in module.plan]
-    module.observe_totals = lambda totals: found.update(
-        compare_gradients(module.detector, totals, names, scale=scale)
-    )
+    return compare_gradients(module.detector, _path_gradients(module, batch, scale), names)
+
+
+def _path_gradients(module: DetectionModule, batch: Batch, scale: float = 1.0) -> list[Gradients]:
+    found: list[Gradients] = []
+    module.observe_path = lambda graph: found.append(path_gradients(module.detector, graph, scale=scale))
     module.training_step(batch, 0)
-    module.observe_totals = None
+    module.observe_path = None
     return found
 
 
@@ -91,11 +82,11 @@ def _separate_gradients(module: DetectionModule, batch: Batch) -> list[dict[str,
     """The naive way: a forward and a backward of its own for the loss of each path."""
     gradients = []
     for position in range(len(module.plan)):
-        kept: list[Sequence[Tensor]] = []
-        module.observe_totals = kept.append
+        kept: list[PathGraph] = []
+        module.observe_path = kept.append
         module.zero_grad(set_to_none=True)
         module.training_step(batch, 0)
-        kept[0][position].backward()
+        kept[position].total.backward()
         gradients.append(
             {
                 name: parameter.grad.clone()
@@ -103,7 +94,7 @@ def _separate_gradients(module: DetectionModule, batch: Batch) -> list[dict[str,
                 if parameter.grad is not None
             }
         )
-    module.observe_totals = None
+    module.observe_path = None
     module.zero_grad(set_to_none=True)
     return gradients
 
@@ -170,14 +161,9 @@ def test_the_second_path_is_named_too() -> None:
 
 def test_a_loss_compared_with_itself_and_with_its_opposite() -> None:
     module = _module()
-    found: dict[str, float] = {}
-
-    def observe(totals: Sequence[Tensor]) -> None:
-        three = [totals[0], totals[0], -2 * totals[0]]
-        found.update(compare_gradients(module.detector, three, ["a", "b", "c"]))
-
-    module.observe_totals = observe
-    module.training_step(_batch(), 0)
+    full = _path_gradients(module, _batch())[0]
+    opposite = [None if gradient is None else -2 * gradient for gradient in full]
+    found = compare_gradients(module.detector, [full, full, opposite], ["a", "b", "c"])
     for part in (*PARTS, "all"):
         assert found[f"gradients/cosine/b/{part}"] == pytest.approx(1, abs=1e-9)
         assert found[f"gradients/cosine/c/{part}"] == pytest.approx(-1, abs=1e-9)
@@ -279,57 +265,6 @@ def test_a_wrong_interval_is_refused() -> None:
         GradientConflict(every_n_steps=0)
 
 
-class _Step(nn.Module):
-    """A training step as Lightning wraps it for DDP."""
-
-    def __init__(self, module: DetectionModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.module.training_step(batch, 0)
-
-
-def _process(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    batch = _batch(seed=rank)
-    results = {}
-    for observed in (False, True):
-        module = _module()
-        step = DistributedDataParallel(_Step(module))
-        found: dict[str, float] = {}
-        if observed:
-            module.observe_totals = lambda totals, m=module, f=found: f.update(
-                compare_gradients(m.detector, totals, ["full", "minimal"])
-            )
-        step(batch).backward()
-        gradients = {name: p.grad for name, p in module.detector.named_parameters()}
-        results[observed] = (gradients, dict(found))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_compare_the_gradients_of_their_whole_batch_and_train_alike(tmp_path: Path) -> None:
-    multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    module = _module()
-    separate = [_separate_gradients(module, _batch(seed=rank)) for rank in (0, 1)]
-    full, minimal = (
-        {name: (separate[0][path][name] + separate[1][path][name]) / 2 for name in separate[0][path]}
-        for path in (0, 1)
-    )
-    shared = [name for name in full if name in minimal]
-    expected = float(torch.cosine_similarity(_flat(full, shared), _flat(minimal, shared), dim=0))
-    for results in ranks:
-        (plain, _), (watched, found) = results[False], results[True]
-        assert [name for name in plain if not torch.equal(plain[name], watched[name])] == []
-        # DDP averages over the processes too; its sums are rounded in another order.
-        assert found["gradients/cosine/minimal/all"] == pytest.approx(expected, abs=1e-4)
-        assert found["gradients/norm/full"] == pytest.approx(float(_flat(full, shared).norm()), rel=1e-4)
-    assert ranks[0][True][1] == ranks[1][True][1]
-
-
 def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL refuses tensors that are not contiguous, as channels last; here the sum of 2 processes is told."""
     handed: list[bool] = []
@@ -339,7 +274,7 @@ def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.Monk
         if op is None:
             tensor.mul_(2)
 
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     parameters = [nn.Parameter(weight), nn.Parameter(torch.zeros(3))]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from anydepth import processes
 from anydepth.boxes import cxcywh_to_xyxy, paired_iou_giou
 from anydepth.detr.matcher import Assignment, HungarianMatcher
 from anydepth.detr.output import DenoisingQueries, DetrOutput
@@ -30,7 +30,7 @@ class GroundTruth:
         boxes_cxcywh: [T, 4] float32, normalised; T is the number of boxes in the batch.
         labels: [T] int64, classes in [0, K).
         counts: Boxes per image; they add up to T.
-        num_boxes: Scalar: boxes per process, averaged over all processes, and at least 1.
+        num_boxes: Scalar: the boxes of all processes, at least 1, divided by the number of processes.
     """
 
     boxes_cxcywh: Tensor
@@ -43,12 +43,9 @@ class GroundTruth:
         """Join the targets of a batch; under torch.distributed the processes exchange their box counts."""
         boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
         # A tensor throughout: reading the number back would make the host wait for the device.
-        num_boxes = torch.tensor(float(len(boxes)), device=boxes.device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(num_boxes)
-            num_boxes = num_boxes / dist.get_world_size()
+        num_boxes = processes.normaliser(torch.tensor(float(len(boxes)), device=boxes.device))
         counts = tuple(len(target) for target in targets)
-        return cls(boxes, torch.cat([target.labels for target in targets]), counts, num_boxes.clamp(min=1))
+        return cls(boxes, torch.cat([target.labels for target in targets]), counts, num_boxes)
 
 
 class DetrCriterion:

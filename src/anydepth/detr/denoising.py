@@ -7,9 +7,11 @@ ICLR 2023, section 3.3) for the negative copies; RT-DETR (Zhao et al., CVPR 2024
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from anydepth import processes
 from anydepth.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from anydepth.detr.output import DenoisingQueries
 from anydepth.structures import Targets
@@ -31,7 +33,9 @@ def make_denoising_queries(
     """Noised copies of the boxes of a batch, in groups of one positive and one negative copy per box.
 
     The number of groups is ``budget`` divided by the largest number of boxes in the batch, rounded down, and
-    at least 1: an image with more boxes than the budget still gets each of its boxes once.
+    at least 1: an image with more boxes than the budget still gets each of its boxes once. In distributed
+    training the batch is that of all processes, for which the noise is drawn, so that the images of a batch
+    get the same noise however many processes share them.
 
     Args:
         targets: Ground truth per image; images without boxes are allowed.
@@ -44,23 +48,28 @@ def make_denoising_queries(
         generator: Source of the noise, on the device of the targets; None for torch's default.
 
     Returns:
-        The queries, on the device of the targets, or None where the batch has no boxes or the budget is 0.
+        The queries of the images that came, on their device, or None where the batch of all processes has no
+        boxes or the budget is 0.
 
     Raises:
         ValueError: A number outside its range.
     """
     _validate(num_classes, num_queries, budget, label_noise, box_noise)
     counts = [len(target) for target in targets]
-    most = max(counts, default=0)
-    if budget == 0 or most == 0:
+    if budget == 0 or not targets:
+        return None
+    most = processes.largest(max(counts), targets[0].labels.device)
+    if most == 0:
         return None
     groups = max(1, budget // most)
     # [B, D], D = groups x (positive, negative) x most
     labels = pad_sequence([t.labels for t in targets], batch_first=True, padding_value=num_classes)
     boxes = pad_sequence([t.boxes_cxcywh for t in targets], batch_first=True).to(torch.float32)
+    missing = most - labels.shape[1]
+    labels, boxes = F.pad(labels, (0, missing), value=num_classes), F.pad(boxes, (0, 0, 0, missing))
     labels, boxes = labels.tile(1, 2 * groups), boxes.tile(1, 2 * groups, 1)
     negative = (torch.arange(2 * groups, device=boxes.device) % 2).repeat_interleave(most)
-    positives, positive_targets = _positive_positions(counts, groups, boxes.device)
+    positives, positive_targets = _positive_positions(counts, most, groups, boxes.device)
     return DenoisingQueries(
         labels=_noised_labels(labels, num_classes, label_noise, generator),
         boxes_logits=_inverse_sigmoid(_noised_boxes(boxes, negative, box_noise, generator)),
@@ -74,21 +83,27 @@ def make_denoising_queries(
 def _noised_labels(
     labels: Tensor, num_classes: int, label_noise: float, generator: torch.Generator | None
 ) -> Tensor:
-    chance = torch.rand(labels.shape, device=labels.device, generator=generator)
-    drawn = torch.randint(0, num_classes, labels.shape, device=labels.device, generator=generator)
-    redrawn = (chance < 0.5 * label_noise) & (labels != num_classes)
-    return torch.where(redrawn, drawn, labels)
+    shape = _of_all_processes(labels)
+    chance = torch.rand(shape, device=labels.device, generator=generator)
+    drawn = torch.randint(0, num_classes, shape, device=labels.device, generator=generator)
+    redrawn = (processes.own_rows(chance) < 0.5 * label_noise) & (labels != num_classes)
+    return torch.where(redrawn, processes.own_rows(drawn), labels)
 
 
 def _noised_boxes(
     boxes: Tensor, negative: Tensor, box_noise: float, generator: torch.Generator | None
 ) -> Tensor:
     """Noised boxes [B, D, 4] (cxcywh, normalised) of boxes [B, D, 4]; ``negative`` [D] is 1 for negatives."""
-    sign = 2 * torch.randint(0, 2, boxes.shape, device=boxes.device, generator=generator) - 1
-    amount = torch.rand(boxes.shape, device=boxes.device, generator=generator) + negative[:, None]
+    shape = _of_all_processes(boxes)
+    sign = 2 * torch.randint(0, 2, shape, device=boxes.device, generator=generator) - 1
+    amount = torch.rand(shape, device=boxes.device, generator=generator) + negative[:, None]
     half_size = 0.5 * boxes[..., 2:].tile(2)
-    corners = cxcywh_to_xyxy(boxes) + sign * amount * half_size * box_noise
-    return xyxy_to_cxcywh(corners.clamp(0, 1))
+    moved = processes.own_rows(sign) * processes.own_rows(amount) * half_size * box_noise
+    return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moved).clamp(0, 1))
+
+
+def _of_all_processes(values: Tensor) -> tuple[int, ...]:
+    return (processes.count() * len(values), *values.shape[1:])
 
 
 def _inverse_sigmoid(values: Tensor) -> Tensor:
@@ -108,10 +123,9 @@ def _attention_mask(groups: int, group_size: int, num_queries: int, device: torc
 
 
 def _positive_positions(
-    counts: Sequence[int], groups: int, device: torch.device
+    counts: Sequence[int], most: int, groups: int, device: torch.device
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Per image: positions in D of its positive queries, and the boxes they copy."""
-    most = max(counts)
     starts = 2 * most * torch.arange(groups)[:, None]
     boxes = [torch.arange(count) for count in counts]
     positions = torch.cat([(starts + box).flatten() for box in boxes])

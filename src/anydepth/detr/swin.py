@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import MLP, StochasticDepth
 
+from anydepth import processes
 from anydepth.layers.norm import layer_norm
 from anydepth.layers.stage import DepthStage, check_stages, essential_count
 
@@ -93,7 +94,11 @@ class SwinBlock(nn.Module):
         return features + self._dropped(self.mlp(self.norm2(features, refine)), refine)
 
     def _dropped(self, branch: Tensor, refine: bool) -> Tensor:
-        kept: Tensor = self.stochastic_depth(branch) if refine else branch
+        if not (refine and self.training and self.stochastic_depth.p):
+            return branch
+        # Drawn for the images of all processes, as all random numbers of a step.
+        ones = branch.new_ones(processes.count() * len(branch), 1, 1, 1)
+        kept: Tensor = branch * processes.own_rows(self.stochastic_depth(ones))
         return kept
 
 

@@ -1,51 +1,14 @@
-"""What accompanies a run: the guard over processes, and progress on the console."""
+"""Progress on the console."""
 
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 from lightning.pytorch.callbacks import ProgressBar
 from rich import get_console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from anydepth.training.module import DetectionModule
-
-
-class ConfigMismatchError(RuntimeError):
-    """Processes of one run were started with different configurations."""
-
-
-class ConfigGuard(pl.Callback):
-    """Stops a run whose processes have different configurations, before it trains.
-
-    A sweeper with a state of its own draws anew in every process that a strategy starts, and the run would
-    end without any error after training a mixture.
-
-    Args:
-        fingerprint: Of the resolved configuration in this process.
-    """
-
-    def __init__(self, *, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compare the fingerprints of all processes.
-
-        Raises:
-            ConfigMismatchError: They differ; raised in every process.
-        """
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        found: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(found, self.fingerprint)
-        different = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
-        if different:
-            raise ConfigMismatchError(
-                f"processes {different} got another configuration than process 0. A sweeper must not draw "
-                "anew in each process: sweep with trainer.strategy=ddp_spawn, with a launcher that starts "
-                "one job per configuration (submitit), or on one device (trainer.devices=1)"
-            )
 
 
 class ConsoleProgress(ProgressBar):

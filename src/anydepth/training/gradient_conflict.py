@@ -18,9 +18,11 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from anydepth import processes
 from anydepth.detector import Detector
 from anydepth.layers.precision import without_autocast
 from anydepth.training.module import DetectionModule
+from anydepth.training.paths import PathGraph
 
 Gradients = list[Tensor | None]
 
@@ -60,6 +62,7 @@ class GradientConflict(pl.Callback):
             raise ValueError(f"gradient_conflict.every_n_steps={every_n_steps}: allowed are 1 and above")
         self.every_n_steps = every_n_steps
         self._measured = -1
+        self._gradients: list[Gradients] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let compiled graphs be walked more than once."""
@@ -72,53 +75,72 @@ class GradientConflict(pl.Callback):
         """Ask to be shown the losses of each step."""
         assert isinstance(pl_module, DetectionModule)
         self._measured = -1
-        pl_module.observe_totals = partial(self._observe, trainer, pl_module)
+        pl_module.observe_path = partial(self._observe, trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ask no longer."""
         assert isinstance(pl_module, DetectionModule)
-        pl_module.observe_totals = None
+        pl_module.observe_path = None
 
-    def _observe(self, trainer: pl.Trainer, module: DetectionModule, totals: Sequence[Tensor]) -> None:
+    def _observe(self, trainer: pl.Trainer, module: DetectionModule, graph: PathGraph) -> None:
         step = trainer.global_step
         if step % self.every_n_steps or step == self._measured:
             return
-        self._measured = step
-        if len(totals) < 2:
+        last = graph.number + 1 == len(module.plan)
+        if last:
+            self._measured = step
+        if len(module.plan) < 2:
             rank_zero_warn(
                 f"gradient conflict: the depth schedule runs one path per step ({module.plan[0].name}), so "
                 "there are no gradients to compare"
             )
             return
-        values = compare_gradients(
-            module.detector,
-            totals,
-            [path.name for path in module.plan],
-            scale=_scale(trainer),
-        )
-        # Not through `log`, which forgets a step that is not one of `log_every_n_steps`.
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+        if graph.number == 0:
+            self._gradients.clear()
+        self._gradients.append(path_gradients(module.detector, graph, scale=_scale(trainer)))
+        if last:
+            names = [path.name for path in module.plan]
+            values = compare_gradients(module.detector, self._gradients, names)
+            self._gradients.clear()
+            # Not through `log`, which forgets a step that is not one of `log_every_n_steps`.
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step)
+
+
+def path_gradients(detector: Detector, graph: PathGraph, *, scale: float = 1.0) -> Gradients:
+    """The gradient of a path's loss by each trained parameter, averaged over the processes.
+
+    None stands for parameters that the path does not use. The graph stays usable. In distributed training
+    every process must call this in the same step.
+
+    Args:
+        detector: Whose parameters are meant.
+        graph: The path.
+        scale: Factor of the loss in the backward pass, against underflow in half precision; it is taken out
+            again.
+    """
+    parameters = _trained(detector)
+    with without_autocast(graph.total.device):
+        found = graph.gradients(list(parameters.values()), scale)
+    # Inside autograd.grad nothing is exchanged: DDP's hooks sit where gradients are accumulated.
+    if processes.count() > 1:
+        return _averaged(found, list(parameters.values()), scale)
+    return [None if gradient is None else gradient / scale for gradient in found]
 
 
 def compare_gradients(
-    detector: Detector, totals: Sequence[Tensor], names: Sequence[str], *, scale: float = 1.0
+    detector: Detector, gradients: Sequence[Gradients], names: Sequence[str]
 ) -> dict[str, float]:
-    """Cosines and norms of the gradients of several losses with one graph; see :class:`GradientConflict`.
+    """Cosines and norms of the gradients of several paths; see :class:`GradientConflict`.
 
-    Values that are not defined (a gradient of zero, or an overflow in half precision) are left out. In
-    distributed training every process must call this in the same step.
+    Values that are not defined (a gradient of zero, or an overflow in half precision) are left out.
 
     Args:
         detector: Whose parameters are shared.
-        totals: Loss of each path with its graph, which stays usable. Graphs of their own: elements of one
-            tensor would each depend on all parameters, with gradients of zero.
+        gradients: Of each path, as :func:`path_gradients` returns them.
         names: Of the paths.
-        scale: Factor of the losses in the backward pass, against underflow in half precision.
     """
-    parameters = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    with without_autocast(totals[0].device):
-        gradients = [_gradients(total, list(parameters.values()), scale) for total in totals]
+    parameters = _trained(detector)
     groups = parameter_groups(detector)
     members: dict[str, list[int]] = {}
     for index, name in enumerate(parameters):
@@ -136,6 +158,10 @@ def compare_gradients(
         if shared:
             values[f"gradients/norm/{name}"] = float(torch.nn.utils.get_total_norm(shared))
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _trained(detector: Detector) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in detector.named_parameters() if p.requires_grad}
 
 
 def parameter_groups(detector: Detector) -> dict[str, str]:
@@ -156,17 +182,7 @@ def parameter_groups(detector: Detector) -> dict[str, str]:
     return groups
 
 
-def _gradients(total: Tensor, parameters: Sequence[nn.Parameter], scale: float) -> Gradients:
-    """The gradient of one loss by each parameter, averaged over the processes; None where it is not used."""
-    found = torch.autograd.grad(scale * total, parameters, retain_graph=True, allow_unused=True)
-    # Inside autograd.grad nothing is exchanged: DDP's hooks sit where gradients are accumulated.
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return _averaged(found, parameters, scale)
-    return [None if gradient is None else gradient / scale for gradient in found]
-
-
 def _averaged(found: Sequence[Tensor | None], parameters: Sequence[nn.Parameter], scale: float) -> Gradients:
-    processes = dist.get_world_size()
     used = torch.tensor([gradient is not None for gradient in found], dtype=torch.uint8)
     used = used.to(parameters[0].device)
     # One process may have used what another has not, e.g. where its images hold no object.
@@ -184,7 +200,7 @@ def _averaged(found: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
             else gradient.clone(memory_format=layout)
         )
         dist.all_reduce(whole)
-        averaged.append(whole / (processes * scale))
+        averaged.append(whole / (processes.count() * scale))
     return averaged
 
 

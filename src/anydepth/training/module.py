@@ -1,12 +1,13 @@
 """The Lightning module of every any-depth detector: one step runs several depths on one batch."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from anydepth.data.transforms import multi_scale_size
@@ -17,8 +18,10 @@ from anydepth.layers.precision import without_autocast
 from anydepth.structures import Batch, DetectorOutput
 from anydepth.training.depth_schedule import PlannedPath
 from anydepth.training.optim import Recipe
+from anydepth.training.paths import PathGraph, SharedStem
 
 ResizeMode = Literal["bilinear", "nearest"]
+Backward = Literal["joint", "separate"]
 # torch.compile makes a graph per path, training mode and image shape, and gives up after a few by default.
 COMPILED_GRAPHS = 256
 
@@ -30,11 +33,13 @@ class NonFiniteLossError(ArithmeticError):
 class DetectionModule(pl.LightningModule):
     """Trains a detector at the depths that :class:`anydepth.training.distillation.SelfDistillation` plans.
 
-    All paths of a step see the same batch at the same size and share its stem, and their losses are summed
-    into one backward pass, so that every parameter has its gradient when distributed training exchanges them.
+    All paths of a step see the same batch at the same size and share its stem. Their losses are summed into
+    one backward pass, or each path has its own before the next one runs, which needs the memory of one path
+    at a time and gives the same gradients.
 
-    Random numbers of a step (denoising) are a function of the seed, the epoch, the batch and the process, so
-    that a resumed run draws the same.
+    Random numbers of a step (denoising, stochastic depth) are a function of the seed, the epoch and the
+    batch, so that a resumed run draws the same, and alike in all processes, each of which takes the rows of
+    its own images (:func:`anydepth.processes.own_rows`).
 
     Args:
         detector: What is trained; checkpoints hold it under ``detector.``.
@@ -47,14 +52,16 @@ class DetectionModule(pl.LightningModule):
         resize_mode: Interpolation of the multi-scale resize.
         antialias: Whether that resize filters before it shrinks.
         compile_forward: Compile the training forward with ``torch.compile``, one graph per path and size.
+        backward: ``joint``, one pass for the sum of the losses, or ``separate``, one pass per path. In
+            distributed training the latter needs a strategy that looks for unused parameters.
 
     Attributes:
         plan: The paths of the current step.
-        observe_totals: Called in each step with the unweighted loss of every path, whose graphs are still
-            there; it must leave parameters, gradients and random numbers alone. None: nobody looks.
+        observe_path: Called with every path of a step while its graph is still there; it must leave
+            parameters, gradients and random numbers alone. None: nobody looks.
 
     Raises:
-        ValueError: An unknown score or resize mode, or antialiasing of ``nearest``.
+        ValueError: An unknown score, resize mode or way backward, or antialiasing of ``nearest``.
         DepthError: A depth that the detector does not have.
     """
 
@@ -71,6 +78,7 @@ class DetectionModule(pl.LightningModule):
         resize_mode: ResizeMode = "bilinear",
         antialias: bool = False,
         compile_forward: bool = False,
+        backward: Backward = "joint",
     ) -> None:
         super().__init__()
         self.val_depths = detector.depth_space.parse_list(val_depths)
@@ -79,6 +87,8 @@ class DetectionModule(pl.LightningModule):
             raise ValueError(f"validation.score={score!r}: allowed are {', '.join(scores)}")
         if resize_mode not in get_args(ResizeMode):
             raise ValueError(f"multi_scale.mode={resize_mode!r}: allowed are bilinear and nearest")
+        if backward not in get_args(Backward):
+            raise ValueError(f"backward={backward!r}: allowed are joint and separate")
         if antialias and resize_mode == "nearest":
             raise ValueError("multi_scale.antialias=true: only bilinear can be filtered; set it to false")
         self.detector = detector
@@ -90,9 +100,10 @@ class DetectionModule(pl.LightningModule):
         self.resize_mode = resize_mode
         self.antialias = antialias
         self.plan: tuple[PlannedPath, ...] = ()
-        self.observe_totals: Callable[[Sequence[Tensor]], None] | None = None
+        self.observe_path: Callable[[PathGraph], None] | None = None
         self.time_progress = 0.0
         self.compile_forward = compile_forward
+        self.separate_backward = backward == "separate"
         self._stem: Callable[[Tensor], Tensor] = detector.stem_features
         # A bound method: the module itself would be registered, and saved, a second time.
         self._forward: Callable[..., DetectorOutput] = detector.__call__
@@ -107,7 +118,10 @@ class DetectionModule(pl.LightningModule):
             self._forward = torch.compile(self.detector.forward)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The summed losses of all planned paths on one batch, times the recipe's ``loss_scale``.
+        """The losses of all planned paths on one batch, summed, times the recipe's ``loss_scale``.
+
+        Where each path has a backward pass of its own, that of the last path is left to do, and only its loss
+        is returned.
 
         Raises:
             NonFiniteLossError: A loss is NaN or infinite.
@@ -115,23 +129,60 @@ class DetectionModule(pl.LightningModule):
         if not self.plan:
             raise RuntimeError("no depths were planned for this step: add SelfDistillation to the callbacks")
         self._seed_step(batch_idx)
+        graphs: list[PathGraph] = []
+        for graph in self._run_paths(batch):
+            graphs.append(graph)
+            if self.separate_backward:
+                self._look_at([graph], batch)
+                if len(graphs) < len(self.plan):
+                    self._backward_now(
+                        graph, first_batch=batch_idx % self.trainer.accumulate_grad_batches == 0
+                    )
+        if not self.separate_backward:
+            self._look_at(graphs, batch)
+        self._log_losses(graphs, len(batch))
+        returned = graphs[-1:] if self.separate_backward else graphs
+        return (
+            self.recipe.loss_scale
+            * torch.stack([graph.path.weight * graph.total for graph in returned]).sum()
+        )
+
+    def _run_paths(self, batch: Batch) -> Iterator[PathGraph]:
+        """Run one path after the other; each may go backward before the next one is asked for."""
         images = self._at_training_size(to_unit_range(batch.images))
-        stem = self._stem(images)
+        stem = SharedStem(self._stem(images))
         outputs: list[DetectorOutput] = []
         losses: list[PathLosses] = []
-        for path in self.plan:
-            outputs.append(self._forward(images, path.depth, batch.targets, stem))
+        for number, path in enumerate(self.plan):
+            last = number + 1 == len(self.plan)
+            features = stem.for_path(last=last) if self.separate_backward else stem.features
+            outputs.append(self._forward(images, path.depth, batch.targets, features))
             losses.append(self._path_losses(path, outputs, losses, batch))
-        path_totals = [path_losses.total for path_losses in losses]
-        totals = torch.stack(path_totals)
-        if not bool(totals.isfinite().all()):
-            self._stop_on_non_finite(losses, batch)
-        self._log_losses(losses, totals, len(batch))
-        if self.observe_totals is not None:
-            # One by one: through the stack, each would have a gradient of zero by what other paths use.
-            self.observe_totals(path_totals)
-        weights = totals.new_tensor([path.weight for path in self.plan])
-        return self.recipe.loss_scale * (weights * totals).sum()
+            yield PathGraph(number, path, losses[-1], losses[-1].total, stem)
+
+    def _look_at(self, graphs: Sequence[PathGraph], batch: Batch) -> None:
+        """Check the losses of paths, in one reading of the device, and show them to whoever observes."""
+        if not bool(torch.stack([graph.total for graph in graphs]).isfinite().all()):
+            self._stop_on_non_finite(graphs, batch)
+        if self.observe_path is not None:
+            for graph in graphs:
+                self.observe_path(graph)
+
+    def _backward_now(self, graph: PathGraph, *, first_batch: bool) -> None:
+        """The backward pass of a path that others follow, as Lightning does that of the returned loss.
+
+        It is local: in distributed training, gradients are exchanged in the pass of the last path.
+        """
+        if graph.number == 0 and first_batch:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, torch.optim.Optimizer)
+            optimizer.zero_grad()
+        loss = self.recipe.loss_scale * graph.path.weight * graph.total / self.trainer.accumulate_grad_batches
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+            loss = plugin.scaler.scale(loss)
+        with without_autocast(self.device):
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _path_losses(
         self, path: PlannedPath, outputs: list[DetectorOutput], losses: list[PathLosses], batch: Batch
@@ -147,12 +198,12 @@ class DetectionModule(pl.LightningModule):
                 error.add_note(self._where(path, batch))
                 raise
 
-    def _stop_on_non_finite(self, losses: Sequence[PathLosses], batch: Batch) -> None:
-        for path, path_losses in zip(self.plan, losses, strict=True):
-            for name, value in path_losses.terms.items():
+    def _stop_on_non_finite(self, graphs: Sequence[PathGraph], batch: Batch) -> None:
+        for graph in graphs:
+            for name, value in graph.losses.terms.items():
                 if not bool(value.isfinite()):
                     raise NonFiniteLossError(
-                        f"loss term {name!r} is {float(value.detach())}: {self._where(path, batch)}. "
+                        f"loss term {name!r} is {float(value.detach())}: {self._where(graph.path, batch)}. "
                         "Lower the learning rate (optim.lr), lengthen the warm-up (optim.warmup_steps), clip "
                         "gradients harder (optim.clip_norm), or look for damaged boxes in these images"
                     )
@@ -161,7 +212,7 @@ class DetectionModule(pl.LightningModule):
         return f"path {path.name!r} at step {self.global_step}, image ids {list(batch.image_ids)}"
 
     def _seed_step(self, batch_idx: int) -> None:
-        text = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
+        text = f"{self.seed}/{self.current_epoch}/{batch_idx}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
     def _at_training_size(self, images: Tensor) -> Tensor:
@@ -223,6 +274,11 @@ class DetectionModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Forget the last step's gradients, unless paths have gone backward in this step already."""
+        if not self.separate_backward or len(self.plan) == 1:
+            optimizer.zero_grad()
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -258,14 +314,14 @@ class DetectionModule(pl.LightningModule):
 
     # -- logging -----------------------------------------------------------------------------------------
 
-    def _log_losses(self, losses: Sequence[PathLosses], totals: Tensor, batch_size: int) -> None:
+    def _log_losses(self, graphs: Sequence[PathGraph], batch_size: int) -> None:
         values: dict[str, Tensor] = {}
-        for path, path_losses, total in zip(self.plan, losses, totals.detach(), strict=True):
+        for graph in graphs:
             # The console shows the sums of every step. Collecting each term costs Lightning a fraction of a
             # millisecond, in vain where no logger takes it.
             if self._is_logged_step():
-                values |= _under(f"train/{path.name}", path_losses.terms)
-            values[f"train/{path.name}/loss"] = total
+                values |= _under(f"train/{graph.path.name}", graph.losses.terms)
+            values[f"train/{graph.path.name}/loss"] = graph.total.detach()
         self.log_dict(values, batch_size=batch_size)
 
     def _is_logged_step(self) -> bool:

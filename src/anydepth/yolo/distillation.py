@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anydepth import processes
 from anydepth.divergences import bernoulli_kl, softmax_kl
 from anydepth.yolo.assigner import Assignment
 from anydepth.yolo.decode import Predictions
@@ -25,7 +26,8 @@ class YoloDistillation:
 
     Both paths have been assigned to the ground truth by their own predictions. An anchor is in *conflict*
     where both assign it and to different boxes; it teaches nothing. Everywhere else the sum of the teacher's
-    soft targets is the anchor's weight w, and each loss is sum(w loss) / max(sum(w), 1) over its anchors:
+    soft targets is the anchor's weight w, and each loss is sum(w loss) / max(sum(w), 1) over its anchors, the
+    latter sum over those of all processes:
 
     =======  =====================================================  ==========================================
     term     anchors                                                loss
@@ -201,4 +203,4 @@ def _pooled(level: Tensor) -> Tensor:
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    return (losses * weights).sum() / weights.sum().clamp(min=1)
+    return (losses * weights).sum() / processes.normaliser(weights.sum())

@@ -1,0 +1,126 @@
+"""Whether a long run stays as it began: memory, open files, threads and the time of a step, over its steps.
+
+Usage: ``python scripts/benchmark_long_run.py --steps 2000``, with overrides: ``... detector=yolo_tiny``
+
+Trains a small network on the embedded sample, with everything that a run has: loader processes, averaged
+weights, logging, validations and checkpoints. Printed are, for each quarter of the steps, the resident memory
+of the training process, its open files and threads at the end of the quarter, and the median seconds of a
+step. The first quarter warms up; the last one should equal the second. Linux.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from anydepth import runtime
+from anydepth.train import assemble
+
+SETTINGS = (
+    *("detector=detr_tiny", "detector.input_size=[64,64]", "data.batch_size=2", "data.num_workers=1"),
+    *("optim.minutes=null", "optim.epochs=100000", "optim.validate_every_epochs=5"),
+    *("curve.depths=null", "callbacks.progress=null", "trainer.accelerator=cpu"),
+)
+QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class Quarter:
+    """What a quarter of the steps ended with.
+
+    Attributes:
+        steps: Done by then.
+        resident_mib: Memory of the training process.
+        open_files: Its file descriptors.
+        threads: Its threads.
+        seconds_per_step: Median of the quarter, validations left out.
+    """
+
+    steps: int
+    resident_mib: float
+    open_files: int
+    threads: int
+    seconds_per_step: float
+
+
+class Watch(pl.Callback):
+    """Notes what a run uses.
+
+    Args:
+        steps: Of the run.
+    """
+
+    def __init__(self, *, steps: int) -> None:
+        self.quarter = steps // QUARTERS
+        self.quarters: list[Quarter] = []
+        self._seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock of a step."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop it; at the end of a quarter, look at the process."""
+        self._seconds.append(time.perf_counter() - self._start)
+        if len(self._seconds) == self.quarter:
+            gc.collect()
+            self.quarters.append(_look(trainer.global_step, statistics.median(self._seconds)))
+            self._seconds.clear()
+
+
+def measure(steps: int, folder: Path, overrides: Sequence[str] = ()) -> list[Quarter]:
+    """Train and watch.
+
+    Args:
+        steps: Training steps, a multiple of 4.
+        folder: Where the run is written.
+        overrides: As on the command line of ``anydepth-train``.
+    """
+    watch = Watch(steps=steps)
+    settings = [*SETTINGS, f"trainer.max_steps={steps}", f"paths.output_dir={folder}", *overrides]
+    data, module, trainer = assemble(runtime.compose("train", settings, hydra_config=True))
+    trainer.callbacks.append(watch)
+    trainer.fit(module, datamodule=data)
+    return watch.quarters
+
+
+def _look(steps: int, seconds: float) -> Quarter:
+    process = Path("/proc/self")
+    fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    return Quarter(
+        steps=steps,
+        resident_mib=round(int(fields["VmRSS"].split()[0]) / 1024, 1),
+        open_files=len(list((process / "fd").iterdir())),
+        threads=int(fields["Threads"]),
+        seconds_per_step=round(seconds, 4),
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=2000, help="a multiple of 4")
+    parser.add_argument("overrides", nargs="*", help="settings, as on the command line of anydepth-train")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        quarters = measure(arguments.steps, Path(folder) / "run", arguments.overrides)
+    print(json.dumps([asdict(quarter) for quarter in quarters], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Several processes with a part of the batch each give the gradients of one process with all of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from steps import NETWORKS, make_batch, make_module
+from torch import Tensor, multiprocessing, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from anydepth.layers.sync_norm import synchronise_norms
+from anydepth.structures import Batch
+from anydepth.training.gradient_conflict import Gradients, compare_gradients, path_gradients
+from anydepth.training.module import Backward, DetectionModule
+
+PROCESSES = 2
+IMAGES = 4
+# Boxes of the four images, of which each process has two.
+COUNTS = {
+    "boxes everywhere": (3, 1, 2, 5),
+    "one process without boxes": (0, 0, 4, 1),
+    "one box": (0, 0, 1, 0),
+    "no boxes": (0, 0, 0, 0),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step that is taken by one process and by several."""
+
+    network: str
+    boxes: str
+    backward: Backward = "joint"
+    observed: bool = False
+
+    def __str__(self) -> str:
+        looked = ", observed" if self.observed else ""
+        return f"{self.network}, {self.boxes}, {self.backward}{looked}"
+
+
+CASES = [
+    *(Case(network, boxes) for network in ("detr", "yolo") for boxes in COUNTS),
+    *(Case(network, "one process without boxes", "separate") for network in NETWORKS),
+    Case("detr", "one process without boxes", "joint", observed=True),
+    Case("yolo", "one process without boxes", "separate", observed=True),
+]
+
+
+class Step(nn.Module):
+    """A training step as Lightning wraps it for DDP."""
+
+    def __init__(self, module: DetectionModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.module.training_step(batch, 0)
+
+
+def take_step(case: Case, rank: int = 0, processes: int = 1) -> dict[str, dict[str, Any]]:
+    """Gradients by parameter, the buffers afterwards, and how the paths agree if they were observed."""
+    module = make_module(case.network, case.backward)
+    paths: list[Gradients] = []
+    if case.observed:
+        module.observe_path = lambda graph: paths.append(path_gradients(module.detector, graph))
+    share = IMAGES // processes
+    batch = make_batch(COUNTS[case.boxes], slice(rank * share, (rank + 1) * share))
+    step: nn.Module = Step(module)
+    if processes > 1:
+        synchronise_norms(module)
+        step = DistributedDataParallel(step, find_unused_parameters=case.backward == "separate")
+    step(batch).backward()
+    gradients = {name: p.grad for name, p in module.detector.named_parameters() if p.grad is not None}
+    return {
+        "gradients": gradients,
+        "buffers": dict(module.detector.named_buffers()),
+        "agreement": compare_gradients(module.detector, paths, ["full", "minimal"]) if paths else {},
+    }
+
+
+def _process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+    torch.set_num_threads(1)
+    results = {str(case): take_step(case, rank, PROCESSES) for case in CASES}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the processes found, by case."""
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(_process, args=(str(folder),), nprocs=PROCESSES)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+
+
+alone = cache(take_step)
+
+
+def _check_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """To 1e-5 of the largest gradient of the network, as float32 adds the images in another order.
+
+    A parameter of small gradients is held to a thousandth of them as well, down to what rounding leaves of
+    those that cancel (biases in front of a norm).
+    """
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        difference = float((found[name] - gradient).abs().max())
+        assert difference <= 1e-5 * largest, name
+        assert difference <= 1e-3 * float(gradient.abs().max()) + 1e-7 * largest, name
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_are_those_of_the_whole_batch(together: list[dict[str, Any]], case: Case) -> None:
+    for results in together:
+        _check_equal(results[str(case)]["gradients"], alone(case)["gradients"])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_backward_pass_per_path_gives_the_gradients_of_one_for_their_sum(network: str) -> None:
+    separate = Case(network, "one process without boxes", "separate")
+    _check_equal(alone(separate)["gradients"], alone(replace(separate, backward="joint"))["gradients"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_statistics_of_norms_are_those_of_the_whole_batch(together: list[dict[str, Any]], case: Case) -> None:
+    expected = alone(case)["buffers"]
+    for found in (results[str(case)]["buffers"] for results in together):
+        assert found.keys() == expected.keys()
+        for name, buffer in expected.items():
+            torch.testing.assert_close(found[name], buffer, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.observed], ids=str)
+def test_paths_are_compared_by_the_gradients_of_the_whole_batch(
+    together: list[dict[str, Any]], case: Case
+) -> None:
+    expected = alone(case)["agreement"]
+    assert {"gradients/cosine/minimal/all", "gradients/norm/full"} <= expected.keys()
+    for results in together:
+        assert results[str(case)]["agreement"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        plain = results[str(replace(case, observed=False))]["gradients"]
+        assert all(torch.equal(g, plain[name]) for name, g in results[str(case)]["gradients"].items())
