@@ -240,6 +240,7 @@ def test_a_search_does_not_start_processes_that_draw_again(
     assert capsys.readouterr().err.count("trainer.strategy=ddp_spawn") == 1
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Path) -> None:
     """What SLURM does, with the local executor of the same launcher."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")

@@ -40,7 +40,7 @@ def _gradients(compose_run: Compose, folder: Path, *settings: str) -> dict[str, 
     return FirstGradients.found
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_three_paths_and_accumulated_batches_give_the_same_gradients(
     compose_run: Compose, tmp_path: Path, precision: str
 ) -> None:

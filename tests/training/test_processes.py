@@ -42,12 +42,19 @@ class Case:
         return f"{self.network}, {self.boxes}, {self.backward}{looked}"
 
 
-CASES = [
-    *(Case(network, boxes) for network in ("detr", "yolo") for boxes in COUNTS),
-    *(Case(network, "one process without boxes", "separate") for network in NETWORKS),
-    Case("detr", "one process without boxes", "joint", observed=True),
-    Case("yolo", "one process without boxes", "separate", observed=True),
+UNEVEN = "one process without boxes"
+QUICK = [
+    Case("detr", UNEVEN),
+    Case("yolo", UNEVEN),
+    *(Case(network, UNEVEN, "separate") for network in NETWORKS),
+    Case("yolo", UNEVEN, "separate", observed=True),
 ]
+SLOW = [
+    *(Case(network, boxes) for network in ("detr", "yolo") for boxes in COUNTS if boxes != UNEVEN),
+    Case("detr", UNEVEN, "joint", observed=True),
+]
+CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
+OBSERVED = [QUICK[-1], pytest.param(SLOW[-1], marks=pytest.mark.slow)]
 
 
 class Step(nn.Module):
@@ -82,19 +89,24 @@ def take_step(case: Case, rank: int = 0, processes: int = 1) -> dict[str, dict[s
     }
 
 
-def _process(rank: int, folder: str) -> None:
+def _process(rank: int, folder: str, cases: list[Case]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     torch.set_num_threads(1)
-    results = {str(case): take_step(case, rank, PROCESSES) for case in CASES}
+    results = {str(case): take_step(case, rank, PROCESSES) for case in cases}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the processes found, by case."""
+def together(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What each of the processes found, by case, for the cases of the tests that run."""
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(_process, args=(str(folder),), nprocs=PROCESSES)
+    items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
+    wanted = {item.callspec.params.get("case") for item in items if hasattr(item, "callspec")}
+    cases = [case for case in (*QUICK, *SLOW) if {case, replace(case, observed=True)} & wanted]
+    multiprocessing.spawn(_process, args=(str(folder), cases), nprocs=PROCESSES)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
@@ -124,7 +136,7 @@ def test_gradients_are_those_of_the_whole_batch(together: list[dict[str, Any]], 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_backward_pass_per_path_gives_the_gradients_of_one_for_their_sum(network: str) -> None:
-    separate = Case(network, "one process without boxes", "separate")
+    separate = Case(network, UNEVEN, "separate")
     _check_equal(alone(separate)["gradients"], alone(replace(separate, backward="joint"))["gradients"])
 
 
@@ -137,7 +149,7 @@ def test_statistics_of_norms_are_those_of_the_whole_batch(together: list[dict[st
             torch.testing.assert_close(found[name], buffer, msg=lambda text, n=name: f"{n}: {text}")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.observed], ids=str)
+@pytest.mark.parametrize("case", OBSERVED, ids=str)
 def test_paths_are_compared_by_the_gradients_of_the_whole_batch(
     together: list[dict[str, Any]], case: Case
 ) -> None:
