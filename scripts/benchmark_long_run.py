@@ -25,7 +25,7 @@ from anydepth import runtime
 from anydepth.train import assemble
 
 SETTINGS = (
-    *("detector=detr_tiny", "detector.input_size=[64,64]", "data.batch_size=2", "data.num_workers=1"),
+    *("detector=detr_tiny", "detector.input_size=[128,128]", "data.batch_size=2", "data.num_workers=1"),
     *("optim.minutes=null", "optim.epochs=100000", "optim.validate_every_epochs=5"),
     *("curve.depths=null", "callbacks.progress=null", "trainer.accelerator=cpu"),
 )
