@@ -38,7 +38,7 @@ train-detr: setup ## Train AnyDepth-DETR (the embedded sample unless ARGS says o
 train-yolo: setup ## The same with AnyDepth-YOLO
 	$(BIN)/anydepth-train detector=yolo_tiny $(ARGS)
 
-ablation: setup ## Six arms of the method, two seeds each, and the page that compares them (about an hour)
+ablation: setup ## Six arms of the method, two seeds each, and the page that compares them (60 to 90 minutes)
 	$(BIN)/anydepth-train -m experiment=ablation $(ARGS)
 
 test: setup ## Run the tests

@@ -4,6 +4,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich import get_console
 from anydepth import provenance, runtime, sweeps, zoo
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.fingerprint import fingerprint
+from anydepth.data.layout import SplitName
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.compatibility import measure_compatibility
@@ -45,6 +47,9 @@ _NOISE = (
     # The evaluator gives all processes the same figures.
     ".*sync_dist=True.*",
 )
+
+
+_SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 @failures_end_runs()
@@ -199,10 +204,8 @@ def build_trainer(
 
 def build_guard(config: Mapping[str, Any], data: DetectionDataModule) -> ProcessGuard:
     """The guard over what the processes of a run were started with."""
-    settings = {name: str(value) for name, value in flatten(config).items()}
-    splits = {name: fingerprint([data.index(name)])[:12] for name in ("train", "val")}
     return ProcessGuard(
-        facts={"setting": settings, "data split": splits, "version of": provenance.versions()},
+        facts=partial(_facts, config, data),
         remedies={
             "setting": "Start all processes with the same command. A sweeper must not draw anew in each of "
             "them: sweep with trainer=ddp_spawn, with a launcher that starts one job per configuration "
@@ -212,6 +215,12 @@ def build_guard(config: Mapping[str, Any], data: DetectionDataModule) -> Process
             "version of": "Install the same versions everywhere",
         },
     )
+
+
+def _facts(config: Mapping[str, Any], data: DetectionDataModule) -> dict[str, dict[str, str]]:
+    settings = {name: str(value) for name, value in flatten(config).items()}
+    splits = {str(name): fingerprint([data.index(name)])[:12] for name in _SPLITS}
+    return {"setting": settings, "data split": splits, "version of": provenance.versions()}
 
 
 def best_score(trainer: pl.Trainer) -> dict[str, float]:

@@ -29,7 +29,7 @@ def _check(
     monkeypatch.setattr(processes, "count", lambda: 1 + len(others))
     monkeypatch.setattr(guard.dist, "all_gather_object", all_gather_object)
     remedies = {"setting": "Start all with one command"}
-    ProcessGuard(facts=FACTS, remedies=remedies).setup(cast(Any, None), cast(Any, detector), "fit")
+    ProcessGuard(facts=lambda: FACTS, remedies=remedies).setup(cast(Any, None), cast(Any, detector), "fit")
 
 
 def test_equal_processes_train(monkeypatch: pytest.MonkeyPatch, small_detector: Detector) -> None:

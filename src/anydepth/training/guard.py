@@ -1,7 +1,7 @@
 """Before a run trains: whether all its processes train the same thing."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 import lightning.pytorch as pl
@@ -30,13 +30,16 @@ class ProcessGuard(pl.Callback):
     first process, are compared here, too.
 
     Args:
-        facts: What has to be equal: values by name, by the kind of thing they are, e.g.
-            ``{"setting": {"optim.lr": "0.1"}}``.
+        facts: Gives what has to be equal: values by name, by the kind of thing they are, e.g.
+            ``{"setting": {"optim.lr": "0.1"}}``. Called where there are several processes only.
         remedies: What to do about a difference, by kind.
     """
 
     def __init__(
-        self, *, facts: Mapping[str, Mapping[str, str]], remedies: Mapping[str, str] | None = None
+        self,
+        *,
+        facts: Callable[[], Mapping[str, Mapping[str, str]]],
+        remedies: Mapping[str, str] | None = None,
     ) -> None:
         self.facts = facts
         self.remedies = remedies or {}
@@ -49,7 +52,7 @@ class ProcessGuard(pl.Callback):
         """
         if processes.count() == 1:
             return
-        own = {**self.facts, PARAMETERS: _checksums(pl_module)}
+        own = {**self.facts(), PARAMETERS: _checksums(pl_module)}
         found: list[Mapping[str, Mapping[str, str]]] = [{}] * processes.count()
         dist.all_gather_object(found, own)
         different = [kind for kind in own if any(other[kind] != found[0][kind] for other in found)]
