@@ -228,7 +228,7 @@ def test_each_process_draws_its_own_share(root: Path) -> None:
     shares = []
     for rank in range(2):
         module = make_module(root)
-        epochs = SimpleNamespace(current=SimpleNamespace(processed=0))
+        epochs = SimpleNamespace(state_dict=lambda: {"current": {"processed": 0}})
         module.trainer = SimpleNamespace(
             world_size=2, global_rank=rank, fit_loop=SimpleNamespace(epoch_progress=epochs)
         )

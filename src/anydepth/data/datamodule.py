@@ -191,7 +191,7 @@ class DetectionDataModule(LightningDataModule):
         )
         if self.trainer is not None:
             # Workers draw batches before Lightning says which epoch it is.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"])
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:

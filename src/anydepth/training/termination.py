@@ -87,7 +87,8 @@ class Postponed:
 
     def end(self) -> None:
         """Give back to the handler before training."""
-        if _in_main_thread() and signal.getsignal(signal.SIGTERM) is self and self._former is not None:
+        current: object = signal.getsignal(signal.SIGTERM)
+        if _in_main_thread() and current is self and self._former is not None:
             signal.signal(signal.SIGTERM, self._former)
 
 
