@@ -110,7 +110,9 @@ def assert_equal_runs(folder: Path, whole: Path) -> None:
 def start_run(
     folder: Path, small_run: Sequence[str], *settings: str, wing: str = "detr"
 ) -> "subprocess.Popen[str]":
-    """``anydepth-train`` in ``folder/run``, in a group of processes of its own, with its first checkpoint."""
+    """``anydepth-train`` in ``folder/run``, in a group of processes of its own, after a checkpoint."""
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    before = _written(last)
     own = [text for text in run_settings(wing, small_run) if "diary" not in text]
     process = subprocess.Popen(
         [
@@ -124,11 +126,15 @@ def start_run(
         start_new_session=True,
     )
     end = time.monotonic() + 300
-    while not (folder / "run" / "checkpoints" / "last.ckpt").exists():
+    while _written(last) == before:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, "no checkpoint was written"
         time.sleep(0.01)
     return process
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def end_run(process: "subprocess.Popen[str]", *, whole_group: bool) -> tuple[str, str]:

@@ -17,7 +17,7 @@ STRATEGIES = {
     "ddp": ("trainer=ddp", *DEVICES),
     "ddp_spawn": ("trainer=ddp_spawn", *DEVICES),
 }
-EPOCHS = "optim.epochs=30"
+EPOCHS = "optim.epochs=20"
 
 
 def _finished(process: "subprocess.Popen[str]") -> str:
@@ -51,20 +51,19 @@ def test_runs_that_sigterm_ends_go_on_to_the_same_end(
     for whole_group in (False, True):
         more = ("ckpt_path=auto",) if steps else ()
         process = start_run(tmp_path / "ended", small_run, *settings, *more)
-        # A run that goes on finds its checkpoint before it has begun.
-        time.sleep(10 if steps else 0.3)
+        time.sleep(0.3)
         printed, errors = end_run(process, whole_group=whole_group)
         assert process.returncode == 143, f"{printed}\n{errors}"
         assert printed.count("stopped   by SIGTERM") == 1
         assert "Traceback" not in errors
         _assert_gone(process.pid)
         steps.append(read_checkpoint(tmp_path / "ended" / "run" / "checkpoints" / "last.ckpt")["global_step"])
-    assert 3 <= steps[0] <= steps[1] <= 90
+    assert 3 <= steps[0] <= steps[1] <= 60
     _finished(start_run(tmp_path / "ended", small_run, *settings, "ckpt_path=auto"))
     found, expected = (
         read_checkpoint(tmp_path / name / "run" / "checkpoints" / "last.ckpt") for name in ("ended", "whole")
     )
-    assert found["global_step"] == 90
+    assert found["global_step"] == 60
     assert differences(found, expected) == []
 
 
