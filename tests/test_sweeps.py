@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from anydepth import runtime, sweeps
 from anydepth.sweeps import execute, read_record, run_folders
+from anydepth.training.termination import Terminated
 
 Compose = Callable[..., DictConfig]
 
@@ -319,3 +320,112 @@ def test_results_of_other_commands_do_not_go_where_a_training_run_lies(tmp_path:
         sweeps.check_output(tmp_path / "run")
     sweeps.check_output(tmp_path / "run" / "analysis")
     sweeps.check_output(tmp_path)
+
+
+# -- ckpt_path=auto --------------------------------------------------------------------------------------
+
+
+def _stopped(job: Callable[..., DictConfig], *names: str) -> list[Path]:
+    """Checkpoints that a run left which has no result, the first one of 10 steps, the next of 20."""
+    with pytest.raises(KeyboardInterrupt):
+        execute(job(sweep=False), Trainer(KeyboardInterrupt()))
+    folder = Path(str(job(sweep=False).paths.output_dir)) / "checkpoints"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        torch.save({"state_dict": {}, "detector": {}, "global_step": 10 + 10 * number}, folder / name)
+    return [folder / name for name in names]
+
+
+def test_auto_goes_on_from_the_newest_checkpoint_and_keeps_the_folder(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, last = _stopped(job, "best.ckpt", "last.ckpt")
+    _old_results(tmp_path / "job")
+    (tmp_path / "job" / "checkpoints" / ".last.12.partial.ckpt").touch()
+    second = Trainer(0.5)
+    assert execute(job("ckpt_path=auto", sweep=False), second) == 0.5
+    assert second.seen[0].ckpt_path == str(last)
+    assert f"goes on   from {last}, after step 20\n" in capsys.readouterr().out
+    assert (tmp_path / "job" / "depth_curve.json").exists()
+    assert sorted((tmp_path / "job" / "checkpoints").iterdir()) == [best, last]
+    assert len(json.loads((tmp_path / "job" / "provenance.json").read_text())["history"]) == 1
+
+
+def test_auto_begins_where_there_is_no_checkpoint(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(job(sweep=False), Trainer())
+    _old_results(tmp_path / "job")
+    second = Trainer(0.5)
+    assert execute(job("ckpt_path=auto", sweep=False), second) == 0.5
+    assert second.seen[0].ckpt_path is None
+    assert f"begins    as there is no checkpoint in {tmp_path / 'job'}\n" in capsys.readouterr().out
+    # As of any run that begins: nothing of the former one is left beside its results.
+    assert not (tmp_path / "job" / "depth_curve.json").exists()
+
+
+def test_auto_tells_which_checkpoints_are_damaged_and_clears_none_away(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, last = _stopped(job, "best.ckpt", "last.ckpt")
+    last.write_bytes(b"cut")
+    second = Trainer(0.5)
+    assert execute(job("ckpt_path=auto", sweep=False), second) == 0.5
+    assert second.seen[0].ckpt_path == str(best)
+    assert f"ignored   {last}: no complete checkpoint" in capsys.readouterr().out
+    best.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        execute(job("ckpt_path=auto", sweep=False), second)
+    assert "delete them to begin anew" in " ".join(capsys.readouterr().err.split())
+    assert len(second.seen) == 1
+    assert best.exists()
+
+
+@pytest.mark.parametrize("inner", [".", "checkpoints"])
+def test_a_folder_stands_for_its_newest_checkpoint(
+    job: Callable[..., DictConfig], tmp_path: Path, inner: str
+) -> None:
+    *_, last = _stopped(job, "best.ckpt", "last.ckpt")
+    (tmp_path / "job").rename(tmp_path / "other")
+    second = Trainer(0.5)
+    assert execute(job(f"ckpt_path={tmp_path / 'other' / inner}", sweep=False), second) == 0.5
+    assert Path(second.seen[0].ckpt_path).resolve() == tmp_path / "other" / "checkpoints" / last.name
+
+
+def test_a_folder_without_checkpoints_is_refused(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        execute(job(f"ckpt_path={tmp_path}", sweep=False), Trainer())
+    assert f"ckpt_path={tmp_path}: no checkpoint in this folder" in capsys.readouterr().err
+
+
+def test_auto_in_a_sweep_begins_or_goes_on_as_the_sweep_does(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    first = Trainer(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        execute(job("ckpt_path=auto"), first)
+    assert first.seen[0].ckpt_path is None
+    checkpoint = _checkpoint(tmp_path / "job")
+    second = Trainer()
+    assert execute(job("ckpt_path=auto"), second) == 0.25
+    assert second.seen[0].ckpt_path == str(checkpoint)
+
+
+@pytest.mark.parametrize("sweep", [True, False], ids=["sweep", "single"])
+def test_the_end_by_sigterm_is_told_in_one_line(
+    job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], sweep: bool
+) -> None:
+    def train(cfg: DictConfig) -> tuple[dict[str, float], Any]:
+        _checkpoint(tmp_path / "job")
+        raise Terminated
+
+    with pytest.raises(SystemExit) as stopped:
+        execute(job("hydra.sweep.dir=study", sweep=sweep), train)
+    assert stopped.value.code == 143
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("stopped")]
+    saved = f"after step 0, {tmp_path / 'job' / 'checkpoints' / 'last.ckpt'} is saved; go on with the same"
+    again = "hydra.sweep.dir=study" if sweep else f"hydra.run.dir={tmp_path / 'job'} and ckpt_path=auto"
+    assert line == f"stopped   by SIGTERM {saved} command and {again}"
+    assert not {"result.json", "failure.json"} & {path.name for path in (tmp_path / "job").iterdir()}

@@ -8,9 +8,7 @@ the rest.
 import json
 import math
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +23,9 @@ from rich import get_console
 
 from anydepth import provenance, runtime, sweep_names
 from anydepth.report.files import write_text
-from anydepth.training.checkpoints import CheckpointError, read_checkpoint
+from anydepth.training.checkpoints import CheckpointError
+from anydepth.training.newest import AUTO, Newest, newest_checkpoint
+from anydepth.training.termination import Terminated, ended_by_sigterm
 
 RESULT: Final = "result.json"
 FAILURE: Final = "failure.json"
@@ -35,9 +35,9 @@ SCORE = "val/score"
 BEST_SCORE = "val/best_score"
 
 # What a killed process leaves of a file that it was writing.
-_PARTIAL = ".*.partial*"
+_PARTIAL = (".*.partial*", "checkpoints/.*.partial*")
 _LEFT_BY_A_RUN = (
-    _PARTIAL,
+    *_PARTIAL,
     "checkpoints",
     "logs",
     "pictures",
@@ -82,18 +82,56 @@ def execute(cfg: DictConfig, train: Train) -> float | None:
         Exception: Outside a sweep, a defect.
     """
     if not runtime.is_sweep():
-        with runtime.friendly_errors():
+        with runtime.friendly_errors(), _told_how_to_go_on(_folder(cfg)):
             _check_single_job()
+            cfg = with_checkpoint(cfg)
             _make_room(cfg)
             return _recorded(cfg, train)
     try:
-        return _continued(cfg, train)
+        with _told_how_to_go_on(_folder(cfg)):
+            return _continued(cfg, train)
     except Exception as error:
         _tell(error, _folder(cfg))
         if not runtime.is_first_process():
             # The first process of the job waits for this one; Hydra would catch the error itself.
             raise SystemExit(1) from error
         return math.nan
+
+
+def with_checkpoint(cfg: DictConfig) -> DictConfig:
+    """The settings with the file that ``ckpt_path`` stands for, where it is ``auto`` or a folder.
+
+    The console tells which file that is, and which newer ones are damaged.
+
+    Args:
+        cfg: Of a run.
+
+    Returns:
+        ``ckpt_path`` is a file, or None where ``auto`` finds no checkpoint in the run's own folder.
+
+    Raises:
+        FileNotFoundError: A folder without any checkpoint.
+        CheckpointError: All checkpoints that are there are damaged. What is left of them is not cleared away
+            for a fresh start without being asked.
+    """
+    given = cfg.get("ckpt_path")
+    if not given or (given != AUTO and not Path(str(given)).is_dir()):
+        return cfg
+    folder = _folder(cfg) if given == AUTO else Path(str(given))
+    found = newest_checkpoint(folder)
+    _tell_ignored(found)
+    if found.path is not None:
+        _say(f"goes on   from {found.path}, after step {found.step}")
+    elif found.passed_over:
+        raise CheckpointError(
+            f"ckpt_path={given}: no checkpoint in {folder} is whole ({'; '.join(found.passed_over)}). If "
+            "they are lost, delete them to begin anew"
+        )
+    elif given != AUTO:
+        raise FileNotFoundError(f"ckpt_path={given}: no checkpoint in this folder; give the one of a run")
+    else:
+        _say(f"begins    as there is no checkpoint in {folder}")
+    return _going_on_from(cfg, found.path)
 
 
 def check_output(folder: str | Path) -> None:
@@ -171,11 +209,11 @@ def _continued(cfg: DictConfig, train: Train) -> float | None:
     if checkpoint is None:
         _forget(folder, *_LEFT_BY_A_RUN)
         _say(f"begins    {folder.name}")
+        cfg = _going_on_from(cfg, None) if cfg.get("ckpt_path") == AUTO else cfg
     else:
-        cfg = cfg.copy()
-        cfg.ckpt_path = str(checkpoint)
+        cfg = _going_on_from(cfg, checkpoint)
         _say(f"goes on   {folder.name}: from its last checkpoint")
-    _forget(folder, FAILURE, REFUSAL, _PARTIAL)
+    _forget(folder, FAILURE, REFUSAL, *_PARTIAL)
     return _recorded(cfg, train)
 
 
@@ -192,7 +230,7 @@ def _make_room(cfg: DictConfig) -> None:
         # Never a run's folder; what is in it may be the user's.
         _forget(folder, RESULT, FAILURE)
     elif runtime.goes_on(config):
-        _forget(folder, RESULT, FAILURE, _PARTIAL)
+        _forget(folder, RESULT, FAILURE, *_PARTIAL)
     elif config.get("weights") and Path(config["weights"]).resolve().is_relative_to(folder.resolve()):
         raise RunFolderError(
             f"weights={config['weights']}: lies in the folder of this run, whose former results are "
@@ -207,7 +245,7 @@ def _recorded(cfg: DictConfig, train: Train) -> float | None:
     folder, started, fingerprint = _folder(cfg), time.monotonic(), None
     try:
         fingerprint = runtime.result_hash(runtime.plain(cfg))
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             metrics, _ = train(cfg)
     except Exception as error:
         _write_failure(folder, error, fingerprint)
@@ -224,33 +262,20 @@ def _recorded(cfg: DictConfig, train: Train) -> float | None:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM ends the program, as Ctrl+C does.
-
-    It is sent to a whole group of processes, whose loaders' workers end at once. A job that lost them would
-    pass for a failed one, and a sweep would begin its next job.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    # A launcher that handles the signal itself queues the job again.
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    received: list[int] = []
-
-    def end(number: int, _: object) -> None:
-        received.append(number)
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Within the block, the end by SIGTERM is told in one line: what is saved, and how to go on."""
     try:
         yield
-    except Exception as error:
-        # The loss of a worker is raised by a signal, too, and overtakes this one.
-        if received:
-            raise SystemExit(128 + received[0]) from error
+    except Terminated:
+        found = newest_checkpoint(folder)
+        saved = "before its first checkpoint"
+        if found.path is not None:
+            saved = f"after step {found.step}, {found.path} is saved"
+        again = f"hydra.run.dir={folder} and ckpt_path=auto"
+        if runtime.is_sweep():
+            again = f"hydra.sweep.dir={HydraConfig.get().sweep.dir}"
+        _say(f"stopped   by SIGTERM {saved}; go on with the same command and {again}")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_single_job() -> None:
@@ -282,17 +307,25 @@ def _check_same(folder: Path, done: Mapping[str, Any], fingerprint: str, cfg: Di
 
 
 def _checkpoint(folder: Path, fingerprint: str) -> Path | None:
-    """The last checkpoint of an interrupted run of the same settings, if it can be gone on from."""
+    """The newest whole checkpoint of an interrupted run of the same settings."""
     # Other processes of the same job look while the first one clears the folder, checkpoints first: whoever
     # sees these settings written sees no checkpoint of other ones.
     if (provenance.read(folder) or {}).get("config_hash") != fingerprint:
         return None
-    path = folder / "checkpoints" / "last.ckpt"
-    try:
-        read_checkpoint(path)
-    except (FileNotFoundError, CheckpointError):
-        return None
-    return path
+    found = newest_checkpoint(folder)
+    _tell_ignored(found)
+    return found.path
+
+
+def _going_on_from(cfg: DictConfig, checkpoint: Path | None) -> DictConfig:
+    cfg = cfg.copy()
+    cfg.ckpt_path = None if checkpoint is None else str(checkpoint)
+    return cfg
+
+
+def _tell_ignored(found: Newest) -> None:
+    for reason in found.passed_over:
+        _say(f"ignored   {reason}")
 
 
 # -- records ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import hydra
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig
 from rich import get_console
 
@@ -29,13 +30,16 @@ from anydepth.report.flat_config import flatten
 from anydepth.report.gallery import detect_gallery, draw_gallery
 from anydepth.report.tables import print_depth_curve, write_depth_curve
 from anydepth.training.callbacks import ConsoleProgress
+from anydepth.training.checkpoint_files import CheckpointFiles
 from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.distillation import SelfDistillation
 from anydepth.training.guard import ProcessGuard
+from anydepth.training.last_checkpoint import LastCheckpoint
 from anydepth.training.loggers import close_loggers, failures_end_runs, log_results
 from anydepth.training.module import DetectionModule
 from anydepth.training.norms import NormSynchronisation
+from anydepth.training.termination import Terminated, passed_on
 
 # Remarks of Lightning that ask for nothing a user of this entry point should change.
 _NOISE = (
@@ -68,6 +72,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
+    cfg = sweeps.with_checkpoint(cfg)
     config = runtime.plain(cfg)
     _prepare(config)
     data, module, trainer = assemble(cfg)
@@ -77,7 +82,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if trainer.is_global_zero:
         _complete_provenance(config, data, trainer)
         _announce(config, detector, data, trainer)
-    trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
+    with _sigterm_for_processes(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
     if config["ckpt_path"] and "val/score" not in trainer.callback_metrics:
         # The checkpoint was the last one: nothing was left to train, but its figures are part of the result.
         trainer.validate(
@@ -114,6 +120,20 @@ def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.
     detector = build_detector(config, data)
     module = build_module(cfg, detector, data)
     return data, module, build_trainer(cfg, config, detector, data)
+
+
+def _sigterm_for_processes(trainer: pl.Trainer) -> AbstractContextManager[None]:
+    """Where processes that this one starts from Python train in its place, SIGTERM is for them."""
+    launcher: Any = trainer.strategy.launcher
+    if type(launcher).__name__ != "_MultiProcessingLauncher":
+        return nullcontext()
+
+    def send(number: int) -> None:
+        if not launcher.procs:
+            raise Terminated
+        launcher.kill(number)
+
+    return passed_on(send)
 
 
 def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Detector:
@@ -186,13 +206,13 @@ def build_trainer(
         cfg.trainer,
         strategy=strategy,
         sync_batchnorm=False,
-        plugins=[NormSynchronisation()] if cfg.trainer.sync_batchnorm else [],
+        plugins=[CheckpointFiles(), *([NormSynchronisation()] if cfg.trainer.sync_batchnorm else [])],
         # Lightning takes None for 1000 epochs.
         max_epochs=-1 if cfg.trainer.max_epochs is None else cfg.trainer.max_epochs,
         callbacks=callbacks,
         logger=loggers or False,
         enable_progress_bar=any(isinstance(callback, ConsoleProgress) for callback in callbacks),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
     starts_processes = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
     if runtime.is_sweep() and trainer.world_size > 1 and starts_processes:
@@ -250,6 +270,8 @@ def finish(
         if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
             kind = "best" if callback.monitor else "last"
             files[f"{kind} checkpoint"] = Path(callback.best_model_path)
+        if isinstance(callback, LastCheckpoint) and callback.path.is_file():
+            files["last checkpoint"] = callback.path
     if "best checkpoint" in files:
         detector.load_state_dict(detector_weights(read_checkpoint(files["best checkpoint"])))
     files["weights"] = zoo.save(detector, folder / "weights.safetensors")

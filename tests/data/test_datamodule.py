@@ -228,7 +228,10 @@ def test_each_process_draws_its_own_share(root: Path) -> None:
     shares = []
     for rank in range(2):
         module = make_module(root)
-        module.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        epochs = SimpleNamespace(state_dict=lambda: {"current": {"processed": 0}})
+        module.trainer = SimpleNamespace(
+            world_size=2, global_rank=rank, fit_loop=SimpleNamespace(epoch_progress=epochs)
+        )
         shares.append(train_ids(module, epoch=0))
     assert [len(share) for share in shares] == [1, 1]
     assert len({*shares[0][0], *shares[1][0]}) == 4

@@ -75,7 +75,7 @@ def test_the_time_limit_drives_progress_stops_and_validates(module: DetectionMod
 def test_a_resumed_run_has_the_rest_of_its_time(module: DetectionModule) -> None:
     now = 0.0
     first = TrainingBudget(minutes=2, clock=lambda: now)
-    first.on_train_start(_trainer(), module)
+    first.on_train_start(_trainer(max_epochs=None), module)
     now = 90.0
     saved = first.state_dict()
     assert saved == {"elapsed": 90.0}
@@ -85,7 +85,7 @@ def test_a_resumed_run_has_the_rest_of_its_time(module: DetectionModule) -> None
 
     second = TrainingBudget(minutes=2, clock=lambda: now)
     second.load_state_dict(saved)
-    second.on_train_start(_trainer(), module)
+    second.on_train_start(_trainer(max_epochs=None), module)
     now = 5015.0
     second.on_train_batch_start(_trainer(), module, None, 0)
     assert module.time_progress == pytest.approx(105 / 120)
@@ -98,6 +98,10 @@ def test_the_last_epoch_is_validated(module: DetectionModule) -> None:
     assert trainer.check_val_every_n_epoch == 5
     trainer = _trainer(max_epochs=7, current_epoch=6)
     budget.on_train_epoch_start(trainer, module)
+    assert trainer.check_val_every_n_epoch == 1
+    # Also where a run goes on within it, of which Lightning does not say that it starts.
+    trainer = _trainer(max_epochs=7, current_epoch=6)
+    budget.on_train_start(trainer, module)
     assert trainer.check_val_every_n_epoch == 1
 
 

@@ -101,7 +101,7 @@ def test_the_learning_rate_follows_steps_or_time_whichever_is_further() -> None:
     time_progress = 0.0
     net = _Net()
     optimizer = recipe.optimizer(net)
-    scheduler = recipe.scheduler(optimizer, total_steps=4, time_progress=lambda: time_progress)
+    scheduler = recipe.scheduler(optimizer, total_steps=lambda: 4, time_progress=lambda: time_progress)
     rates = []
     for elapsed in (0.0, 0.0, 0.5, 0.9):
         time_progress = elapsed
@@ -115,7 +115,9 @@ def test_the_learning_rate_follows_steps_or_time_whichever_is_further() -> None:
 
 def test_time_alone_limits_a_run_without_epochs() -> None:
     recipe = _recipe(schedule="cosine", epochs=None, minutes=5)
-    scheduler = recipe.scheduler(recipe.optimizer(_Net()), total_steps=math.inf, time_progress=lambda: 0.5)
+    scheduler = recipe.scheduler(
+        recipe.optimizer(_Net()), total_steps=lambda: math.inf, time_progress=lambda: 0.5
+    )
     assert scheduler.get_last_lr()[-1] == pytest.approx(0.5)
 
 
@@ -188,7 +190,7 @@ def test_sgd_warms_up_rates_momentum_and_biases_and_then_decays() -> None:
         final_lr=0.1,
     )
     optimizer = recipe.optimizer(_Net())
-    scheduler = recipe.scheduler(optimizer, total_steps=8, time_progress=lambda: 0.0)
+    scheduler = recipe.scheduler(optimizer, total_steps=lambda: 8, time_progress=lambda: 0.0)
     seen = []
     for _ in range(9):
         groups = {group["name"]: group for group in optimizer.param_groups}
@@ -204,6 +206,27 @@ def test_sgd_warms_up_rates_momentum_and_biases_and_then_decays() -> None:
         [0.2 + w * (0.1 * d - 0.2) for d, w in zip(decay, done, strict=True)]
     )
     assert [momentum for _, _, momentum in seen] == pytest.approx([0.5 + 0.4 * w for w in done])
+
+
+def test_the_warm_up_goes_on_after_a_checkpoint() -> None:
+    """Groups that are loaded take the place of those that the schedule was made for."""
+    recipe = _sgd(warmup_steps=8, warmup_momentum=0.5, momentum=0.9)
+    seen = []
+    for interrupted in (False, True):
+        optimizer = recipe.optimizer(_Net())
+        scheduler = recipe.scheduler(optimizer, total_steps=lambda: 8, time_progress=lambda: 0.0)
+        for step in range(6):
+            if interrupted and step == 3:
+                saved = optimizer.state_dict(), scheduler.state_dict()
+                optimizer = recipe.optimizer(_Net())
+                scheduler = recipe.scheduler(optimizer, total_steps=lambda: 8, time_progress=lambda: 0.0)
+                optimizer.load_state_dict(saved[0])
+                scheduler.load_state_dict(saved[1])
+            optimizer.step()
+            scheduler.step()
+        seen.append([(group["momentum"], group["lr"]) for group in optimizer.param_groups])
+    assert seen[0] == seen[1]
+    assert seen[0][0][0] == pytest.approx(0.5 + 0.4 * 6 / 8)
 
 
 def test_sgd_sums_gradients_over_the_nominal_batch() -> None:

@@ -19,6 +19,7 @@ from anydepth.data.layout import SPLIT_NAMES, Split, SplitName, find_split
 from anydepth.data.sampling import LANES, EpochSampler
 from anydepth.data.source import FileSource, SampleSource
 from anydepth.data.transforms import Augmentation
+from anydepth.data.workers import outlive_sigterm
 from anydepth.images import Fit, check_fit
 
 
@@ -188,6 +189,9 @@ class DetectionDataModule(LightningDataModule):
             partner_pool=self.partner_pool,
             mixed_epochs=None if self.epochs is None else self.epochs - self.unmixed_epochs,
         )
+        if self.trainer is not None:
+            # Workers draw batches before Lightning says which epoch it is.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"])
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -214,6 +218,7 @@ class DetectionDataModule(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": collate,
+            "worker_init_fn": outlive_sigterm,
             # Without its own generator, a loader takes a number from the global one each time it starts.
             "generator": torch.Generator().manual_seed(self.seed),
         }

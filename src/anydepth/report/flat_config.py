@@ -13,6 +13,7 @@ NOT_TRAINING: tuple[str, ...] = (
     # Where things lie, and how a run is watched.
     "paths.*",
     "logger.*",
+    "trainer._target_",
     "trainer.default_root_dir",
     "trainer.log_every_n_steps",
     "trainer.enable_*",

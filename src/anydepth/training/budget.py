@@ -34,9 +34,15 @@ class TrainingBudget(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._started = self._clock()
+        # Lightning does not say that an epoch starts when a run goes on within it.
+        self._validate_last_epoch(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have the last epoch validated, wherever it falls between two validations."""
+        self._validate_last_epoch(trainer)
+
+    @staticmethod
+    def _validate_last_epoch(trainer: pl.Trainer) -> None:
         if trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
 

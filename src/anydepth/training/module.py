@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
@@ -269,7 +270,8 @@ class DetectionModule(pl.LightningModule):
         optimizer = self.recipe.optimizer(self.detector, fused=self.trainer.precision != "16-mixed")
         scheduler = self.recipe.scheduler(
             optimizer,
-            total_steps=self.trainer.estimated_stepping_batches,
+            # Lightning would load the data for it now, before a checkpoint can tell where to go on in them.
+            total_steps=cache(lambda: float(self.trainer.estimated_stepping_batches)),
             time_progress=lambda: self.time_progress,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

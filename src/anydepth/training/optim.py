@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -140,18 +141,23 @@ class Recipe(ABC):
         """
 
     def scheduler(
-        self, optimizer: torch.optim.Optimizer, *, total_steps: float, time_progress: Callable[[], float]
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: Callable[[], float],
+        time_progress: Callable[[], float],
     ) -> LambdaLR:
         """The learning-rate schedule, to be stepped once per optimizer step.
 
         Args:
             optimizer: Of :meth:`optimizer`.
-            total_steps: Optimizer steps of the run; infinity where only ``minutes`` limits it.
+            total_steps: Gives the optimizer steps of the run; infinity where only ``minutes`` limits it. Not
+                asked for before the first step: a run that goes on does not know its data until then.
             time_progress: Gives the share of ``minutes`` that has passed.
         """
 
         def factor(step: int) -> float:
-            return self.lr_factor(step, max(step / total_steps, time_progress()))
+            return self.lr_factor(step, _progress(step, total_steps, time_progress))
 
         return LambdaLR(optimizer, factor)
 
@@ -232,24 +238,30 @@ class SGDRecipe(Recipe):
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True, fused=fused)
 
     def scheduler(
-        self, optimizer: torch.optim.Optimizer, *, total_steps: float, time_progress: Callable[[], float]
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: Callable[[], float],
+        time_progress: Callable[[], float],
     ) -> LambdaLR:
         """The learning-rate schedule, which also warms up the momentum and the biases' learning rate."""
 
-        def factor(group: dict[str, Any], step: int) -> float:
+        def factor(number: int, step: int) -> float:
+            # Asked for anew each time: a run that goes on from a checkpoint gets other groups in their place.
+            group = optimizer.param_groups[number]
             done = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
             # LambdaLR asks every group before each step: the place where its momentum can follow too.
             group["momentum"] = self.warmup_momentum + done * (self.momentum - self.warmup_momentum)
             warms_from = self.warmup_bias_lr if group["name"].endswith("_bias") else 0.0
             start = warms_from / group["initial_lr"] if warms_from else 0.0
-            decayed = self.decay_factor(max(step / total_steps, time_progress()))
+            decayed = self.decay_factor(_progress(step, total_steps, time_progress))
             return start + done * (decayed - start)
 
-        return LambdaLR(optimizer, [_bind(factor, group) for group in optimizer.param_groups])
+        return LambdaLR(optimizer, [partial(factor, number) for number in range(len(optimizer.param_groups))])
 
 
-def _bind(factor: Callable[[dict[str, Any], int], float], group: dict[str, Any]) -> Callable[[int], float]:
-    return lambda step: factor(group, step)
+def _progress(step: int, total_steps: Callable[[], float], time_progress: Callable[[], float]) -> float:
+    return max(step / total_steps() if step else 0.0, time_progress())
 
 
 def parameter_groups(

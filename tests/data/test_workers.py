@@ -1,0 +1,59 @@
+"""The processes of loaders and SIGTERM."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PARENT = """
+import os, signal, subprocess, sys, time
+from torch.utils.data import DataLoader
+from anydepth.data.workers import outlive_sigterm
+
+class Slow:
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        time.sleep(0.3)
+        return os.getpid()
+
+if __name__ == "__main__":
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    worker = int(next(loader)[0])
+    # From a stranger: the worker goes on.
+    subprocess.run(["kill", "-TERM", str(worker)], check=True)
+    assert [int(found[0]) for found in loader] == [worker] * 3
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    worker = int(next(loader)[0])
+    # From the process that it works for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitpid(worker, 0)[1] == 0
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    print(int(next(loader)[0]), flush=True)
+    if sys.argv[1] == "exit":
+        raise SystemExit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal")
+@pytest.mark.parametrize(("way", "code"), [("exit", 3), ("kill", -signal.SIGKILL)])
+def test_a_worker_outlives_the_signal_of_others_but_not_its_parent(way: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", PARENT, way], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    worker, end = int(done.stdout.split()[-1]), time.monotonic() + 60
+    while _alive(worker) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _alive(worker)
+
+
+def _alive(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"  # a zombie has ended

@@ -1,0 +1,147 @@
+"""Small whole runs of both wings with everything in them that draws random numbers or counts steps."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from anydepth.structures import Batch
+from anydepth.training.checkpoints import read_checkpoint
+from anydepth.training.module import DetectionModule
+from small_networks import SMALL_YOLO
+
+# Random depths, sizes, denoising; five batches in steps of two, two and one; a checkpoint after each step.
+_COMMON = (
+    "depth_schedule=sandwich",
+    "optim.epochs=3",
+    "optim.multi_scale_sizes=[64,96]",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.limit_train_batches=5",
+    "callbacks.last.every_minutes=0",
+    f"+callbacks.diary={{_target_: {__name__}.Diary,path: '${{paths.output_dir}}/diary.txt'}}",
+)
+# Momentum and the learning rate of biases warm up beyond the end of the run.
+_YOLO = (
+    "detector=yolo_tiny",
+    *(f"detector.{key}={value}".replace(" ", "") for key, value in SMALL_YOLO.items()),
+    "optim=yolo",
+    "optim.warmup_steps=30",
+    "optim.nominal_batch=4",
+    "augmentation=yolo",
+    "data.unmixed_epochs=1",
+)
+# What may differ: the time a run took, its folder, and what Lightning notes and does not restore.
+_FREE = ("elapsed", "dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "current_score")
+
+
+def run_settings(wing: str, small_run: Sequence[str]) -> tuple[str, ...]:
+    """Settings of a run of a wing: ``detr`` or ``yolo``.
+
+    Args:
+        wing: Of the detector.
+        small_run: The fixture.
+    """
+    if wing == "detr":
+        return (*small_run, *_COMMON)
+    return (*(text for text in small_run if not text.startswith("detector.")), *_YOLO, *_COMMON)
+
+
+class Diary(pl.Callback):
+    """Notes what each step is given: images, their augmentation, depths."""
+
+    def __init__(self, *, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        pixels = hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()[:16]
+        depths = " ".join(str(path.depth) for path in pl_module.plan)
+        with self.path.open("a") as file:
+            file.write(f"{trainer.current_epoch} {batch_idx}: {list(batch.image_ids)} {pixels} {depths}\n")
+
+
+def diary(folder: Path) -> set[str]:
+    """All that the steps of a run were given, also those that were done again."""
+    return set((folder / "diary.txt").read_text().splitlines())
+
+
+def differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """Where two parts of checkpoints differ, bit by bit."""
+    if isinstance(first, torch.Tensor):
+        return [] if first.dtype == second.dtype and torch.equal(first, second) else [where]
+    if isinstance(first, dict):
+        keys = [key for key in first.keys() | second.keys() if key not in _FREE]
+        missing = [f"{where}/{key}" for key in keys if (key in first) != (key in second)]
+        both = [key for key in keys if key in first and key in second]
+        return missing + [
+            found for key in both for found in differences(first[key], second[key], f"{where}/{key}")
+        ]
+    if isinstance(first, list | tuple):
+        if len(first) != len(second):
+            return [where]
+        pairs = zip(first, second, strict=True)
+        return [found for i, (a, b) in enumerate(pairs) for found in differences(a, b, f"{where}/{i}")]
+    return [] if first == second else [f"{where}: {first} and {second}"]
+
+
+def assert_equal_runs(folder: Path, whole: Path) -> None:
+    """Weights, averages, optimizer, learning rates, best score, counters; and what the steps were given."""
+    for name in ("last.ckpt", "best.ckpt"):
+        found, expected = (read_checkpoint(run / "checkpoints" / name) for run in (folder, whole))
+        different = differences(found, expected)
+        assert not different, f"{name} of {folder}: {different[:20]}"
+        assert {"optimizer_states", "lr_schedulers", "weights_in_training", "callbacks"} <= found.keys()
+    assert not diary(folder) ^ diary(whole), f"steps of {folder} were given: {diary(folder) - diary(whole)}"
+
+
+# -- as commands -----------------------------------------------------------------------------------------
+
+
+def start_run(
+    folder: Path, small_run: Sequence[str], *settings: str, wing: str = "detr"
+) -> "subprocess.Popen[str]":
+    """``anydepth-train`` in ``folder/run``, in a group of processes of its own, after a checkpoint."""
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    before = _written(last)
+    own = [text for text in run_settings(wing, small_run) if "diary" not in text]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "anydepth.train", *own, "callbacks.last.every_minutes=null"),
+            *(f"hydra.run.dir={folder / 'run'}", *settings),
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 300
+    while _written(last) == before:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "no checkpoint was written"
+        time.sleep(0.01)
+    return process
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def end_run(process: "subprocess.Popen[str]", *, whole_group: bool) -> tuple[str, str]:
+    """Send SIGTERM to the command alone, or to all its processes; returns what it printed."""
+    try:
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
+        return process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
