@@ -362,7 +362,7 @@ def _announce(
 ) -> None:
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     height, width = detector.input_size
-    schedule = next(found.schedule for found in trainer.callbacks if isinstance(found, SelfDistillation))
+    schedule: DepthSchedule = runtime.instantiate(config["depth_schedule"])
     limits = [f"{config['optim']['epochs']} epochs"] if config["optim"]["epochs"] else []
     limits += [f"{config['optim']['minutes']:g} minutes"] if config["optim"]["minutes"] else []
     lines = {

@@ -165,8 +165,9 @@ def test_weights_outside_their_range_are_refused(wrong: dict[str, float]) -> Non
 
 def _losses_of_one_process(rank: int, store: Path, results: Path) -> None:
     torch.set_num_threads(1)  # a forked process must not touch the thread pool of its parent
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    # Made before the processes meet, whose noise would be drawn for the images of both.
     output, targets = make_case((6,) if rank == 0 else (0,))
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = losses_of(output, targets)
     torch.save({name: value.detach() for name, value in found.items()}, results / f"{rank}.pt")
     dist.destroy_process_group()

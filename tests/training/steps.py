@@ -41,7 +41,7 @@ def make_module(network: str, backward: Backward = "joint") -> DetectionModule:
         for parameter in detector.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     recipe = AdamWRecipe(
-        lr=1e-3, backbone_lr=1e-4, weight_decay=0.0, epochs=1, multi_scale_sizes=(64, 96, 128)
+        lr=1e-3, backbone_lr=1e-4, weight_decay=0.0, epochs=1, multi_scale_sizes=(96, 128, 160)
     )
     module = DetectionModule(
         detector=detector,

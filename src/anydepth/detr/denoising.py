@@ -56,7 +56,7 @@ def make_denoising_queries(
     """
     _validate(num_classes, num_queries, budget, label_noise, box_noise)
     counts = [len(target) for target in targets]
-    if budget == 0:
+    if budget == 0 or not targets:
         return None
     most = processes.largest(max(counts), targets[0].labels.device)
     if most == 0:

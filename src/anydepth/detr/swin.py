@@ -61,16 +61,6 @@ class PatchMerging(nn.Module):
         return merged
 
 
-class BranchDrop(StochasticDepth):
-    """Stochastic depth per image, drawn for the images of all processes; see :mod:`anydepth.processes`."""
-
-    def forward(self, branch: Tensor) -> Tensor:
-        """[B, ...] -> the same, 0 for images whose branch is dropped."""
-        ones = branch.new_ones(processes.count() * len(branch), *(1,) * (branch.ndim - 1))
-        factors: Tensor = super().forward(ones)
-        return branch * processes.own_rows(factors) if self.training and self.p else branch
-
-
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP, each with a shortcut around it.
 
@@ -91,7 +81,7 @@ class SwinBlock(nn.Module):
         self.attn = ShiftedWindowAttention(width, [WINDOW] * 2, [shift] * 2, width // HEAD_DIM)
         self.norm2 = layer_norm(width, switchable=switchable)
         self.mlp = MLP(width, [MLP_RATIO * width, width], activation_layer=nn.GELU)
-        self.stochastic_depth = BranchDrop(drop, "row")
+        self.stochastic_depth = StochasticDepth(drop, "row")
 
     @property
     def last_layers(self) -> tuple[nn.Linear, nn.Linear]:
@@ -104,7 +94,11 @@ class SwinBlock(nn.Module):
         return features + self._dropped(self.mlp(self.norm2(features, refine)), refine)
 
     def _dropped(self, branch: Tensor, refine: bool) -> Tensor:
-        kept: Tensor = self.stochastic_depth(branch) if refine else branch
+        if not (refine and self.training and self.stochastic_depth.p):
+            return branch
+        # Drawn for the images of all processes, as all random numbers of a step.
+        ones = branch.new_ones(processes.count() * len(branch), 1, 1, 1)
+        kept: Tensor = branch * processes.own_rows(self.stochastic_depth(ones))
         return kept
 
 

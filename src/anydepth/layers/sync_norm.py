@@ -19,11 +19,10 @@ class HostSyncBatchNorm(nn.BatchNorm2d):
         if not self.training or processes.count() == 1:
             normalised: Tensor = super().forward(features)
             return normalised
-        mean, variance, count = _statistics(features)
+        centred, mean, variance, count = _statistics(features)
         self._follow(mean.detach(), variance.detach(), count)
         scale = (variance + self.eps).rsqrt() * self.weight
-        shift = self.bias - mean * scale
-        return (features.float() * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(features.dtype)
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(features.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -37,15 +36,21 @@ class HostSyncBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
 
 
-def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C] and variance [C] over all processes, with gradients, and over how many values."""
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Over all processes: features less their mean, mean [C] and variance [C], and of how many values."""
     values = features.float()
     count = torch.tensor(float(features.numel() // features.shape[1]))
     dist.all_reduce(count)
-    mean = all_reduce(values.sum((0, 2, 3))) / count
+    mean = _summed(values.sum((0, 2, 3))) / count
     # In a second exchange: the difference of large sums of squares would lose what is left of the variance.
-    deviations = (values - mean.view(1, -1, 1, 1)).square()
-    return mean, all_reduce(deviations.sum((0, 2, 3))) / count, count
+    centred = values - mean.view(1, -1, 1, 1)
+    return centred, mean, _summed(centred.square().sum((0, 2, 3))) / count, count
+
+
+def _summed(values: Tensor) -> Tensor:
+    """Over all processes; backward, their gradients are summed, too."""
+    total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 def synchronise_norms(module: nn.Module) -> nn.Module:

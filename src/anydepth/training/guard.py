@@ -81,4 +81,4 @@ def _checksums(module: nn.Module) -> dict[str, str]:
 
 
 def _checksum(value: Tensor) -> str:
-    return hashlib.sha256(value.flatten().view(torch.uint8).numpy()).hexdigest()[:8]
+    return hashlib.sha256(value.flatten().view(torch.uint8).numpy().data).hexdigest()[:8]
