@@ -1,6 +1,7 @@
 """Steps that are NaN or infinite: what they are called, and that nothing of them reaches the weights."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ WAYS: tuple[Backward, ...] = ("joint", "separate")
 
 def _module(network: str, backward: Backward = "joint", **policy: Any) -> tuple[DetectionModule, Any]:
     module = make_module(network, backward)
+    module.recipe = replace(module.recipe, multi_scale_sizes=())
     module.watch = StepWatch(policy=NonFinitePolicy(**policy))
     return module, make_optimizer(module)
 
@@ -90,9 +92,14 @@ CAUSES = {"pixel": nan_pixel, "box": infinite_box, "gradient": None}
 
 
 @pytest.mark.parametrize(
-    ("cause", "backward"), [("pixel", "joint"), ("box", "joint"), ("gradient", "separate")]
+    ("network", "cause", "backward"),
+    [
+        ("detr", "pixel", "joint"),
+        ("detr", "gradient", "separate"),
+        ("yolo", "box", "joint"),
+        ("yolo", "gradient", "separate"),
+    ],
 )
-@pytest.mark.parametrize("network", WINGS)
 def test_a_skipped_step_leaves_every_tensor_as_it_was_and_the_next_one_is_taken(
     network: str, backward: Backward, cause: str
 ) -> None:
@@ -110,7 +117,6 @@ def test_a_skipped_step_leaves_every_tensor_as_it_was_and_the_next_one_is_taken(
     handle.remove()
     assert differences(state_of(module, optimizer), before) == []
     assert module.watch.skipped == 1
-    module._trainer.global_step = plain._trainer.global_step  # the size of a step follows its number
     for one, its in ((module, optimizer), (plain, plain_optimizer)):
         assert take_step(one, its, [good_batch()])
     assert differences(state_of(module, optimizer), state_of(plain, plain_optimizer)) == []

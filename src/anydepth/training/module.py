@@ -112,6 +112,7 @@ class DetectionModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Compile the forward where that was asked for, in each process of the run."""
+        self.watch.restart()
         if self.compile_forward:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
             self._stem = torch.compile(self.detector.stem_features)

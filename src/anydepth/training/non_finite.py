@@ -91,17 +91,25 @@ class StepWatch:
         self.skipped = 0
         self.overflows = 0
         self._in_a_row = 0
-        self._statistics = RunningStatistics()
+        self._statistics: RunningStatistics | None = None
         self._seen: list[SeenBatch] = []
         self._finite: list[Tensor] = []
         self._scaler_before: dict[str, Any] = {}
 
     # -- during a step -----------------------------------------------------------------------------------
 
+    def restart(self) -> None:
+        """Before a fit: norms and devices may be others than before."""
+        self._statistics = None
+        self._seen.clear()
+        self._finite.clear()
+
     def begin(self, detector: nn.Module) -> None:
         """Before a batch runs: keep the running statistics as they were before the step."""
+        if self._statistics is None:
+            self._statistics = RunningStatistics(detector)
         if not self._seen:
-            self._statistics.keep(detector)
+            self._statistics.keep()
 
     def see(self, batch: Batch, place: StepPlace, graphs: Sequence[PathGraph]) -> None:
         """After the paths of a batch ran; nothing is read from the device."""
@@ -199,7 +207,8 @@ class StepWatch:
         findings = (
             self._find(detector, replay) if losses_finite else processes.of_all(loss_finding(self._seen))
         )
-        self._statistics.restore()
+        if self._statistics is not None:
+            self._statistics.restore()
         message = self._message(findings, scaler if losses_finite else None)
         blamed = min((found.batch for found in findings if found.batch is not None), default=0)
         self.skipped += 1

@@ -26,19 +26,24 @@ class NormSynchronisation(LayerSync):
 
 
 class RunningStatistics:
-    """Those of norms, which a forward pass changes before anybody knows whether the step is any good."""
+    """Those of norms, which a forward pass changes before anybody knows whether the step is any good.
 
-    def __init__(self) -> None:
+    Args:
+        module: The network, on its device and with the norms that it is trained with.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [part for part in module.modules() if isinstance(part, _NormBase)]
         self._live: list[list[Tensor]] = []
         self._kept: list[list[Tensor]] = []
 
-    def keep(self, module: nn.Module) -> None:
-        """Copy those of a network."""
+    def keep(self) -> None:
+        """Copy them."""
         buffers = [
             buffer
-            for part in module.modules()
-            if isinstance(part, _NormBase)
-            for buffer in part.buffers(recurse=False)
+            for norm in self._norms
+            for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+            if buffer is not None
         ]
         # Tensors of one type are copied in one go.
         floats = [buffer for buffer in buffers if buffer.is_floating_point()]
