@@ -108,10 +108,6 @@ def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path)
         sweeps.check_output("mine")
 
 
-# Keys that such files add to those of train.yaml on purpose: a callback.
-ADDED = {"callbacks.gradient_conflict"}
-
-
 def _keys(node: object, prefix: str = "") -> set[str]:
     """Keys of plain containers, written with dots; what ``_target_`` takes is checked elsewhere."""
     if not isinstance(node, Mapping) or (prefix and "_target_" in node):
@@ -123,7 +119,7 @@ def _keys(node: object, prefix: str = "") -> set[str]:
 
 def _added_keys(changed: Mapping[str, Any], base: Mapping[str, Any]) -> set[str]:
     """Keys that a configuration has and its base has not."""
-    return _keys(changed) - _keys(base) - ADDED
+    return _keys(changed) - _keys(base)
 
 
 @pytest.mark.parametrize("name", runtime.config_names("experiment"))

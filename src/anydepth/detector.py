@@ -156,6 +156,18 @@ class Detector(nn.Module, ABC):
         return found
 
 
+class NonFiniteError(FloatingPointError):
+    """Predictions or ground truth that hold NaN or infinity, so that their losses mean nothing.
+
+    Attributes:
+        images: Positions in the batch of the images concerned.
+    """
+
+    def __init__(self, message: str, images: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.images = images
+
+
 @dataclass(frozen=True)
 class PathLosses:
     """Losses of one path through the detector.
@@ -164,10 +176,12 @@ class PathLosses:
         terms: Weighted scalars by name; their sum is the loss of the path.
         assignment: Which predictions were assigned to which ground truth; a teacher's assignment is
             handed to the distillation, so that nothing is matched twice.
+        fault: What was NaN or infinite in the predictions or the ground truth, where the losses looked.
     """
 
     terms: Mapping[str, Tensor]
     assignment: object = field(default=None, repr=False)
+    fault: NonFiniteError | None = None
 
     @property
     def total(self) -> Tensor:
@@ -176,7 +190,11 @@ class PathLosses:
 
 
 class Objective(nn.Module, ABC):
-    """The losses of one wing: a path that learns from ground truth, and one that learns from another path."""
+    """The losses of one wing: a path that learns from ground truth, and one that learns from another path.
+
+    NaN and infinity raise nothing: the terms are what they come to, and :attr:`PathLosses.fault` says where
+    they came from. Of several processes one alone must not leave a step, in which the others wait for it.
+    """
 
     @abstractmethod
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PathLosses:

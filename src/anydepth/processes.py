@@ -12,9 +12,13 @@ every process has to call what exchanges something, equally often and in the sam
 hold.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def count() -> int:
@@ -55,6 +59,28 @@ def largest(value: int, device: torch.device) -> int:
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return int(found)
+
+
+def in_all(flags: Tensor) -> Tensor:
+    """Where the flags of all processes are true.
+
+    Args:
+        flags: Bool, on the device of the training.
+    """
+    if count() == 1:
+        return flags
+    agreed = flags.to(torch.uint8)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return agreed.bool()
+
+
+def of_all(value: T) -> list[T]:
+    """What the processes call this with, in their order; for messages, not for every step."""
+    if count() == 1:
+        return [value]
+    found = [value] * count()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def own_rows(whole: Tensor) -> Tensor:

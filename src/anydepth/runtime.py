@@ -29,7 +29,17 @@ VERSION_BASE = "1.3"
 # Equal settings apart from these give the same result bit for bit, so that a finished job is not repeated.
 # NOT_TRAINING in report/flat_config.py is longer: it tells which runs are of one setting and may be averaged,
 # though their seeds, devices or curves differ.
-WITHOUT_EFFECT = ("paths", "output", "ckpt_path", "logger", "callbacks.progress", "callbacks.last")
+WITHOUT_EFFECT = (
+    "paths",
+    "output",
+    "ckpt_path",
+    "logger",
+    "callbacks.progress",
+    "callbacks.last",
+    "callbacks.gradient_conflict",
+    "non_finite.files",
+    "non_finite.weights",
+)
 
 sweep_names.register()
 

@@ -38,7 +38,9 @@ from anydepth.training.guard import ProcessGuard
 from anydepth.training.last_checkpoint import LastCheckpoint
 from anydepth.training.loggers import close_loggers, failures_end_runs, log_results
 from anydepth.training.module import DetectionModule
+from anydepth.training.non_finite import NonFinitePolicy, StepWatch
 from anydepth.training.norms import NormSynchronisation
+from anydepth.training.step_files import StepRecorder
 from anydepth.training.termination import Terminated, passed_on
 
 # Remarks of Lightning that ask for nothing a user of this entry point should change.
@@ -48,6 +50,8 @@ _NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The dirpath has changed from.*",
     ".*isinstance\\(treespec, LeafSpec\\).*",
+    # Where float16's first step overflows.
+    ".*Detected call of .lr_scheduler.step.*",
     # The evaluator gives all processes the same figures.
     ".*sync_dist=True.*",
 )
@@ -158,7 +162,11 @@ def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Dete
 
 
 def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule) -> DetectionModule:
-    """The Lightning module with the losses, the recipe and the evaluator of the validation images."""
+    """The Lightning module with the losses, the recipe and the evaluator of the validation images.
+
+    Raises:
+        ValueError: A setting that is out of range; the message says what is allowed.
+    """
     evaluator = CocoEvaluator(
         ground_truth=data.val_index.to_coco_dict(),
         category_ids=data.category_ids,
@@ -176,7 +184,26 @@ def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule)
         antialias=cfg.multi_scale.antialias,
         compile_forward=cfg.compile,
         backward=cfg.backward,
+        watch=build_watch(runtime.plain(cfg), detector),
     )
+
+
+def build_watch(config: Mapping[str, Any], detector: Detector) -> StepWatch:
+    """What keeps steps that are not finite from the weights.
+
+    Raises:
+        ValueError: A setting that is out of range; the message says what is allowed.
+    """
+    settings = dict(config["non_finite"])
+    recorder = StepRecorder(
+        folder=Path(config["paths"]["output_dir"]) / "non_finite",
+        module=detector,
+        config=config,
+        num_classes=detector.num_classes,
+        limit=settings.pop("files"),
+        weights=settings.pop("weights"),
+    )
+    return StepWatch(policy=NonFinitePolicy(**settings), recorder=recorder)
 
 
 def build_trainer(

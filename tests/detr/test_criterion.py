@@ -43,7 +43,7 @@ def make_case(
 
 def losses_of(output: DetrOutput, targets: list[Targets], **weights: float) -> dict[str, Tensor]:
     criterion = DetrCriterion(matcher=HungarianMatcher(), **weights)
-    return criterion.terms(output, GroundTruth.collect(targets), criterion.match(output, targets))
+    return criterion.terms(output, GroundTruth.collect(targets), criterion.match(output, targets)[0])
 
 
 def reference_losses(output: DetrOutput, targets: list[Targets], classes: int) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ def test_without_boxes_only_negatives_are_taught_and_every_term_keeps_its_name()
 def test_the_last_layer_gets_only_the_terms_asked_for() -> None:
     output, targets = make_case((3, 2))
     criterion = DetrCriterion(matcher=HungarianMatcher())
-    truth, assignment = GroundTruth.collect(targets), criterion.match(output, targets)
+    truth, (assignment, _) = GroundTruth.collect(targets), criterion.match(output, targets)
     whole = criterion.terms(output, truth, assignment)
     part = criterion.terms(output, truth, assignment, last_layer={"vfl"})
     assert whole.keys() - part.keys() == {"l1", "giou"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anydepth import processes
 from anydepth.boxes import cxcywh_to_xyxy, paired_iou_giou
-from anydepth.detr.matcher import Assignment, HungarianMatcher
+from anydepth.detr.matcher import Assignment, HungarianMatcher, NonFiniteCostError
 from anydepth.detr.output import DenoisingQueries, DetrOutput
 from anydepth.structures import Targets
 
@@ -85,14 +85,18 @@ class DetrCriterion:
         self.vfl_alpha = vfl_alpha
         self.vfl_gamma = vfl_gamma
 
-    def match(self, output: DetrOutput, targets: Sequence[Targets]) -> Assignment:
+    def match(
+        self, output: DetrOutput, targets: Sequence[Targets]
+    ) -> tuple[Assignment, NonFiniteCostError | None]:
         """Match the last decoder layer (set 0) and the auxiliary outputs (sets 1 to A) to the ground truth.
 
+        Returns:
+            The assignment, and what is wrong where a prediction or a ground-truth box is NaN or infinite.
+
         Raises:
-            NonFiniteCostError: A prediction or a ground-truth box is NaN or infinite.
             ValueError: The output is not one of training mode.
         """
-        return self.matcher(*_matched_sets(output), targets)
+        return self.matcher.assign(*_matched_sets(output), targets)
 
     def terms(
         self,

@@ -15,22 +15,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from anydepth.boxes import cxcywh_to_xyxy
+from anydepth.detector import NonFiniteError
 from anydepth.structures import Targets
 
 # Keeps the logarithm of the focal class cost finite; the value of DETR and its successors.
 _LOG_EPSILON = 1e-8
+# In place of a cost that is NaN or infinite: above all others, and far from what float32 can hold.
+_NO_COST = 1e9
 
 
-class NonFiniteCostError(FloatingPointError):
-    """Predictions or ground truth that cannot be matched because a cost is NaN or infinite.
-
-    Attributes:
-        images: Positions in the batch of the images concerned.
-    """
-
-    def __init__(self, message: str, images: tuple[int, ...]) -> None:
-        super().__init__(message)
-        self.images = images
+class NonFiniteCostError(NonFiniteError):
+    """Predictions or ground truth that cannot be matched because a cost is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +100,22 @@ class HungarianMatcher:
         self.alpha = alpha
         self.gamma = gamma
 
-    @torch.no_grad()
     def __call__(self, logits: Tensor, boxes_cxcywh: Tensor, targets: Sequence[Targets]) -> Assignment:
+        """Match all output sets, as :meth:`assign` does.
+
+        Raises:
+            NonFiniteCostError: A prediction or a ground-truth box is NaN or infinite.
+            ValueError: The number of images differs between predictions and targets.
+        """
+        assignment, fault = self.assign(logits, boxes_cxcywh, targets)
+        if fault is not None:
+            raise fault
+        return assignment
+
+    @torch.no_grad()
+    def assign(
+        self, logits: Tensor, boxes_cxcywh: Tensor, targets: Sequence[Targets]
+    ) -> tuple[Assignment, NonFiniteCostError | None]:
         """Match all output sets: one cost computation, one transfer to the host and one back.
 
         Args:
@@ -115,10 +124,11 @@ class HungarianMatcher:
             targets: Ground truth of the B images, on the device of the predictions.
 
         Returns:
-            The assignment, on the device of the predictions; P is the sum over the images of min(Q, N).
+            The assignment, on the device of the predictions; P is the sum over the images of min(Q, N). And
+            what is wrong where a prediction or a ground-truth box is NaN or infinite: such costs then count
+            as very high ones, so that a step may be ended in which other processes take part.
 
         Raises:
-            NonFiniteCostError: A prediction or a ground-truth box is NaN or infinite.
             ValueError: The number of images differs between predictions and targets.
         """
         if logits.shape[1] != len(targets):
@@ -126,14 +136,16 @@ class HungarianMatcher:
         counts = [len(target) for target in targets]
         if not any(counts):
             empty = torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)
-            return Assignment(empty.new_zeros(0), empty, empty)
+            return Assignment(empty.new_zeros(0), empty, empty), None
         costs = self._costs(logits.float(), boxes_cxcywh.float(), targets).cpu().numpy()
+        fault = None
         if not np.isfinite(costs).all():
-            raise _non_finite(costs, logits, boxes_cxcywh, targets)
+            fault = _non_finite(costs, logits, boxes_cxcywh, targets)
+            costs = np.nan_to_num(costs, nan=_NO_COST, posinf=_NO_COST, neginf=-_NO_COST)
         # Images, then queries, then targets of all sets in one array: one transfer.
         table = torch.from_numpy(_solve(costs, counts)).to(logits.device)
         queries, matched = table[1:].chunk(2)
-        return Assignment(table[0], queries, matched)
+        return Assignment(table[0], queries, matched), fault
 
     def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Targets]) -> Tensor:
         """Costs [S, B, Q, N]; images with fewer boxes than N are padded."""
@@ -202,9 +214,10 @@ def _non_finite(
         culprits.append("predicted boxes")
     if not all(targets[image].boxes_cxcywh.isfinite().all() for image in images):
         culprits.append("ground-truth boxes")
+    # Denoising feeds the boxes to the decoder, so that they spoil predictions.
     remedy = (
         "check the annotations of these images"
-        if culprits == ["ground-truth boxes"]
+        if "ground-truth boxes" in culprits
         else "training has diverged: lower the learning rate, lengthen the warm-up, or train in bf16 or fp32"
     )
     return NonFiniteCostError(

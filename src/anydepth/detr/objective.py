@@ -53,15 +53,14 @@ class DetrObjective(Objective):
             targets: Ground truth of the B images, on the output's device; images without boxes are allowed.
 
         Raises:
-            NonFiniteCostError: A prediction or a ground-truth box is NaN or infinite.
             ValueError: The output is of another wing or of eval mode, or the number of images differs.
         """
         output = _as_detr(output)
         with torch.autocast(output.logits.device.type, enabled=False):
-            assignment = self.criterion.match(output, targets)
+            assignment, fault = self.criterion.match(output, targets)
             truth = GroundTruth.collect(targets)
             terms = self.criterion.terms(output, truth, assignment)
-        return PathLosses(terms, Supervision(truth, assignment))
+        return PathLosses(terms, Supervision(truth, assignment), fault)
 
     def distilled(
         self,
@@ -80,7 +79,6 @@ class DetrObjective(Objective):
                 assignment and its box count are reused.
 
         Raises:
-            NonFiniteCostError: A prediction or a ground-truth box is NaN or infinite.
             ValueError: An output of another wing or of eval mode, losses that another objective made, or
                 ``softmax_kl`` with one class.
         """
@@ -92,14 +90,14 @@ class DetrObjective(Objective):
                 "objective's supervised() returned for the teacher's output"
             )
         with torch.autocast(student.logits.device.type, enabled=False):
-            assignment = self.criterion.match(student, targets)
+            assignment, fault = self.criterion.match(student, targets)
             last_layer = self.distillation.ground_truth_terms(student.logits.shape[-1])
             terms = self.criterion.terms(student, given.truth, assignment, last_layer)
             terms |= self.distillation.predictions(
                 student, teacher, assignment, given.assignment, given.truth
             )
             terms |= self.distillation.features(student, teacher)
-        return PathLosses(terms, Supervision(given.truth, assignment))
+        return PathLosses(terms, Supervision(given.truth, assignment), fault)
 
 
 def build_objective(

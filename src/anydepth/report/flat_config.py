@@ -42,6 +42,8 @@ NOT_TRAINING: tuple[str, ...] = (
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.benchmark",
+    # What becomes of steps that are not finite, where there are any.
+    "non_finite.*",
     # What happens after training, and an evaluation backend with equal figures.
     "curve.*",
     "compatibility.*",

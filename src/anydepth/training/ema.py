@@ -18,7 +18,7 @@ class WeightAveraging(pl.Callback):
 
     The decay after ``t`` updates is ``decay * (1 - exp(-t / warmup_steps))``, as in RT-DETR (Zhao et al.,
     CVPR 2024), so that early weights are forgotten. One update per optimizer step, also when gradients are
-    accumulated.
+    accumulated; steps that were left out, as they were not finite, do not count.
 
     While a fit is validated, and after it has ended, the detector holds the averaged weights. A checkpoint
     holds them as its ``state_dict``, so that whatever reads it gets what was validated, and beside them the
@@ -73,7 +73,9 @@ class WeightAveraging(pl.Callback):
         """Update the average if this batch ended an optimizer step."""
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
-            self._update(_detector(pl_module))
+            assert isinstance(pl_module, DetectionModule)
+            if pl_module.watch.taken:
+                self._update(pl_module.detector)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the averaged weights; outside of a fit the detector is validated as it is."""

@@ -1,34 +1,31 @@
 """The Lightning module of every any-depth detector: one step runs several depths on one batch."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from anydepth.data.transforms import multi_scale_size
 from anydepth.detector import Detector, Objective, PathLosses
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.images import to_unit_range
 from anydepth.layers.precision import without_autocast
-from anydepth.structures import Batch, DetectorOutput
+from anydepth.structures import Batch, DetectorOutput, Targets
 from anydepth.training.depth_schedule import PlannedPath
+from anydepth.training.findings import SeenBatch
+from anydepth.training.non_finite import StepWatch
 from anydepth.training.optim import Recipe
 from anydepth.training.paths import PathGraph, SharedStem
+from anydepth.training.step import ResizeMode, StepPlace
 
-ResizeMode = Literal["bilinear", "nearest"]
 Backward = Literal["joint", "separate"]
 # torch.compile makes a graph per path, training mode and image shape, and gives up after a few by default.
 COMPILED_GRAPHS = 256
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss is NaN or infinite; the message names the path, the step, the term and the images."""
 
 
 class DetectionModule(pl.LightningModule):
@@ -55,6 +52,7 @@ class DetectionModule(pl.LightningModule):
         compile_forward: Compile the training forward with ``torch.compile``, one graph per path and size.
         backward: ``joint``, one pass for the sum of the losses, or ``separate``, one pass per path. In
             distributed training the latter needs a strategy that looks for unused parameters.
+        watch: Keeps steps that are not finite from the weights; None: one that stops at the first.
 
     Attributes:
         plan: The paths of the current step.
@@ -80,6 +78,7 @@ class DetectionModule(pl.LightningModule):
         antialias: bool = False,
         compile_forward: bool = False,
         backward: Backward = "joint",
+        watch: StepWatch | None = None,
     ) -> None:
         super().__init__()
         self.val_depths = detector.depth_space.parse_list(val_depths)
@@ -105,6 +104,7 @@ class DetectionModule(pl.LightningModule):
         self.time_progress = 0.0
         self.compile_forward = compile_forward
         self.separate_backward = backward == "separate"
+        self.watch = watch or StepWatch()
         self._stem: Callable[[Tensor], Tensor] = detector.stem_features
         # A bound method: the module itself would be registered, and saved, a second time.
         self._forward: Callable[..., DetectorOutput] = detector.__call__
@@ -113,6 +113,7 @@ class DetectionModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Compile the forward where that was asked for, in each process of the run."""
+        self.watch.restart()
         if self.compile_forward:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
             self._stem = torch.compile(self.detector.stem_features)
@@ -123,24 +124,25 @@ class DetectionModule(pl.LightningModule):
 
         Where each path has a backward pass of its own, that of the last path is left to do, and only its loss
         is returned.
-
-        Raises:
-            NonFiniteLossError: A loss is NaN or infinite.
         """
         if not self.plan:
             raise RuntimeError("no depths were planned for this step: add SelfDistillation to the callbacks")
-        self._seed_step(batch_idx)
+        self.watch.begin(self.detector)
+        place = StepPlace(
+            seed=self.seed, epoch=self.current_epoch, batch_idx=batch_idx, step=self.global_step
+        )
         graphs: list[PathGraph] = []
-        for graph in self._run_paths(batch):
+        for graph in self._run_paths(batch, place):
             graphs.append(graph)
             if self.separate_backward:
-                self._look_at([graph], batch)
+                self._show([graph])
                 if len(graphs) < len(self.plan):
                     self._backward_now(
                         graph, first_batch=batch_idx % self.trainer.accumulate_grad_batches == 0
                     )
         if not self.separate_backward:
-            self._look_at(graphs, batch)
+            self._show(graphs)
+        self.watch.see(batch, place, graphs)
         self._log_losses(graphs, len(batch))
         returned = graphs[-1:] if self.separate_backward else graphs
         return (
@@ -148,23 +150,38 @@ class DetectionModule(pl.LightningModule):
             * torch.stack([graph.path.weight * graph.total for graph in returned]).sum()
         )
 
-    def _run_paths(self, batch: Batch) -> Iterator[PathGraph]:
+    def replay(self, batch: Batch, place: StepPlace) -> Iterator[PathGraph]:
+        """Run the paths of :attr:`plan` on a batch again; each graph may be given up before the next one.
+
+        Args:
+            batch: On the device of the detector.
+            place: Where in the run the batch was trained on.
+        """
+        return self._run_paths(batch, place, again=True)
+
+    def _run_paths(self, batch: Batch, place: StepPlace, *, again: bool = False) -> Iterator[PathGraph]:
         """Run one path after the other; each may go backward before the next one is asked for."""
-        images = self._at_training_size(to_unit_range(batch.images))
-        stem = SharedStem(self._stem(images))
+        place.seed_generators()
+        images = place.resize(
+            to_unit_range(batch.images),
+            self.recipe.multi_scale_sizes,
+            self.resize_mode,
+            antialias=self.antialias,
+        )
+        detector = self.detector
+        # Compiled graphs refuse to be walked in another way than in training.
+        stem_of, forward = (detector.stem_features, detector) if again else (self._stem, self._forward)
+        stem = SharedStem(stem_of(images))
         outputs: list[DetectorOutput] = []
         losses: list[PathLosses] = []
         for number, path in enumerate(self.plan):
             last = number + 1 == len(self.plan)
-            features = stem.for_path(last=last) if self.separate_backward else stem.features
-            outputs.append(self._forward(images, path.depth, batch.targets, features))
-            losses.append(self._path_losses(path, outputs, losses, batch))
+            features = stem.for_path(last=last) if again or self.separate_backward else stem.features
+            outputs.append(forward(images, path.depth, batch.targets, features))
+            losses.append(self._path_losses(path, outputs, losses, batch.targets))
             yield PathGraph(number, path, losses[-1], losses[-1].total, stem)
 
-    def _look_at(self, graphs: Sequence[PathGraph], batch: Batch) -> None:
-        """Check the losses of paths, in one reading of the device, and show them to whoever observes."""
-        if not bool(torch.stack([graph.total for graph in graphs]).isfinite().all()):
-            self._stop_on_non_finite(graphs, batch)
+    def _show(self, graphs: Sequence[PathGraph]) -> None:
         if self.observe_path is not None:
             for graph in graphs:
                 self.observe_path(graph)
@@ -179,56 +196,24 @@ class DetectionModule(pl.LightningModule):
             assert isinstance(optimizer, torch.optim.Optimizer)
             optimizer.zero_grad()
         loss = self.recipe.loss_scale * graph.path.weight * graph.total / self.trainer.accumulate_grad_batches
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-            loss = plugin.scaler.scale(loss)
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
         with without_autocast(self.device):
             loss.backward()  # type: ignore[no-untyped-call]
 
     def _path_losses(
-        self, path: PlannedPath, outputs: list[DetectorOutput], losses: list[PathLosses], batch: Batch
+        self,
+        path: PlannedPath,
+        outputs: list[DetectorOutput],
+        losses: list[PathLosses],
+        targets: Sequence[Targets],
     ) -> PathLosses:
         """Losses of the newest output; those of earlier paths serve as its teacher's."""
         with without_autocast(self.device):
-            try:
-                if path.teacher is None:
-                    return self.objective.supervised(outputs[-1], batch.targets)
-                teacher = path.teacher
-                return self.objective.distilled(outputs[-1], outputs[teacher], batch.targets, losses[teacher])
-            except ArithmeticError as error:
-                error.add_note(self._where(path, batch))
-                raise
-
-    def _stop_on_non_finite(self, graphs: Sequence[PathGraph], batch: Batch) -> None:
-        for graph in graphs:
-            for name, value in graph.losses.terms.items():
-                if not bool(value.isfinite()):
-                    raise NonFiniteLossError(
-                        f"loss term {name!r} is {float(value.detach())}: {self._where(graph.path, batch)}. "
-                        "Lower the learning rate (optim.lr), lengthen the warm-up (optim.warmup_steps), clip "
-                        "gradients harder (optim.clip_norm), or look for damaged boxes in these images"
-                    )
-
-    def _where(self, path: PlannedPath, batch: Batch) -> str:
-        return f"path {path.name!r} at step {self.global_step}, image ids {list(batch.image_ids)}"
-
-    def _seed_step(self, batch_idx: int) -> None:
-        text = f"{self.seed}/{self.current_epoch}/{batch_idx}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
-
-    def _at_training_size(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] at the size of this step, which all processes share."""
-        sizes = tuple(self.recipe.multi_scale_sizes)
-        if not sizes:
-            return images
-        side = multi_scale_size(self.seed, self.global_step, sizes)
-        if images.shape[-2:] == (side, side):
-            return images
-        if self.resize_mode == "nearest":
-            return F.interpolate(images, size=(side, side), mode="nearest")
-        return F.interpolate(
-            images, size=(side, side), mode="bilinear", align_corners=False, antialias=self.antialias
-        )
+            if path.teacher is None:
+                return self.objective.supervised(outputs[-1], targets)
+            teacher = path.teacher
+            return self.objective.distilled(outputs[-1], outputs[teacher], targets, losses[teacher])
 
     # -- validation --------------------------------------------------------------------------------------
 
@@ -281,15 +266,27 @@ class DetectionModule(pl.LightningModule):
         if not self.separate_backward or len(self.plan) == 1:
             optimizer.zero_grad()
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step, or what is left of it where it was found not to be finite."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.watch.end(self._scaler)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Log the learning rates and the norm of the gradients before clipping; then clip by norm.
+        """Drop gradients that are not finite, or clip by norm; log the norm before and the learning rates.
 
         Raises:
+            NonFiniteStepError: A loss or a gradient is NaN or infinite, and the run is to stop at that.
             ValueError: Clipping by value.
         """
         if gradient_clip_algorithm not in (None, "norm"):
@@ -297,7 +294,8 @@ class DetectionModule(pl.LightningModule):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if gradient_clip_val:
+        taken = self.watch.judge(norm, self.detector, self._replay_seen, self._scaler)
+        if taken and gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
         if self._is_logged_step():
             rates = {
@@ -305,7 +303,28 @@ class DetectionModule(pl.LightningModule):
                 for g in optimizer.param_groups
                 if not g["name"].endswith("no_decay")
             }
-            self.log_dict({"train/gradient_norm": norm, **rates})
+            self.log_dict({"train/gradient_norm": norm, **rates, **self._counts()})
+
+    def _counts(self) -> dict[str, float]:
+        """How many steps were left out so far, where that may happen, and the scale of float16."""
+        counts: dict[str, float] = {}
+        if self.watch.policy.action == "skip":
+            counts["train/skipped_steps"] = float(self.watch.skipped)
+        if self._scaler is not None:
+            counts["train/overflow_steps"] = float(self.watch.overflows)
+            counts["train/loss_scale"] = float(self._scaler.get_scale())
+        return counts
+
+    def _replay_seen(self, seen: SeenBatch) -> Iterator[PathGraph]:
+        plugin = self.trainer.precision_plugin
+        with plugin.train_step_context() if plugin is not None else nullcontext():
+            yield from self.replay(seen.batch, seen.place)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """That of float16 training."""
+        plugin = None if self._trainer is None else self._trainer.precision_plugin
+        return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -313,6 +332,11 @@ class DetectionModule(pl.LightningModule):
         """Say which detector the weights belong to, as plain values."""
         checkpoint["detector"] = {**self.detector.config, "num_classes": self.detector.num_classes}
         checkpoint["class_names"] = list(self.detector.class_names)
+        checkpoint["numbers"] = self.watch.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting the steps that were left out."""
+        self.watch.load_state_dict(checkpoint.get("numbers", {}))
 
     # -- logging -----------------------------------------------------------------------------------------
 

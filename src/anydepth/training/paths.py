@@ -41,12 +41,20 @@ class SharedStem:
         """The gradient of the last path, and those of the paths before it."""
         return gradient if self._alone or self._copy.grad is None else gradient + self._copy.grad
 
-    def gradients(self, total: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-        """The gradients of one path alone, None for what it does not use; all graphs stay usable."""
+    def gradients(
+        self, total: Tensor, parameters: Sequence[Tensor], *, keep: bool = True
+    ) -> list[Tensor | None]:
+        """The gradients of one path alone, None for what it does not use.
+
+        Args:
+            total: The loss of the path.
+            parameters: Of which gradients are wanted.
+            keep: Whether the graph of the path stays usable; that of the stem does.
+        """
         with self._without_earlier():
             if not self.features.requires_grad:
-                return list(_gradients(total, parameters))
-            *found, at_copy = _gradients(total, [*parameters, self._copy])
+                return list(_gradients(total, parameters, keep=keep))
+            *found, at_copy = _gradients(total, [*parameters, self._copy], keep=keep)
         if at_copy is None:
             return found
         through_stem = _gradients(self.features, parameters, at_copy)
@@ -79,13 +87,15 @@ class PathGraph:
     total: Tensor
     stem: SharedStem
 
-    def gradients(self, parameters: Sequence[Tensor], scale: float = 1.0) -> list[Tensor | None]:
+    def gradients(
+        self, parameters: Sequence[Tensor], scale: float = 1.0, *, keep: bool = True
+    ) -> list[Tensor | None]:
         """The gradient of ``scale`` times the loss by each parameter; None where the path does not use it.
 
-        Nothing is added to the parameters' own gradients, and the graph stays usable. In distributed training
-        these are the gradients of this process.
+        Nothing is added to the parameters' own gradients, and the graph stays usable if ``keep``. In
+        distributed training these are the gradients of this process.
         """
-        return self.stem.gradients(scale * self.total, parameters)
+        return self.stem.gradients(scale * self.total, parameters, keep=keep)
 
 
 class _Joined(torch.autograd.Function):
@@ -103,6 +113,6 @@ class _Joined(torch.autograd.Function):
 
 
 def _gradients(
-    output: Tensor, inputs: Sequence[Tensor], gradient: Tensor | None = None
+    output: Tensor, inputs: Sequence[Tensor], gradient: Tensor | None = None, *, keep: bool = True
 ) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(output, inputs, gradient, retain_graph=True, allow_unused=True)
+    return torch.autograd.grad(output, inputs, gradient, retain_graph=keep, allow_unused=True)

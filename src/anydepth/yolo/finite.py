@@ -1,28 +1,21 @@
-"""The guard against NaN and infinity in front of the optimizer."""
+"""Which predictions or ground truth are NaN or infinite, and in which images."""
 
 import torch
 from torch import Tensor
 
+from anydepth.detector import NonFiniteError
 from anydepth.yolo.assigner import GroundTruth
 from anydepth.yolo.decode import Predictions
 
 _NAMES = ("class logits", "box logits", "ground-truth boxes")
 
 
-class NonFinitePredictionError(FloatingPointError):
-    """Predictions or ground truth that hold NaN or infinity.
-
-    Attributes:
-        images: Positions in the batch of the images concerned.
-    """
-
-    def __init__(self, message: str, images: tuple[int, ...]) -> None:
-        super().__init__(message)
-        self.images = images
+class NonFinitePredictionError(NonFiniteError):
+    """Predictions or ground truth that hold NaN or infinity."""
 
 
-def check_finite(predictions: Predictions, truth: GroundTruth) -> None:
-    """Refuse NaN and infinity; the only place of the losses where the host waits for the device.
+def find_non_finite(predictions: Predictions, truth: GroundTruth) -> NonFinitePredictionError | None:
+    """Find NaN and infinity; the only place of the losses where the host waits for the device.
 
     Call it once the losses are queued, so that the wait covers work and not an idle device.
 
@@ -30,14 +23,13 @@ def check_finite(predictions: Predictions, truth: GroundTruth) -> None:
         predictions: Of the B images of one path.
         truth: Ground truth of the B images.
 
-    Raises:
-        NonFinitePredictionError: A prediction or a ground-truth box is NaN or infinite; the message names
-            which, and the images.
+    Returns:
+        An error whose message names what is NaN or infinite and in which images; None: all is finite.
     """
     finite = [_finite_images(x) for x in (predictions.class_logits, predictions.box_logits, truth.boxes_xyxy)]
     by_culprit = (~torch.stack(finite)).tolist()
     if not any(map(any, by_culprit)):
-        return
+        return None
     culprits = [f"the {name}" for name, bad in zip(_NAMES, by_culprit, strict=True) if any(bad)]
     images = tuple(i for i, bad in enumerate(zip(*by_culprit, strict=True)) if any(bad))
     remedy = (
@@ -45,7 +37,7 @@ def check_finite(predictions: Predictions, truth: GroundTruth) -> None:
         if culprits == [f"the {_NAMES[-1]}"]
         else "training has diverged: lower the learning rate, lengthen the warm-up, or train in bf16 or fp32"
     )
-    raise NonFinitePredictionError(
+    return NonFinitePredictionError(
         f"NaN or infinite are {' and '.join(culprits)} of images {list(images)} of the batch (positions from "
         f"0); {remedy}",
         images,

@@ -12,7 +12,7 @@ from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
 from anydepth.yolo.criterion import YoloCriterion
 from anydepth.yolo.decode import Predictions, image_size
 from anydepth.yolo.distillation import ClassLoss, YoloDistillation
-from anydepth.yolo.finite import check_finite
+from anydepth.yolo.finite import find_non_finite
 from anydepth.yolo.output import YoloOutput
 
 
@@ -70,7 +70,6 @@ class YoloObjective(Objective):
             targets: Ground truth of the B images, on the output's device; images without boxes are allowed.
 
         Raises:
-            NonFinitePredictionError: A prediction or a ground-truth box is NaN or infinite.
             ValueError: The output is of another wing, or the number of images differs.
         """
         output = _as_yolo(output)
@@ -79,8 +78,8 @@ class YoloObjective(Objective):
             predictions = Predictions.decode(output.maps)
             assignment = self.criterion.assign(predictions, truth)
             terms = self.criterion.terms(predictions, truth, assignment)
-            check_finite(predictions, truth)
-        return PathLosses(terms, Supervision(truth, assignment))
+            fault = find_non_finite(predictions, truth)
+        return PathLosses(terms, Supervision(truth, assignment), fault)
 
     def distilled(
         self,
@@ -99,7 +98,6 @@ class YoloObjective(Objective):
                 ground truth and its assignment are reused.
 
         Raises:
-            NonFinitePredictionError: A prediction or a ground-truth box is NaN or infinite.
             ValueError: An output of another wing, losses that another objective made, or ``softmax_kl`` with
                 one class.
         """
@@ -122,8 +120,8 @@ class YoloObjective(Objective):
                 found = self.distillation.predictions(predictions, decoded, assignment, given.assignment)
                 found |= self.distillation.features(student, teacher)
                 terms |= {name: (1 - self.alpha) * term for name, term in found.items()}
-            check_finite(predictions, given.truth)
-        return PathLosses(terms, Supervision(given.truth, assignment))
+            fault = find_non_finite(predictions, given.truth)
+        return PathLosses(terms, Supervision(given.truth, assignment), fault)
 
 
 def build_objective(
