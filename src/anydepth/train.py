@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
@@ -63,7 +62,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.plain(cfg)
+    config = runtime.checked(cfg)
     _prepare(config)
     data, module, trainer = assemble(cfg)
     detector = module.detector
@@ -102,7 +101,7 @@ def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.plain(cfg)
+    config = runtime.checked(cfg)
     data: DetectionDataModule = runtime.instantiate(cfg.data)
     data.prepare_data()
     data.setup("fit")
@@ -352,7 +351,7 @@ def _announce(
     )
 
 
-@hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="train")
+@runtime.entry_point("train")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-train``; a sweep gets the validation score."""
     return sweeps.execute(cfg, run)
