@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-MOST_BYTES = 2_000_000
-"""Of a text; the configuration of a run takes ten thousand."""
+MOST_BYTES = 500_000
+"""Of a text, which take seconds; the configuration of a run takes ten thousand."""
 MOST_VALUES = 200_000
 """That a text may stand for, with everything counted as often as it is referred to."""
 MOST_LEVELS = 50

@@ -125,14 +125,18 @@ def annotations(folder: Path) -> Boundary:
     readers = {b"J": _read_coco, b"X": _read_voc, b"Y": _read_yolo, b"L": _read_label, b"P": _read_list}
 
     def run(data: bytes) -> bool:
-        (folder / "yolo" / "data.yaml").write_bytes(YOLO)
-        (folder / "yolo" / "list.txt").write_text("images/a.png\n", encoding="utf-8")
-        (folder / "yolo" / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.4\n", encoding="utf-8")
+        if data[:1] in (b"Y", b"L", b"P"):
+            restore()
         try:
             readers.get(data[:1], _read_coco)(folder, data[1:])
         except DataError:
             return False
         return True
+
+    def restore() -> None:
+        (folder / "yolo" / "data.yaml").write_bytes(YOLO)
+        (folder / "yolo" / "list.txt").write_text("images/a.png\n", encoding="utf-8")
+        (folder / "yolo" / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.4\n", encoding="utf-8")
 
     seeds = [
         b"J" + json.dumps(COCO).encode(),
@@ -251,7 +255,9 @@ def images(folder: Path) -> Boundary:
         found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for _ in range(2):
+            # Twice now and then: memory that a decoder leaves as it was would differ.
+            times = 2 if zlib.crc32(data) % 8 == 1 else 1
+            for _ in range(times):
                 try:
                     image = decode_image(data, "x", upright=zlib.crc32(data) % 2 == 0)
                 except ImageError:
@@ -261,7 +267,8 @@ def images(folder: Path) -> Boundary:
                 assert image.shape[0] == 3
                 assert 0 < image.shape[1] * image.shape[2] <= most_pixels()
                 found.append(image)
-        assert len(found) != 1, "read once and refused once"
+        assert len(found) in (0, times), "read once and refused once"
+        assert times == 1 or not found or torch.equal(*found), "read differently"
         return bool(found)
 
     return Boundary(tuple(_pictures()), run, _invent_picture, _PICTURE_WORDS, ("images", "data/importing"))
