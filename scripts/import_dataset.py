@@ -13,7 +13,7 @@ marked as difficult become crowd regions: not learnt from, and detections on the
 
 YOLO: data.yaml with names, train, val and test; or classes.txt and folders images/SPLIT with labels/SPLIT, or
 SPLIT/images with SPLIT/labels. Images without a label file have no objects and are kept. Polygons become the
-boxes around them.
+boxes around them. Paths that lead out of the folder of data.yaml are followed with --anywhere alone.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def _read(arguments: argparse.Namespace) -> ForeignDataset:
             "--images, --annotations, --zero-based and --keep-difficult are for Pascal VOC, but this is a "
             "YOLO data set; leave them out, or give --format voc"
         )
-    return read_yolo(arguments.source)
+    return read_yolo(arguments.source, anywhere=arguments.anywhere)
 
 
 def _kind_of(source: Path) -> str:
@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the training images, for validation where no split is there; default 0.1",
     )
     parser.add_argument("--seed", type=int, default=0, help="of their choice; default 0")
+    parser.add_argument(
+        "--anywhere",
+        action="store_true",
+        help="follow paths of a YOLO data.yaml that leave its folder; only for files of your own",
+    )
     voc = parser.add_argument_group("Pascal VOC")
     voc.add_argument("--images", type=Path, metavar="DIR", help="images, if not in JPEGImages/")
     voc.add_argument("--annotations", type=Path, metavar="DIR", help="xmls, if not in Annotations/")

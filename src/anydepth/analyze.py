@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich import get_console
@@ -49,7 +48,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.plain(cfg)
+    config = runtime.checked(cfg)
     _check(config)
     sweeps.check_output(config["output"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
@@ -206,7 +205,7 @@ def _figures(compatibility: Compatibility | None, curve: DepthCurve | None) -> d
     return figures | {f"{row.depth}/AP": row.figures["AP"] for row in (curve.rows if curve else ())}
 
 
-@hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="analyze")
+@runtime.entry_point("analyze")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-analyze``."""
     with runtime.friendly_errors():

@@ -12,6 +12,8 @@ from typing import Literal
 
 LadderOrder = Literal["stage", "cost"]
 
+_MOST_DIGITS = 9
+
 FRACTIONS: Mapping[str, Fraction] = {"3/4": Fraction(3, 4), "1/2": Fraction(1, 2), "1/4": Fraction(1, 4)}
 
 
@@ -147,6 +149,9 @@ class DepthSpace:
         if isinstance(text, DepthConfig):
             checked = self.config(text.refine, text.decoder_layers)
             return text if text.text else checked
+        given: object = text  # a configuration file may hold anything
+        if not isinstance(given, str):
+            raise DepthError(f"depth {given!r} is a {type(given).__name__}, not a text. {self.describe()}")
         text = text.strip()
         if text in ("full", "minimal"):
             return self.full if text == "full" else self.minimal
@@ -155,14 +160,17 @@ class DepthSpace:
             return DepthConfig(point.refine, point.decoder_layers, text)
         return self._parse_explicit(text)
 
-    def parse_list(self, depths: "str | Sequence[str | DepthConfig]") -> list[DepthConfig]:
+    def parse_list(self, depths: "str | DepthConfig | Sequence[str | DepthConfig]") -> list[DepthConfig]:
         """Several configurations: a list of texts, or ``ladder`` or ``all``; repeated points are kept once.
 
         Raises:
             DepthError: An unknown text, or an empty list.
         """
-        if isinstance(depths, str):
+        if isinstance(depths, str | DepthConfig):
             depths = [depths]
+        given: object = depths
+        if not isinstance(given, Sequence):
+            raise DepthError(f"depths {given!r}: give a text or a list of texts. {self.describe()}")
         found: dict[DepthConfig, DepthConfig] = {}
         for depth in depths:
             for config in self._expand(depth):
@@ -259,7 +267,8 @@ class DepthSpace:
             raise DepthError(f"depth {text!r}: {what}. {self.describe()}")
         layers = None
         if at:
-            if not (layers_text.isascii() and layers_text.isdecimal()):
+            # More digits than any decoder has layers; Python itself refuses to read thousands of them.
+            if not (layers_text.isascii() and layers_text.isdecimal() and len(layers_text) <= _MOST_DIGITS):
                 raise DepthError(f"depth {text!r}: {layers_text!r} is no decoder depth. {self.describe()}")
             layers = int(layers_text)
         return self.config([name in names for name in self.stages], layers)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 from rich import get_console
 
@@ -32,7 +31,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.plain(cfg)
+    config = runtime.checked(cfg)
     if config["split"] not in SPLIT_NAMES:
         raise ValueError(f"split={config['split']}: allowed are {', '.join(SPLIT_NAMES)}")
     sweeps.check_output(config["output"])
@@ -93,7 +92,7 @@ def _write_results(
     }
 
 
-@hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="evaluate")
+@runtime.entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-evaluate``."""
     with runtime.friendly_errors():

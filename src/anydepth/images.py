@@ -4,6 +4,11 @@ Whatever compares numbers between validation, prediction and export must read an
 only place that does either.
 """
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -16,7 +21,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 _MAX_UINT16 = 65535
+# What photographs and scans come in. Pillow knows more, told by the first bytes and not by the suffix: vector
+# formats that start Ghostscript or a system's renderer, and decoders that hardly anybody looks at.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB")
 
+LIMIT_VARIABLE = "ANYDEPTH_MAX_IMAGE_PIXELS"
+"""The environment variable that sets the most pixels of an image; workers that load images inherit it."""
 
 Fit = Literal["stretch", "letter_box"]
 """How an image becomes one of the network's size: each side on its own, or with its aspect ratio and grey
@@ -60,7 +70,7 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
 
     Greyscale, palette, CMYK and YCbCr are converted, 16-bit values are scaled to 8 bits, transparency is
     dropped (the colour under it stays, as in torchvision and COCO tools), and of an animation the first frame
-    is taken.
+    is taken. The format is told by the content; the suffix may say another.
 
     Args:
         path: The file.
@@ -71,7 +81,7 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
 
     Raises:
         ImageError: The file is missing, truncated, no image, of a mode without a meaning as RGB (float,
-            32-bit), or so large that it may be a decompression bomb.
+            32-bit), or of more pixels than :func:`most_pixels` allows, which its header tells.
     """
     return _read(path, str(path), upright)
 
@@ -85,6 +95,58 @@ def decode_image(data: bytes, name: str, *, upright: bool = True) -> Tensor:
         upright: As there.
     """
     return _read(BytesIO(data), name, upright)
+
+
+def most_pixels() -> int:
+    """The most pixels of an image that is decoded: a small file may unfold to any number of them.
+
+    About 179 million, which are half a gigabyte as RGB, unless the environment variable
+    ``ANYDEPTH_MAX_IMAGE_PIXELS`` says otherwise.
+
+    Raises:
+        ImageError: The variable holds no number of pixels.
+    """
+    given = os.environ.get(LIMIT_VARIABLE)
+    if not given:
+        return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+    if not (given.isascii() and given.isdecimal() and 0 < len(given) < 19 and int(given)):
+        raise ImageError(f"{LIMIT_VARIABLE}={given[:40]!r}: give a number of pixels, e.g. 500000000")
+    return int(given)
+
+
+@contextmanager
+def open_picture(file: str | Path | BytesIO) -> Iterator[Image.Image]:
+    """A picture whose header was read and whose pixels were not, for everybody who reads files of others.
+
+    Raises:
+        ImageError: It has more pixels than :func:`most_pixels`, or is no regular file.
+        Exception: Whatever a decoder raises on bytes that are none of its own.
+    """
+    if not isinstance(file, BytesIO) and not stat.S_ISREG(Path(file).stat().st_mode):
+        # A pipe would be waited for, and a device may have no end.
+        raise ImageError("it is no regular file; give a readable image file")
+    most = most_pixels()
+    if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = most // 2 + 1
+    with Image.open(file, formats=_known_formats()) as picture:
+        width, height = picture.size
+        if width * height > most:
+            raise ImageError(_too_large(f"{height:,} x {width:,} pixels", most))
+        yield picture
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _too_large(what: str, most: int) -> str:
+    return (
+        f"{what} are more than the {most:,} that are decoded, as it may be a decompression bomb. Shrink or "
+        f"tile the picture; if you trust it, set the environment variable {LIMIT_VARIABLE}"
+    )
 
 
 def resize_keeping_type(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -194,7 +256,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
     try:
-        with Image.open(file) as picture:
+        with open_picture(file) as picture:
             picture.load()
             array = _to_rgb(_upright(picture) if upright else picture)
     except ImageError as error:
@@ -206,9 +268,7 @@ def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
             f"{name}: cannot be opened ({error.strerror}); give a readable image file"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{name}: {error} Shrink or tile the picture; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
+        raise ImageError(f"{name}: {_too_large('its pixels', most_pixels())}") from error
     # Decoders meet arbitrary bytes; which exception a codec raises is its own affair.
     except Exception as error:
         raise ImageError(
@@ -238,11 +298,12 @@ def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
 
 def _from_sixteen_bits(picture: Image.Image) -> NDArray[np.uint8]:
     """Pillow's own conversion clips at 255, which turns most 16-bit pictures white."""
-    values = np.asarray(picture).astype(np.int64)
+    values = np.asarray(picture)
     if values.min() < 0 or values.max() > _MAX_UINT16:
         raise ImageError(
             f"32-bit pixels of {values.min()}..{values.max()} have no fixed range; "
             "convert the picture to 8 or 16 bits"
         )
-    grey = np.rint(values / (_MAX_UINT16 / 255)).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    # Looked up, because a quotient per pixel would take eight times the memory of the picture.
+    levels = np.rint(np.arange(_MAX_UINT16 + 1) / (_MAX_UINT16 / 255)).astype(np.uint8)
+    return np.repeat(levels[values][:, :, None], 3, axis=2)

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import hydra
 from omegaconf import DictConfig
 from PIL import Image
 from rich import get_console
@@ -210,7 +209,7 @@ def _at_least_one(name: str, value: int) -> int:
     return value
 
 
-@hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="predict")
+@runtime.entry_point("predict")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-predict``."""
     with runtime.friendly_errors():

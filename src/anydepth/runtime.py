@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from anydepth import provenance, sweep_names
+from anydepth.hydra_boundary import checked_composition
+from anydepth.targets import check_targets, find_target
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 VERSION_BASE = "1.3"
@@ -103,9 +106,13 @@ def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any
         kwargs: Further arguments of the target, already built.
 
     Raises:
+        TargetError: One of the targets does not exist, or must not be built; see
+            :func:`anydepth.targets.find_target`. Nothing was built.
         Exception: What the target raised, with the configuration key as a note.
-        HydraException: The target does not exist.
     """
+    if not OmegaConf.is_config(config):
+        config = OmegaConf.create(dict(config), flags={"allow_objects": True})
+    check_targets(OmegaConf.to_container(config, resolve=True))
     try:
         return hydra.utils.instantiate(config, **kwargs, _convert_="all")
     except InstantiationException as error:
@@ -121,10 +128,50 @@ def builder_of(target: str) -> Callable[..., Any]:
     """The callable that a ``_target_`` names.
 
     Raises:
-        ValueError: There is no such callable.
+        TargetError: There is no such callable, or it must not be built.
     """
-    builder: Callable[..., Any] = hydra.utils.get_method(target)
-    return builder
+    return find_target(target)
+
+
+def checked(config: DictConfig) -> dict[str, Any]:
+    """:func:`plain`, where every ``_target_`` may be built: what an entry point begins with.
+
+    Raises:
+        TargetError: One must not; nothing was built.
+        ValueError: A setting that only the user can give is missing.
+    """
+    resolved = plain(config)
+    check_targets(resolved)
+    return resolved
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Make a function of a configuration a command: ``hydra.main``, with all that is composed checked first.
+
+    Args:
+        config_name: A file of :func:`config_dir` without its suffix.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        hydra_main = hydra.main(
+            version_base=VERSION_BASE, config_path=str(config_dir()), config_name=config_name
+        )
+        command = hydra_main(task)
+
+        @wraps(task)
+        def main(*arguments: Any) -> Any:
+            if any(text.startswith("--experimental-rerun") for text in sys.argv[1:]):
+                # Hydra would read a pickle, which may run any code.
+                sys.stderr.write(
+                    "\nError: --experimental-rerun is not supported: repeat the command instead\n"
+                )
+                raise SystemExit(1)
+            with checked_composition():
+                return command(*arguments)
+
+        return main
+
+    return decorate
 
 
 def is_sweep() -> bool:

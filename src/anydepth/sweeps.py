@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import get_console
 
 from anydepth import provenance, runtime, sweep_names
@@ -26,6 +26,7 @@ from anydepth.report.files import write_text
 from anydepth.training.checkpoints import CheckpointError
 from anydepth.training.newest import AUTO, Newest, newest_checkpoint
 from anydepth.training.termination import Terminated, ended_by_sigterm
+from anydepth.yaml_text import load_yaml
 
 RESULT: Final = "result.json"
 FAILURE: Final = "failure.json"
@@ -386,7 +387,7 @@ def _now() -> str:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        found = OmegaConf.to_container(OmegaConf.load(folder / provenance.CONFIG))
+        found = load_yaml((folder / provenance.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}

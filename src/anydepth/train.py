@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
@@ -77,7 +76,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
     cfg = sweeps.with_checkpoint(cfg)
-    config = runtime.plain(cfg)
+    config = runtime.checked(cfg)
     _prepare(config)
     data, module, trainer = assemble(cfg)
     detector = module.detector
@@ -117,7 +116,7 @@ def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.plain(cfg)
+    config = runtime.checked(cfg)
     data: DetectionDataModule = runtime.instantiate(cfg.data)
     data.prepare_data()
     data.setup("fit")
@@ -410,7 +409,7 @@ def _announce(
     )
 
 
-@hydra.main(version_base=runtime.VERSION_BASE, config_path=str(runtime.config_dir()), config_name="train")
+@runtime.entry_point("train")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-train``; a sweep gets the validation score."""
     return sweeps.execute(cfg, run)

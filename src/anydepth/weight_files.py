@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from anydepth.brief import brief
 from anydepth.weight_pickles import ForeignPickleError, UnsafePickleError, load_foreign
 
 # Where checkpoints keep their weights, best first: averaged weights are what their authors evaluated.
@@ -20,6 +20,13 @@ _CONTAINERS = (("ema", "module"), ("ema",), ("model",), ("state_dict",), ("modul
 _FOLDER_FILES = ("model.safetensors", "weights.safetensors", "pytorch_model.bin")
 # What wrappers put in front of every key: DistributedDataParallel, torch.compile, our Lightning module.
 _WRAPPERS = ("module.", "_orig_mod.", "detector.")
+_LONGEST_KEY = 1000  # characters; the networks known here take a hundred
+# Of a tensor that shows parts of its numbers many times: more, and a copy of it may fill any memory.
+_MOST_REPEATED_BYTES = 1 << 28
+
+
+class ArchiveBombError(ValueError):
+    """A zip archive that unfolds to more than its own size; the message is the reason."""
 
 
 class WeightsError(ValueError):
@@ -51,7 +58,7 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
 
     Raises:
         WeightsError: There is no such file, it is cut short or of another kind, it is a pickle that could run
-            code, or it holds no state dict.
+            code or an archive that unfolds to more than its size, or it holds no state dict of plain tensors.
     """
     if isinstance(source, Mapping):
         return _unwrap(source, "the given dictionary")
@@ -66,6 +73,27 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
     return _unwrap(contents, str(path))
 
 
+def refuse_bomb(path: Path) -> None:
+    """Refuse a zip archive that ``torch.save`` cannot have written, and that may unfold to any size.
+
+    Raises:
+        ArchiveBombError: Records are compressed, or share bytes of the file.
+        zipfile.BadZipFile: The archive is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ArchiveBombError(f"its record {brief(packed[0])} is compressed, which torch.save never does")
+    unfolded = sum(record.file_size for record in records)
+    if unfolded > path.stat().st_size:
+        raise ArchiveBombError(
+            f"its records hold {unfolded:,} bytes, but the file {path.stat().st_size:,}: they share them"
+        )
+
+
 def _file_of(folder: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
@@ -78,7 +106,8 @@ def _file_of(folder: Path) -> Path:
 def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
+    # Safetensors' own error, or what numbers in its header lead to.
+    except Exception as error:
         raise WeightsError(
             f"{path}: no complete safetensors file ({error}); if it was cut short, copy it again"
         ) from error
@@ -86,6 +115,7 @@ def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 def _load_pickle(path: Path) -> object:
     try:
+        refuse_bomb(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -97,8 +127,9 @@ def _load_pickle(path: Path) -> object:
             f"{_refusal(path, refused[1])}. Networks are read from files of torch 1.6 and newer, which are "
             "zip archives; this one is older"
         ) from error
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).partition(". ")[0] or "it ends too early"
+    # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
+    except Exception as error:
+        reason = str(error).partition(". ")[0][:300] or f"it ends too early: {type(error).__name__}"
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint ({reason}); if it was cut short, copy it again"
         ) from error
@@ -131,19 +162,48 @@ def _unwrap(contents: Mapping[str, object], origin: str) -> StateDict:
         for name in names:
             inner = inner.get(name) if isinstance(inner, Mapping) else None
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return StateDict(_strip_wrappers(inner), f"{origin} ({'.'.join(names)})")
+            return _state_dict(inner, f"{origin} ({'.'.join(names)})")
     if not any(isinstance(value, Tensor) for value in contents.values()):
-        keys = ", ".join(repr(str(key)) for key in list(contents)[:5]) or "none"
+        keys = ", ".join(brief(key) for key in list(contents)[:5]) or "none"
         raise WeightsError(
             f"{origin}: holds no state dict; its entries are {keys}, searched were "
             f"{', '.join('.'.join(names) for names in _CONTAINERS)} and the top level"
         )
-    return StateDict(_strip_wrappers(contents), origin)
+    return _state_dict(contents, origin)
+
+
+def _state_dict(contents: Mapping[str, object], origin: str) -> StateDict:
+    tensors = _strip_wrappers(contents)
+    for key, tensor in tensors.items():
+        problem = _problem_of(key, tensor)
+        if problem is not None:
+            raise WeightsError(f"{origin}: its tensor {brief(key)} {problem}; save plain weights there")
+    return StateDict(tensors, origin)
+
+
+def _problem_of(key: str, tensor: Tensor) -> str | None:
+    """Why a tensor cannot be a weight; None: it can."""
+    if len(key) > _LONGEST_KEY:
+        return f"has a name of {len(key):,} characters"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return "is sparse, quantised or nested"
+    if tensor.device.type == "meta":
+        return "has a shape and no numbers"
+    if tensor.is_complex():
+        return "holds complex numbers"
+    size = tensor.numel() * tensor.element_size()
+    if size > max(_MOST_REPEATED_BYTES, tensor.untyped_storage().nbytes()):
+        return f"has the shape {list(tensor.shape)}, which repeats few numbers {size:,} bytes long"
+    return None
 
 
 def _strip_wrappers(contents: Mapping[str, object]) -> dict[str, Tensor]:
     """Only the tensors; where a wrapper's prefix is in use, only those behind it."""
-    tensors = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
+    tensors = {
+        key if isinstance(key, str) else brief(key): value
+        for key, value in contents.items()
+        if isinstance(value, Tensor)
+    }
     found = True
     while found:
         found = False

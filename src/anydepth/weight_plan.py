@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anydepth.weight_files import StateDict, WeightsError
 
-_SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>\d+)\.(?P<rest>.+)")
+_SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>[0-9]{1,6})\.(?P<rest>.+)")
 # What belongs to stages that skip only, and which part of the full path starts it: norms, and kernels over
 # fewer inputs, which are the first ones of the full kernel.
 _SKIP_TWINS = {".skip.": ".full.", ".skip_conv.": ".fuse.conv."}
@@ -185,7 +185,7 @@ class Plan:
                 if not kinds.is_derived(key):
                     self.missing.append(key)
                 continue
-            if source != plain and ".skip_conv." in plain:
+            if source != plain and ".skip_conv." in plain and value.ndim > 1:
                 value = value[:, : own[key].shape[1]]
             if value.shape == own[key].shape:
                 self.values[key] = value
@@ -198,12 +198,15 @@ class Plan:
         self.unused = [key for key in tensors if key not in used and not kinds.is_derived(key)]
 
     def find(self, plain: str) -> Tensor | None:
-        """The file's value for a plain name, None if it has none."""
+        """The file's value for a plain name; None if it has none, or parts that do not fit together."""
         keys = self.layout.foreign_keys(plain)
         if not keys or any(key not in self.tensors for key in keys):
             return None
         parts = [self.tensors[key] for key in keys]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(parts) == 1:
+            return parts[0]
+        joined = all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts)
+        return torch.cat(parts) if joined else None
 
     @torch.no_grad()
     def carry_out(self) -> None:

@@ -5,15 +5,18 @@ the version of this layout, so that :func:`load` needs nothing else; it holds no
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from anydepth.brief import brief
+from anydepth.data.coco_packing import MOST_CATEGORIES
 from anydepth.detector import Detector
 from anydepth.report.files import atomic_path
 from anydepth.runtime import builder_of, compose, config_names, plain
@@ -21,6 +24,18 @@ from anydepth.weight_report import LoadReport
 
 FORMAT = "anydepth"
 FORMAT_VERSION = 1
+
+# What a weights file may ask for beyond the shapes of its tensors, far above what any detector here has: its
+# author need not be the user, and a number costs nothing to write.
+_LARGEST = {
+    "input_size": 8192,
+    "num_queries": 10_000,
+    "denoising_queries": 10_000,
+    "nms_candidates": 1_000_000,
+}
+_LARGEST_OTHER = 65_536
+# How often parts are repeated: each repetition has weights of its own.
+_REPETITIONS = ("blocks", "backbone_units", "neck_units", "neck_blocks", "decoder_layers")
 
 
 class ZooError(ValueError):
@@ -52,8 +67,13 @@ def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
         >>> detector.num_classes, str(detector.depth_space.full)
         (1, 'full')
     """
+    return _recipe(name, num_classes, overrides)()
+
+
+def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Callable[[], Detector]:
+    """What :func:`build` does once the configuration is composed and the overrides are known to exist."""
     if name not in names():
-        raise ZooError(f"unknown detector {name!r}: known are {', '.join(names())}")
+        raise ZooError(f"unknown detector {brief(name)}: known are {', '.join(names())}")
     keywords = dict(plain(compose(None, [f"+detector={name}"]))["detector"])
     builder = builder_of(str(keywords.pop("_target_")))
     unknown = sorted(set(overrides) - set(keywords))
@@ -61,11 +81,15 @@ def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
         allowed = ", ".join(sorted(set(keywords) - {"num_classes"}))
         raise ZooError(f"detector {name!r} has no setting {', '.join(unknown)}: allowed are {allowed}")
     keywords |= {**overrides, "num_classes": num_classes}
-    detector = builder(**keywords)
-    if not isinstance(detector, Detector):
-        raise ZooError(f"conf/detector/{name}.yaml builds a {type(detector).__name__}, not a Detector")
-    detector.config = {"name": name, **keywords}
-    return detector
+
+    def build_it() -> Detector:
+        detector = builder(**keywords)
+        if not isinstance(detector, Detector):
+            raise ZooError(f"conf/detector/{name}.yaml builds a {type(detector).__name__}, not a Detector")
+        detector.config = {"name": name, **keywords}
+        return detector
+
+    return build_it
 
 
 def save(detector: Detector, path: str | Path) -> Path:
@@ -97,17 +121,25 @@ def save(detector: Detector, path: str | Path) -> Path:
 def load(path: str | Path) -> Detector:
     """The detector that :func:`save` wrote, on the CPU, in eval mode, with its class names.
 
+    The file may be anybody's: the detector that it describes is sketched without memory first, and built only
+    where the file holds its weights.
+
     Raises:
         FileNotFoundError: There is no such file.
-        ZooError: The file is cut short, was not written by :func:`save`, is of a newer layout, or its weights
-            do not fit the detector that its configuration describes.
+        ZooError: The file is cut short, was not written by :func:`save`, is of a newer layout, describes a
+            detector that cannot be built, or its weights do not fit that detector.
     """
     contents = _read(Path(path))
+    _check_sizes(contents, Path(path))
     try:
-        detector = build(contents.name, len(contents.class_names), **contents.overrides)
-    except ValueError as error:
+        recipe = _recipe(contents.name, len(contents.class_names), contents.overrides)
+        with torch.device("meta"):
+            sketch = recipe()
+    # Builders check values, not types: which exception a list in place of a number raises is Python's affair.
+    except Exception as error:
         raise ZooError(f"{path}: its detector cannot be built: {error}") from error
-    _check_fit(detector, contents.weights, Path(path))
+    _check_fit(sketch, contents.weights, Path(path))
+    detector = recipe()
     detector.load_state_dict(dict(contents.weights))
     detector.reset_classes(contents.class_names)
     return detector.eval()
@@ -168,7 +200,8 @@ def _read(path: Path) -> _Contents:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except SafetensorError as error:
+    # Safetensors' own error, or what numbers in its header lead to.
+    except Exception as error:
         raise ZooError(
             f"{path}: no complete safetensors file ({error}). If it was cut short, copy it again; weights in "
             "another format are read by anydepth.load_weights(detector, path)"
@@ -180,23 +213,58 @@ def _read(path: Path) -> _Contents:
         )
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise ZooError(
-            f"{path}: layout version {metadata.get('format_version')}, this anydepth reads {FORMAT_VERSION}; "
-            "install the version of anydepth that wrote it"
+            f"{path}: layout version {str(metadata.get('format_version'))[:20]}, this anydepth reads "
+            f"{FORMAT_VERSION}; install the version of anydepth that wrote it"
         )
     try:
         config, class_names = json.loads(metadata["config"]), json.loads(metadata["class_names"])
         name = config.pop("name")
         del config["num_classes"]
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        if not isinstance(class_names, list) or not all(isinstance(text, str) for text in class_names):
+            raise ValueError(f"class names {brief(class_names)}")
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ZooError(
-            f"{path}: its description of the detector is damaged ({error!r}); copy it again"
+            f"{path}: its description of the detector is damaged ({brief(error)}); copy it again"
         ) from error
     return _Contents(str(name), config, tuple(class_names), weights)
 
 
+def _check_sizes(contents: _Contents, path: Path) -> None:
+    """Refuse numbers that would take more memory or time than the weights in the file account for.
+
+    Raises:
+        ZooError: Names the setting.
+    """
+    if not 1 <= len(contents.class_names) <= MOST_CATEGORIES:
+        raise ZooError(f"{path}: {len(contents.class_names)} classes; allowed are 1 to {MOST_CATEGORIES}")
+    for key, value in contents.overrides.items():
+        largest = _LARGEST.get(key, _LARGEST_OTHER)
+        if isinstance(value, list) and len(value) > 64:
+            raise ZooError(
+                f"{path}: its detector has {len(value)} values of {brief(key)}; at most 64 are read"
+            )
+        for number in _numbers(value):
+            if not -largest <= number <= largest:  # so that NaN is refused, too
+                raise ZooError(
+                    f"{path}: its detector has {brief(key)}={brief(value)}; at most {largest} is read"
+                )
+    repeated = sum(sum(_numbers(contents.overrides.get(key))) for key in _REPETITIONS)
+    if repeated > len(contents.weights):
+        raise ZooError(
+            f"{path}: its detector would have {repeated:g} repeated parts ({', '.join(_REPETITIONS)}), but "
+            f"the file holds only {len(contents.weights)} tensors"
+        )
+
+
+def _numbers(value: object) -> Iterator[float]:
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, int | float) and not isinstance(part, bool):
+            yield part
+
+
 def _check_fit(detector: Detector, weights: Mapping[str, Tensor], path: Path) -> None:
-    expected = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
+    expected = {key: _form(value) for key, value in detector.state_dict().items()}
+    found = {key: _form(value) for key, value in weights.items()}
     if expected == found:
         return
     missing = sorted(expected.keys() - found.keys())
@@ -204,7 +272,7 @@ def _check_fit(detector: Detector, weights: Mapping[str, Tensor], path: Path) ->
     reshaped = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
     parts = [
         f"{len(keys)} {what} (e.g. {keys[0]})"
-        for what, keys in (("missing", missing), ("left over", left_over), ("of another shape", reshaped))
+        for what, keys in (("missing", missing), ("left over", left_over), ("of another form", reshaped))
         if keys
     ]
     raise ZooError(
@@ -212,3 +280,8 @@ def _check_fit(detector: Detector, weights: Mapping[str, Tensor], path: Path) ->
         f"{', '.join(parts)}. They are of another architecture or version; "
         "anydepth.load_weights(detector, path) loads what fits"
     )
+
+
+def _form(tensor: Tensor) -> tuple[tuple[int, ...], bool, bool]:
+    """Shape, and which kind of numbers: a copy would quietly turn one kind into another."""
+    return tuple(tensor.shape), tensor.is_floating_point(), tensor.is_complex()

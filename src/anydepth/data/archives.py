@@ -4,7 +4,6 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from anydepth.data.coco_json import DataError
 from anydepth.data.download import Progress, check_space, download
 
 _CHUNK_BYTES = 1 << 20
-_DAMAGES = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+# What an entry counts beside its content: a million empty files fill a disk, too.
+_ENTRY_BYTES = 512
 
 
 class ArchiveError(DataError):
@@ -128,7 +128,7 @@ def unpack(packed: Path, folder: Path, *, limit_bytes: int, only: Sequence[str] 
     Args:
         packed: The archive.
         folder: Where to.
-        limit_bytes: The most that may be written.
+        limit_bytes: The most that may be written, with half a kilobyte for each file.
         only: Files and folders inside the archive; nothing means everything.
 
     Raises:
@@ -142,24 +142,31 @@ def unpack(packed: Path, folder: Path, *, limit_bytes: int, only: Sequence[str] 
                 inside == PurePosixPath(o) or PurePosixPath(o) in inside.parents for o in only
             ):
                 continue
+            written += _ENTRY_BYTES
             target = folder / inside
             target.parent.mkdir(parents=True, exist_ok=True)
             with source() as reader, target.open("wb") as writer:
                 while chunk := reader.read(_CHUNK_BYTES):
                     written += len(chunk)
-                    if written > limit_bytes:
-                        raise ArchiveError(
-                            f"{packed}: unpacks to more than {limit_bytes:,} bytes; not the published archive"
-                        )
+                    _check_size(packed, written, limit_bytes)
                     writer.write(chunk)
-    except _DAMAGES as error:
-        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-        raise ArchiveError(f"{packed}: damaged ({reason}); remove it and fetch it again") from error
+            _check_size(packed, written, limit_bytes)
+    except ArchiveError:
+        raise
     except OSError as error:
         raise ArchiveError(
             f"{packed}: cannot be unpacked into {folder} ({error}); make room, or "
             "fetch the archive again if it is damaged"
         ) from error
+    # Archives are arbitrary bytes; which exception a decoder raises on them is its own affair.
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise ArchiveError(f"{packed}: damaged ({reason}); remove it and fetch it again") from error
+
+
+def _check_size(packed: Path, written: int, limit_bytes: int) -> None:
+    if written > limit_bytes:
+        raise ArchiveError(f"{packed}: unpacks to more than {limit_bytes:,} bytes; not the published archive")
 
 
 @contextmanager

@@ -104,6 +104,6 @@ def _table_of_categories(path: Path) -> Any:
     # The end of the table is not known; a part that is cut short does not parse.
     for size in (_FIRST_PART, len(data)):
         text = data[found[0] : found[0] + size].decode("utf-8", errors="ignore")
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.JSONDecoder().raw_decode(text)[0]
     return None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anydepth.brief import brief
 from anydepth.data.outlines import rings_of
 
 _SHOWN = 5
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
@@ -31,6 +34,22 @@ class DataWarning(UserWarning):
 def warn(message: str) -> None:
     """Issue a :class:`DataWarning`."""
     warnings.warn(message, DataWarning, stacklevel=3)
+
+
+def exists(path: Path) -> bool:
+    """Whether a file or folder is there; a name that no file can have is not."""
+    try:
+        return path.exists()
+    except OSError:  # Too long.
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have is not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def few(items: Sequence[object]) -> str:
@@ -57,7 +76,7 @@ class JsonRow:
 
     def error(self, message: str) -> DataError:
         """An error that names the file and this entry."""
-        name = f"id {self.entry['id']!r}" if "id" in self.entry else f"number {self.position}"
+        name = f"id {brief(self.entry['id'])}" if "id" in self.entry else f"number {self.position}"
         return DataError(f"{self.path}: {self.kind} {name}: {message}")
 
     def integer(self, key: str, low: int = -(2**63), high: int = 2**63 - 1) -> int:
@@ -77,15 +96,15 @@ class JsonRow:
         """A text that is not empty.
 
         Raises:
-            DataError: It is missing or of another type.
+            DataError: It is missing, of another type, or holds half a character (a lone surrogate).
         """
         value = self.entry.get(key)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or _HALF_CHARACTER.search(value):
             raise self.error(f"{key!r} is {self._shown(key)}; give a text")
         return value
 
     def numbers(self, key: str, count: int) -> Sequence[float]:
-        """A list of numbers; NaN and infinity are numbers here.
+        """A list of numbers; NaN and infinity are numbers here, as is what a float cannot hold (infinity).
 
         Raises:
             DataError: It is missing or of another form.
@@ -93,7 +112,7 @@ class JsonRow:
         value = self.entry.get(key)
         if not isinstance(value, list) or len(value) != count or not all(map(_is_number, value)):
             raise self.error(f"{key!r} is {self._shown(key)}; give a list of {count} numbers")
-        return value
+        return [_as_float(number) for number in value]
 
     def flag(self, key: str) -> bool:
         """0 or 1; a missing key means 0.
@@ -107,7 +126,7 @@ class JsonRow:
         return bool(value)
 
     def area(self) -> float:
-        """The area in square pixels, NaN where the json has none that is positive and finite.
+        """The area in square pixels, NaN where the json has none that is positive and a float can hold.
 
         Raises:
             DataError: It is no number.
@@ -117,7 +136,8 @@ class JsonRow:
             return math.nan
         if not _is_number(value):
             raise self.error(f"'area' is {self._shown('area')}; give a number or leave it out")
-        return float(value) if math.isfinite(value) and value > 0 else math.nan
+        area = _as_float(value)
+        return area if math.isfinite(area) and area > 0 else math.nan
 
     def lookup(self, key: str, known: Mapping[int, int], table: str) -> int:
         """What an id of another table stands for.
@@ -133,7 +153,7 @@ class JsonRow:
         return known[value]
 
     def _shown(self, key: str) -> str:
-        return repr(self.entry[key])[:80] if key in self.entry else "missing"
+        return brief(self.entry[key]) if key in self.entry else "missing"
 
 
 def read_text(path: Path) -> str:
@@ -192,6 +212,9 @@ def json_table(document: Mapping[str, Any], key: str, path: Path) -> list[Mappin
 def check_file_name(row: JsonRow) -> str:
     """``file_name`` of an image, which must stay inside the image folder on every operating system.
 
+    Links in that folder are the user's own and lead where they lead: no archive that is unpacked here brings
+    any, and imported data sets may consist of them.
+
     Raises:
         DataError: It is absolute or climbs out with "..".
     """
@@ -222,10 +245,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # A json may write a whole number of any length.
+        return math.inf if number > 0 else -math.inf
+
+
 def _decode(path: Path, text: str, object_hook: Callable[[dict[str, Any]], dict[str, Any]]) -> object:
     try:
         return json.loads(text, object_hook=object_hook)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # Thousands of digits are a plain ValueError.
         raise DataError(
             f"{path}: not a json file ({error}); it is cut short or damaged: get it again"
         ) from error

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anydepth.data.categories import Categories
-from anydepth.data.coco_json import DataError, few
+from anydepth.data.coco_json import DataError, exists, few, is_file
 from anydepth.data.outlines import Rings
 
 MAX_SIDE = 2**31 - 1
@@ -113,7 +113,7 @@ def clean_boxes(
     boxes = annotations.boxes_xywh
     limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1).astype(np.float64)
     finite = np.isfinite(boxes).all(axis=1)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         inside = np.clip(corners, 0, limits)
         empty = finite & (boxes[:, 2:] <= 0).any(axis=1)
@@ -122,7 +122,8 @@ def clean_boxes(
         clip = keep & (np.abs(inside - corners) > ROUNDING_PX).any(axis=1)
     clipped = np.concatenate([inside[:, :2], inside[:, 2:] - inside[:, :2]], axis=1)
     boxes = np.where(clip[:, None], clipped, boxes)
-    box_areas = boxes[:, 2] * boxes[:, 3]
+    with np.errstate(invalid="ignore", over="ignore"):  # of boxes that are dropped
+        box_areas = boxes[:, 2] * boxes[:, 3]
     areas = np.where(np.isnan(annotations.areas), box_areas, annotations.areas)
     areas = np.where(clip, np.minimum(areas, box_areas), areas)
     touched = annotations.ids[~keep | clip]
@@ -167,21 +168,22 @@ def refuse_missing_files(
     if not root.is_dir():
         raise DataError(f"{root}: no such folder, but {json_path} names images in it; check the data paths")
     places = [os.path.split(name) for name in names]
-    present = {
-        folder: {path.name for path in (root / folder).iterdir()} if (root / folder).is_dir() else set()
-        for folder in {folder for folder, _ in places}
-    }
+    present = {folder: _names_in(root / folder) for folder in {folder for folder, _ in places}}
     missing = [
         f"{name} (image id {image_id})"
         for name, (folder, base), image_id in zip(names, places, image_ids.tolist(), strict=True)
         # A file system that ignores case lists another spelling, so absence is asked for again.
-        if base not in present[folder] and not (root / name).is_file()
+        if base not in present[folder] and not is_file(root / name)
     ]
     if missing:
         raise DataError(
             f"{root}: {len(missing)} of {len(names)} images of {json_path} are missing: {few(missing)}. "
             "Restore them, or take them out of the json"
         )
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if exists(folder) and folder.is_dir() else set()
 
 
 def pack_names(names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
 from anydepth.data.archives import scratch_folder
 from anydepth.data.coco_json import DataError
 from anydepth.data.layout import SplitName
+from anydepth.images import open_picture
 
 ImageLink = Literal["hard", "symbolic"]
 
@@ -113,7 +112,7 @@ def picture_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
         DataError: It is no picture.
     """
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             width, height = picture.size
             turned = picture.getexif().get(_EXIF_ORIENTATION) in _ON_ITS_SIDE
     # Decoders meet arbitrary bytes; which exception a codec raises is its own affair.
@@ -150,8 +149,18 @@ def split_folders(parent: Path) -> dict[SplitName, Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file in a folder and its subfolders, without hidden ones; links to folders are followed."""
+    """Every file in a folder and its subfolders, without hidden ones.
+
+    Links are the user's own way of putting data sets together, as no archive that is unpacked here can bring
+    any: they are followed wherever they lead, but into each folder only once, as links may form circles.
+    """
+    seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent) / name for name in names if not name.startswith("."))
 
@@ -238,11 +247,21 @@ def refuse_filled(out: Path) -> None:
 
 
 def _names_of(paths: Sequence[Path]) -> list[str]:
-    """Distinct names relative to the folder that all have in common."""
+    """Distinct names relative to the folder that all have in common.
+
+    Raises:
+        DataError: A json cannot hold one of them.
+    """
     if not paths:
         return []
     common = os.path.commonpath([path.absolute().parent for path in paths])
-    return [path.absolute().relative_to(common).as_posix() for path in paths]
+    names = [path.absolute().relative_to(common).as_posix() for path in paths]
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{common}: the file name {name!r} is no UTF-8; rename it") from error
+    return names
 
 
 def _place(source: Path, target: Path, link: ImageLink) -> None:

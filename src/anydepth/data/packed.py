@@ -1,6 +1,7 @@
 """A packed index in a file: it loads in no time, and without the json."""
 
 import zipfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def load_packed(path: Path, where: str, categories: Categories) -> CocoIndex:
     try:
         arrays = _read_arrays(path)
         _check(arrays, len(categories.ids))
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    # Archives are arbitrary bytes; which exception a decoder raises on them is its own affair.
+    except Exception as error:
         raise DataError(
             f"{where}: its packed annotations cannot be used ({error}); prepare or copy the shards again"
         ) from error
@@ -68,8 +70,22 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         # A compressed member may unfold to any size.
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed")
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in _ARRAYS}
+        for name in _ARRAYS:
+            _check_header(archive, f"{name}.npy")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in _ARRAYS}
+
+
+def _check_header(archive: zipfile.ZipFile, name: str) -> None:
+    """Refuse a shape that promises more than the member holds: room is made before anything is read."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(member)
+    if any(side < 0 for side in shape) or prod(shape) * dtype.itemsize > archive.getinfo(name).file_size:
+        raise ValueError(f"{name} is {dtype}{list(shape)}, more than its bytes")
 
 
 def _check(arrays: dict[str, NDArray[Any]], num_classes: int) -> None:

@@ -207,6 +207,7 @@ class _Reader:
         )
 
 
+_DEEPEST = 50  # elements inside each other; Pascal VOC has four
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -264,6 +265,8 @@ class _Annotation(ContentHandler):
     def startElement(self, name: str, attrs: AttributesImpl) -> None:  # noqa: N802 (the base class's name)
         self._path.append(name)
         self._texts = []
+        if len(self._path) > _DEEPEST:
+            raise SAXException(f"it nests more than {_DEEPEST} elements, which no annotation needs")
         if len(self._path) == 1 and name != "annotation":
             raise SAXException(f"its outermost element is <{name}>, not <annotation>")
         if self._path == ["annotation", "object"]:
@@ -309,6 +312,7 @@ def _parse(xml: Path) -> _Annotation:
         raise DataError(
             f"{xml}, line {error.getLineNumber()}: no xml ({error.getMessage()}); repair it"
         ) from error
-    except (SAXException, OSError) as error:
+    # An encoding that the parser does not know is a ValueError or a LookupError.
+    except (SAXException, OSError, ValueError, LookupError) as error:
         raise DataError(f"{xml}: no Pascal VOC xml ({error}); repair or remove it") from error
     return annotation

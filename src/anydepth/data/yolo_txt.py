@@ -2,13 +2,13 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from anydepth.data.coco_json import DataError
+from anydepth.brief import brief
+from anydepth.data.coco_json import DataError, exists, is_file
 from anydepth.data.importing import (
     SPLIT_FOLDERS,
     ForeignDataset,
@@ -20,13 +20,19 @@ from anydepth.data.importing import (
     split_folders,
 )
 from anydepth.data.layout import SplitName
+from anydepth.yaml_text import YamlTextError, load_yaml
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
+_COUNT = re.compile("[0-9]{1,9}")
+_LEAVES = (
+    "that is not in the folder of data.yaml. Move the file or the images there; or, if you trust who wrote "
+    "it, allow paths to anywhere (--anywhere of scripts/import_dataset.py)"
+)
 # Far outside the image: the numbers are pixels, not shares.
 _NO_SHARE = (-1.0, 2.0)
 
 
-def read_yolo(source: Path) -> ForeignDataset:
+def read_yolo(source: Path, *, anywhere: bool = False) -> ForeignDataset:
     """Read a data set of YOLO text files.
 
     The labels of ``images/.../a.jpg`` are ``labels/.../a.txt``, or ``a.txt`` beside it. An image without
@@ -37,11 +43,14 @@ def read_yolo(source: Path) -> ForeignDataset:
         source: ``data.yaml`` with ``names`` and the paths of ``train``, ``val`` and ``test``; or a folder
             with such a file; or one with ``classes.txt`` and folders named after the splits, in or around
             ``images``.
+        anywhere: Follow paths of ``data.yaml`` and of lists that lead out of their folder; right only for
+            files of one's own, as those of others could name any folder of this machine. Links in the folder
+            are followed either way: they are the user's own.
 
     Raises:
         DataError: A file or folder is not there, or a line is wrong; the message names file and line.
     """
-    layout = _layout_of(source)
+    layout = _layout_of(source, anywhere)
     dataset = ForeignDataset(tuple(layout.names.values()))
     for split, pictures in layout.pictures.items():
         labels = {path: _labels_of(path) for path in pictures}
@@ -76,17 +85,17 @@ class _Layout:
     pictures: Mapping[SplitName, Sequence[Path]]
 
 
-def _layout_of(source: Path) -> _Layout:
+def _layout_of(source: Path, anywhere: bool) -> _Layout:
     if not source.exists():
         raise DataError(f"{source}: no such file or folder; give the data set's folder or its data.yaml")
     if source.is_file():
-        return _from_yaml(source)
+        return _from_yaml(source, anywhere)
     yamls = [path for path in sorted(source.iterdir()) if path.suffix in (".yaml", ".yml")]
     described = [path for path in yamls if "names" in _read_yaml(path)]
     if len(described) > 1:
         raise DataError(f"{source}: several files name classes ({', '.join(map(str, described))}); give one")
     if described:
-        return _from_yaml(described[0])
+        return _from_yaml(described[0], anywhere)
     lists = [source / name for name in _NAME_LISTS if (source / name).is_file()]
     if not lists:
         raise DataError(
@@ -97,26 +106,27 @@ def _layout_of(source: Path) -> _Layout:
     return _Layout(lists[0], _checked(names, lists[0]), 0, _pictures_of_folders(source))
 
 
-def _from_yaml(path: Path) -> _Layout:
+def _from_yaml(path: Path, anywhere: bool) -> _Layout:
     content = _read_yaml(path)
     names = content.get("names")
     if isinstance(names, list):
         names = {str(number): name for number, name in enumerate(names)}
     if not isinstance(names, dict) or not all(
-        str(key).isdigit() and isinstance(names[key], str) for key in names
+        _COUNT.fullmatch(str(key)) and isinstance(names[key], str) for key in names
     ):
-        raise DataError(f"{path}: 'names' is {str(names)[:80]}; give a list of names, or one per class id")
+        raise DataError(f"{path}: 'names' is {_as_written(names)}; give a list of names, or one per class id")
     numbered = _checked(
         {int(key): name for key, name in sorted(names.items(), key=lambda e: int(e[0]))}, path
     )
     if content.get("nc", str(len(numbered))) != str(len(numbered)):
         raise DataError(
-            f"{path}: 'nc' is {content['nc']}, but 'names' has {len(numbered)}; correct one of them"
+            f"{path}: 'nc' is {_as_written(content['nc'])}, but 'names' has {len(numbered)}; correct one of "
+            "them"
         )
     pictures: dict[SplitName, Sequence[Path]] = {}
     for key in ("train", "val", "valid", "test"):
         if content.get(key):
-            pictures[SPLIT_FOLDERS[key]] = _pictures_of_yaml(path, content, key)
+            pictures[SPLIT_FOLDERS[key]] = _pictures_of_yaml(path, content, key, anywhere)
     return _Layout(
         path, numbered, _keypoint_values(path, content), pictures or _pictures_of_folders(path.parent)
     )
@@ -125,10 +135,14 @@ def _from_yaml(path: Path) -> _Layout:
 def _read_yaml(path: Path) -> dict[str, object]:
     """All scalars as text: as YAML a class named ``no`` would be false."""
     try:
-        content = yaml.load("\n".join(read_lines(path)), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
+        content = load_yaml("\n".join(read_lines(path)), as_text=True)
+    except YamlTextError as error:
         raise DataError(f"{path}: no YAML file ({error}); repair it") from error
     return content if isinstance(content, dict) else {}
+
+
+def _as_written(value: object) -> str:
+    return value[:80] if isinstance(value, str) else brief(value)
 
 
 def _checked(names: Mapping[int, str], path: Path) -> Mapping[int, str]:
@@ -141,40 +155,56 @@ def _keypoint_values(path: Path, content: Mapping[str, object]) -> int:
     shape = content.get("kpt_shape")
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(str(value).isdigit() for value in shape):
-        raise DataError(f"{path}: 'kpt_shape' is {shape}; give [points, values per point]")
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(_COUNT.fullmatch(str(value)) for value in shape)
+    ):
+        raise DataError(f"{path}: 'kpt_shape' is {_as_written(shape)}; give [points, values per point]")
     return int(shape[0]) * int(shape[1])
 
 
-def _pictures_of_yaml(path: Path, content: Mapping[str, object], key: str) -> list[Path]:
+def _pictures_of_yaml(path: Path, content: Mapping[str, object], key: str, anywhere: bool) -> list[Path]:
     """The pictures that ``train``, ``val`` or ``test`` name: folders, or text files with a path per line."""
+    root = None if anywhere else path.parent
     given = content[key]
     pictures: list[Path] = []
     for entry in given if isinstance(given, list) else [given]:
-        place = _resolve(path, str(content.get("path") or ""), str(entry), key)
-        pictures += _pictures_of_list(place) if place.is_file() else pictures_below(place)
+        place = _resolve(path, str(content.get("path") or ""), str(entry), key, root)
+        pictures += _pictures_of_list(place, root) if place.is_file() else pictures_below(place)
     return pictures
 
 
-def _resolve(path: Path, base: str, entry: str, key: str) -> Path:
+def _resolve(path: Path, base: str, entry: str, key: str, root: Path | None) -> Path:
     # Exports often write ../train/images and mean the folder beside the file.
-    tried = [path.parent / base / entry, path.parent / entry, path.parent / entry.removeprefix("../")]
+    written = [path.parent / base / entry, path.parent / entry, path.parent / entry.removeprefix("../")]
+    tried = [Path(os.path.normpath(place)) for place in written]
     for candidate in tried:
-        if candidate.exists():
+        if exists(candidate):
+            if not _is_inside(candidate, root):
+                raise DataError(f"{path}: '{key}' leads to {candidate}; {_LEAVES}")
             return candidate
-    raise DataError(
-        f"{path}: '{key}' is {entry}, but there is no {' nor '.join(map(str, dict.fromkeys(tried)))}"
-    )
+    places = " nor ".join(str(place)[:300] for place in dict.fromkeys(tried))
+    raise DataError(f"{path}: '{key}' is {entry[:300]}, but there is no {places}")
 
 
-def _pictures_of_list(path: Path) -> list[Path]:
+def _is_inside(place: Path, root: Path | None) -> bool:
+    """Whether a path, by its spelling, stays in a folder; anywhere without one."""
+    normal = os.path.normpath(place.absolute())
+    return root is None or Path(normal).is_relative_to(os.path.normpath(root.absolute()))
+
+
+def _pictures_of_list(path: Path, root: Path | None) -> list[Path]:
     pictures = []
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             picture = Path(os.path.normpath(path.parent / line.strip()))
-            if not picture.is_file():
+            shown = str(picture)[:300]
+            if not _is_inside(picture, root):
+                raise DataError(f"{path}, line {number}: leads to {shown}; {_LEAVES}")
+            if not is_file(picture):
                 raise DataError(
-                    f"{path}, line {number}: no such image {picture}; restore it or remove the line"
+                    f"{path}, line {number}: no such image {shown}; restore it or remove the line"
                 )
             pictures.append(picture)
     return pictures

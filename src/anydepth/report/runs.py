@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from anydepth.evaluation.coco_eval import EvaluationError
 from anydepth.evaluation.compatibility import Compatibility
 from anydepth.evaluation.curve_summary import CurveSummary, summarize
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report.gallery import GALLERY_FILE, Gallery, GalleryError, read_gallery
 from anydepth.report.logs import Series, read_logs
+from anydepth.yaml_text import load_yaml
 
 __all__ = ["ReportError", "Run", "Series", "UnusableRun", "find_runs"]
 
@@ -232,9 +231,9 @@ def _story(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        # The safe loader makes plain containers of text, and never objects.
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        # Plain containers, interpolations as text: neither objects nor the environment get in.
+        config = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ReportError(f"{path.name} is damaged: {_short(error)}") from error
     if not isinstance(config, dict):
         raise ReportError(f"{path.name} is damaged: it holds no settings")

@@ -1,6 +1,5 @@
 """Reading the checkpoints that training writes."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anydepth.brief import brief
 from anydepth.detector import Detector
+from anydepth.weight_files import refuse_bomb
 
 _PREFIX = "detector."
 
@@ -22,7 +23,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: It was cut short, or is no checkpoint of this framework.
+        CheckpointError: It was cut short, or is no checkpoint of this framework, or unfolds to more than its
+            size.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,18 +32,40 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: no such checkpoint; give a .ckpt file of a run's checkpoints folder"
         )
     try:
+        refuse_bomb(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it is empty"
+    # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else "it is empty"
         raise CheckpointError(
             f"{path}: no complete checkpoint ({reason}). If it was cut short, resume from another one "
             "of the same folder"
         ) from error
-    if not isinstance(checkpoint, Mapping) or not {"state_dict", "detector"} <= checkpoint.keys():
+    if not isinstance(checkpoint, Mapping) or not _is_ours(checkpoint):
         raise CheckpointError(
             f"{path}: not a checkpoint of anydepth-train. Other weights start a run with weights=PATH"
         )
     return dict(checkpoint)
+
+
+def _is_ours(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has the parts that are read from it, each of its kind."""
+    weights, names = checkpoint.get("state_dict"), checkpoint.get("class_names", [])
+    return (
+        isinstance(weights, Mapping)
+        and all(isinstance(key, str) for key in weights)
+        and isinstance(checkpoint.get("detector"), Mapping)
+        and all(isinstance(key, str) for key in checkpoint["detector"])
+        and isinstance(names, list | tuple)
+        and all(isinstance(name, str) for name in names)
+    )
+
+
+def _differ(there: object, here: object) -> bool:
+    try:
+        return bool(there != here)
+    except Exception:  # Of a tensor there is no single answer.
+        return True
 
 
 def detector_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -63,12 +87,13 @@ def check_resumable(path: str | Path, detector: Detector) -> None:
     checkpoint = read_checkpoint(path)
     saved, current = dict(checkpoint["detector"]), {**detector.config, "num_classes": detector.num_classes}
     differing = [
-        f"{key}: {saved.get(key)!r} there, {current.get(key)!r} here"
+        f"{key}: {brief(saved.get(key))} there, {brief(current.get(key))} here"
         for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
+        if _differ(saved.get(key), current.get(key))
     ]
-    if tuple(checkpoint["class_names"]) != tuple(detector.class_names):
-        differing.append(f"classes: {checkpoint['class_names']} there, {list(detector.class_names)} here")
+    names = list(checkpoint.get("class_names", []))
+    if names != list(detector.class_names):
+        differing.append(f"classes: {brief(names)} there, {brief(list(detector.class_names))} here")
     if differing:
         raise CheckpointError(
             f"{path}: cannot resume, the detector differs ({'; '.join(differing)}). Resume with the run's "
