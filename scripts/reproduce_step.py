@@ -25,16 +25,9 @@ from anydepth.layers.precision import without_autocast
 from anydepth.training.checkpoints import detector_weights, read_checkpoint
 from anydepth.training.findings import names_of_non_finite
 from anydepth.training.module import DetectionModule
-from anydepth.training.step_files import RecordedStep, StepFileError, weights_beside, whole_step
+from anydepth.training.step_files import RecordedStep, weights_beside, whole_step
 from anydepth.weight_files import read_state_dict
 
-# What a file may name to be built: the losses and recipes of this package, and nothing else.
-BUILDERS = (
-    "anydepth.detr.objective.build_objective",
-    "anydepth.yolo.objective.build_objective",
-    "anydepth.training.optim.AdamWRecipe",
-    "anydepth.training.optim.SGDRecipe",
-)
 # Relative difference of losses that are called equal: processes add up in another order than one alone.
 TOLERANCE = 1e-3
 
@@ -147,9 +140,6 @@ def _load(detector: Detector, weights: Path) -> None:
 
 
 def _module(config: Mapping[str, Any], detector: Detector, step: RecordedStep) -> DetectionModule:
-    for name in ("distillation", "optim"):
-        if config[name].get("_target_") not in BUILDERS:
-            raise StepFileError(f"{name}._target_={config[name].get('_target_')!r} is not of this package")
     module = DetectionModule(
         detector=detector,
         objective=runtime.instantiate(config["distillation"]),

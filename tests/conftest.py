@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Callbacks and builders of the tests themselves.
-os.environ.setdefault("ANYDEPTH_ALLOW_TARGETS", "test_*,*.test_*,steps.*,builtins.dict")
+os.environ.setdefault("ANYDEPTH_ALLOW_TARGETS", "test_*,*.test_*,steps.*,runs.*,builtins.dict")
 
 import pytest
 import torch

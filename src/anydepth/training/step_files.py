@@ -1,6 +1,5 @@
 """Files of single training steps, from which ``scripts/reproduce_step.py`` runs them again."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from anydepth.report.files import atomic_path
 from anydepth.structures import Batch, Targets
 from anydepth.training.depth_schedule import PlannedPath
 from anydepth.training.step import StepPlace
+from anydepth.weight_files import refuse_bomb
 
 FORMAT_VERSION = 1
 
@@ -137,9 +137,12 @@ def read_step(path: str | Path) -> RecordedStep:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a step_N_rank_R.pt of a run's folder non_finite")
     try:
+        refuse_bomb(path)
         plain = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise StepFileError(f"{path}: no complete file of a step ({str(error).splitlines()[:1]})") from error
+    # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else "it is empty"
+        raise StepFileError(f"{path}: no complete file of a step ({reason})") from error
     if not isinstance(plain, Mapping) or plain.get("format") != FORMAT_VERSION:
         raise StepFileError(f"{path}: no file of a step that this version of anydepth reads")
     try:
