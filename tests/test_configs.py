@@ -84,7 +84,7 @@ def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
-def test_other_entry_pointscomposed(name: str) -> None:
+def test_other_entry_points_compose(name: str) -> None:
     config = runtime.compose(name, ["paths.output_dir=out"], hydra_config=True)
     check_targets(runtime.plain(config))
 
