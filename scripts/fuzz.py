@@ -2,32 +2,32 @@
 
     python scripts/fuzz.py                              # all boundaries, 100,000 cases each
     python scripts/fuzz.py images depth --cases 5000
-    python scripts/fuzz.py checkpoints --seed 7 --keep failures
+    python scripts/fuzz.py checkpoints --case failures/checkpoints-crash-0b5f...    # one case again
 
-Every case is refused with a documented error or read into something that holds what it promises, within a
-time limit, without starting a program and without writing, or opening what is planted, outside its folder.
-Cases are made by changing earlier ones that reached new lines of the package; equal seeds make equal cases.
+Atheris (on libFuzzer) changes earlier cases that reached new code of the package, and gets cases invented for
+each format. Every case is refused with a documented error or read into something that holds what it promises,
+within a time limit, without starting a program and without writing, or opening what is planted, outside its
+folder. The first case of a boundary that fails is kept and ends its search.
 """
 
 import argparse
-import faulthandler
-import hashlib
+import contextlib
+import importlib.util
+import os
+import random
 import resource
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "tests" / "hostile"), str(REPOSITORY / "tests")]
 
-from boundaries import NAMES, boundary  # noqa: E402
-from search import search  # noqa: E402
-from watch import Watch  # noqa: E402
-
+BOUNDARIES = ("annotations", "images", "depth", "checkpoints", "config")
 _MEMORY_BYTES = 6 << 30
+_SHOWN_LINES = 30  # of what libFuzzer says about a failure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,33 +40,85 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 where a boundary failed.
     """
     arguments = _parser().parse_args(argv)
-    torch.set_num_threads(1)
-    # What asks for more fails, instead of taking the machine with it.
-    resource.setrlimit(resource.RLIMIT_AS, (_used_bytes() + _MEMORY_BYTES, resource.RLIM_INFINITY))
+    if arguments.within is not None:
+        _search(arguments)
+    wanted = arguments.boundaries or BOUNDARIES
+    if arguments.case is not None and len(wanted) != 1:
+        raise SystemExit("--case FILE: name the one boundary that it is for")
+    if importlib.util.find_spec("atheris") is None:
+        raise SystemExit("atheris is not installed here (it runs on Linux and macOS): pip install atheris")
     failed = False
-    for name in arguments.boundaries or NAMES:
+    for name in wanted:
         with tempfile.TemporaryDirectory() as place:
-            folder = Path(place).resolve()
-            faulthandler.dump_traceback_later(6 * 3600, exit=True)
-            found = search(
-                boundary(name, folder),
-                Watch(folder),
-                cases=arguments.cases,
-                seed=arguments.seed,
-                tell=lambda text, name=name: print(f"  {name}: {text}", flush=True),
-            )
-        print(f"{name}: {found}", flush=True)
-        for kind, (data, message) in found.failures.items():
-            failed = True
-            print(f"  {kind}: {message}\n    {data[:200]!r}")
-            if arguments.keep is not None:
-                arguments.keep.mkdir(parents=True, exist_ok=True)
-                (arguments.keep / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
+            # A search ends with its process.
+            command = [sys.executable, __file__, name, "--within", place]
+            command += ["--cases", str(arguments.cases), "--seed", str(arguments.seed)]
+            command += ["--keep", str(arguments.keep)]
+            command += [] if arguments.case is None else ["--case", str(arguments.case)]
+            search = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        if search.returncode:
+            print(*search.stderr.splitlines()[-_SHOWN_LINES:], sep="\n")
+        print(f"{name}: {'failed' if search.returncode else 'no failure'}", flush=True)
+        failed |= search.returncode != 0
     return int(failed)
 
 
+def _search(arguments: argparse.Namespace) -> None:
+    """Search one boundary; ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=["anydepth", "PIL"]):
+        from boundaries import boundary
+        from cases import MOST_BYTES, attempt, make_case
+        from watch import Watch
+
+    import torch
+
+    torch.set_num_threads(1)
+    (name,) = arguments.boundaries
+    files, corpus = (arguments.within.resolve() / part for part in ("files", "corpus"))
+    files.mkdir()
+    corpus.mkdir()
+    there, watch = boundary(name, files), Watch(files)
+    for number, seed in enumerate(there.seeds):
+        (corpus / str(number)).write_bytes(seed)
+        with contextlib.suppress(Exception):
+            there.run(seed)  # Imports what readers import late, unwatched.
+    arguments.keep.mkdir(parents=True, exist_ok=True)
+    counted = {True: 0, False: 0}
+
+    def run(data: bytes) -> None:
+        counted[attempt(there, watch, data)] += 1
+        cases = sum(counted.values())
+        if cases % max(arguments.cases // 10, 1) == 0:
+            print(f"  {name}: {cases:,} cases, {counted[True]:,} read, the others refused", flush=True)
+
+    def change(data: bytes, most: int, seed: int) -> bytes:
+        rng = random.Random(seed)
+        if rng.random() < 0.5:
+            changed: bytes = atheris.Mutate(data, most)
+            return changed
+        return make_case(there, rng, data)[:most]
+
+    # What asks for more fails, instead of taking the machine with it.
+    resource.setrlimit(resource.RLIMIT_AS, (_used_bytes() + _MEMORY_BYTES, resource.RLIM_INFINITY))
+    options = [
+        f"-runs={arguments.cases}",
+        f"-seed={arguments.seed + 1}",  # 0 would be another one each time.
+        f"-max_len={MOST_BYTES}",
+        "-len_control=0",
+        "-timeout=0",  # The watch has its own.
+        f"-rss_limit_mb={2 * _MEMORY_BYTES >> 20}",
+        "-verbosity=0",
+        f"-artifact_prefix={arguments.keep}/{name}-",
+        str(corpus if arguments.case is None else arguments.case),
+    ]
+    atheris.Setup([sys.argv[0], *options], run, custom_mutator=change)
+    atheris.Fuzz()
+
+
 def _used_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,11 +126,15 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "boundaries", nargs="*", metavar="BOUNDARY", help=f"of {', '.join(NAMES)}; default: all"
+        "boundaries", nargs="*", metavar="BOUNDARY", help=f"of {', '.join(BOUNDARIES)}; default: all"
     )
     parser.add_argument("--cases", type=int, default=100_000, help="of each boundary; default 100000")
     parser.add_argument("--seed", type=int, default=0, help="of the cases; default 0")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="write what a boundary failed on there")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("failures"), metavar="DIR", help="for failing cases; ./failures"
+    )
+    parser.add_argument("--case", type=Path, metavar="FILE", help="run only this kept case")
+    parser.add_argument("--within", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
