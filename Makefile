@@ -44,8 +44,8 @@ ablation: setup ## Six arms of the method, two seeds each, and the page that com
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(ARGS)
 
-test-slow: setup ## Run the tests that take long: real processes, interruptions, thousands of steps
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m slow $(ARGS)
+test-slow: setup ## Run the tests that take long (ARGS="--record" writes docs/slow-tests.md)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/slow_tests.py -n $(TEST_WORKERS) --dist loadscope $(ARGS)
 
 look-at-data: setup ## Draw training batches with their boxes (ARGS="data=custom data.root=... augmentation=yolo")
 	$(BIN)/python scripts/look_at_data.py $(ARGS)

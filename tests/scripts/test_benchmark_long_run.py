@@ -14,6 +14,11 @@ def test_two_thousand_steps_use_no_more_than_five_hundred(
     script: ModuleType, detector: str, tmp_path: Path
 ) -> None:
     warm, second, third, last = script.measure(2000, tmp_path, [f"detector={detector}"])
+    for quarter in (warm, second, third, last):
+        print(
+            f"measured: {quarter.steps} steps: {quarter.resident_mib:.0f} MiB, {quarter.open_files} files, "
+            f"{quarter.threads} threads, {quarter.seconds_per_step:.3f} s"
+        )
     assert last.steps == 2000
     assert last.resident_mib <= 1.02 * second.resident_mib, (warm, second, third, last)
     assert last.open_files <= second.open_files

@@ -93,6 +93,6 @@ def test_runs_killed_at_random_moments_equal_one_that_is_not(
         assert (folder / "finished").exists()
         assert "ignored" not in log, "every checkpoint that a killed process left is whole"
         assert_equal_runs(folder, whole)
-    print(f"{wing}: {TRIALS} trials, {kills} kills, {writing} of them while a checkpoint was written")
+    print(f"measured: {TRIALS} trials, {kills} kills, {writing} of them while a checkpoint was written")
     assert kills >= TRIALS
     assert writing >= 1
