@@ -6,9 +6,9 @@ Three kinds of step alternate in one run of Lightning's Trainer, so that other w
 of them alike: full-only, both paths with one backward pass for the sum of their losses (``backward=joint``),
 and both with a pass each (``backward=separate``). Medians and their ratios are printed. A step is what
 training does from the arrival of a batch to the end of the optimizer's step, on random images and boxes. Peak
-memory is torch's on a GPU; on a CPU each kind runs in a process of its own, whose peak resident memory is
-printed less what it had before the first step. ``--latency`` adds the inference latency of every rung of the
-ladder.
+memory, with weights, gradients and the optimizer's state, is torch's on a GPU; on a CPU each kind runs in a
+process of its own, whose peak resident memory is printed less what it had before the network was built.
+``--latency`` adds the inference latency of every rung of the ladder.
 """
 
 import argparse
@@ -156,9 +156,9 @@ def ratio_by_operations(detector: Detector, size: int) -> float:
 
 
 def peak_memory_cpu(setting: Setting, kind: str) -> float:
-    """Peak MiB that steps of a kind add to a fresh process."""
-    module = make_module(setting)
+    """Peak MiB that a network and steps of a kind add to a fresh process."""
     before = _resident_mib("VmRSS")
+    module = make_module(setting)
     # 5 resets the high-water mark, which importing torch has raised.
     Path("/proc/self/clear_refs").write_text("5")
     train(setting, module, [kind], 3)
