@@ -69,6 +69,7 @@ def _wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 3
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_its_third_job_runs_only_what_was_missing(
     sweep: Sweep, small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_sweep_killed_in_its_third_job_runs_only_what_was_missing(
     _assert_equal_weights(tmp_path / "alone" / "weights.safetensors", third / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_processes_ends_a_sweep_within_its_job(
     small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_a_job_killed_after_its_last_step_gets_its_figures(sweep: Sweep, tmp_path: Path) -> None:
     """Nothing is left to train then, only to evaluate; the record equals that of the unbroken job."""
     settings = ("-m", "seed=0", "hydra.sweep.dir=study")
@@ -194,6 +197,7 @@ def test_a_failing_job_hides_no_other(
     assert len(provenance["data"]["fingerprint"]) == 64
 
 
+@pytest.mark.slow
 def test_a_search_learns_from_scores_survives_failures_and_finds_its_trials_again(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,8 +167,10 @@ def _locate(name: str) -> object:
         for part in rest:
             path = f"{path}.{part}"
             if not hasattr(found, part) and inspect.ismodule(found):
-                importlib.import_module(path)
-            found = getattr(found, part)
+                # Hydra loads its plugins without making them attributes of their packages.
+                found = importlib.import_module(path)
+            else:
+                found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise MissingTargetError(
             f"_target_ {name}: {error}; check the spelling, and that it is installed"

@@ -70,7 +70,12 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
     contents = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     if not isinstance(contents, Mapping):
         raise WeightsError(f"{path}: holds a {type(contents).__name__}, not a state dict; save one there")
-    return _unwrap(contents, str(path))
+    found = _unwrap(contents, str(path))
+    for key, tensor in found.tensors.items():
+        # In a dictionary that a program gives it has its uses; a file is there for the numbers.
+        if tensor.device.type == "meta":
+            raise WeightsError(_not_plain(str(path), key, "has a shape and no numbers"))
+    return found
 
 
 def refuse_bomb(path: Path) -> None:
@@ -177,8 +182,12 @@ def _state_dict(contents: Mapping[str, object], origin: str) -> StateDict:
     for key, tensor in tensors.items():
         problem = _problem_of(key, tensor)
         if problem is not None:
-            raise WeightsError(f"{origin}: its tensor {brief(key)} {problem}; save plain weights there")
+            raise WeightsError(_not_plain(origin, key, problem))
     return StateDict(tensors, origin)
+
+
+def _not_plain(origin: str, key: str, problem: str) -> str:
+    return f"{origin}: its tensor {brief(key)} {problem}; save plain weights there"
 
 
 def _problem_of(key: str, tensor: Tensor) -> str | None:
@@ -187,8 +196,6 @@ def _problem_of(key: str, tensor: Tensor) -> str | None:
         return f"has a name of {len(key):,} characters"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return "is sparse, quantised or nested"
-    if tensor.device.type == "meta":
-        return "has a shape and no numbers"
     if tensor.is_complex():
         return "holds complex numbers"
     size = tensor.numel() * tensor.element_size()

@@ -237,6 +237,7 @@ def test_the_command_prepares_splits_with_the_categories_of_training(
     assert val.source.read(1).labels.tolist() == [1]
 
 
+@pytest.mark.slow
 def test_the_command_killed_at_any_time_is_gone_on_with(shards: Shards, tmp_path: Path) -> None:
     """Killed when its first shard is there; the result is that of an undisturbed run."""
     folder = tmp_path / "out"

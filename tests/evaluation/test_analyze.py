@@ -134,6 +134,7 @@ def test_compatibility_is_written_printed_and_returned(
     assert "spatial linear CKA" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_analysis_goes_on_and_equals_one_pass(
     config: Callable[..., DictConfig],
     settings: list[str],

@@ -87,6 +87,7 @@ def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [panel for section in sections for panel in section["panels"]]
 
 
+@pytest.mark.slow
 def test_every_chart_shows_what_a_run_logs(
     script: ModuleType,
     compose_run: Callable[..., DictConfig],

@@ -70,6 +70,7 @@ def curve(job: Path) -> DepthCurve:
     return DepthCurve.from_json((job / "depth_curve.json").read_text())
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_is_a_run_of_its_group(sweep: Path) -> None:
     runs = [offline_runs(folder) for folder in sorted(sweep.glob("seed_*"))]
     assert [len(found) for found in runs] == [1, 1]

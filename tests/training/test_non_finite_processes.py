@@ -48,12 +48,12 @@ class Case:
 
 
 QUICK = (
-    Case("detr", "box"),
     Case("yolo", "gradient", "skip", "separate"),
     Case("detr", "pixel", "stop"),
-    Case("yolo", "minimal", "stop", "separate"),
 )
 MORE = (
+    Case("detr", "box"),
+    Case("yolo", "minimal", "stop", "separate"),
     Case("yolo", "box"),
     Case("detr", "gradient", "skip", "separate"),
     Case("detr", "box", "stop"),

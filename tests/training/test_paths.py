@@ -61,6 +61,7 @@ def test_three_paths_and_accumulated_batches_give_the_same_gradients(
         assert float((separate[name] - gradient).abs().max()) <= tolerance * largest, name
 
 
+@pytest.mark.slow
 def test_the_gradients_of_paths_are_watched_in_either_way(compose_run: Compose, tmp_path: Path) -> None:
     """Watching changes nothing, and sees the gradients of each path alone."""
     logged = {}
