@@ -42,7 +42,7 @@ ablation: setup ## Six arms of the method, two seeds each, and the page that com
 	$(BIN)/anydepth-train -m experiment=ablation $(ARGS)
 
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-slow: setup ## Run the tests that take long (ARGS="--record" writes docs/slow-tests.md)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/slow_tests.py -n $(TEST_WORKERS) --dist loadscope $(ARGS)

@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import multiprocessing
+import os
 import statistics
 import time
 import warnings
@@ -173,7 +174,11 @@ def _resident_mib(field: str) -> float:
 
 
 def in_new_process(function: Callable[[Setting, str], float], setting: Setting, kind: str) -> float:
-    """Call a function in a process that has not allocated anything yet."""
+    """Call a function in a process that has not allocated anything yet, and that keeps nothing it frees.
+
+    So resident memory is what tensors take, as torch counts it on a GPU: glibc by itself keeps freed memory.
+    """
+    os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_MMAP_MAX_="1000000")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, (setting, kind))
 

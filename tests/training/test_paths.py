@@ -40,6 +40,17 @@ def _gradients(compose_run: Compose, folder: Path, *settings: str) -> dict[str, 
     return FirstGradients.found
 
 
+@pytest.mark.parametrize("backward", ["joint", "separate"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_stem_that_paths_share_runs_once(network: str, backward: Backward) -> None:
+    module = make_module(network, backward)
+    runs = []
+    module.detector.backbone.stem.register_forward_hook(lambda *_: runs.append("forward"))
+    module.detector.backbone.stem.register_full_backward_pre_hook(lambda *_: runs.append("backward"))
+    module.training_step(make_batch((1, 2)), 0).backward()
+    assert runs == ["forward", "backward"]
+
+
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_three_paths_and_accumulated_batches_give_the_same_gradients(
     compose_run: Compose, tmp_path: Path, precision: str

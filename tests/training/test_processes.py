@@ -117,16 +117,19 @@ alone = cache(take_step)
 def _check_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """To the rounding of float32, which adds the images in another order.
 
-    It comes to 2.4e-5 of the largest gradient at most: random networks magnify it on the way back to the
-    stem. A parameter of small gradients is held to a thousandth of them as well, down to what rounding leaves
-    of those that cancel (biases in front of a norm).
+    It comes to 2.4e-5 of the largest gradient at most: these networks magnify it on the way back to the stem.
+    One process alone is further off: its gradients differ from those in float64 by 3e-5 (YOLO) to 1.7e-4
+    (DETR), and YOLO's by up to 1.2e-5 if it takes the same images in another order. A parameter of small
+    gradients is held to a thousandth of them as well, down to what rounding leaves of those that cancel
+    (biases in front of a norm).
     """
     assert found.keys() == expected.keys()
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    for name, gradient in expected.items():
-        difference = float((found[name] - gradient).abs().max())
+    differences = {name: float((found[name] - gradient).abs().max()) for name, gradient in expected.items()}
+    print(f"measured: {max(differences.values()) / largest:.1e} of the largest gradient")
+    for name, difference in differences.items():
         assert difference <= 5e-5 * largest, name
-        assert difference <= 1e-3 * float(gradient.abs().max()) + 1e-7 * largest, name
+        assert difference <= 1e-3 * float(expected[name].abs().max()) + 1e-7 * largest, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
