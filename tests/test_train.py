@@ -5,15 +5,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 import anydepth
-from anydepth.train import main, run
+from anydepth.train import best_score, main, run
+from anydepth.training.last_checkpoint import LastCheckpoint
 
 Compose = Callable[..., DictConfig]
 
@@ -106,3 +110,16 @@ def test_the_command_line_refuses_in_one_message(
     assert stopped.value.code == 1
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_the_best_score_is_read_from_its_checkpoint_where_only_that_came_back(tmp_path: Path) -> None:
+    """As from processes that Lightning starts from Python."""
+    best = ModelCheckpoint(monitor="val/score", dirpath=tmp_path)
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[LastCheckpoint(dirpath=tmp_path), best])
+    assert best_score(trainer) == {}
+    states = {best.state_key: {"best_model_score": torch.tensor(0.25)}}
+    torch.save({"state_dict": {}, "detector": {}, "callbacks": states}, tmp_path / "best.ckpt")
+    best.best_model_path = str(tmp_path / "best.ckpt")
+    assert best_score(trainer) == {"val/best_score": 0.25}
+    best.best_model_score = torch.tensor(0.5)
+    assert best_score(trainer) == {"val/best_score": 0.5}

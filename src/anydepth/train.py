@@ -271,14 +271,16 @@ def _facts(config: Mapping[str, Any], data: DetectionDataModule) -> dict[str, di
 
 def best_score(trainer: pl.Trainer) -> dict[str, float]:
     """``val/best_score``: that of the checkpoint that is exported; empty where none was kept by its score."""
-    scores = [
-        float(callback.best_model_score)
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint)
-        and callback.monitor == sweeps.SCORE
-        and callback.best_model_score is not None
-    ]
-    return {sweeps.BEST_SCORE: scores[0]} if scores else {}
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == sweeps.SCORE:
+            score = callback.best_model_score
+            if score is None and callback.best_model_path:
+                # Processes that Lightning starts from Python hand back the path alone.
+                states = read_checkpoint(callback.best_model_path).get("callbacks", {})
+                score = states.get(callback.state_key, {}).get("best_model_score")
+            if score is not None:
+                return {sweeps.BEST_SCORE: float(score)}
+    return {}
 
 
 def finish(

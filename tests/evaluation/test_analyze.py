@@ -11,12 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
-from PIL import Image
 
 from anydepth import analyze, runtime, zoo
 from anydepth.depth import DepthCosts, DepthError, DepthSpace
@@ -30,52 +27,20 @@ from anydepth.evaluation.depth_curve import DepthCurve, DepthRow, evaluate_depth
 from anydepth.evaluation.depth_parts import joined
 from anydepth.report.curve_analysis import print_curve_analysis
 from anydepth.report.curve_parts import CurveParts
+from found_data import unlike_itself, write_found_data
 
 ALL_DEPTHS = 2**5
 
 
 @pytest.fixture
 def detector(build_small: Callable[..., Detector]) -> Detector:
-    """Of 32 configurations, with weights that no longer start refinements as the identity."""
-    detector = build_small(decoder_layers=1)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in detector.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    detector.reset_classes(["dog", "cat"])
-    return detector.eval()
+    """Of 32 configurations."""
+    return unlike_itself(build_small(decoder_layers=1))
 
 
 @pytest.fixture
 def root(tmp_path: Path, detector: Detector) -> Path:
-    """Five noise images whose ground truth is what the detector finds, slightly moved."""
-    random = np.random.default_rng(0)
-    folder = tmp_path / "data"
-    document: dict[str, Any] = {"images": [], "annotations": []}
-    document["categories"] = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
-    for split in ("train", "val"):
-        (folder / "images" / split).mkdir(parents=True)
-    for number in range(5):
-        path = folder / "images" / "val" / f"{number}.png"
-        Image.fromarray(random.integers(0, 255, (80, 100, 3), dtype=np.uint8)).save(path)
-        document["images"].append({"id": number, "file_name": path.name, "height": 80, "width": 100})
-        found = detector.predict(path, threshold=0)[0]
-        for box, label in zip(found.boxes_xyxy[::2].tolist(), found.labels[::2].tolist(), strict=True):
-            left, top, right, bottom = np.clip(np.array(box) + random.normal(0, 2, 4), 0, [100, 80] * 2)
-            if right - left > 2 and bottom - top > 2:
-                document["annotations"].append(
-                    {
-                        "id": len(document["annotations"]) + 1,
-                        "image_id": number,
-                        "category_id": 18 - label,
-                        "bbox": [left, top, right - left, bottom - top],
-                        "area": (right - left) * (bottom - top),
-                        "iscrowd": 0,
-                    }
-                )
-    (folder / "annotations").mkdir()
-    (folder / "annotations" / "instances_val.json").write_text(json.dumps(document))
-    return folder
+    return write_found_data(tmp_path / "data", detector)
 
 
 @pytest.fixture

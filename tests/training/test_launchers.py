@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from anydepth import zoo
+from found_data import unlike_itself, used_to_noise, write_found_data
+from small_networks import SMALL_DETECTOR
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +22,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 SETTINGS = (
     *("optim.lr=1e-30", "optim.backbone_lr=1e-30", "optim.weight_decay=0", "optim.epochs=1"),
     *("trainer.limit_val_batches=null", "callbacks.averaging=null", "validation.depths=[full,minimal]"),
+    *("data=custom", "augmentation=none", "data.eval_batch_size=2"),
 )
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 LAUNCHED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -49,22 +55,35 @@ def _figures(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(small_run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def settings(small_run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A network that finds something, on data where each of its depths finds another part of it."""
+    folder = tmp_path_factory.mktemp("data")
+    torch.manual_seed(0)
+    detector = used_to_noise(unlike_itself(zoo.build("detr_tiny", 2, **SMALL_DETECTOR), ("cat", "dog")))
+    weights = zoo.save(detector, folder / "weights.safetensors")
+    root = write_found_data(folder / "data", detector, ("train", "val"))
+    return (*small_run, *SETTINGS, f"weights={weights}", f"data.root={root}")
+
+
+@pytest.fixture(scope="module")
+def alone(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The figures of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    _finish(_start(folder, *TRAIN, *small_run, *SETTINGS, "data.batch_size=4"))
-    return _figures(folder)
+    _finish(_start(folder, *TRAIN, *settings, "data.batch_size=4"))
+    figures = _figures(folder)
+    assert figures["val/full/AP"] > 0.01
+    assert figures["val/minimal/AP"] > 0
+    assert figures["val/full/AP"] != figures["val/minimal/AP"]
+    return figures
 
 
 @pytest.mark.parametrize("launcher", LAUNCHED)
 def test_two_processes_have_the_figures_of_one(
-    launcher: str, alone: dict[str, Any], small_run: tuple[str, ...], tmp_path: Path
+    launcher: str, alone: dict[str, Any], settings: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """19 validation images do not divide by 2."""
+    """Five validation images do not divide by 2."""
     command, trainer = LAUNCHED[launcher]
-    printed = _finish(
-        _start(tmp_path / "run", *command, *small_run, *SETTINGS, *trainer, *TWO, "data.batch_size=2")
-    )
+    printed = _finish(_start(tmp_path / "run", *command, *settings, *trainer, *TWO, "data.batch_size=2"))
     assert "2 x cpu" in printed
     assert _figures(tmp_path / "run") == alone
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -86,9 +105,9 @@ def _slurm(rank: int, job: str) -> dict[str, str]:
 
 
 def test_processes_that_slurm_starts_have_the_figures_of_one(
-    alone: dict[str, Any], small_run: tuple[str, ...], tmp_path: Path
+    alone: dict[str, Any], settings: tuple[str, ...], tmp_path: Path
 ) -> None:
-    settings = (*small_run, *SETTINGS, *TWO, "trainer=multi_node", "trainer.num_nodes=1", "data.batch_size=2")
+    settings = (*settings, *TWO, "trainer=multi_node", "trainer.num_nodes=1", "data.batch_size=2")
     started = [_start(tmp_path, *TRAIN, *settings, **_slurm(rank, job=str(os.getpid()))) for rank in range(2)]
     assert "2 x cpu" in "".join(_finish(process) for process in started)
     assert _figures(tmp_path) == alone
