@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ _LONGEST_KEY = 1000  # characters; the networks known here take a hundred
 _MOST_REPEATED_BYTES = 1 << 28
 
 
-class ArchiveBombError(ValueError):
-    """A zip archive that unfolds to more than its own size; the message is the reason."""
+class UnsafeArchiveError(ValueError):
+    """An archive that would be unpacked on disk or to more than its own size; the message is the reason."""
 
 
 class WeightsError(ValueError):
@@ -78,25 +79,38 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
     return found
 
 
-def refuse_bomb(path: Path) -> None:
-    """Refuse a zip archive that ``torch.save`` cannot have written, and that may unfold to any size.
+def refuse_archive(path: Path) -> None:
+    """Refuse an archive that ``torch.save`` cannot have written, and that may unfold to any size or place.
 
     Raises:
-        ArchiveBombError: Records are compressed, or share bytes of the file.
+        UnsafeArchiveError: Records are compressed, or share bytes of the file, or it is a tar archive.
         zipfile.BadZipFile: The archive is damaged.
     """
     if not zipfile.is_zipfile(path):
+        _refuse_tar(path)
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
     if packed:
-        raise ArchiveBombError(f"its record {brief(packed[0])} is compressed, which torch.save never does")
+        raise UnsafeArchiveError(f"its record {brief(packed[0])} is compressed, which torch.save never does")
     unfolded = sum(record.file_size for record in records)
     if unfolded > path.stat().st_size:
-        raise ArchiveBombError(
+        raise UnsafeArchiveError(
             f"its records hold {unfolded:,} bytes, but the file {path.stat().st_size:,}: they share them"
         )
+
+
+def _refuse_tar(path: Path) -> None:
+    """Torch makes a folder to unpack it into before it looks at what may be loaded."""
+    try:
+        # Opened as torch does: uncompressed alone, up to the first record.
+        tarfile.open(path, mode="r:").close()
+    except tarfile.TarError:
+        return
+    raise UnsafeArchiveError(
+        "it is a tar archive, as the first versions of torch wrote, or filled with zeros"
+    )
 
 
 def _file_of(folder: Path) -> Path:
@@ -120,7 +134,7 @@ def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 def _load_pickle(path: Path) -> object:
     try:
-        refuse_bomb(path)
+        refuse_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))

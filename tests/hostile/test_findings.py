@@ -6,6 +6,8 @@ import os
 import re
 import stat
 import struct
+import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -385,6 +387,22 @@ def test_compressed_and_overlapping_records_are_refused(tmp_path: Path) -> None:
         archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(WeightsError, match="they share them"):
         read_state_dict(path)
+
+
+def test_tar_archives_are_refused_before_torch_unpacks_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "mkdtemp", pytest.fail)
+    old = tmp_path / "old.pt"
+    with tarfile.open(old, "w") as archive:
+        archive.add(__file__, "storages")
+    zeros = tmp_path / "zeros.pt"
+    zeros.write_bytes(bytes(2000))
+    for path in (old, zeros):
+        with pytest.raises(
+            WeightsError, match="tar archive, as the first versions of torch wrote, or filled"
+        ):
+            read_state_dict(path)
 
 
 @pytest.mark.parametrize(

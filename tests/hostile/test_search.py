@@ -60,8 +60,8 @@ def test_a_hundred_thousand_cases_guided_by_coverage(name: str, tmp_path: Path) 
     pytest.importorskip("atheris", reason="atheris, which guides the search, runs on Linux and macOS only")
     command = [sys.executable, str(FUZZ), name, "--keep", str(tmp_path / "failures")]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    print("measured:", found.stdout.splitlines()[-2])
     assert found.returncode == 0, found.stdout
+    print("measured:", found.stdout.splitlines()[-2])
     assert "100,000 cases" in found.stdout
     assert list((tmp_path / "failures").iterdir()) == []
 
