@@ -1,9 +1,11 @@
 """Training steps of small networks of both wings, without a Trainer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from anydepth import zoo
@@ -30,6 +32,21 @@ NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "yolo": ("yolo_tiny", SMALL_YOLO),
 }
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """What is written for float32 computes in float64, whose rounding hides no mistake."""
+    former = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        # Losses ask for float32 by name, to keep to it where the rest runs in half precision.
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(torch, "float32", torch.float64)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(former)
 
 
 def make_module(network: str, backward: Backward = "joint") -> DetectionModule:
