@@ -1,15 +1,16 @@
 """Reading checkpoint files of any origin into one flat state dict, without running code from them."""
 
+import json
 import pickle
 import re
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from anydepth.brief import brief
@@ -41,10 +42,12 @@ class StateDict:
     Attributes:
         tensors: By key, without the prefixes of wrappers.
         origin: File and entry they came from, for messages.
+        class_names: Of the detector that they are of; empty where the file does not say.
     """
 
     tensors: Mapping[str, Tensor]
     origin: str
+    class_names: tuple[str, ...] = ()
 
 
 def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
@@ -62,13 +65,17 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
             code or an archive that unfolds to more than its size, or it holds no state dict of plain tensors.
     """
     if isinstance(source, Mapping):
-        return _unwrap(source, "the given dictionary")
+        return _named(_unwrap(source, "the given dictionary"), source.get("class_names"))
     path = Path(source)
     if path.is_dir():
         path = _file_of(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file; give a checkpoint file or a folder that holds one")
-    contents = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    metadata: Mapping[str, str] = {}
+    if path.suffix == ".safetensors":
+        contents, metadata = _load_safetensors(path)
+    else:
+        contents = _load_pickle(path)
     if not isinstance(contents, Mapping):
         raise WeightsError(f"{path}: holds a {type(contents).__name__}, not a state dict; save one there")
     found = _unwrap(contents, str(path))
@@ -76,7 +83,7 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
         # In a dictionary that a program gives it has its uses; a file is there for the numbers.
         if tensor.device.type == "meta":
             raise WeightsError(_not_plain(str(path), key, "has a shape and no numbers"))
-    return found
+    return _named(found, _parsed(metadata.get("class_names")) or contents.get("class_names"))
 
 
 def refuse_archive(path: Path) -> None:
@@ -122,9 +129,26 @@ def _file_of(folder: Path) -> Path:
     )
 
 
-def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
+def _named(found: StateDict, names: object) -> StateDict:
+    """With the class names that a checkpoint gives, where it does."""
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return replace(found, class_names=tuple(names))
+    return found
+
+
+def _parsed(text: str | None) -> object:
     try:
-        return load_file(path)
+        return json.loads(text or "null")
+    # Too deeply nested, or no JSON: what another program may keep under this name.
+    except (ValueError, RecursionError):
+        return None
+
+
+def _load_safetensors(path: Path) -> tuple[object, Mapping[str, str]]:
+    """The tensors and the texts of a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     # Safetensors' own error, or what numbers in its header lead to.
     except Exception as error:
         raise WeightsError(

@@ -6,10 +6,12 @@ A layout is a way of naming weights; a plan pairs the weights of a detector with
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from anydepth.brief import brief
 from anydepth.weight_files import StateDict, WeightsError
 
 _SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>[0-9]{1,6})\.(?P<rest>.+)")
@@ -137,15 +139,72 @@ class Kinds:
 
     Attributes:
         class_heads: Matches what depends on the number of classes, from the start of a plain name.
+        class_rows: Of these, what has a row for each class, and perhaps more behind them.
         derived: Found in names of what was not learnt: step counters, and tables computed from sizes.
     """
 
     class_heads: re.Pattern[str]
+    class_rows: re.Pattern[str]
     derived: re.Pattern[str]
 
     def is_derived(self, name: str) -> bool:
         """Whether nothing was learnt that has this name, ours or a foreign one."""
         return self.derived.search(name) is not None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which classes of a detector are which of a file.
+
+    Attributes:
+        own: Names of the detector's classes.
+        file: Names of the file's classes; empty: unknown.
+    """
+
+    own: tuple[str, ...]
+    file: tuple[str, ...]
+
+    @cached_property
+    def pairs(self) -> dict[int, int]:
+        """Where the file has a class of the detector, by where that has it; empty: no name is in both."""
+        places = {name: place for place, name in enumerate(self.file)}
+        return {place: places[name] for place, name in enumerate(self.own) if name in places}
+
+    def taken(self, own: Tensor, value: Tensor) -> Tensor:
+        """The detector's rows with those of the file in the place of all classes that it has.
+
+        Args:
+            own: [K + rest, ...]: one row for each of the detector's K classes; the rest is the same in both.
+            value: [K' + rest, ...]: likewise of the file's.
+
+        Returns:
+            [K + rest, ...]; the value itself where classes cannot be told apart.
+        """
+        rest = len(own) - len(self.own)
+        known = bool(self.pairs) and self.own != self.file
+        if not known or rest < 0 or value.shape != (len(self.file) + rest, *own.shape[1:]):
+            return value
+        taken = own.clone()
+        taken[list(self.pairs)] = value[list(self.pairs.values())].to(own)
+        taken[len(self.own) :] = value[len(self.file) :].to(own)
+        return taken
+
+    @property
+    def note(self) -> str:
+        """What to know about the class heads; empty: nothing."""
+        if self.own == self.file or not self.file or _are_numbers(self.own) or _are_numbers(self.file):
+            return ""
+        if self.pairs:
+            return f"classes are taken by their names: {len(self.pairs)} of {len(self.own)} are in the file"
+        if len(self.own) != len(self.file):
+            return ""
+        names = ", ".join(map(brief, self.file[:3]))
+        return f"the file has other classes ({names}{', ...' * (len(self.file) > 3)}), taken in their order"
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    """Whether classes have the names that they have until a data set names them."""
+    return names == tuple(map(str, range(len(names))))
 
 
 class Plan:
@@ -156,6 +215,7 @@ class Plan:
         layout: How the file's tensors are named.
         tensors: The file's tensors.
         kinds: Which weights are special.
+        classes: Of the detector and of the file.
 
     Attributes:
         values: By key of the detector, what is to be copied.
@@ -163,18 +223,25 @@ class Plan:
         class_heads: Keys whose shape differs with the number of classes only.
         misfits: Other keys whose shape differs, with the shape in the file.
         missing: Keys that the file has no value for.
+        has_classes: Whether values of a class each are among ``values``.
         unused: Keys of the file that no key of the detector asked for.
     """
 
     def __init__(
-        self, own: Mapping[str, Tensor], layout: Layout, tensors: Mapping[str, Tensor], kinds: Kinds
+        self,
+        own: Mapping[str, Tensor],
+        layout: Layout,
+        tensors: Mapping[str, Tensor],
+        kinds: Kinds,
+        classes: Classes,
     ) -> None:
-        self.own, self.layout, self.tensors = own, layout, tensors
+        self.own, self.layout, self.tensors, self.classes = own, layout, tensors, classes
         self.values: dict[str, Tensor] = {}
         self.copied: list[str] = []
         self.class_heads: list[str] = []
         self.misfits: dict[str, tuple[int, ...]] = {}
         self.missing: list[str] = []
+        self.has_classes = False
         used: set[str] = set()
         for key, plain in plain_names(own).items():
             twin = twin_of(plain)
@@ -187,8 +254,11 @@ class Plan:
                 continue
             if source != plain and ".skip_conv." in plain and value.ndim > 1:
                 value = value[:, : own[key].shape[1]]
+            if kinds.class_rows.match(key):
+                value = classes.taken(own[key], value)
             if value.shape == own[key].shape:
                 self.values[key] = value
+                self.has_classes |= kinds.class_rows.match(key) is not None
                 if source != plain:
                     self.copied.append(key)
             elif kinds.class_heads.match(key):

@@ -45,6 +45,8 @@ class LoadReport:
         copied = set(plan.copied)
         shown = [plan.layout.note] if plan.layout.note else []
         shown += notes
+        if plan.has_classes and plan.classes.note:
+            shown.append(plan.classes.note)
         if plan.copied:
             shown.append(
                 "skip norms have the statistics of the full path: train before using other depths than full"

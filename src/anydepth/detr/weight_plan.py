@@ -9,8 +9,10 @@ from torch import nn
 from anydepth.weight_files import WeightsError
 from anydepth.weight_plan import Kinds, Plan, plain_names
 
+_CLASS_HEADS = re.compile(r"decoder\.(denoising_class_embed|enc_score_head|dec_score_head)\.")
 KINDS = Kinds(
-    class_heads=re.compile(r"decoder\.(denoising_class_embed|enc_score_head|dec_score_head)\."),
+    class_heads=_CLASS_HEADS,
+    class_rows=_CLASS_HEADS,
     derived=re.compile(
         r"num_batches_tracked$|relative_position_index$|^decoder\.(anchors|valid_mask)$|n(um)?_points_scale$"
     ),

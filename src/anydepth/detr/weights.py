@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from anydepth.detector import Detector
 from anydepth.detr.weight_layouts import LAYOUTS
 from anydepth.detr.weight_plan import KINDS, check_architecture, check_frozen_norms
 from anydepth.weight_files import StateDict, read_state_dict
-from anydepth.weight_plan import Layout, Plan, check_shapes, plain_names, recognise
+from anydepth.weight_plan import Classes, Layout, Plan, check_shapes, plain_names, recognise
 from anydepth.weight_report import LoadReport
 
 
-def load_weights(detector: nn.Module, source: str | Path | Mapping[str, object]) -> LoadReport:
+def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) -> LoadReport:
     """Fill a detector of this wing with weights of any known layout.
 
     Known are RT-DETR v1 and v2, ``transformers`` ``RTDetrForObjectDetection`` (old and new names), the
@@ -34,9 +35,9 @@ def load_weights(detector: nn.Module, source: str | Path | Mapping[str, object])
     """
     state = read_state_dict(source)
     layout, names = _named(state)
-    plan = Plan(
-        detector.state_dict(), layout, {name: state.tensors[key] for name, key in names.items()}, KINDS
-    )
+    tensors = {name: state.tensors[key] for name, key in names.items()}
+    classes = Classes(detector.class_names, state.class_names)
+    plan = Plan(detector.state_dict(), layout, tensors, KINDS, classes)
     check_architecture(plan, state.origin)
     check_shapes(plan, state.origin, "widths, hidden_dim, decoder_dim, neck_expansion")
     check_frozen_norms(detector, plan, state.origin)

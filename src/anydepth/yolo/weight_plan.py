@@ -13,6 +13,7 @@ from anydepth.yolo.output import BINS
 
 KINDS = Kinds(
     class_heads=re.compile(r"head\.class_branches\."),
+    class_rows=re.compile(r"head\.class_branches\.\d\.4\."),
     # The distances of the bins are fixed, and checked apart.
     derived=re.compile(r"num_batches_tracked$|^head\.bins$"),
 )

@@ -6,10 +6,9 @@ Everything is checked before the first value is copied: a detector is filled, or
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
-
+from anydepth.detector import Detector
 from anydepth.weight_files import read_state_dict
-from anydepth.weight_plan import Plan, check_shapes, plain_names, recognise
+from anydepth.weight_plan import Classes, Plan, check_shapes, plain_names, recognise
 from anydepth.weight_report import LoadReport
 from anydepth.yolo.weight_layouts import LAYOUTS, without_layer_prefix
 from anydepth.yolo.weight_plan import (
@@ -21,7 +20,7 @@ from anydepth.yolo.weight_plan import (
 )
 
 
-def load_weights(detector: nn.Module, source: str | Path | Mapping[str, object]) -> LoadReport:
+def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) -> LoadReport:
     """Fill a detector of this wing with weights of any known layout.
 
     Known are YOLOv12 "turbo" checkpoints, which need none of the classes that they were saved with, the
@@ -46,7 +45,8 @@ def load_weights(detector: nn.Module, source: str | Path | Mapping[str, object])
     for key in layout.foreign_keys("head.bins"):
         if key in tensors:
             tensors[key] = flat_bins(tensors[key], state.origin)
-    plan = Plan(detector.state_dict(), layout, tensors, KINDS)
+    classes = Classes(detector.class_names, state.class_names)
+    plan = Plan(detector.state_dict(), layout, tensors, KINDS, classes)
     check_architecture(plan, state.origin)
     check_shapes(plan, state.origin, "widths, backbone_units, neck_units")
     check_skip_state(plan, state.origin)
