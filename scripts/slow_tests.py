@@ -52,7 +52,8 @@ def read_results(xml: str, date: str, commit: str, machine: str) -> list[Row]:
         kinds = {child.tag for child in case}
         result = next((kind for kind in ("error", "failure", "skipped") if kind in kinds), "passed")
         printed = "\n".join(child.text or "" for child in case.findall("system-out"))
-        measured = [line.removeprefix(MEASURED) for line in printed.splitlines() if line.startswith(MEASURED)]
+        lines = dict.fromkeys(printed.splitlines())
+        measured = [line.removeprefix(MEASURED) for line in lines if line.startswith(MEASURED)]
         if result == "skipped":
             measured = [child.get("message", "") for child in case.findall("skipped")]
         file = case.get("classname", "").removeprefix("tests.").replace(".", "/")

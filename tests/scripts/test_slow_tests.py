@@ -12,6 +12,7 @@ import pytest
 def test_prints(wing):
     print("noise")
     print(f"measured: {wing} 3 of 4")
+    print(f"measured: {wing} 3 of 4")
 
 def test_fails():
     assert False
