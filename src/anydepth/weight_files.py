@@ -93,8 +93,9 @@ def refuse_archive(path: Path) -> None:
         UnsafeArchiveError: Records are compressed, or share bytes of the file, or it is a tar archive.
         zipfile.BadZipFile: The archive is damaged.
     """
+    # What has a zip archive's end may still begin as a tar archive, which torch looks at first.
+    _refuse_tar(path)
     if not zipfile.is_zipfile(path):
-        _refuse_tar(path)
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()

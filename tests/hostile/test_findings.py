@@ -394,11 +394,15 @@ def test_tar_archives_are_refused_before_torch_unpacks_them(
 ) -> None:
     monkeypatch.setattr(tempfile, "mkdtemp", pytest.fail)
     old = tmp_path / "old.pt"
-    with tarfile.open(old, "w") as archive:
-        archive.add(__file__, "storages")
+    with tarfile.open(old, "w") as tar:
+        tar.add(__file__, "storages")
     zeros = tmp_path / "zeros.pt"
     zeros.write_bytes(bytes(2000))
-    for path in (old, zeros):
+    both = tmp_path / "both.pt"
+    both.write_bytes(old.read_bytes())
+    with zipfile.ZipFile(both, "a") as archive:
+        archive.writestr("x/data.pkl", b"")
+    for path in (old, zeros, both):
         with pytest.raises(
             WeightsError, match="tar archive, as the first versions of torch wrote, or filled"
         ):
