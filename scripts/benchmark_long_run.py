@@ -5,7 +5,8 @@ Usage: ``python scripts/benchmark_long_run.py --steps 2000``, with overrides: ``
 Trains a small network on the embedded sample, with everything that a run has: loader processes, averaged
 weights, logging, validations and checkpoints. Printed are, for each quarter of the steps, the resident memory
 of the training process, its open files and threads at the end of the quarter, and the median seconds of a
-step. The first quarter warms up; the last one should equal the second. Linux.
+step, by the clock and of the processor, which other programs change less. The first quarter warms up; the
+last one should equal the second. Linux.
 """
 
 import argparse
@@ -42,6 +43,7 @@ class Quarter:
         open_files: Its file descriptors.
         threads: Its threads.
         seconds_per_step: Median of the quarter, validations left out.
+        processor_seconds_per_step: Likewise what the training process took of all processors.
     """
 
     steps: int
@@ -49,6 +51,7 @@ class Quarter:
     open_files: int
     threads: int
     seconds_per_step: float
+    processor_seconds_per_step: float
 
 
 class Watch(pl.Callback):
@@ -61,23 +64,24 @@ class Watch(pl.Callback):
     def __init__(self, *, steps: int) -> None:
         self.quarter = steps // QUARTERS
         self.quarters: list[Quarter] = []
-        self._seconds: list[float] = []
-        self._start = 0.0
+        self._seconds: list[tuple[float, float]] = []
+        self._start = (0.0, 0.0)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock of a step."""
-        self._start = time.perf_counter()
+        """Start the clocks of a step."""
+        self._start = (time.perf_counter(), time.process_time())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop it; at the end of a quarter, look at the process."""
-        self._seconds.append(time.perf_counter() - self._start)
+        """Stop them; at the end of a quarter, look at the process."""
+        clock, processor = self._start
+        self._seconds.append((time.perf_counter() - clock, time.process_time() - processor))
         if len(self._seconds) == self.quarter:
             gc.collect()
-            self.quarters.append(_look(trainer.global_step, statistics.median(self._seconds)))
+            self.quarters.append(_look(trainer.global_step, self._seconds))
             self._seconds.clear()
 
 
@@ -97,7 +101,8 @@ def measure(steps: int, folder: Path, overrides: Sequence[str] = ()) -> list[Qua
     return watch.quarters
 
 
-def _look(steps: int, seconds: float) -> Quarter:
+def _look(steps: int, seconds: Sequence[tuple[float, float]]) -> Quarter:
+    clock, processor = map(statistics.median, zip(*seconds, strict=True))
     process = Path("/proc/self")
     fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return Quarter(
@@ -105,7 +110,8 @@ def _look(steps: int, seconds: float) -> Quarter:
         resident_mib=round(int(fields["VmRSS"].split()[0]) / 1024, 1),
         open_files=len(list((process / "fd").iterdir())),
         threads=int(fields["Threads"]),
-        seconds_per_step=round(seconds, 4),
+        seconds_per_step=round(clock, 4),
+        processor_seconds_per_step=round(processor, 4),
     )
 
 
