@@ -12,10 +12,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import distributed as dist
-from torch import multiprocessing
 
 from anydepth.evaluation.coco_eval import FIGURES, CocoEvaluator, EvaluationError
 from anydepth.structures import Detections
+from spawned import spawn
 
 CATEGORY_IDS = (2, 3, 11, 90)
 IMAGE_IDS = (1, 4, 5, 1000, 4242424242)
@@ -280,7 +280,7 @@ def test_processes_with_uneven_shards_or_none_agree_with_one(
     tmp_path: Path, shares: Sequence[Sequence[int]]
 ) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    multiprocessing.spawn(_rank, args=(str(tmp_path), shares), nprocs=len(shares))
+    spawn(_rank, (str(tmp_path), shares), len(shares))
     expected = [*_reference(_truth(), _detections(_truth())), len(IMAGE_IDS)]
     for rank in range(len(shares)):
         results = json.loads((tmp_path / f"rank{rank}.json").read_text())

@@ -20,7 +20,7 @@ from bad_steps import (
     take_step,
 )
 from steps import make_module
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,6 +29,7 @@ from anydepth.structures import Batch
 from anydepth.training.module import Backward, DetectionModule
 from anydepth.training.non_finite import Action, NonFinitePolicy, NonFiniteStepError, StepWatch
 from anydepth.training.step_files import StepRecorder, whole_step
+from spawned import spawn
 
 PROCESSES = 2
 BATCHES = {"pixel": nan_pixel, "box": infinite_box}
@@ -115,7 +116,7 @@ Found = tuple[Path, list[dict[str, Any]]]
 
 def _run(folder: Path, cases: Sequence[Case]) -> Found:
     """The folder, and what each of the processes found, by case."""
-    multiprocessing.spawn(_process, args=(str(folder), cases), nprocs=PROCESSES)
+    spawn(_process, (str(folder), cases), PROCESSES)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 

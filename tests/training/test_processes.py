@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from steps import NETWORKS, in_float64, make_batch, make_module
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +17,7 @@ from anydepth.layers.sync_norm import synchronise_norms
 from anydepth.structures import Batch
 from anydepth.training.gradient_conflict import Gradients, compare_gradients, path_gradients
 from anydepth.training.module import Backward, DetectionModule
+from spawned import spawn
 
 PROCESSES = 2
 IMAGES = 4
@@ -119,7 +120,7 @@ def together(
     items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
     wanted = {item.callspec.params.get("case") for item in items if hasattr(item, "callspec")}
     cases = [case for case in (*QUICK, *SLOW) if {case, replace(case, observed=True)} & wanted]
-    multiprocessing.spawn(_process, args=(str(folder), cases), nprocs=PROCESSES)
+    spawn(_process, (str(folder), cases), PROCESSES)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 

@@ -147,7 +147,10 @@ def test_configurations_equal_the_fixed_depth_network_of_just_their_units(chosen
         assert_equal_bits(found, run(plain, "full"))
 
 
-@pytest.mark.parametrize("depth", SOME_DEPTHS)
+@pytest.mark.parametrize(
+    "depth",
+    [*SOME_DEPTHS[:3], *(pytest.param(depth, marks=pytest.mark.slow) for depth in SOME_DEPTHS[3:])],
+)
 def test_the_fixed_depth_network_costs_the_same(detector: YoloDetector, depth: str) -> None:
     config = detector.depth_space.parse(depth)
     ours = count_forward(detector, IMAGES, depth=config)
