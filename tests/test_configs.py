@@ -1,7 +1,8 @@
 """Every configuration that ships composes, and the parts that need no data or device can be built from it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,15 @@ GROUPS = (
 )
 # Chosen by the detector and the data set, never by hand.
 CHOSEN = ("wing", "recipe")
-OPTIONS = [
-    (group, name) for group in GROUPS for name in runtime.config_names(group) if not name.startswith("_")
+# They set what is in other groups; options of all the others compose together.
+OVERRIDING = ("ablation", "debug", "experiment", "length", "sweep")
+OPTIONS = {
+    group: [f"{group}={name}" for name in runtime.config_names(group) if not name.startswith("_")]
+    for group in GROUPS
+}
+COMPOSITIONS = [
+    *([option] for group in OVERRIDING for option in OPTIONS[group]),
+    *zip_longest(*(options for group, options in OPTIONS.items() if group not in OVERRIDING)),
 ]
 # What only the user can know.
 NEEDED = ("data.root=somewhere", "weights=somewhere")
@@ -49,15 +57,16 @@ NEEDED = ("data.root=somewhere", "weights=somewhere")
 def test_every_group_is_tested() -> None:
     folders = {path.parent.relative_to(runtime.config_dir()) for path in runtime.config_dir().rglob("*.yaml")}
     assert {folder.as_posix() for folder in folders} - {"."} == {*GROUPS, *CHOSEN}
-    assert {group for group, _ in OPTIONS} == set(GROUPS)
+    assert all(OPTIONS.values())
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=[f"{group}={name}" for group, name in OPTIONS])
-def test_every_option_composes_and_fits_the_code(group: str, name: str) -> None:
-    """Alone, on top of the defaults; with the wing's detector where the name says that it is one wing's."""
-    detector = ["detector=yolo_tiny"] if name.endswith("yolo") and group == "sweep" else []
-    config = composed(f"{group}={name}", *detector, *(NEEDED if group in ("experiment", "data") else ()))
-    settings = runtime.plain(config)
+@pytest.mark.parametrize("options", COMPOSITIONS, ids=lambda options: " ".join(filter(None, options)))
+def test_every_option_composes_and_fits_the_code(options: Sequence[str | None]) -> None:
+    """On top of the defaults; with the wing's detector where the name says that it is one wing's."""
+    given = [option for option in options if option]
+    detector = ["detector=yolo_tiny"] if given[0].startswith("sweep") and given[0].endswith("yolo") else []
+    needed = NEEDED if any(option.startswith(("experiment=", "data=")) for option in given) else ()
+    settings = runtime.plain(composed(*given, *detector, *needed))
     assert settings["detector_name"] in runtime.config_names("detector")
     assert check_targets(settings) > 10
 

@@ -6,9 +6,12 @@ the version of this layout, so that :func:`load` needs nothing else; it holds no
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -74,7 +77,7 @@ def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Cal
     """What :func:`build` does once the configuration is composed and the overrides are known to exist."""
     if name not in names():
         raise ZooError(f"unknown detector {brief(name)}: known are {', '.join(names())}")
-    keywords = dict(plain(compose(None, [f"+detector={name}"]))["detector"])
+    keywords = deepcopy(_settings(name))
     builder = builder_of(str(keywords.pop("_target_")))
     unknown = sorted(set(overrides) - set(keywords))
     if unknown:
@@ -90,6 +93,12 @@ def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Cal
         return detector
 
     return build_it
+
+
+@cache
+def _settings(name: str) -> dict[str, Any]:
+    """What ``detector=NAME`` composes to; kept, as composing takes as long as building a small network."""
+    return dict(plain(compose(None, [f"+detector={name}"]))["detector"])
 
 
 def save(detector: Detector, path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """Sizes and costs of AnyDepth-YOLO and YOLOv12 against the specification's tables; what builders refuse."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ CONVOLUTIONS = {
 SPLIT_AS_RELEASED = {"yolo_n": "unit", "yolo_s": "unit", "yolo_l": "bottleneck", "yolo_x": "bottleneck"}
 
 
+@cache  # none of these tests changes a detector
 def build(name: str, num_classes: int = 80, **overrides: Any) -> YoloDetector:
     with torch.device("meta"):
         detector = anydepth.build(name, num_classes, **overrides)

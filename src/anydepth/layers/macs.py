@@ -13,9 +13,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anydepth.layers.mode import eval_mode
 
-# Not counted, and their results have the shape of their first argument, so that on ``meta`` it can stand for
-# them: working out what is known already would take most of the time.
-_SHAPE_KEEPING = frozenset({F.batch_norm, F.layer_norm, F.relu, F.silu, F.gelu})
+
+def _first(tensor: Tensor, *_: object, **__: object) -> Tensor:
+    return tensor
+
+
+def _sampled(images: Tensor, grid: Tensor, *_: object, **__: object) -> Tensor:
+    return images.new_empty(*images.shape[:2], *grid.shape[1:-1])
+
+
+# Not counted, and the shape of their results is known from their first arguments: having it worked out on
+# ``meta`` would take most of the time.
+_OF_KNOWN_SHAPE: Mapping[object, Callable[..., Tensor]] = {
+    **dict.fromkeys((F.batch_norm, F.layer_norm, F.relu, F.silu, F.gelu), _first),
+    F.grid_sample: _sampled,
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,8 @@ class _ReadRecorder(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        result = args[0] if args and func in _SHAPE_KEEPING else func(*args, **(kwargs or {}))
+        known = _OF_KNOWN_SHAPE.get(func) if args else None
+        result = (known or func)(*args, **(kwargs or {}))
         # Questions about shape, type or device come through here too, but they return no tensor.
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             leaves = tree_leaves((args, kwargs or {}))
