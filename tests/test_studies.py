@@ -160,7 +160,7 @@ def test_the_search_is_seeded_and_maximises_the_validation_score() -> None:
     assert check_targets(OmegaConf.to_container(sweeper)) == 2
 
 
-@pytest.mark.parametrize("wing", WINGS)
+@pytest.mark.parametrize("wing", ["detr", pytest.param("yolo", marks=pytest.mark.slow)])
 def test_joint_training_is_distillation_without_its_losses(
     wing: str, small_run: tuple[str, ...], tmp_path: Path
 ) -> None:

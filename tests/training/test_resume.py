@@ -66,6 +66,7 @@ def _differences(first: Any, second: Any, where: str) -> list[str]:
     return [] if first == second else [where]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     whole: tuple[Path, dict[str, Any]], compose_run: Compose, tmp_path: Path
 ) -> None:
