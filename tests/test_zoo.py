@@ -38,6 +38,13 @@ def test_names_are_those_that_others_call() -> None:
     assert not any(name.startswith("_") for name in zoo.names())
 
 
+def test_what_is_done_to_a_detectors_configuration_leaves_the_next_one_alone() -> None:
+    first = anydepth.build("detr_tiny", 1)
+    expected = list(first.config["widths"])
+    first.config["widths"].append(7)
+    assert anydepth.build("detr_tiny", 1).config["widths"] == expected
+
+
 def test_the_configuration_of_a_detector_builds_an_equal_one(small_detector: Detector) -> None:
     again = anydepth.build(**small_detector.config)
     assert again.config == small_detector.config
