@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
-from anydepth import runtime
+from anydepth.config.compose import compose, instantiate
+from anydepth.config.errors import friendly_errors
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.dataset import DetectionDataset, collate
 from anydepth.data.sample import sample_root
@@ -44,7 +45,7 @@ Sampled = tuple[Any, dict[str, Any]]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
-    with tempfile.TemporaryDirectory() as name, runtime.friendly_errors():
+    with tempfile.TemporaryDirectory() as name, friendly_errors():
         root = repeated(options.data, Path(name), options.images)
         for recipe in options.recipe:
             module = our_module(root, recipe, options)
@@ -100,7 +101,7 @@ def our_module(root: Path, recipe: str, options: argparse.Namespace) -> CocoData
         "paths.output_dir=unused",
         *(["data.augmentation.copy_paste=null"] if recipe == "yolo" else []),
     ]
-    module: CocoDataModule = runtime.instantiate(runtime.compose("train", settings)["data"])
+    module: CocoDataModule = instantiate(compose("train", settings)["data"])
     return module
 
 

@@ -25,8 +25,8 @@ from typing import Any, TextIO
 import numpy as np
 from pycocotools.coco import COCO
 
-from anydepth.data.categories import read_categories
-from anydepth.data.coco import CocoIndex
+from anydepth.data.coco.categories import read_categories
+from anydepth.data.coco.index import CocoIndex
 
 START_METHODS = ("fork", "spawn", "forkserver")
 # COCO's own 80 category ids leave out these of 1 to 90.

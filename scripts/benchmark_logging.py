@@ -31,7 +31,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 
-from anydepth import runtime
+from anydepth.config.compose import compose, resolve_config
 from anydepth.train import assemble
 
 KINDS = ("silent", "none", "csv", "wandb")
@@ -98,8 +98,8 @@ class Blocks(pl.Callback):
 
 def measure(overrides: Sequence[str], folder: Path, steps: int, rounds: int) -> tuple[Blocks, str]:
     """Train all blocks; gives the measurements and a description of the job."""
-    cfg = runtime.compose("train", [*SETTINGS, f"paths.output_dir={folder}", *overrides], hydra_config=True)
-    config = runtime.plain(cfg)
+    cfg = compose("train", [*SETTINGS, f"paths.output_dir={folder}", *overrides], hydra_config=True)
+    config = resolve_config(cfg)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data, module, trainer = assemble(cfg)
     csv, wandb = trainer.loggers

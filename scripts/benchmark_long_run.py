@@ -22,7 +22,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from anydepth import runtime
+from anydepth.config.compose import compose
 from anydepth.train import assemble
 
 SETTINGS = (
@@ -95,7 +95,7 @@ def measure(steps: int, folder: Path, overrides: Sequence[str] = ()) -> list[Qua
     """
     watch = Watch(steps=steps)
     settings = [*SETTINGS, f"trainer.max_steps={steps}", f"paths.output_dir={folder}", *overrides]
-    data, module, trainer = assemble(runtime.compose("train", settings, hydra_config=True))
+    data, module, trainer = assemble(compose("train", settings, hydra_config=True))
     trainer.callbacks.append(watch)
     trainer.fit(module, datamodule=data)
     return watch.quarters

@@ -18,7 +18,8 @@ from PIL import Image
 from rich import get_console
 from rich.table import Table
 
-from anydepth import runtime
+from anydepth.config.compose import compose, instantiate
+from anydepth.config.errors import friendly_errors
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.sampling import EpochSampler
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", nargs="+", choices=("rtdetr", "yolo"), default=["rtdetr", "yolo"])
     parser.add_argument("--size", type=int, default=160, help="side of pictures and input (default: 160)")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name, runtime.friendly_errors():
+    with tempfile.TemporaryDirectory() as name, friendly_errors():
         write_dataset(Path(name), options.images, options.size)
         for recipe in options.recipe:
             measure(Path(name), recipe, options)
@@ -84,7 +85,7 @@ def measure(root: Path, recipe: str, options: argparse.Namespace) -> None:
         "optim.epochs=1000",
         "paths.output_dir=unused",
     ]
-    module: CocoDataModule = runtime.instantiate(runtime.compose("train", settings)["data"])
+    module: CocoDataModule = instantiate(compose("train", settings)["data"])
     loader = module.train_dataloader()
     assert isinstance(loader.sampler, EpochSampler)
     table = Table(

@@ -28,9 +28,9 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from anydepth.config.compose import compose, instantiate
 from anydepth.detector import Detector
 from anydepth.evaluation.cost import count_depth, measure_latency
-from anydepth.runtime import compose, instantiate
 from anydepth.structures import Batch, Targets
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule

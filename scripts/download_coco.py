@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from anydepth.data.archives import Archive, check_space_for, install
-from anydepth.data.coco_json import DataError
-from anydepth.data.console import download_bar
+from anydepth.data.errors import DataError
+from anydepth.data.fetch.archives import Archive, check_space_for, install
+from anydepth.data.fetch.console import download_bar
 
 _HOST = "http://images.cocodataset.org"  # Its https certificate is of another name; the checksums protect.
 

@@ -23,17 +23,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from anydepth.data.coco_json import DataError
-from anydepth.data.console import print_summary
-from anydepth.data.importing import (
+from anydepth.data.convert.dataset import (
     ForeignDataset,
     files_below,
     refuse_filled,
     split_off_val,
     write_coco,
 )
-from anydepth.data.voc import read_voc
-from anydepth.data.yolo_txt import read_yolo
+from anydepth.data.convert.voc import read_voc
+from anydepth.data.convert.yolo import read_yolo
+from anydepth.data.errors import DataError
+from anydepth.data.fetch.console import print_summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,20 +17,21 @@ from rich import get_console
 from rich.table import Table
 from torch import Tensor
 
-from anydepth import runtime
-from anydepth.boxes import cxcywh_to_xyxy
+from anydepth.config.compose import compose, instantiate
+from anydepth.config.errors import friendly_errors
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.sampling import EpochSampler
-from anydepth.report.pictures import Panel, grid, save_picture, side_by_side
+from anydepth.layers.boxes import cxcywh_to_xyxy
+from anydepth.results.pictures import Panel, grid, save_picture, side_by_side
 from anydepth.structures import Batch, Detections
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the batches, and print what is in them."""
     options = _options(arguments)
-    with runtime.friendly_errors():
-        config = runtime.compose("train", [*options.overrides, f"paths.output_dir={options.out}"])
-        module: DetectionDataModule = runtime.instantiate(config["data"])
+    with friendly_errors():
+        config = compose("train", [*options.overrides, f"paths.output_dir={options.out}"])
+        module: DetectionDataModule = instantiate(config["data"])
         module.prepare_data()
         module.setup("fit")
         table = Table("epoch", "batch", "images", "boxes", "without", "median side", "smallest")

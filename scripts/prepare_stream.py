@@ -22,13 +22,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from anydepth.data.categories import Categories, read_categories
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
-from anydepth.data.layout import SPLIT_NAMES, Split, find_split
-from anydepth.data.shard_manifest import Manifest
-from anydepth.data.shard_writer import Progress as Done
-from anydepth.data.shard_writer import write_shards
+from anydepth.data.coco.categories import Categories, read_categories
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.coco.layout import SPLIT_NAMES, Split, find_split
+from anydepth.data.errors import DataError
+from anydepth.data.shards.manifest import Manifest
+from anydepth.data.shards.writer import Progress as Done
+from anydepth.data.shards.writer import write_shards
 
 
 def parse_arguments() -> argparse.Namespace:

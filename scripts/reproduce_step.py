@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 
-from anydepth import runtime, zoo
+from anydepth import zoo
+from anydepth.config.compose import instantiate
+from anydepth.config.errors import friendly_errors
 from anydepth.detector import Detector
 from anydepth.layers.precision import without_autocast
-from anydepth.training.checkpoints import detector_weights, read_checkpoint
-from anydepth.training.findings import names_of_non_finite
+from anydepth.training.checkpointing.read import detector_weights, read_checkpoint
 from anydepth.training.module import DetectionModule
-from anydepth.training.step_files import RecordedStep, weights_beside, whole_step
-from anydepth.weight_files import read_state_dict
+from anydepth.training.non_finite.diagnosis import names_of_non_finite
+from anydepth.training.non_finite.recorder import RecordedStep, weights_beside, whole_step
+from anydepth.weights.files import read_state_dict
 
 # Relative difference of losses that are called equal: processes add up in another order than one alone.
 TOLERANCE = 1e-3
@@ -142,8 +144,8 @@ def _load(detector: Detector, weights: Path) -> None:
 def _module(config: Mapping[str, Any], detector: Detector, step: RecordedStep) -> DetectionModule:
     module = DetectionModule(
         detector=detector,
-        objective=runtime.instantiate(config["distillation"]),
-        recipe=runtime.instantiate(config["optim"]),
+        objective=instantiate(config["distillation"]),
+        recipe=instantiate(config["optim"]),
         evaluator=None,
         seed=step.place.seed,
         val_depths=["full"],
@@ -172,7 +174,7 @@ def _equal(first: float, second: float) -> bool:
     return math.isclose(first, second, rel_tol=TOLERANCE, abs_tol=1e-6)
 
 
-@runtime.friendly_errors()
+@friendly_errors()
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anydepth.report.wandb_media import COST_AXIS, LATENCY_AXIS, SUMMARY, TRAINING_AXIS
+from anydepth.results.wandb_media import COST_AXIS, LATENCY_AXIS, SUMMARY, TRAINING_AXIS
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace

@@ -9,7 +9,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from anydepth import runtime
+from anydepth.config.compose import compose
+from anydepth.config.targets import find_target
 
 _OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_", "_args_")
 
@@ -23,7 +24,7 @@ def composed(*overrides: str) -> DictConfig:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    return runtime.compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
+    return compose("train", ["paths.output_dir=out", *overrides], hydra_config=True)
 
 
 def targets(node: object, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -45,7 +46,7 @@ def check_targets(config: Mapping[str, Any]) -> int:
     """
     count = 0
     for key, node in targets(config):
-        builder = runtime.builder_of(node["_target_"])
+        builder = find_target(node["_target_"])
         signature = inspect.signature(builder)
         given = {name: value for name, value in node.items() if name not in _OF_HYDRA}
         try:

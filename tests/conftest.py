@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from anydepth import runtime, zoo
+from anydepth import zoo
+from anydepth.config.compose import compose
 from anydepth.detector import Detector
 from small_networks import SMALL_DETECTOR
 
@@ -68,11 +69,11 @@ def small_detector(build_small: Callable[..., Detector]) -> Detector:
 def compose_run() -> Iterator[Callable[..., DictConfig]]:
     """Composes a small training run that writes into a folder, as the command line would."""
 
-    def compose(folder: Path, *overrides: str) -> DictConfig:
+    def compose_job(folder: Path, *overrides: str) -> DictConfig:
         settings = [*SMALL_RUN, f"paths.output_dir={folder}", *overrides]
-        return runtime.compose("train", settings, hydra_config=True)
+        return compose("train", settings, hydra_config=True)
 
-    yield compose
+    yield compose_job
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
-from anydepth.boxes import cxcywh_to_xyxy, paired_iou_giou, xyxy_to_cxcywh
+from anydepth.layers.boxes import cxcywh_to_xyxy, paired_iou_giou, xyxy_to_cxcywh
 
 
 def random_boxes(count: int, seed: int) -> Tensor:

@@ -12,8 +12,9 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from anydepth import runtime, sweeps
+from anydepth.config.compose import compose, config_dir, instantiate, option_names, resolve_config
 from anydepth.detector import Objective
+from anydepth.runs.job import RunFolderError, check_output
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.optim import Recipe
 from config_checks import check_targets, composed
@@ -43,8 +44,7 @@ CHOSEN = ("wing", "recipe")
 # They set what is in other groups; options of all the others compose together.
 OVERRIDING = ("ablation", "debug", "experiment", "length", "sweep")
 OPTIONS = {
-    group: [f"{group}={name}" for name in runtime.config_names(group) if not name.startswith("_")]
-    for group in GROUPS
+    group: [f"{group}={name}" for name in option_names(group) if not name.startswith("_")] for group in GROUPS
 }
 COMPOSITIONS = [
     *([option] for group in OVERRIDING for option in OPTIONS[group]),
@@ -55,7 +55,7 @@ NEEDED = ("data.root=somewhere", "weights=somewhere")
 
 
 def test_every_group_is_tested() -> None:
-    folders = {path.parent.relative_to(runtime.config_dir()) for path in runtime.config_dir().rglob("*.yaml")}
+    folders = {path.parent.relative_to(config_dir()) for path in config_dir().rglob("*.yaml")}
     assert {folder.as_posix() for folder in folders} - {"."} == {*GROUPS, *CHOSEN}
     assert all(OPTIONS.values())
 
@@ -66,44 +66,44 @@ def test_every_option_composes_and_fits_the_code(options: Sequence[str | None]) 
     given = [option for option in options if option]
     detector = ["detector=yolo_tiny"] if given[0].startswith("sweep") and given[0].endswith("yolo") else []
     needed = NEEDED if any(option.startswith(("experiment=", "data=")) for option in given) else ()
-    settings = runtime.plain(composed(*given, *detector, *needed))
-    assert settings["detector_name"] in runtime.config_names("detector")
+    settings = resolve_config(composed(*given, *detector, *needed))
+    assert settings["detector_name"] in option_names("detector")
     assert check_targets(settings) > 10
 
 
-@pytest.mark.parametrize("name", runtime.config_names("ablation"))
+@pytest.mark.parametrize("name", option_names("ablation"))
 @pytest.mark.parametrize("detector", ["detr_tiny", "yolo_tiny"])
 def test_ablations_fit_both_wings(name: str, detector: str) -> None:
     config = composed(f"ablation={name}", f"detector={detector}")
     assert config.distillation._target_.startswith(f"anydepth.{detector.partition('_')[0]}.")
-    assert check_targets(runtime.plain(config)) > 10
+    assert check_targets(resolve_config(config)) > 10
 
 
 def test_parts_of_options_belong_to_options() -> None:
-    for path in runtime.config_dir().rglob("_*.yaml"):
+    for path in config_dir().rglob("_*.yaml"):
         users = [other for other in path.parent.glob("*.yaml") if path.stem in other.read_text()]
         assert users, f"{path} is part of nothing"
 
 
 @pytest.mark.parametrize("group", CHOSEN)
 def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
-    texts = [path.read_text() for path in runtime.config_dir().rglob("*.yaml")]
-    for name in runtime.config_names(group):
+    texts = [path.read_text() for path in config_dir().rglob("*.yaml")]
+    for name in option_names(group):
         assert any(f"/{group}@_global_.{group}: {name}" in text for text in texts)
 
 
 @pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
 def test_other_entry_points_compose(name: str) -> None:
-    config = runtime.compose(name, ["paths.output_dir=out"], hydra_config=True)
-    check_targets(runtime.plain(config))
+    config = compose(name, ["paths.output_dir=out"], hydra_config=True)
+    check_targets(resolve_config(config))
 
 
 @pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
 def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path) -> None:
     """Hydra's own files lie beside the results, and jobs of a sweep do not share a folder."""
-    config = runtime.compose(name, ["output=mine"], hydra_config=True)
+    config = compose(name, ["output=mine"], hydra_config=True)
     assert (config.output, config.hydra.run.dir) == ("mine", "mine")
-    config = runtime.compose(name, hydra_config=True)
+    config = compose(name, hydra_config=True)
     assert config.output == config.hydra.run.dir
     assert config.output.startswith(f"outputs/{name}/20")
     for number in range(2):
@@ -112,9 +112,9 @@ def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path)
         config.hydra.runtime.output_dir = str(tmp_path / str(number))
         HydraConfig.instance().set_config(config)
         assert config.output == str(tmp_path / str(number))
-        sweeps.check_output(config.output)
-    with pytest.raises(sweeps.RunFolderError, match=r"all jobs .* give hydra\.sweep\.dir=mine instead"):
-        sweeps.check_output("mine")
+        check_output(config.output)
+    with pytest.raises(RunFolderError, match=r"all jobs .* give hydra\.sweep\.dir=mine instead"):
+        check_output("mine")
 
 
 def _keys(node: object, prefix: str = "") -> set[str]:
@@ -131,66 +131,68 @@ def _added_keys(changed: Mapping[str, Any], base: Mapping[str, Any]) -> set[str]
     return _keys(changed) - _keys(base)
 
 
-@pytest.mark.parametrize("name", runtime.config_names("experiment"))
+@pytest.mark.parametrize("name", option_names("experiment"))
 def test_experiments_set_only_what_is_there(name: str) -> None:
     """A misspelled key in a file of ours is no error to Hydra: it would be added, and change nothing."""
-    config = runtime.plain(composed(f"experiment={name}", *NEEDED))
-    assert _added_keys(config, runtime.plain(composed())) == set()
+    config = resolve_config(composed(f"experiment={name}", *NEEDED))
+    assert _added_keys(config, resolve_config(composed())) == set()
 
 
 @pytest.mark.parametrize("group", ["ablation", "debug", "length", "sweep"])
 def test_groups_of_settings_set_only_what_is_there(group: str) -> None:
-    base = runtime.plain(composed())
-    for name in [name for name in runtime.config_names(group) if not name.startswith("_")]:
+    base = resolve_config(composed())
+    for name in [name for name in option_names(group) if not name.startswith("_")]:
         detector = ["detector=yolo_tiny"] if name.endswith("yolo") else []
-        assert _added_keys(runtime.plain(composed(f"{group}={name}", *detector)), base) == set(), name
+        assert _added_keys(resolve_config(composed(f"{group}={name}", *detector)), base) == set(), name
 
 
 @pytest.mark.parametrize("node", ["curve", "validation", "multi_scale", "paths", "callbacks"])
 def test_a_misspelled_key_of_an_experiment_is_found(node: str) -> None:
     """The check itself; keys of nodes that are built are checked against what their targets take."""
-    base = runtime.plain(composed())
-    changed = runtime.plain(composed(f"+{node}.depthss=1"))
+    base = resolve_config(composed())
+    changed = resolve_config(composed(f"+{node}.depthss=1"))
     assert _added_keys(changed, base) == {f"{node}.depthss"}
-    assert _added_keys(runtime.plain(composed("+depthss=1")), base) == {"depthss"}
+    assert _added_keys(resolve_config(composed("+depthss=1")), base) == {"depthss"}
     for built in ("data", "trainer", "optim", "detector"):
         with pytest.raises(AssertionError):
-            check_targets(runtime.plain(composed(f"+{built}.depthss=1")))
+            check_targets(resolve_config(composed(f"+{built}.depthss=1")))
 
 
 def test_a_setting_that_the_code_does_not_take_is_found() -> None:
     """The check itself: a misspelled key in a file, also where a target takes keywords, and a target gone."""
-    data = runtime.plain(composed())["data"]
+    data = resolve_config(composed())["data"]
     check_targets(data)
     with pytest.raises(AssertionError, match="batch_sice"):
         check_targets({**data, "batch_sice": 3})
     with pytest.raises(AssertionError, match="decai"):
-        check_targets({"_target_": "anydepth.training.ema.WeightAveraging", "decai": 0.9, "warmup_steps": 1})
+        check_targets(
+            {"_target_": "anydepth.training.callbacks.ema.WeightAveraging", "decai": 0.9, "warmup_steps": 1}
+        )
     with pytest.raises(Exception, match="gone"):
-        check_targets({"_target_": "anydepth.training.ema.gone"})
+        check_targets({"_target_": "anydepth.training.callbacks.ema.gone"})
 
 
-@pytest.mark.parametrize("name", runtime.config_names("depth_schedule"))
+@pytest.mark.parametrize("name", option_names("depth_schedule"))
 def test_depth_schedules_can_be_built(name: str) -> None:
     config = composed(f"depth_schedule={name}")
-    schedule = runtime.instantiate(config.depth_schedule)
+    schedule = instantiate(config.depth_schedule)
     assert isinstance(schedule, DepthSchedule)
     # A network of one trained depth is skipped with the norms that it trained.
     assert config.detector.switchable_norms == (len(schedule.depths) + schedule.random_points > 1)
 
 
-@pytest.mark.parametrize("name", runtime.config_names("optim"))
+@pytest.mark.parametrize("name", option_names("optim"))
 def test_recipes_can_be_built(name: str) -> None:
     config = composed(f"optim={name}")
-    recipe = runtime.instantiate(config.optim)
+    recipe = instantiate(config.optim)
     assert isinstance(recipe, Recipe)
     assert config.trainer.gradient_clip_val == recipe.clip_norm
     assert config.callbacks.averaging.decay == recipe.ema_decay
 
 
-@pytest.mark.parametrize("name", runtime.config_names("distillation"))
+@pytest.mark.parametrize("name", option_names("distillation"))
 def test_objectives_can_be_built(name: str) -> None:
-    assert isinstance(runtime.instantiate(composed(f"distillation={name}").distillation), Objective)
+    assert isinstance(instantiate(composed(f"distillation={name}").distillation), Objective)
 
 
 def test_coco_on_eight_gpus_takes_the_published_recipe() -> None:
@@ -261,7 +263,7 @@ def test_a_callback_can_be_left_out(compose_run: Callable[..., DictConfig], tmp_
 @pytest.mark.parametrize(
     ("detector", "data"),
     [
-        *((name, "coco") for name in runtime.config_names("detector") if not name.startswith("_")),
+        *((name, "coco") for name in option_names("detector") if not name.startswith("_")),
         *((name, data) for name in ("detr_tiny", "yolo_tiny") for data in ("sample", "custom")),
     ],
 )

@@ -13,7 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
 
-from anydepth import predict, runtime, zoo
+from anydepth import predict, zoo
+from anydepth.config.compose import compose
 from anydepth.detector import Detector
 
 # Low enough for weights that never learnt anything; above some of their scores.
@@ -41,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, weights: Path) -> Iterator[Callable[..., DictConfig]]:
-    def compose(source: Path, *overrides: str) -> DictConfig:
+    def compose_job(source: Path, *overrides: str) -> DictConfig:
         settings = {
             "weights": weights,
             "source": source,
@@ -50,11 +51,9 @@ def config(tmp_path: Path, weights: Path) -> Iterator[Callable[..., DictConfig]]
             "device": "cpu",
             "paths.output_dir": tmp_path / "out",
         }
-        return runtime.compose(
-            "predict", [*(f"{key}={value}" for key, value in settings.items()), *overrides]
-        )
+        return compose("predict", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
 
-    yield compose
+    yield compose_job
     GlobalHydra.instance().clear()
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from anydepth import provenance, runtime
+from anydepth.config.compose import compose, resolve_config
+from anydepth.runs import provenance
+from anydepth.runs.identity import result_hash
+from anydepth.runs.provenance import write_provenance
 
 
 def _git(folder: Path, *arguments: str) -> None:
@@ -29,7 +33,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _git(folder, "init", "-q")
     _git(folder, "add", ".")
     _git(folder, "commit", "-qm", "first")
-    monkeypatch.setattr(runtime, "PACKAGE_DIR", folder / "src" / "anydepth")
+    monkeypatch.setattr(sys.modules["anydepth.config.compose"], "PACKAGE_DIR", folder / "src" / "anydepth")
     return folder
 
 
@@ -50,7 +54,7 @@ def test_a_changed_clone_leaves_what_git_apply_needs(clone: Path, tmp_path: Path
         _git(clone, "config", setting, "true")
     _git(clone, "config", "color.ui", "always")
     _git(clone, "config", "diff.external", "false")
-    runtime.write_provenance(tmp_path / "run", {"seed": 1})
+    write_provenance(tmp_path / "run", {"seed": 1})
     state = _written(tmp_path / "run")["git"]
     assert isinstance(state, dict)
     assert (state["changed"], state["new_files"]) == (True, ["src/anydepth/empty.py", "src/anydepth/new.py"])
@@ -68,7 +72,7 @@ def test_a_changed_clone_leaves_what_git_apply_needs(clone: Path, tmp_path: Path
 
 def test_new_files_alone_leave_a_patch(clone: Path, tmp_path: Path) -> None:
     (clone / "src" / "anydepth" / "new.py").write_text("two = 2\n")
-    runtime.write_provenance(tmp_path / "run", {"seed": 1})
+    write_provenance(tmp_path / "run", {"seed": 1})
     assert _written(tmp_path / "run")["git"]["changed"] is False  # type: ignore[index]
     assert "+two = 2" in (tmp_path / "run" / "uncommitted.patch").read_text()
 
@@ -81,14 +85,14 @@ def test_a_run_that_goes_on_keeps_the_record_of_its_parts(
     code.write_text("one = 2\n")
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "versions", lambda: {"torch": "1.0", "numpy": "2.0"})
-        runtime.write_provenance(folder, config)
+        write_provenance(folder, config)
     provenance.complete(folder, device={"type": "cuda"})
     first = _written(folder)
     assert "history" not in first
     _git(clone, "commit", "-qam", "second")
     goes_on = {**config, "ckpt_path": str(folder / "checkpoints" / "last.ckpt")}
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "1.1", "numpy": "2.0"})
-    runtime.write_provenance(folder, goes_on)
+    write_provenance(folder, goes_on)
     second = _written(folder)
     part = {
         "time": first["time"],
@@ -101,20 +105,20 @@ def test_a_run_that_goes_on_keeps_the_record_of_its_parts(
     assert second["history"] == [part]
     assert "+one = 2" in (folder / "uncommitted.1.patch").read_text()
     assert not (folder / "uncommitted.patch").exists()
-    runtime.write_provenance(folder, goes_on)
+    write_provenance(folder, goes_on)
     parts = _written(folder)["history"]
     assert isinstance(parts, list)
     assert parts[0] == part
     assert (len(parts), parts[1]["changed"], parts[1]["versions"]) == (2, False, {})
     # Begun anew: another run.
-    runtime.write_provenance(folder, config)
+    write_provenance(folder, config)
     assert "history" not in _written(folder)
 
 
 def test_a_clean_clone_leaves_no_patch_not_even_an_old_one(clone: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "uncommitted.patch").touch()
-    runtime.write_provenance(tmp_path / "run", {"seed": 1})
+    write_provenance(tmp_path / "run", {"seed": 1})
     assert _written(tmp_path / "run")["git"]["changed"] is False  # type: ignore[index]
     assert not (tmp_path / "run" / "uncommitted.patch").exists()
 
@@ -124,15 +128,17 @@ def test_a_huge_difference_is_cut_and_says_so(
 ) -> None:
     (clone / "src" / "anydepth" / "code.py").write_text("x\n" * 1000)
     monkeypatch.setattr(provenance, "_LARGEST_PATCH", 500)
-    runtime.write_provenance(tmp_path / "run", {})
+    write_provenance(tmp_path / "run", {})
     patch = (tmp_path / "run" / "uncommitted.patch").read_text()
     assert len(patch) < 600
     assert "[cut: these are 500 of " in patch
 
 
 def test_an_installed_package_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "PACKAGE_DIR", tmp_path / "lib" / "site-packages" / "anydepth")
-    runtime.write_provenance(tmp_path / "run", {})
+    monkeypatch.setattr(
+        sys.modules["anydepth.config.compose"], "PACKAGE_DIR", tmp_path / "lib" / "site-packages" / "anydepth"
+    )
+    write_provenance(tmp_path / "run", {})
     assert _written(tmp_path / "run")["git"] is None
 
 
@@ -140,13 +146,13 @@ def test_the_command_gives_the_same_settings_again(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     overrides = ("+extra.name='two words'", "optim.multi_scale_sizes=[64,96]", "seed=3")
-    config = runtime.plain(compose_run(tmp_path, *overrides))
-    runtime.write_provenance(tmp_path, config)
+    config = resolve_config(compose_run(tmp_path, *overrides))
+    write_provenance(tmp_path, config)
     written = _written(tmp_path)
     program, *arguments = shlex.split(str(written["command"]))
     assert (program, arguments) == ("anydepth-train", written["overrides"])
-    assert runtime.plain(runtime.compose("train", arguments, hydra_config=True)) == config
-    assert (written["seed"], written["config_hash"]) == (3, runtime.result_hash(config))
+    assert resolve_config(compose("train", arguments, hydra_config=True)) == config
+    assert (written["seed"], written["config_hash"]) == (3, result_hash(config))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
 
 
@@ -164,7 +170,7 @@ def test_the_command_keeps_other_files_and_the_settings_of_hydra_that_matter(
     left_out += ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.run.dir=a", "hydra.sweep.dir=b"]
     hydra_config.overrides.hydra = [*kept, *left_out]
     HydraConfig.instance().set_config(config)
-    runtime.write_provenance(tmp_path, {"seed": 1})
+    write_provenance(tmp_path, {"seed": 1})
     program, *arguments = shlex.split(str(_written(tmp_path)["command"]))
     assert program == "anydepth-train"
     assert arguments[:2] == ["--config-dir=/my/conf", "--config-name=mine"]
@@ -176,7 +182,7 @@ def test_the_hash_of_a_result_ignores_where_it_lies_and_nothing_else(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     def hash_of(folder: str, *overrides: str) -> str:
-        return runtime.result_hash(runtime.plain(compose_run(tmp_path / folder, *overrides)))
+        return result_hash(resolve_config(compose_run(tmp_path / folder, *overrides)))
 
     first = hash_of("a")
     assert first == hash_of("b") == hash_of("a", "logger=none") == hash_of("c", "ckpt_path=x")
@@ -187,7 +193,7 @@ def test_the_hash_of_a_result_ignores_where_it_lies_and_nothing_else(
 
 
 def test_what_is_known_later_is_added(tmp_path: Path) -> None:
-    runtime.write_provenance(tmp_path, {"seed": 1})
+    write_provenance(tmp_path, {"seed": 1})
     provenance.complete(tmp_path, device={"name": "x"})
     assert {"device", "seed", "versions", "platform", "time"} <= _written(tmp_path).keys()
     assert {"torch", "hydra-core", "wandb", "plotly"} <= provenance.versions().keys()

@@ -10,8 +10,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from anydepth import runtime
+from anydepth.config.compose import compose, config_dir, instantiate
+from anydepth.config.errors import friendly_errors
 from anydepth.depth import DepthSpace
+from anydepth.runs.identity import config_hash
+from anydepth.runs.provenance import write_provenance
 from anydepth.zoo import ZooError
 
 
@@ -24,8 +27,8 @@ def test_configuration_of_a_clone_is_found_from_any_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (runtime.config_dir() / "detector" / "detr_tiny.yaml").is_file()
-    assert runtime.config_dir().is_absolute()
+    assert (config_dir() / "detector" / "detr_tiny.yaml").is_file()
+    assert config_dir().is_absolute()
 
 
 def test_configuration_inside_an_installed_wheel_comes_first(
@@ -34,21 +37,21 @@ def test_configuration_inside_an_installed_wheel_comes_first(
     package = tmp_path / "lib" / "site-packages" / "anydepth"
     (package / "conf").mkdir(parents=True)
     (package / "conf" / "train.yaml").touch()
-    monkeypatch.setattr(runtime, "PACKAGE_DIR", package)
-    assert runtime.config_dir() == package / "conf"
+    monkeypatch.setattr(sys.modules["anydepth.config.compose"], "PACKAGE_DIR", package)
+    assert config_dir() == package / "conf"
 
 
 def test_a_damaged_installation_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(runtime, "PACKAGE_DIR", tmp_path / "src" / "anydepth")
+    monkeypatch.setattr(sys.modules["anydepth.config.compose"], "PACKAGE_DIR", tmp_path / "src" / "anydepth")
     with pytest.raises(FileNotFoundError, match="install anydepth again"):
-        runtime.config_dir()
+        config_dir()
 
 
 def test_composing_inside_a_job_leaves_the_job_alone() -> None:
     job = object()
     GlobalHydra.instance().hydra = job
     try:
-        config = runtime.compose(None, ["+detector=detr_tiny"])
+        config = compose(None, ["+detector=detr_tiny"])
         assert GlobalHydra.instance().hydra is job
     finally:
         GlobalHydra.instance().clear()
@@ -60,20 +63,20 @@ def test_instantiate_keeps_the_type_of_an_error_and_names_the_key() -> None:
         {"part": {"_target_": f"{__name__}.refuse", "value": 3}, "_target_": "builtins.dict"}
     )
     with pytest.raises(ValueError, match="value=3: allowed is nothing") as caught:
-        runtime.instantiate(config)
+        instantiate(config)
     assert caught.value.__notes__ == ["(in the configuration key `part`)"]
 
 
 def test_fingerprints_differ_with_the_settings_but_not_with_the_folder() -> None:
     one = {"seed": 1, "paths": {"output_dir": "a"}}
-    assert runtime.config_hash(one, ignore=("paths",)) == runtime.config_hash(
+    assert config_hash(one, ignore=("paths",)) == config_hash(
         {"seed": 1, "paths": {"output_dir": "b"}}, ignore=("paths",)
     )
-    assert runtime.config_hash(one) != runtime.config_hash({**one, "seed": 2})
+    assert config_hash(one) != config_hash({**one, "seed": 2})
 
 
 def test_provenance_holds_the_resolved_configuration_versions_and_commit(tmp_path: Path) -> None:
-    runtime.write_provenance(tmp_path / "run", {"seed": 3, "nested": {"value": [1, 2]}})
+    write_provenance(tmp_path / "run", {"seed": 3, "nested": {"value": [1, 2]}})
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"seed": 3, "nested": {"value": [1, 2]}}
     written = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert written["versions"]["torch"].startswith(__import__("torch").__version__.partition("+")[0])
@@ -123,7 +126,7 @@ def test_mistakes_of_the_user_end_in_a_message(
     mistake: "object", message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(mistake)
-    with pytest.raises(SystemExit) as stopped, runtime.friendly_errors():
+    with pytest.raises(SystemExit) as stopped, friendly_errors():
         mistake()
     printed = capsys.readouterr().err
     assert stopped.value.code == 1
@@ -132,13 +135,13 @@ def test_mistakes_of_the_user_end_in_a_message(
 
 
 def test_defects_keep_their_traceback() -> None:
-    with pytest.raises(ValueError, match="invalid literal"), runtime.friendly_errors():
+    with pytest.raises(ValueError, match="invalid literal"), friendly_errors():
         int("x")
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYDEPTH_TRACEBACK", "1")
-    with pytest.raises(OmegaConfBaseException), runtime.friendly_errors():
+    with pytest.raises(OmegaConfBaseException), friendly_errors():
         _missing_value()
 
 

@@ -14,7 +14,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
-from anydepth import runtime
+from anydepth.config.compose import compose, instantiate, option_names, resolve_config
+from anydepth.runs.identity import result_hash
 from anydepth.train import run
 from config_checks import check_targets, composed
 from small_networks import SMALL_YOLO
@@ -28,7 +29,7 @@ ONE_WING = {
     "loss_weights_yolo": "yolo",
     "search_yolo": "yolo",
 }
-STUDIES = [name for name in runtime.config_names("sweep") if not name.startswith("_")]
+STUDIES = [name for name in option_names("sweep") if not name.startswith("_")]
 CASES = [(study, wing) for study in STUDIES for wing in WINGS if ONE_WING.get(study, wing) == wing]
 EXPERIMENTS = {
     "ablation": "claims",
@@ -66,11 +67,11 @@ def test_jobs_of_a_study_compose_to_runs_that_differ(study: str, wing: str, chos
     jobs = jobs if chosen == "every" else [jobs[0], jobs[-1]]
     hashes = set()
     for job in jobs:
-        settings = runtime.plain(composed(f"sweep={study}", detector, *job))
+        settings = resolve_config(composed(f"sweep={study}", detector, *job))
         check_targets(settings)
         for key in ("optim", "depth_schedule", "distillation"):
-            runtime.instantiate(settings[key])
-        hashes.add(runtime.result_hash(settings))
+            instantiate(settings[key])
+        hashes.add(result_hash(settings))
     assert len(hashes) == len(jobs)
 
 
@@ -82,12 +83,12 @@ def test_experiments_are_studies_of_fixed_length_for_both_wings(experiment: str,
     assert config.hydra.runtime.choices.sweep == EXPERIMENTS[experiment].format(wing=wing)
     assert config.hydra.sweeper.params
     assert (config.optim.minutes, config.optim.epochs) == (None, 32)
-    check_targets(runtime.plain(config))
+    check_targets(resolve_config(config))
 
 
 def test_every_study_has_its_experiment() -> None:
-    published = {name for name in runtime.config_names("experiment") if name.startswith("anydepth_")}
-    assert set(runtime.config_names("experiment")) - published == set(EXPERIMENTS)
+    published = {name for name in option_names("experiment") if name.startswith("anydepth_")}
+    assert set(option_names("experiment")) - published == set(EXPERIMENTS)
     named = {study.format(wing=wing) for study in EXPERIMENTS.values() for wing in WINGS}
     assert set(STUDIES) == named
 
@@ -109,8 +110,8 @@ def test_a_study_on_coco_keeps_the_published_length(experiment: str, detector: s
 def test_arms_differ_from_the_method_in_one_thing(wing: str) -> None:
     """What spec and claims call the ablation; the keys of each wing's distillation are its own."""
     arms: dict[str, dict[str, Any]] = {
-        name: runtime.plain(composed(f"ablation={name}", f"detector={WINGS[wing]}"))
-        for name in runtime.config_names("ablation")
+        name: resolve_config(composed(f"ablation={name}", f"detector={WINGS[wing]}"))
+        for name in option_names("ablation")
     }
     changed = {
         name: {
@@ -155,7 +156,7 @@ def test_the_search_is_seeded_and_maximises_the_validation_score() -> None:
     pytest.importorskip("optuna")
     sweeper = composed("experiment=search").hydra.sweeper
     assert sweeper.direction == "maximize"
-    sampler = runtime.instantiate(sweeper.sampler)
+    sampler = instantiate(sweeper.sampler)
     assert type(sampler).__name__ == "TPESampler"
     assert check_targets(OmegaConf.to_container(sweeper)) == 2
 
@@ -176,7 +177,7 @@ def test_joint_training_is_distillation_without_its_losses(
     weights = {}
     for name, arm in arms.items():
         folder = f"paths.output_dir={tmp_path / name}"
-        run(runtime.compose("train", [*detector, *arm, folder], hydra_config=True))
+        run(compose("train", [*detector, *arm, folder], hydra_config=True))
         weights[name] = load_file(tmp_path / name / "weights.safetensors")
     HydraConfig.instance().cfg = None
     one, two, method = weights["schedule"], weights["losses"], weights["method"]

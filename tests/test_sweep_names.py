@@ -4,8 +4,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
-from anydepth import runtime, sweep_names
-from anydepth.sweep_names import job_name, remember_sweep, study_name
+from anydepth.config import resolvers
+from anydepth.config.compose import compose
+from anydepth.config.resolvers import job_name, remember_sweep, study_name
 
 CHOICES = {"experiment": "ablation_losses", "sweep": "losses", "detector": "detr_tiny", "data": "sample"}
 
@@ -57,15 +58,15 @@ def test_an_experiment_under_two_sweeps_has_two_folders() -> None:
 
 def test_each_start_of_a_sweep_is_told_apart() -> None:
     master, job = _sweep("seed=0,1"), _sweep("seed=1")
-    assert sweep_names.sweep_id(master) is None
-    assert sweep_names.remembered_keys(master) == []
+    assert resolvers.sweep_id(master) is None
+    assert resolvers.remembered_keys(master) == []
     remember_sweep(master)
-    first = sweep_names.sweep_id(master)
+    first = resolvers.sweep_id(master)
     OmegaConf.copy_cache(from_config=master, to_config=job)
-    assert sweep_names.sweep_id(job) == first
-    assert sweep_names.remembered_keys(job) == ["seed"]
+    assert resolvers.sweep_id(job) == first
+    assert resolvers.remembered_keys(job) == ["seed"]
     remember_sweep(master)
-    assert sweep_names.sweep_id(master) not in (None, first)
+    assert resolvers.sweep_id(master) not in (None, first)
 
 
 def test_a_sweep_over_detectors_lies_in_one_folder() -> None:
@@ -97,7 +98,7 @@ def test_names_of_jobs_are_short_unique_and_need_no_quotes() -> None:
 
 
 def test_every_configuration_with_hydra_names_its_job() -> None:
-    config = runtime.compose("train", ["paths.output_root=out", "sweep=losses"], hydra_config=True)
+    config = compose("train", ["paths.output_root=out", "sweep=losses"], hydra_config=True)
     assert config.hydra.sweep.dir == "out/sweeps/losses/detr_tiny_sample_" + config.hydra.sweep.dir[-6:]
-    assert config.hydra.sweep.subdir == sweep_names.job_name(config.hydra.overrides.task, ["ablation"])
-    assert "/sweep_" in runtime.compose("train", hydra_config=True).hydra.sweep.dir
+    assert config.hydra.sweep.subdir == resolvers.job_name(config.hydra.overrides.task, ["ablation"])
+    assert "/sweep_" in compose("train", hydra_config=True).hydra.sweep.dir

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from anydepth import sweeps
+from anydepth.runs.job import FAILURE, RESULT, VISIT, read_record, run_folders
 from anydepth.train import main
 
 Sweep = Callable[..., int]
@@ -58,7 +58,7 @@ def _assert_equal_weights(first: Path, second: Path) -> None:
 
 def _jobs(folder: Path) -> dict[str, Path]:
     """Folders of jobs by what they are called before the hash."""
-    return {path.name.rpartition("-")[0]: path for path in sweeps.run_folders(folder)}
+    return {path.name.rpartition("-")[0]: path for path in run_folders(folder)}
 
 
 def _wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 300) -> None:
@@ -97,7 +97,7 @@ def test_a_sweep_killed_in_its_third_job_runs_only_what_was_missing(
     jobs = _jobs(study)
     assert set(jobs) == {f"seed_{seed}" for seed in range(4)}
     for job in jobs.values():
-        record = sweeps.read_record(job, sweeps.RESULT)
+        record = read_record(job, RESULT)
         assert record["status"] == "finished"
         assert 0 <= record["metrics"]["val/score"] <= 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -154,11 +154,11 @@ def test_a_job_killed_after_its_last_step_gets_its_figures(sweep: Sweep, tmp_pat
     settings = ("-m", "seed=0", "hydra.sweep.dir=study")
     assert sweep(*settings) == 0
     (job,) = _jobs(tmp_path / "study").values()
-    whole = sweeps.read_record(job, sweeps.RESULT)["metrics"]
+    whole = read_record(job, RESULT)["metrics"]
     for name in ("result.json", "weights.safetensors"):
         (job / name).unlink()
     assert sweep(*settings) == 0
-    again = sweeps.read_record(job, sweeps.RESULT)["metrics"]
+    again = read_record(job, RESULT)["metrics"]
     validation = {name for name in whole if name.startswith("val/")}
     assert "val/score" in validation
     assert {name: again[name] for name in validation} == {name: whole[name] for name in validation}
@@ -180,7 +180,7 @@ def test_a_failing_job_hides_no_other(
         "ablation_full_only-lr_-1": False,
         "ablation_full_only-lr_0.001": True,
     }
-    failure = sweeps.read_record(jobs["ablation_both-lr_-1"], sweeps.FAILURE)
+    failure = read_record(jobs["ablation_both-lr_-1"], FAILURE)
     assert failure["error"] == "optim.lr=-1: allowed are above 0 (in the configuration key `optim`)"
     printed = capsys.readouterr()
     assert "Traceback" not in printed.out + printed.err
@@ -211,7 +211,7 @@ def test_a_search_learns_from_scores_survives_failures_and_finds_its_trials_agai
     )
     assert sweep(*settings) == 0
     jobs = _jobs(tmp_path / "study")
-    scores = [sweeps.read_record(job, sweeps.RESULT)["metrics"]["val/best_score"] for job in jobs.values()]
+    scores = [read_record(job, RESULT)["metrics"]["val/best_score"] for job in jobs.values()]
     assert len(scores) == 3
     best = OmegaConf.load(tmp_path / "study" / "optimization_results.yaml")
     assert best.best_value == max(scores)
@@ -255,7 +255,7 @@ def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Pat
     assert states == {"lr_0.001": True, "lr_-1": False}
     assert list((tmp_path / "study" / ".submitit").iterdir())
     # What the sweep noted reaches jobs in other processes.
-    assert len({sweeps.read_record(path, sweeps.VISIT)["sweep"] for path in jobs.values()}) == 1
+    assert len({read_record(path, VISIT)["sweep"] for path in jobs.values()}) == 1
     # A former failure is no failure of a sweep without that job.
     other = ("-m", "optim.lr=0.001", "optim.epochs=1", "hydra.sweep.dir=study")
     assert sweep(*other) == 0

@@ -12,8 +12,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from anydepth import runtime, sweep_names, sweep_summary
-from anydepth.sweep_summary import SweepError, SweepSummary, check_keys, check_plugins, print_jobs, read_job
+from anydepth.config import resolvers
+from anydepth.config.compose import compose, instantiate
+from anydepth.runs import sweep
+from anydepth.runs.sweep import SweepError, SweepSummary, check_keys, check_plugins, print_jobs, read_job
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -21,7 +23,7 @@ START = datetime(2030, 1, 1, tzinfo=UTC)
 def _master(*task: str, params: dict[str, str] | None = None) -> DictConfig:
     """What a sweeper is given: composed without what it varies, which stands in the overrides."""
     fixed = [text for text in task if "," not in text]
-    config = runtime.compose("train", ["paths.output_dir=out", *fixed], hydra_config=True)
+    config = compose("train", ["paths.output_dir=out", *fixed], hydra_config=True)
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.overrides.task = list(task)
     if params:
@@ -81,7 +83,7 @@ def test_sweeps_over_what_exists_pass() -> None:
 )
 def test_a_plugin_that_is_not_installed_is_named(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = _master(override)
-    monkeypatch.setattr(sweep_summary.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SweepError, match=r'is not installed: pip install "anydepth\[sweep\]"'):
         check_plugins(config)
 
@@ -178,7 +180,7 @@ def test_jobs_of_a_former_sweep_are_marked_and_fail_nothing(
     config.hydra.sweep.dir = str(tmp_path)
     summary = SweepSummary()
     summary.on_multirun_start(config)
-    visit = {"sweep": sweep_names.sweep_id(config)}
+    visit = {"sweep": resolvers.sweep_id(config)}
     _job(tmp_path / "mine", result=_result(), visit=visit)
     _job(tmp_path / "old", failure={"error": "no room"}, visit={"sweep": "another"})
     _job(tmp_path / "older", failure={"error": "no room"})
@@ -218,18 +220,18 @@ def test_a_sweep_whose_jobs_would_sweep_again_is_refused_once(
         assert _is_refused(config) == refused
         config.trainer.devices = 2
     if not refused:
-        sweep_summary.check_processes(config)
+        sweep.check_processes(config)
         return
     with pytest.raises(SweepError, match=r"trainer\.strategy=ddp_spawn.*hydra/launcher=slurm"):
-        sweep_summary.check_processes(config)
+        sweep.check_processes(config)
     # Each job checks itself then.
     config.hydra.overrides.task = ["trainer.devices=1,2"]
-    sweep_summary.check_processes(config)
+    sweep.check_processes(config)
 
 
 def _is_refused(config: DictConfig) -> bool:
     try:
-        sweep_summary.check_processes(config)
+        sweep.check_processes(config)
     except SweepError:
         return True
     return False
@@ -258,7 +260,7 @@ def test_without_any_curve_of_a_finished_job_there_is_no_page(tmp_path: Path, pa
 def test_the_command_line_has_the_callback(compose_run: Callable[..., DictConfig], tmp_path: Path) -> None:
     """Hydra takes it for every run; single runs pass it by."""
     (node,) = compose_run(tmp_path).hydra.callbacks.values()
-    assert isinstance(runtime.instantiate(node), SweepSummary)
+    assert isinstance(instantiate(node), SweepSummary)
 
 
 def test_jobs_on_images_without_objects_have_no_accuracy(tmp_path: Path) -> None:

@@ -11,10 +11,22 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
-from anydepth import runtime, sweeps
-from anydepth.sweeps import execute, read_record, run_folders
-from anydepth.training.termination import Terminated
+from anydepth.config.compose import resolve_config
+from anydepth.runs.identity import result_hash
+from anydepth.runs.job import (
+    FAILURE,
+    REFUSAL,
+    RESULT,
+    RunFolderError,
+    check_output,
+    execute,
+    read_record,
+    run_folders,
+)
+from anydepth.runs.provenance import write_provenance
+from anydepth.training.checkpointing.sigterm import Terminated
 
 Compose = Callable[..., DictConfig]
 
@@ -28,7 +40,7 @@ class Trainer:
 
     def __call__(self, cfg: DictConfig) -> tuple[dict[str, float], Any]:
         self.seen.append(cfg)
-        runtime.write_provenance(cfg.paths.output_dir, runtime.plain(cfg))
+        write_provenance(cfg.paths.output_dir, resolve_config(cfg))
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return {"val/score": self.outcome, "val/nothing": math.nan}, None
@@ -62,9 +74,9 @@ def test_a_result_is_written_last_and_is_plain_json(
 ) -> None:
     config = job(sweep=sweep)
     assert execute(config, Trainer()) == 0.25
-    record = read_record(tmp_path / "job", sweeps.RESULT)
+    record = read_record(tmp_path / "job", RESULT)
     assert (record["status"], record["metrics"]) == ("finished", {"val/score": 0.25, "val/nothing": None})
-    assert record["config_hash"] == runtime.result_hash(runtime.plain(config))
+    assert record["config_hash"] == result_hash(resolve_config(config))
     assert (
         json.loads((tmp_path / "job" / "provenance.json").read_text())["config_hash"] == record["config_hash"]
     )
@@ -95,7 +107,7 @@ def test_a_folder_with_the_result_of_other_settings_is_refused_and_kept(
     assert "delete that folder" in printed
     assert other.seen == []
     assert (tmp_path / "job" / "result.json").read_bytes() == before
-    assert "optim.lr" in read_record(tmp_path / "job", sweeps.REFUSAL)["error"]
+    assert "optim.lr" in read_record(tmp_path / "job", REFUSAL)["error"]
     # The settings of the result are welcome again.
     assert execute(job(), other) == 0.25
     assert not (tmp_path / "job" / "refused.json").exists()
@@ -141,7 +153,7 @@ def test_what_cannot_be_gone_on_with_begins_anew_in_a_clean_folder(
 @pytest.mark.parametrize(
     ("error", "kind", "printed"),
     [
-        (runtime.MissingMandatoryValue("no root"), "MissingMandatoryValue", "Error in job: no root\n"),
+        (MissingMandatoryValue("no root"), "MissingMandatoryValue", "Error in job: no root\n"),
         (
             ZeroDivisionError("many\nlines"),
             "ZeroDivisionError",
@@ -161,10 +173,10 @@ def test_a_failing_job_is_recorded_and_the_sweep_goes_on(
     score = execute(job(), Trainer(error))
     assert score is not None
     assert math.isnan(score)
-    record = read_record(tmp_path / "job", sweeps.FAILURE)
+    record = read_record(tmp_path / "job", FAILURE)
     assert (record["status"], record["type"]) == ("failed", kind)
     assert "in __call__" in record["traceback"]
-    assert record["config_hash"] == runtime.result_hash(runtime.plain(job()))
+    assert record["config_hash"] == result_hash(resolve_config(job()))
     output = capsys.readouterr().err
     assert printed in output
     assert "Traceback" not in output
@@ -178,7 +190,7 @@ def test_a_job_whose_settings_do_not_resolve_fails_alone(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     assert math.isnan(execute(job("seed=???"), Trainer()) or 0)
-    record = read_record(tmp_path / "job", sweeps.FAILURE)
+    record = read_record(tmp_path / "job", FAILURE)
     assert (record["error"], record["config_hash"]) == ("seed has no value: give seed=VALUE", None)
 
 
@@ -188,7 +200,7 @@ def test_a_single_run_records_its_failure_and_ends_as_before(
     with pytest.raises(SystemExit):
         execute(job(sweep=False), Trainer(FileNotFoundError("gone")))
     assert "\nError: gone\n" in capsys.readouterr().err
-    assert read_record(tmp_path / "job", sweeps.FAILURE)["error"] == "gone"
+    assert read_record(tmp_path / "job", FAILURE)["error"] == "gone"
     with pytest.raises(ZeroDivisionError):
         execute(job(sweep=False), Trainer(ZeroDivisionError()))
     # Trained again in the same folder, always anew.
@@ -316,10 +328,10 @@ def test_results_of_other_commands_do_not_go_where_a_training_run_lies(tmp_path:
     HydraConfig.instance().cfg = None
     (tmp_path / "run" / mark).parent.mkdir(parents=True)
     (tmp_path / "run" / mark).touch()
-    with pytest.raises(sweeps.RunFolderError, match=r"holds a training run.*output=.*run/analysis"):
-        sweeps.check_output(tmp_path / "run")
-    sweeps.check_output(tmp_path / "run" / "analysis")
-    sweeps.check_output(tmp_path)
+    with pytest.raises(RunFolderError, match=r"holds a training run.*output=.*run/analysis"):
+        check_output(tmp_path / "run")
+    check_output(tmp_path / "run" / "analysis")
+    check_output(tmp_path)
 
 
 # -- ckpt_path=auto --------------------------------------------------------------------------------------

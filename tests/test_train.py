@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import anydepth
 from anydepth.train import best_score, main, run
-from anydepth.training.last_checkpoint import LastCheckpoint
+from anydepth.training.checkpointing.last import LastCheckpoint
 
 Compose = Callable[..., DictConfig]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from anydepth.weight_files import WeightsError, read_state_dict
+from anydepth.weights.files import WeightsError, read_state_dict
 from foreign_networks import foreign_classes, network_of
 
 

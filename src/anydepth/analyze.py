@@ -12,11 +12,13 @@ import torch
 from omegaconf import DictConfig
 from rich import get_console
 
-from anydepth import runtime, sweeps, zoo
-from anydepth.data.coco import CocoIndex
+from anydepth import zoo
+from anydepth.config.compose import check_config, entry_point, instantiate
+from anydepth.config.errors import friendly_errors
+from anydepth.data.coco.fingerprint import fingerprint
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.coco.layout import SPLIT_NAMES
 from anydepth.data.datamodule import DetectionDataModule
-from anydepth.data.fingerprint import fingerprint
-from anydepth.data.layout import SPLIT_NAMES
 from anydepth.detector import Detector
 from anydepth.evaluation.classes import category_ids_of
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
@@ -26,12 +28,14 @@ from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.evaluation.depth_parts import evaluate_in_parts
 from anydepth.evaluation.device import autocast, resolve_device
 from anydepth.evaluation.stage_features import FirstImages
-from anydepth.report.compatibility import print_compatibility, write_compatibility
-from anydepth.report.curve_analysis import print_curve_analysis
-from anydepth.report.curve_parts import CurveParts
-from anydepth.report.files import write_text
-from anydepth.report.tables import write_depth_curve
+from anydepth.results.compatibility import print_compatibility, write_compatibility
+from anydepth.results.curve_analysis import print_curve_analysis
+from anydepth.results.curve_parts import CurveParts
+from anydepth.results.depth_curve import write_depth_curve
+from anydepth.runs.job import check_output
+from anydepth.runs.provenance import write_provenance
 from anydepth.structures import Batch
+from anydepth.utils.files import write_text
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -48,16 +52,16 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.checked(cfg)
+    config = check_config(cfg)
     _check(config)
-    sweeps.check_output(config["output"])
+    check_output(config["output"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
     detector.depth_space.parse_list(config["compatibility"]["depths"])
     device = resolve_device(cfg.device)
     cfg = cfg.copy()
     cfg.data.input_size = list(detector.input_size)
     cfg.data.fit = detector.fit
-    data: DetectionDataModule = runtime.instantiate(cfg.data)
+    data: DetectionDataModule = instantiate(cfg.data)
     parts = evaluator = None
     if config["curve"] == "all":
         evaluator = _evaluator(config, detector, data)
@@ -68,7 +72,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["compatibility"]["images"]:
         objects["compatibility"] = _compare_features(config, detector, data, device)
         objects["files"] |= _written(config, objects["compatibility"])
-    runtime.write_provenance(config["output"], config)
+    write_provenance(config["output"], config)
     if parts is not None and evaluator is not None:
         curve = _evaluate_all(config, detector, data, evaluator, parts, device)
         paths = write_depth_curve(curve, config["output"], "depth_curve_all")
@@ -205,10 +209,10 @@ def _figures(compatibility: Compatibility | None, curve: DepthCurve | None) -> d
     return figures | {f"{row.depth}/AP": row.figures["AP"] for row in (curve.rows if curve else ())}
 
 
-@runtime.entry_point("analyze")
+@entry_point("analyze")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-analyze``."""
-    with runtime.friendly_errors():
+    with friendly_errors():
         run(cfg)
 
 

@@ -6,15 +6,19 @@ from typing import Any
 from omegaconf import DictConfig
 from rich import get_console
 
-from anydepth import runtime, sweeps, zoo
+from anydepth import zoo
+from anydepth.config.compose import check_config, entry_point, instantiate
+from anydepth.config.errors import friendly_errors
+from anydepth.data.coco.layout import SPLIT_NAMES
 from anydepth.data.datamodule import DetectionDataModule
-from anydepth.data.layout import SPLIT_NAMES
 from anydepth.evaluation.classes import category_ids_of
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.evaluation.device import resolve_device
-from anydepth.report.coco_results import results_name, write_results
-from anydepth.report.tables import print_depth_curve, write_depth_curve
+from anydepth.results.coco_results import results_name, write_results
+from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
+from anydepth.runs.job import check_output
+from anydepth.runs.provenance import write_provenance
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -31,17 +35,17 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.checked(cfg)
+    config = check_config(cfg)
     if config["split"] not in SPLIT_NAMES:
         raise ValueError(f"split={config['split']}: allowed are {', '.join(SPLIT_NAMES)}")
-    sweeps.check_output(config["output"])
+    check_output(config["output"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
     depths = detector.depth_space.parse_list(config["depths"])
     device = resolve_device(cfg.device)
     cfg = cfg.copy()
     cfg.data.input_size = list(detector.input_size)
     cfg.data.fit = detector.fit
-    data: DetectionDataModule = runtime.instantiate(cfg.data)
+    data: DetectionDataModule = instantiate(cfg.data)
     index = data.index(cfg.split)
     has_truth = len(index.labels) > 0
     if not has_truth and not cfg.results:
@@ -67,7 +71,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     files = write_depth_curve(curve, cfg.output) if has_truth else {}
     if cfg.results:
         files |= _write_results(evaluator, curve, index.json_path, Path(cfg.output))
-    runtime.write_provenance(cfg.output, config)
+    write_provenance(cfg.output, config)
     console = get_console()
     if has_truth:
         print_depth_curve(curve, console)
@@ -92,10 +96,10 @@ def _write_results(
     }
 
 
-@runtime.entry_point("evaluate")
+@entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-evaluate``."""
-    with runtime.friendly_errors():
+    with friendly_errors():
         run(cfg)
 
 

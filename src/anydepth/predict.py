@@ -14,14 +14,18 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
-from anydepth import runtime, sweeps, zoo
+from anydepth import zoo
+from anydepth.config.compose import entry_point, resolve_config
+from anydepth.config.errors import friendly_errors
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast, resolve_device
 from anydepth.images import read_image
-from anydepth.report.pictures import draw_detections, save_picture
-from anydepth.report.predictions import Predictions
-from anydepth.report.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
+from anydepth.results.pictures import draw_detections, save_picture
+from anydepth.results.predictions import Predictions
+from anydepth.results.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
+from anydepth.runs.job import check_output
+from anydepth.runs.provenance import write_provenance
 from anydepth.structures import Detections
 
 IMAGE_SUFFIXES = frozenset(
@@ -84,7 +88,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Detect objects in an image, a folder of images or a video.
 
     The results appear in the output folder when all of them are there: ``pictures/`` or a video named like
-    the source, ``detections.json`` and ``images.json`` (see :mod:`anydepth.report.predictions`).
+    the source, ``detections.json`` and ``images.json`` (see :mod:`anydepth.results.predictions`).
 
     Args:
         cfg: What ``conf/predict.yaml`` composes to.
@@ -100,7 +104,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         if not cfg[name]:
             raise ValueError(f"no {name}: give {name}=PATH")
     source, output = Path(cfg.source), Path(cfg.output)
-    sweeps.check_output(output)
+    check_output(output)
     images, skipped = find_images(source)
     detector = zoo.load(Path(cfg.weights)).to(resolve_device(cfg.device))
     depth = detector.depth_space.parse(str(cfg.depth))
@@ -120,7 +124,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             _predict_video(task, source, predictions, Path(staging) / f"{source.stem}.mp4")
         predictions.write(staging)
         _move_into(Path(staging), output)
-    runtime.write_provenance(output, runtime.plain(cfg))
+    write_provenance(output, resolve_config(cfg))
     what = f"{len(predictions.images)} {'images' if images else 'frames'}"
     ignored = f"; {skipped} other files in the folder were skipped" if skipped else ""
     get_console().print(
@@ -209,10 +213,10 @@ def _at_least_one(name: str, value: int) -> int:
     return value
 
 
-@runtime.entry_point("predict")
+@entry_point("predict")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-predict``."""
-    with runtime.friendly_errors():
+    with friendly_errors():
         run(cfg)
 
 

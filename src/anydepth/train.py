@@ -16,31 +16,37 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig
 from rich import get_console
 
-from anydepth import provenance, runtime, sweeps, zoo
+from anydepth import zoo
+from anydepth.config.compose import check_config, entry_point, instantiate, resolve_config
+from anydepth.config.resolvers import is_sweep
+from anydepth.data.coco.fingerprint import fingerprint
+from anydepth.data.coco.layout import SplitName
 from anydepth.data.datamodule import DetectionDataModule
-from anydepth.data.fingerprint import fingerprint
-from anydepth.data.layout import SplitName
 from anydepth.detector import Detector
+from anydepth.distributed import is_first_process
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.compatibility import measure_compatibility
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
-from anydepth.report.compatibility import write_compatibility
 from anydepth.report.flat_config import flatten
-from anydepth.report.gallery import detect_gallery, draw_gallery
-from anydepth.report.tables import print_depth_curve, write_depth_curve
-from anydepth.training.callbacks import ConsoleProgress
-from anydepth.training.checkpoint_files import CheckpointFiles
-from anydepth.training.checkpoints import check_resumable, detector_weights, read_checkpoint
+from anydepth.results.compatibility import write_compatibility
+from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
+from anydepth.results.gallery import detect_gallery, draw_gallery
+from anydepth.runs import provenance
+from anydepth.runs.job import BEST_SCORE, SCORE, execute, started_again, with_checkpoint
+from anydepth.runs.provenance import write_provenance
+from anydepth.training.callbacks.process_guard import ProcessGuard
+from anydepth.training.callbacks.progress import ConsoleProgress
+from anydepth.training.callbacks.self_distillation import SelfDistillation
+from anydepth.training.checkpointing.last import LastCheckpoint
+from anydepth.training.checkpointing.read import check_resumable, detector_weights, read_checkpoint
+from anydepth.training.checkpointing.sigterm import Terminated, passed_on
+from anydepth.training.checkpointing.write import CheckpointFiles
 from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.distillation import SelfDistillation
-from anydepth.training.guard import ProcessGuard
-from anydepth.training.last_checkpoint import LastCheckpoint
-from anydepth.training.loggers import close_loggers, failures_end_runs, log_results
+from anydepth.training.loggers.run_logger import close_loggers, failures_end_runs, log_results
 from anydepth.training.module import DetectionModule
-from anydepth.training.non_finite import NonFinitePolicy, StepWatch
+from anydepth.training.non_finite.recorder import StepRecorder
+from anydepth.training.non_finite.watch import NonFinitePolicy, StepWatch
 from anydepth.training.norms import NormSynchronisation
-from anydepth.training.step_files import StepRecorder
-from anydepth.training.termination import Terminated, passed_on
 
 # Remarks of Lightning that ask for nothing a user of this entry point should change.
 _NOISE = (
@@ -75,8 +81,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    cfg = sweeps.with_checkpoint(cfg)
-    config = runtime.checked(cfg)
+    cfg = with_checkpoint(cfg)
+    config = check_config(cfg)
     _prepare(config)
     data, module, trainer = assemble(cfg)
     detector = module.detector
@@ -116,8 +122,8 @@ def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = runtime.checked(cfg)
-    data: DetectionDataModule = runtime.instantiate(cfg.data)
+    config = check_config(cfg)
+    data: DetectionDataModule = instantiate(cfg.data)
     data.prepare_data()
     data.setup("fit")
     detector = build_detector(config, data)
@@ -155,7 +161,7 @@ def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Dete
     detector.reset_classes(data.class_names)
     if config["weights"]:
         report = zoo.load_weights(detector, config["weights"])
-        if runtime.is_first_process():
+        if is_first_process():
             get_console().print(str(report), highlight=False)
     return detector
 
@@ -173,8 +179,8 @@ def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule)
     )
     return DetectionModule(
         detector=detector,
-        objective=runtime.instantiate(cfg.distillation),
-        recipe=runtime.instantiate(cfg.optim),
+        objective=instantiate(cfg.distillation),
+        recipe=instantiate(cfg.optim),
         evaluator=evaluator,
         seed=cfg.seed,
         val_depths=list(cfg.validation.depths),
@@ -183,7 +189,7 @@ def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule)
         antialias=cfg.multi_scale.antialias,
         compile_forward=cfg.compile,
         backward=cfg.backward,
-        watch=build_watch(runtime.plain(cfg), detector),
+        watch=build_watch(resolve_config(cfg), detector),
     )
 
 
@@ -216,19 +222,19 @@ def build_trainer(
     Raises:
         ValueError: A sweep whose jobs would start processes by running the command line again.
     """
-    schedule: DepthSchedule = runtime.instantiate(cfg.depth_schedule)
+    schedule: DepthSchedule = instantiate(cfg.depth_schedule)
     callbacks: list[pl.Callback] = [
         build_guard(config, data),
         SelfDistillation(schedule=schedule, seed=cfg.seed),
-        *(runtime.instantiate(node) for node in cfg.callbacks.values() if node is not None),
+        *(instantiate(node) for node in cfg.callbacks.values() if node is not None),
     ]
-    loggers = [runtime.instantiate(node) for node in cfg.logger.values() if node is not None]
+    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
     strategy = cfg.trainer.strategy
     # With a backward pass per path, the last one, in which gradients are exchanged, is of one path only.
     every_parameter = cfg.backward == "joint" and schedule.trains_every_parameter(detector.depth_space)
     if strategy in ("ddp", "ddp_spawn") and not every_parameter:
         strategy += "_find_unused_parameters_true"
-    trainer: pl.Trainer = runtime.instantiate(
+    trainer: pl.Trainer = instantiate(
         cfg.trainer,
         strategy=strategy,
         sync_batchnorm=False,
@@ -241,8 +247,8 @@ def build_trainer(
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
     starts_processes = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
-    if runtime.is_sweep() and trainer.world_size > 1 and starts_processes:
-        raise ValueError(sweeps.started_again(cfg.trainer.strategy))
+    if is_sweep() and trainer.world_size > 1 and starts_processes:
+        raise ValueError(started_again(cfg.trainer.strategy))
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
     return trainer
@@ -272,14 +278,14 @@ def _facts(config: Mapping[str, Any], data: DetectionDataModule) -> dict[str, di
 def best_score(trainer: pl.Trainer) -> dict[str, float]:
     """``val/best_score``: that of the checkpoint that is exported; empty where none was kept by its score."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == sweeps.SCORE:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == SCORE:
             score = callback.best_model_score
             if score is None and callback.best_model_path:
                 # Processes that Lightning starts from Python hand back the path alone.
                 states = read_checkpoint(callback.best_model_path).get("callbacks", {})
                 score = states.get(callback.state_key, {}).get("best_model_score")
             if score is not None:
-                return {sweeps.BEST_SCORE: float(score)}
+                return {BEST_SCORE: float(score)}
     return {}
 
 
@@ -366,8 +372,8 @@ def _prepare(config: Mapping[str, Any]) -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if runtime.is_first_process():
-        runtime.write_provenance(config["paths"]["output_dir"], config)
+    if is_first_process():
+        write_provenance(config["paths"]["output_dir"], config)
 
 
 def _complete_provenance(config: Mapping[str, Any], data: DetectionDataModule, trainer: pl.Trainer) -> None:
@@ -394,7 +400,7 @@ def _announce(
 ) -> None:
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     height, width = detector.input_size
-    schedule: DepthSchedule = runtime.instantiate(config["depth_schedule"])
+    schedule: DepthSchedule = instantiate(config["depth_schedule"])
     limits = [f"{config['optim']['epochs']} epochs"] if config["optim"]["epochs"] else []
     limits += [f"{config['optim']['minutes']:g} minutes"] if config["optim"]["minutes"] else []
     lines = {
@@ -411,10 +417,10 @@ def _announce(
     )
 
 
-@runtime.entry_point("train")
+@entry_point("train")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-train``; a sweep gets the validation score."""
-    return sweeps.execute(cfg, run)
+    return execute(cfg, run)
 
 
 if __name__ == "__main__":

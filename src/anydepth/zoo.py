@@ -18,12 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from anydepth.brief import brief
-from anydepth.data.coco_packing import MOST_CATEGORIES
+from anydepth.config.compose import compose, option_names, resolve_config
+from anydepth.config.targets import find_target
+from anydepth.data.coco.packing import MOST_CATEGORIES
 from anydepth.detector import Detector
-from anydepth.report.files import atomic_path
-from anydepth.runtime import builder_of, compose, config_names, plain
-from anydepth.weight_report import LoadReport
+from anydepth.utils.files import atomic_path
+from anydepth.utils.messages import brief
+from anydepth.weights.report import LoadReport
 
 FORMAT = "anydepth"
 FORMAT_VERSION = 1
@@ -47,7 +48,7 @@ class ZooError(ValueError):
 
 def names() -> tuple[str, ...]:
     """Names of the detectors that :func:`build` knows."""
-    return tuple(name for name in config_names("detector") if not name.startswith("_"))
+    return tuple(name for name in option_names("detector") if not name.startswith("_"))
 
 
 def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
@@ -78,7 +79,7 @@ def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Cal
     if name not in names():
         raise ZooError(f"unknown detector {brief(name)}: known are {', '.join(names())}")
     keywords = deepcopy(_settings(name))
-    builder = builder_of(str(keywords.pop("_target_")))
+    builder = find_target(str(keywords.pop("_target_")))
     unknown = sorted(set(overrides) - set(keywords))
     if unknown:
         allowed = ", ".join(sorted(set(keywords) - {"num_classes"}))
@@ -98,7 +99,7 @@ def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Cal
 @cache
 def _settings(name: str) -> dict[str, Any]:
     """What ``detector=NAME`` composes to; kept, as composing takes as long as building a small network."""
-    return dict(plain(compose(None, [f"+detector={name}"]))["detector"])
+    return dict(resolve_config(compose(None, [f"+detector={name}"]))["detector"])
 
 
 def save(detector: Detector, path: str | Path) -> Path:

@@ -10,8 +10,8 @@ from coco_files import CocoFiles, MakeCoco
 from PIL import Image
 from shard_files import Shards
 
-from anydepth.data.coco import CocoIndex
-from anydepth.data.shard_writer import write_shards
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.shards.writer import write_shards
 
 
 @pytest.fixture

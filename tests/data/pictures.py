@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from anydepth.data.augment.view import View
 from anydepth.data.outlines import Outlines
-from anydepth.data.transforms import View
 
 BACKGROUND = 60
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from coco_files import CocoFiles
 
-from anydepth.data.coco import CocoIndex
+from anydepth.data.coco.index import CocoIndex
 from anydepth.data.source import FileSource, SampleSource
 
 

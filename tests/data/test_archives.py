@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from anydepth.data.archives import Archive, ArchiveError, check_space_for, install, unpack
-from anydepth.data.download import DownloadError
+from anydepth.data.fetch.archives import Archive, ArchiveError, check_space_for, install, unpack
+from anydepth.data.fetch.download import DownloadError
 from failing_server import FailingServer, serve
 
 FILES = {"val/a.jpg": b"a" * 1000, "val/b.jpg": b"b" * 2000, "annotations/x.json": b"{}", "readme": b"?"}

@@ -17,9 +17,9 @@ import pytest
 from coco_files import CocoFiles, MakeCoco
 from pycocotools.coco import COCO
 
-from anydepth.data.categories import read_categories
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError, DataWarning
+from anydepth.data.coco.categories import read_categories
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.errors import DataError, DataWarning
 
 CAT = {"image_id": 100, "category_id": 3, "bbox": [5, 6, 20, 10], "area": 150.5}
 DOG = {"image_id": 80, "category_id": 7, "bbox": [1, 2, 3, 4]}
@@ -151,7 +151,7 @@ def test_categories_longer_than_a_piece_of_the_file_are_found(
     files.json_path.write_text(text.replace('"images"', '"images" broken'), encoding="utf-8")
     # Every length cuts the table at another place, once in the middle of a letter of two bytes.
     for length in (1, 30, 31, 32, 33, 10_000):
-        monkeypatch.setattr("anydepth.data.categories._FIRST_PART", length)
+        monkeypatch.setattr("anydepth.data.coco.categories._FIRST_PART", length)
         assert read_categories(files.json_path).names == ("cät", "dög ]}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth import runtime
+from anydepth.config.compose import compose, instantiate
 from anydepth.data.datamodule import CocoDataModule
 
 # https://cocodataset.org: 80 of the 90 ids are used.
@@ -40,9 +40,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_splits_categories_and_boxes_are_found(root: Path) -> None:
-    config = runtime.compose("evaluate", ["data=coco", f"data.root={root}", "data.num_workers=0"])
+    config = compose("evaluate", ["data=coco", f"data.root={root}", "data.num_workers=0"])
     config.data.input_size = [64, 64]
-    data: CocoDataModule = runtime.instantiate(config.data)
+    data: CocoDataModule = instantiate(config.data)
 
     assert (data.num_classes, list(data.category_ids)) == (80, IDS)
     assert data.class_names[-1] == "thing 90"

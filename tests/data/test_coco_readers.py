@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anydepth.data.coco_json import DataError
-from anydepth.data.coco_packing import read_tables
-from anydepth.data.coco_tables import CocoTables
-from anydepth.data.coco_tolerant import tolerant_tables
-from anydepth.data.coco_typed import UnusualJsonError, typed_tables
+from anydepth.data.coco.packing import read_tables
+from anydepth.data.coco.tables import CocoTables
+from anydepth.data.coco.tolerant import tolerant_tables
+from anydepth.data.coco.typed import UnusualJsonError, typed_tables
+from anydepth.data.errors import DataError
 
 ids = st.integers(-(2**63), 2**63 - 1)
 numbers = st.one_of(st.integers(-1000, 1000), st.floats(allow_nan=False, allow_infinity=False))

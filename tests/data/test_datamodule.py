@@ -16,17 +16,18 @@ from lightning import Trainer
 from recorder import Interruption, Recorder, recorded_epochs
 from torch import Tensor
 
-from anydepth import runtime
-from anydepth.data.coco_json import DataError, DataWarning
+from anydepth.config.compose import compose, instantiate
+from anydepth.config.errors import friendly_errors
+from anydepth.data.augment.crop import IoUCrop, ZoomOut
+from anydepth.data.augment.photometric import PhotometricDistort
+from anydepth.data.augment.rtdetr import RTDETRAugmentation
+from anydepth.data.augment.view import Turn
+from anydepth.data.augment.yolo import YOLOAugmentation
 from anydepth.data.datamodule import CocoDataModule
-from anydepth.data.framing import IoUCrop, ZoomOut
-from anydepth.data.photometric import PhotometricDistort
-from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
+from anydepth.data.errors import DataError, DataWarning
 from anydepth.data.sample import sample_root
 from anydepth.data.sampling import EpochSampler
 from anydepth.data.source import AnnotatedImage, FileSource
-from anydepth.data.transforms import Turn
-from anydepth.data.yolo_augmentation import YOLOAugmentation
 from anydepth.structures import Batch
 
 BOX = {"image_id": 100, "category_id": 7, "bbox": [1, 1, 5, 5]}
@@ -307,7 +308,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(
     module = make_module(root, num_workers=1)
     source = Deadly(module.index("train"))
     module.source = lambda name: source  # type: ignore[method-assign, return-value]
-    with pytest.raises(SystemExit), runtime.friendly_errors():
+    with pytest.raises(SystemExit), friendly_errors():
         recorded_epochs(module, tmp_path / "run")
     message = capsys.readouterr().err
     assert "Error: a process that loads images is gone: DataLoader worker (pid" in message
@@ -326,8 +327,8 @@ def test_resuming_an_epoch_with_other_batches_says_what_happens(root: Path, tmp_
 
 
 def from_config(data: str, *overrides: str) -> CocoDataModule:
-    config = runtime.compose("train", [f"data={data}", "paths.output_dir=out", *overrides], hydra_config=True)
-    module = runtime.instantiate(config.data)
+    config = compose("train", [f"data={data}", "paths.output_dir=out", *overrides], hydra_config=True)
+    module = instantiate(config.data)
     assert isinstance(module, CocoDataModule)
     return module
 

@@ -9,15 +9,15 @@ import torch
 from coco_files import CocoFiles, MakeCoco
 from PIL import Image
 
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import BadImageError, DataError
+from anydepth.data.augment.crop import IoUCrop, ZoomOut
+from anydepth.data.augment.photometric import PhotometricDistort
+from anydepth.data.augment.rtdetr import RTDETRAugmentation
+from anydepth.data.augment.view import Turn, View
+from anydepth.data.coco.index import CocoIndex
 from anydepth.data.dataset import DetectionDataset, OnBadImage, collate
-from anydepth.data.framing import IoUCrop, ZoomOut
-from anydepth.data.photometric import PhotometricDistort
-from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
+from anydepth.data.errors import BadImageError, DataError
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, FileSource
-from anydepth.data.transforms import Turn, View
 from anydepth.images import fit_image, read_image, resize_keeping_type
 
 BOXES = [

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.data import download as module
-from anydepth.data.download import DownloadError, download
+from anydepth.data.fetch import download as module
+from anydepth.data.fetch.download import DownloadError, download
 from failing_server import FailingServer, serve
 
 BODY = np.random.default_rng(0).bytes(300_000)

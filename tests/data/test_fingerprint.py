@@ -8,9 +8,9 @@ import pytest
 from coco_files import CocoFiles, MakeCoco
 from shard_files import Shards
 
-from anydepth.data.coco import CocoIndex
-from anydepth.data.fingerprint import fingerprint
-from anydepth.data.shards import open_stream
+from anydepth.data.coco.fingerprint import fingerprint
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.shards.source import open_stream
 
 BOXES = (
     {"image_id": 100, "category_id": 3, "bbox": [1, 2, 10, 20]},

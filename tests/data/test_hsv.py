@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pictures import generator, painted, plain
 from PIL import Image
 
-from anydepth.data.hsv import HSVJitter, change_hsv
+from anydepth.data.augment.hsv import HSVJitter, change_hsv
 
 Bytes = NDArray[np.uint8]
 

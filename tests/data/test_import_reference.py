@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anydepth.data.importing import ForeignDataset
+from anydepth.data.convert.dataset import ForeignDataset
+from anydepth.data.convert.voc import read_voc
+from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.sample import sample_root
-from anydepth.data.voc import read_voc
-from anydepth.data.yolo_txt import read_yolo
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth.data import importing
-from anydepth.data.coco_json import DataError
+from anydepth.data.convert import dataset as dataset_module
+from anydepth.data.convert.dataset import (
+    ForeignDataset,
+    ForeignImage,
+    ForeignObject,
+    split_off_val,
+    write_coco,
+)
 from anydepth.data.datamodule import CocoDataModule
-from anydepth.data.importing import ForeignDataset, ForeignImage, ForeignObject, split_off_val, write_coco
+from anydepth.data.errors import DataError
 
 
 @pytest.fixture
@@ -182,4 +188,4 @@ def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
     for name in ("._a.jpg", ".cache/b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(b"")
 
-    assert importing.pictures_below(tmp_path) == [tmp_path / "c.jpg"]
+    assert dataset_module.pictures_below(tmp_path) == [tmp_path / "c.jpg"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.data.memory import SharedArrays
+from anydepth.data.coco.memory import SharedArrays
 
 SIZE = 5_000_000
 SMALL = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import rectangles
 
-from anydepth.data.affine import AxisMap, clip_objects, objects_to_keep
+from anydepth.data.augment.affine import AxisMap, clip_objects, objects_to_keep
 from anydepth.data.outlines import Outlines
 
 WINDOW = (0.0, 0.0, 10.0, 8.0)

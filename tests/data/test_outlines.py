@@ -10,7 +10,7 @@ import pytest
 from coco_files import CocoFiles, MakeCoco
 from pycocotools.coco import COCO
 
-from anydepth.data.coco import CocoIndex
+from anydepth.data.coco.index import CocoIndex
 from anydepth.data.outlines import Outlines, rings_of
 from anydepth.data.source import FileSource
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth import runtime
-from anydepth.data import public_sets
-from anydepth.data.archives import Archive
-from anydepth.data.coco_json import DataError
+from anydepth.config.compose import compose, instantiate
+from anydepth.data.coco.layout import find_split
 from anydepth.data.datamodule import CocoDataModule
-from anydepth.data.download import DownloadError
-from anydepth.data.layout import find_split
-from anydepth.data.public_sets import PUBLIC_SETS, dataset_root, images_digest
+from anydepth.data.errors import DataError
+from anydepth.data.fetch import public_sets
+from anydepth.data.fetch.archives import Archive
+from anydepth.data.fetch.download import DownloadError
+from anydepth.data.fetch.public_sets import PUBLIC_SETS, dataset_root, images_digest
 from failing_server import FailingServer, serve
 
 BCCD = "BCCD_Dataset-1.0/BCCD"
@@ -162,11 +162,11 @@ def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(PUBLIC_SETS))
 def test_every_set_has_a_configuration_that_fetches_it_or_reads_a_given_root(name: str) -> None:
-    fetched = runtime.compose("evaluate", [f"data={name}"])
-    given = runtime.compose("evaluate", [f"data={name}", "data.root=/given"])
+    fetched = compose("evaluate", [f"data={name}"])
+    given = compose("evaluate", [f"data={name}", "data.root=/given"])
 
     assert dict(fetched.data.root) == {
-        "_target_": "anydepth.data.public_sets.dataset_root",
+        "_target_": "anydepth.data.fetch.public_sets.dataset_root",
         "name": name,
         "folder": f"datasets/{name}",
     }
@@ -177,9 +177,9 @@ def test_configuration_fetches_when_it_is_built(
     server: FailingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = runtime.compose("train", ["data=bccd", "data.num_workers=0"])
+    config = compose("train", ["data=bccd", "data.num_workers=0"])
 
-    data: CocoDataModule = runtime.instantiate(config.data)
+    data: CocoDataModule = instantiate(config.data)
 
     assert data.class_names == ("RBC",)
     assert (tmp_path / "datasets" / "bccd" / "images" / "train" / "a.jpg").is_file()

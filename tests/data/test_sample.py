@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth.data.coco import CocoIndex
+from anydepth.data.coco.index import CocoIndex
 from anydepth.data.sample import sample_root
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_sample.py"

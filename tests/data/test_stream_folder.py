@@ -18,13 +18,13 @@ from coco_files import MakeCoco
 from PIL import Image
 from shard_files import Shards, assert_same_samples, flip
 
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
-from anydepth.data.shard_engine import engine
-from anydepth.data.shard_manifest import StoredFile
-from anydepth.data.shard_record import unpack_record
-from anydepth.data.shard_writer import write_shards
-from anydepth.data.shards import ShardSource, open_stream
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.errors import DataError
+from anydepth.data.shards.engine import engine
+from anydepth.data.shards.manifest import StoredFile
+from anydepth.data.shards.record import unpack_record
+from anydepth.data.shards.source import ShardSource, open_stream
+from anydepth.data.shards.writer import write_shards
 
 
 def test_samples_are_those_of_the_files(shards: Shards) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from shard_files import Shards, assert_same_samples, files_of_at_most, flip
 
-from anydepth.data.coco_json import DataError, DataWarning
-from anydepth.data.shards import Stream, open_stream
+from anydepth.data.errors import DataError, DataWarning
+from anydepth.data.shards.source import Stream, open_stream
 from failing_server import FailingServer, serve
 
 
@@ -69,7 +69,7 @@ def size(shards: Shards) -> int:
     return max(shards.shard(number).stat().st_size for number in range(5))
 
 
-@pytest.mark.filterwarnings("ignore::anydepth.data.coco_json.DataWarning")
+@pytest.mark.filterwarnings("ignore::anydepth.data.errors.DataWarning")
 def test_the_cache_keeps_to_its_size_and_drops_what_was_used_least_recently(
     shards: Shards, server: FailingServer, cache: Path, size: int
 ) -> None:
@@ -179,7 +179,7 @@ def test_processes_fetch_each_shard_once_between_them(server: FailingServer, cac
     assert len(server.ranges) == 2 + 5
 
 
-@pytest.mark.filterwarnings("ignore::anydepth.data.coco_json.DataWarning")
+@pytest.mark.filterwarnings("ignore::anydepth.data.errors.DataWarning")
 def test_processes_that_take_shards_from_each_other_still_read_right(
     server: FailingServer, cache: Path, size: int
 ) -> None:

@@ -15,11 +15,11 @@ import pytest
 from coco_files import MakeCoco
 from shard_files import Shards, assert_same_samples, files_of_at_most, flip
 
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
-from anydepth.data.shard_plan import plan_parts
-from anydepth.data.shard_writer import Progress, write_shards
-from anydepth.data.shards import open_stream
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.errors import DataError
+from anydepth.data.shards.plan import plan_parts
+from anydepth.data.shards.source import open_stream
+from anydepth.data.shards.writer import Progress, write_shards
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_stream.py"
 SHARD_MB = 0.016
@@ -57,7 +57,7 @@ def test_parallel_processes_write_the_same_bytes(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forked here, which spares them imports of several seconds; the command below starts them afresh."""
-    monkeypatch.setattr("anydepth.data.shard_writer._START_METHOD", "fork")
+    monkeypatch.setattr("anydepth.data.shards.writer._START_METHOD", "fork")
     seen: list[Progress] = []
     write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB, workers=2, report=seen.append)
     assert contents(tmp_path / "other") == contents(shards.folder)
@@ -67,9 +67,9 @@ def test_parallel_processes_write_the_same_bytes(
 def test_an_image_that_vanishes_stops_parallel_processes(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anydepth.data.shard_writer._START_METHOD", "fork")
+    monkeypatch.setattr("anydepth.data.shards.writer._START_METHOD", "fork")
     parts = plan_parts(shards.index, SHARD_MB * 1e6)
-    monkeypatch.setattr("anydepth.data.shard_writer.plan_parts", lambda *_: parts)
+    monkeypatch.setattr("anydepth.data.shards.writer.plan_parts", lambda *_: parts)
     (shards.files.images / "3.png").unlink()
     with pytest.raises(DataError, match=r"image id 70: .*3\.png: No such file.* run the same command again"):
         write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB, workers=2)
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_at_the_last_moment_leaves_no_manifest(
         path.write_bytes(b"PK")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("anydepth.data.shard_writer.save_packed", fail)
+    monkeypatch.setattr("anydepth.data.shards.writer.save_packed", fail)
     with pytest.raises(DataError, match=f"{os.strerror(errno.ENOSPC)}.*run the same command again"):
         write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB)
     names = {path.name for path in (tmp_path / "other").iterdir()}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.data.outlines import Outlines
-from anydepth.data.shard_record import Record, RecordError, pack_record, unpack_record
+from anydepth.data.shards.record import Record, RecordError, pack_record, unpack_record
 
 OUTLINES = Outlines(
     points=np.arange(14, dtype=np.float32).reshape(7, 2),

@@ -14,8 +14,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from shard_files import Shards, assert_same_samples, files_of_at_most
 
-from anydepth.data.coco_json import DataError
-from anydepth.data.shards import Stream, open_stream
+from anydepth.data.errors import DataError
+from anydepth.data.shards.source import Stream, open_stream
 from failing_server import FailingServer, serve
 
 KEYS = {"aws_access_key_id": "someone", "aws_secret_access_key": "secret", "region_name": "us-east-1"}

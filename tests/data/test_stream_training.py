@@ -10,12 +10,12 @@ from coco_files import MakeCoco
 from recorder import Interruption, recorded_epochs
 from shard_files import flip
 
-from anydepth import runtime
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
+from anydepth.config.compose import compose, instantiate
+from anydepth.data.coco.index import CocoIndex
 from anydepth.data.datamodule import CocoDataModule, DetectionDataModule
+from anydepth.data.errors import DataError
 from anydepth.data.sampling import EpochSampler
-from anydepth.data.shard_writer import write_shards
+from anydepth.data.shards.writer import write_shards
 from anydepth.data.streaming import StreamingDataModule
 from failing_server import FailingServer, serve
 
@@ -178,10 +178,8 @@ def test_splits_with_other_categories_are_refused(make_coco: MakeCoco, root: Pat
 
 def test_streaming_is_chosen_on_the_command_line(root: Path) -> None:
     settings = ["data=coco_streaming", f"data.root={root / 'shards'}", "data.num_workers=0"]
-    config = runtime.compose(
-        "train", [*settings, "detector=yolo_n", "paths.output_dir=out"], hydra_config=True
-    )
-    module = runtime.instantiate(config.data)
+    config = compose("train", [*settings, "detector=yolo_n", "paths.output_dir=out"], hydra_config=True)
+    module = instantiate(config.data)
     assert isinstance(module, StreamingDataModule)
     module.setup("fit")
     assert config.optim._target_ == "anydepth.training.optim.SGDRecipe"

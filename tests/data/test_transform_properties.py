@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import colour_of, generator, loaders, painted, plain
 
-from anydepth.data.affine import RandomAffine
-from anydepth.data.copy_paste import CopyPaste
-from anydepth.data.framing import IoUCrop, ZoomOut
-from anydepth.data.hsv import HSVJitter
-from anydepth.data.mosaic import MixUp, Mosaic
-from anydepth.data.photometric import PhotometricDistort
-from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
-from anydepth.data.transforms import Augmentation, Turn, View
-from anydepth.data.yolo_augmentation import YOLOAugmentation
+from anydepth.data.augment.affine import RandomAffine
+from anydepth.data.augment.copy_paste import CopyPaste
+from anydepth.data.augment.crop import IoUCrop, ZoomOut
+from anydepth.data.augment.hsv import HSVJitter
+from anydepth.data.augment.mosaic import MixUp, Mosaic
+from anydepth.data.augment.photometric import PhotometricDistort
+from anydepth.data.augment.rtdetr import RTDETRAugmentation
+from anydepth.data.augment.view import Augmentation, Turn, View
+from anydepth.data.augment.yolo import YOLOAugmentation
 
 SIZE = (48, 64)
 FLIPS = Turn(horizontal=0.5, vertical=0.5)

@@ -10,10 +10,10 @@ from torchvision.ops import box_iou
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from anydepth.data.framing import IoUCrop, ZoomOut
-from anydepth.data.photometric import PhotometricDistort
-from anydepth.data.rtdetr_augmentation import RTDETRAugmentation
-from anydepth.data.transforms import Turn, View, drop_small_boxes, multi_scale_size
+from anydepth.data.augment.crop import IoUCrop, ZoomOut
+from anydepth.data.augment.photometric import PhotometricDistort
+from anydepth.data.augment.rtdetr import RTDETRAugmentation
+from anydepth.data.augment.view import Turn, View, drop_small_boxes, multi_scale_size
 
 HEIGHT, WIDTH = 120, 200
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth.data.coco_json import DataError
-from anydepth.data.voc import read_voc
+from anydepth.data.convert.voc import read_voc
+from anydepth.data.errors import DataError
 
 
 def picture(path: Path, width: int = 60, height: int = 40, orientation: int | None = None) -> Path:

@@ -14,13 +14,13 @@ from pictures import BACKGROUND, colour_of, generator, loaders, mapped, painted,
 from PIL import Image
 from torch import Tensor
 
-from anydepth.data.affine import AxisMap, RandomAffine, scaled_about_centre
-from anydepth.data.copy_paste import CopyPaste
-from anydepth.data.hsv import HSVJitter
-from anydepth.data.mosaic import MixUp, Mosaic
-from anydepth.data.scene import Scene, letter_boxed, resampled
-from anydepth.data.transforms import Turn, View
-from anydepth.data.yolo_augmentation import YOLOAugmentation
+from anydepth.data.augment.affine import AxisMap, RandomAffine, scaled_about_centre
+from anydepth.data.augment.copy_paste import CopyPaste
+from anydepth.data.augment.hsv import HSVJitter
+from anydepth.data.augment.mosaic import MixUp, Mosaic
+from anydepth.data.augment.scene import Scene, letter_boxed, resampled
+from anydepth.data.augment.view import Turn, View
+from anydepth.data.augment.yolo import YOLOAugmentation
 from anydepth.images import letter_box_frame, letter_box_image
 
 S = 96

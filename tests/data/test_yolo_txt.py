@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth.data.coco_json import DataError
-from anydepth.data.importing import ForeignImage
-from anydepth.data.yolo_txt import read_yolo
+from anydepth.data.convert.dataset import ForeignImage
+from anydepth.data.convert.yolo import read_yolo
+from anydepth.data.errors import DataError
 
 
 def picture(path: Path, width: int = 100, height: int = 50, orientation: int | None = None) -> Path:

@@ -18,8 +18,8 @@ from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.detr.build import build_detr
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.weight_layouts import TRANSFORMERS_5
-from anydepth.weight_plan import Layout, plain_names
+from anydepth.detr.weights.layouts import TRANSFORMERS_5
+from anydepth.weights.plan import Layout, plain_names
 
 # Small enough to build by the hundred; stages of different depth, so that no two of them can be mixed up.
 SMALL: dict[str, Any] = {

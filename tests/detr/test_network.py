@@ -10,9 +10,9 @@ import pytest
 import torch
 from detr_reference import SMALL, build, build_again
 
+from anydepth.detr.backbones.resnet import ResNet
 from anydepth.detr.decoder import make_anchors
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.resnet import ResNet
 from anydepth.layers.macs import count_macs
 from anydepth.layers.norm import switchable_norms
 from anydepth.layers.stage import essential_count

@@ -13,7 +13,7 @@ from transformers import RTDetrForObjectDetection
 from anydepth.depth import DepthConfig
 from anydepth.detr.detector import DetrDetector
 from anydepth.detr.objective import build_objective
-from anydepth.detr.weights import load_weights
+from anydepth.detr.weights.load import load_weights
 from anydepth.structures import Targets
 
 TOLERANCE = 1e-4

@@ -11,9 +11,9 @@ import torchvision
 from detr_reference import SMALL, SMALL_SWIN, build, build_again
 from torch import Tensor, nn
 
+from anydepth.detr.backbones.swin import SwinBlock, SwinTransformer
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.swin import SwinBlock, SwinTransformer
-from anydepth.detr.weights import load_weights
+from anydepth.detr.weights.load import load_weights
 from anydepth.layers.macs import count_macs
 from anydepth.layers.norm import switchable_norms
 

@@ -17,12 +17,12 @@ from detr_reference import (
 )
 from torch import nn
 
-from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.weight_layouts import LAYOUTS
-from anydepth.detr.weights import load_weights
-from anydepth.weight_files import WeightsError
-from anydepth.weight_plan import Layout
+from anydepth.detr.weights import layouts as layouts
+from anydepth.detr.weights.layouts import LAYOUTS
+from anydepth.detr.weights.load import load_weights
+from anydepth.weights.files import WeightsError
+from anydepth.weights.plan import Layout
 from anydepth.zoo import names
 
 # -- names -----------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import anydepth
-from anydepth.detr import weight_layouts as layouts
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.weights import load_weights
-from anydepth.weight_files import WeightsError
+from anydepth.detr.weights import layouts as layouts
+from anydepth.detr.weights.load import load_weights
+from anydepth.weights.files import WeightsError
 
 
 def snapshot(detector: nn.Module) -> dict[str, Tensor]:

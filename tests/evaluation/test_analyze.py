@@ -15,7 +15,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from anydepth import analyze, runtime, zoo
+from anydepth import analyze, zoo
+from anydepth.config.compose import compose
 from anydepth.depth import DepthCosts, DepthError, DepthSpace
 from anydepth.detector import Detector
 from anydepth.evaluation import depth_curve, depth_parts
@@ -25,8 +26,8 @@ from anydepth.evaluation.cost import count_depth
 from anydepth.evaluation.curve_analysis import CurveAnalysis, analyze_curve
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow, evaluate_depths
 from anydepth.evaluation.depth_parts import joined
-from anydepth.report.curve_analysis import print_curve_analysis
-from anydepth.report.curve_parts import CurveParts
+from anydepth.results.curve_analysis import print_curve_analysis
+from anydepth.results.curve_parts import CurveParts
 from found_data import unlike_itself, write_found_data
 
 ALL_DEPTHS = 2**5
@@ -60,10 +61,10 @@ def settings(tmp_path: Path, root: Path, detector: Detector) -> list[str]:
 
 @pytest.fixture
 def config(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
-    def compose(*overrides: str) -> DictConfig:
-        return runtime.compose("analyze", [*settings, f"paths.output_dir={tmp_path / 'out'}", *overrides])
+    def compose_job(*overrides: str) -> DictConfig:
+        return compose("analyze", [*settings, f"paths.output_dir={tmp_path / 'out'}", *overrides])
 
-    yield compose
+    yield compose_job
     GlobalHydra.instance().clear()
 
 

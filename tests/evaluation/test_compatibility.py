@@ -20,7 +20,7 @@ from anydepth.evaluation.coco_eval import EvaluationError
 from anydepth.evaluation.compatibility import MEASURES, Compatibility, measure_compatibility
 from anydepth.evaluation.similarity import CovarianceCka, SampleCka, Similarity, SimilarityError
 from anydepth.evaluation.stage_features import FirstImages, stage_features
-from anydepth.report.compatibility import print_compatibility, write_compatibility
+from anydepth.results.compatibility import print_compatibility, write_compatibility
 from anydepth.structures import Batch, Targets
 
 Features = NDArray[np.float64]

@@ -3,11 +3,7 @@
 import pytest
 
 from anydepth.evaluation.coco_eval import FIGURES, NO_GROUND_TRUTH
-from anydepth.evaluation.curve_summary import (
-    ladder_rows,
-    summarize,
-    undominated,
-)
+from anydepth.evaluation.curve_summary import ladder_rows, summarize, undominated
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 
 

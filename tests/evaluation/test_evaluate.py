@@ -17,9 +17,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from anydepth import evaluate, runtime, zoo
-from anydepth.data.categories import Categories
-from anydepth.data.coco_json import DataError
+from anydepth import evaluate, zoo
+from anydepth.config.compose import compose
+from anydepth.data.coco.categories import Categories
+from anydepth.data.errors import DataError
 from anydepth.depth import DepthError
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import FIGURES, EvaluationError
@@ -77,7 +78,7 @@ def root(tmp_path: Path, detector: Detector) -> Path:
 def config(tmp_path: Path, root: Path, detector: Detector) -> Iterator[Callable[..., DictConfig]]:
     weights = zoo.save(detector, tmp_path / "weights.safetensors")
 
-    def compose(*overrides: str) -> DictConfig:
+    def compose_job(*overrides: str) -> DictConfig:
         settings = {
             "data": "custom",
             "data.root": root,
@@ -90,11 +91,9 @@ def config(tmp_path: Path, root: Path, detector: Detector) -> Iterator[Callable[
             "latency.repetitions": 0,
             "depths": "[full]",
         }
-        return runtime.compose(
-            "evaluate", [*(f"{key}={value}" for key, value in settings.items()), *overrides]
-        )
+        return compose("evaluate", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
 
-    yield compose
+    yield compose_job
     GlobalHydra.instance().clear()
 
 

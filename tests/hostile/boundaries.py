@@ -26,21 +26,27 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from anydepth import runtime, zoo
-from anydepth.data.categories import read_categories
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
-from anydepth.data.importing import picture_sizes
-from anydepth.data.voc import read_voc
-from anydepth.data.yolo_txt import read_yolo
+from anydepth import zoo
+from anydepth.config.compose import instantiate
+from anydepth.config.hydra_node import check_hydra_node
+from anydepth.config.targets import TargetError, check_targets
+from anydepth.data.coco.categories import read_categories
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.convert.dataset import picture_sizes
+from anydepth.data.convert.voc import read_voc
+from anydepth.data.convert.yolo import read_yolo
+from anydepth.data.errors import DataError
 from anydepth.depth import DepthCosts, DepthError, DepthSpace
-from anydepth.hydra_boundary import check_hydra_node
 from anydepth.images import ImageError, decode_image, most_pixels
 from anydepth.report.runs import ReportError, find_runs
-from anydepth.targets import TargetError, check_targets
-from anydepth.training.checkpoints import CheckpointError, check_resumable, detector_weights, read_checkpoint
-from anydepth.weight_files import WeightsError, read_state_dict
-from anydepth.yaml_text import YamlTextError, load_yaml
+from anydepth.training.checkpointing.read import (
+    CheckpointError,
+    check_resumable,
+    detector_weights,
+    read_checkpoint,
+)
+from anydepth.utils.yaml_text import YamlTextError, load_yaml
+from anydepth.weights.files import WeightsError, read_state_dict
 from small_networks import SMALL_DETECTOR
 
 SECRET_VARIABLE = "ANYDEPTH_FUZZ_SECRET"
@@ -153,7 +159,9 @@ def annotations(folder: Path) -> Boundary:
         b"\0",
     )
     words += ("²".encode(), b"? ", b"!!python/object/apply:os.system [x]", b"1_0", b"-inf", b"\xff\xfe")
-    return Boundary((*seeds, b"Pimages/a.png\n"), run, _invent_annotations, words, ("data/", "yaml_text"))
+    return Boundary(
+        (*seeds, b"Pimages/a.png\n"), run, _invent_annotations, words, ("data/", "utils/yaml_text")
+    )
 
 
 def _read_coco(folder: Path, data: bytes) -> None:
@@ -271,7 +279,9 @@ def images(folder: Path) -> Boundary:
         assert times == 1 or not found or torch.equal(*found), "read differently"
         return bool(found)
 
-    return Boundary(tuple(_pictures()), run, _invent_picture, _PICTURE_WORDS, ("images", "data/importing"))
+    return Boundary(
+        tuple(_pictures()), run, _invent_picture, _PICTURE_WORDS, ("images", "data/convert/dataset")
+    )
 
 
 _PICTURE_WORDS = (
@@ -518,7 +528,7 @@ def checkpoints(folder: Path) -> Boundary:
         run,
         lambda rng: _invent_checkpoint(rng, ours, weights),
         words,
-        ("weight_", "checkpoints", "zoo"),
+        ("weights/", "training/checkpointing/read", "zoo"),
     )
 
 
@@ -705,16 +715,16 @@ def configurations(folder: Path) -> Boundary:
                 check_targets(OmegaConf.to_container(node, resolve=True))
                 # Whatever allowed classes say of arguments that are wrong.
                 with contextlib.suppress(Exception):
-                    runtime.instantiate(node)
+                    instantiate(node)
         except (YamlTextError, TargetError, OmegaConfBaseException, ReportError):
             return False
         return True
 
     seeds = (
         b"T_target_: anydepth.training.optim.AdamWRecipe\nlr: 0.1\n",
-        b"T_target_: anydepth.data.hsv.HSVJitter\nhue: 0.1\n",
+        b"T_target_: anydepth.data.augment.hsv.HSVJitter\nhue: 0.1\n",
         b"T_target_: datetime.timedelta\nminutes: 3\n",
-        b"Hcallbacks: {a: {_target_: anydepth.sweep_summary.SweepSummary}}\njob: {env_set: {}}\n",
+        b"Hcallbacks: {a: {_target_: anydepth.runs.sweep.SweepSummary}}\njob: {env_set: {}}\n",
         b"Rseed: 0\ncurve: {depths: ladder}\nx: ${oc.env:ANYDEPTH_FUZZ_SECRET}\n",
     )
     words = tuple(name.encode() for name in HOSTILE_TARGETS)
@@ -734,7 +744,7 @@ def configurations(folder: Path) -> Boundary:
         run,
         _invent_config,
         words,
-        ("targets", "hydra_boundary", "yaml_text", "runtime", "report/runs"),
+        ("config/", "utils/yaml_text", "report/runs"),
     )
 
 
@@ -752,16 +762,16 @@ HOSTILE_TARGETS = (
     "numpy.fromfile",
     "hydra.utils.instantiate",
     "importlib.import_module",
-    "anydepth.provenance.subprocess.run",
-    "anydepth.provenance._git",
-    "anydepth.runtime.os.system",
-    "anydepth.report.files.write_text",
-    "anydepth.report.video.VideoWriter",
-    "anydepth.data.archives.unpack",
+    "anydepth.runs.provenance.subprocess.run",
+    "anydepth.runs.provenance._git",
+    "anydepth.config.compose.os.system",
+    "anydepth.utils.files.write_text",
+    "anydepth.results.video.VideoWriter",
+    "anydepth.data.fetch.archives.unpack",
     "anydepth.data.streaming.Path.write_text",
     "anydepth.data.datamodule.Path",
-    "anydepth.training.wandb_connection.os.system",
-    "anydepth.training.ema.WeightAveraging.__init__.__globals__",
+    "anydepth.training.loggers.wandb_connection.os.system",
+    "anydepth.training.callbacks.ema.WeightAveraging.__init__.__globals__",
     "lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree",
     "lightning.pytorch.callbacks.model_checkpoint.os.system",
     "lightning.pytorch.cli.LightningCLI",
@@ -795,7 +805,7 @@ def _invent_config(rng: random.Random) -> bytes:
     for _ in range(rng.randrange(3)):
         allowed = rng.choice(
             (
-                "anydepth.data.hsv.HSVJitter",
+                "anydepth.data.augment.hsv.HSVJitter",
                 "lightning.pytorch.callbacks.ModelCheckpoint",
                 "datetime.timedelta",
             )

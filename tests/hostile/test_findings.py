@@ -20,23 +20,25 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import anydepth
-from anydepth import runtime, sweeps, zoo
-from anydepth.brief import brief
-from anydepth.data.archives import ArchiveError, unpack
-from anydepth.data.categories import read_categories
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
-from anydepth.data.importing import files_below, write_coco
-from anydepth.data.voc import read_voc
-from anydepth.data.yolo_txt import read_yolo
+from anydepth import zoo
+from anydepth.config.compose import compose, instantiate
+from anydepth.config.hydra_node import check_hydra_node
+from anydepth.config.targets import MissingTargetError, TargetError, check_targets, find_target
+from anydepth.data.coco.categories import read_categories
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.convert.dataset import files_below, write_coco
+from anydepth.data.convert.voc import read_voc
+from anydepth.data.convert.yolo import read_yolo
+from anydepth.data.errors import DataError
+from anydepth.data.fetch.archives import ArchiveError, unpack
 from anydepth.depth import DepthError, DepthSpace
-from anydepth.hydra_boundary import check_hydra_node
 from anydepth.images import ImageError, read_image
 from anydepth.report.runs import UnusableRun, find_runs
-from anydepth.targets import MissingTargetError, TargetError, check_targets, find_target
-from anydepth.training.checkpoints import CheckpointError, read_checkpoint
-from anydepth.weight_files import WeightsError, read_state_dict
-from anydepth.yaml_text import YamlTextError, load_yaml
+from anydepth.runs import job
+from anydepth.training.checkpointing.read import CheckpointError, read_checkpoint
+from anydepth.utils.messages import brief
+from anydepth.utils.yaml_text import YamlTextError, load_yaml
+from anydepth.weights.files import WeightsError, read_state_dict
 from small_networks import SMALL_DETECTOR
 
 THOUSANDS_OF_DIGITS = "9" * 5000
@@ -486,13 +488,13 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "os.system",
         "builtins.open",
-        "anydepth.provenance.subprocess.run",
-        "anydepth.provenance._git",
-        "anydepth.report.files.write_text",
-        "anydepth.data.archives.unpack",
-        "anydepth.report.video.VideoWriter",
+        "anydepth.runs.provenance.subprocess.run",
+        "anydepth.runs.provenance._git",
+        "anydepth.utils.files.write_text",
+        "anydepth.data.fetch.archives.unpack",
+        "anydepth.results.video.VideoWriter",
         "anydepth.data.datamodule.Path",
-        "anydepth.training.ema.WeightAveraging.__init__.__globals__",
+        "anydepth.training.callbacks.ema.WeightAveraging.__init__.__globals__",
         "lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree",
         "lightning.pytorch.cli.LightningCLI",
         "mypackage.Thing",
@@ -508,19 +510,21 @@ def test_targets_that_are_not_allowed_are_refused(name: str) -> None:
 @pytest.mark.usefixtures("strict")
 def test_nothing_is_built_where_one_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
-    monkeypatch.setattr("anydepth.data.hsv.HSVJitter.__init__", lambda self, **_: built.append(self))
-    good = {"_target_": "anydepth.data.hsv.HSVJitter"}
-    config = OmegaConf.create({"_target_": "anydepth.data.hsv.HSVJitter", "x": good, "y": [{"z": "${bad}"}]})
+    monkeypatch.setattr("anydepth.data.augment.hsv.HSVJitter.__init__", lambda self, **_: built.append(self))
+    good = {"_target_": "anydepth.data.augment.hsv.HSVJitter"}
+    config = OmegaConf.create(
+        {"_target_": "anydepth.data.augment.hsv.HSVJitter", "x": good, "y": [{"z": "${bad}"}]}
+    )
     config.bad = {"_target_": "os.system", "_args_": ["true"]}
     with pytest.raises(TargetError, match=r"os\.system") as caught:
-        runtime.instantiate(config)
+        instantiate(config)
     assert "(in the configuration key `y[0].z`)" in caught.value.__notes__
     assert built == []
 
 
 def test_only_the_environment_allows_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYDEPTH_ALLOW_TARGETS", "fractions.*, json.dumps")
-    assert str(runtime.instantiate({"_target_": "fractions.Fraction", "numerator": 3})) == "3"
+    assert str(instantiate({"_target_": "fractions.Fraction", "numerator": 3})) == "3"
     assert find_target("json.dumps") is json.dumps
     with pytest.raises(TargetError, match=r"It leads to re\._?compile|It leads to re\.compile"):
         find_target("fractions.re.compile")
@@ -532,7 +536,7 @@ def test_only_the_environment_allows_more(monkeypatch: pytest.MonkeyPatch) -> No
 def test_all_targets_of_our_own_configuration_are_allowed() -> None:
     for detector in ("detr_tiny", "yolo_tiny"):
         for extra in ((), ("data=custom", "data.root=x"), ("logger=wandb",)):
-            config = runtime.compose("train", [f"detector={detector}", "paths.output_dir=x", *extra])
+            config = compose("train", [f"detector={detector}", "paths.output_dir=x", *extra])
             config = OmegaConf.to_container(config, resolve=False)
             assert check_targets(config) > 10
 
@@ -581,7 +585,7 @@ def test_a_hostile_config_of_a_run_folder_is_a_damaged_one(tmp_path: Path, text:
     (run,) = find_runs([tmp_path])[1]
     assert isinstance(run, UnusableRun)
     assert "config.yaml is damaged" in run.reason
-    assert sweeps._read_config(tmp_path) == {}
+    assert job._read_config(tmp_path) == {}
 
 
 def test_a_saved_config_does_not_read_the_environment(
@@ -589,7 +593,7 @@ def test_a_saved_config_does_not_read_the_environment(
 ) -> None:
     monkeypatch.setenv("SECRET", "my password")
     (tmp_path / "config.yaml").write_text("seed: ${oc.env:SECRET}\n")
-    assert sweeps._read_config(tmp_path) == {"seed": "${oc.env:SECRET}"}
+    assert job._read_config(tmp_path) == {"seed": "${oc.env:SECRET}"}
     assert "password" not in repr(find_runs([tmp_path]))
 
 

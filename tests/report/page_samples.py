@@ -15,10 +15,10 @@ from anydepth.evaluation.cost import Latency, LatencyProtocol
 from anydepth.evaluation.curve_summary import summarize
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 from anydepth.report.comparison import Comparison, Report
-from anydepth.report.gallery import Gallery, GalleryDepth, GalleryImage
 from anydepth.report.logs import Series
 from anydepth.report.runs import Run, UnusableRun
 from anydepth.report.settings import CurvePoint, Setting
+from anydepth.results.gallery import Gallery, GalleryDepth, GalleryImage
 from anydepth.structures import Detections
 
 STAGES = ("stage2", "stage3", "stage4", "neck")

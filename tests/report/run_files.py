@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from anydepth import runtime
+from anydepth.config.compose import compose, resolve_config
 from anydepth.evaluation.coco_eval import FIGURES
 from anydepth.evaluation.cost import Latency, LatencyProtocol
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
@@ -67,8 +67,8 @@ def _composed(overrides: tuple[str, ...]) -> str:
     # What ${hydra:...} would answer in a job.
     chosen = dict(text.split("=", 1) for text in overrides)
     known = [f"detector_name={chosen.get('detector', 'detr_tiny')}", "paths.output_dir=FOLDER"]
-    config = runtime.compose("train", [*overrides, *known])
-    return json.dumps(runtime.plain(config), default=str)
+    config = compose("train", [*overrides, *known])
+    return json.dumps(resolve_config(config), default=str)
 
 
 def config_of(overrides: Iterable[str], folder: Path | str = "FOLDER") -> dict[str, Any]:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from run_files import LADDER, Places, config_of, ladder, make_curve
 
 from anydepth.evaluation.curve_summary import summarize
-from anydepth.report.claims import Finding, findings_of
-from anydepth.report.ladders import between_mean, largest_mean_drop
-from anydepth.report.roles import casts, role_of
+from anydepth.report.claims.arms import casts, role_of
+from anydepth.report.claims.ladders import between_mean, largest_mean_drop
+from anydepth.report.claims.questions import Finding, findings_of
 from anydepth.report.runs import Run
 from anydepth.report.settings import group_settings
 
@@ -314,7 +314,7 @@ def test_a_small_saving_of_an_unpublished_detector_tests_nothing_but_is_reported
     monkeypatch: pytest.MonkeyPatch,
 ):
     # Curves of this module save 2.0 x.
-    monkeypatch.setattr("anydepth.report.claims.MUCH_CHEAPER", 2.1)
+    monkeypatch.setattr("anydepth.report.claims.questions.MUCH_CHEAPER", 2.1)
     finding = _findings({BOTH: [GOOD] * 2})[CHEAP]
     assert finding.verdict == "not tested"
     assert "minimal depth saves only 2.00 x; published detectors save" in finding.text
@@ -325,7 +325,7 @@ def test_a_small_saving_of_an_unpublished_detector_tests_nothing_but_is_reported
 def test_a_small_saving_of_a_published_detector_contradicts_whatever_the_seeds(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("anydepth.report.claims.MUCH_CHEAPER", 2.1)
+    monkeypatch.setattr("anydepth.report.claims.questions.MUCH_CHEAPER", 2.1)
     assert _verdicts({("detector=detr_r18",): [GOOD]})[CHEAP] == "contradicted"
 
 

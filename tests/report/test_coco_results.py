@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anydepth.report import coco_results
-from anydepth.report.coco_results import results_name, write_results
+from anydepth.results import coco_results
+from anydepth.results.coco_results import results_name, write_results
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anydepth.report.evidence import (
+from anydepth.report.claims.evidence import (
     Contrast,
     agreement_chance,
     difference_of,

@@ -13,7 +13,7 @@ from anydepth.data.source import AnnotatedImage
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import FIGURES
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
-from anydepth.report.gallery import (
+from anydepth.results.gallery import (
     LOWEST_SCORE,
     MOST_DEPTHS,
     GalleryError,
@@ -86,7 +86,7 @@ def test_pictures_show_the_deepest_and_the_cheapest_depth(
     small_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     titles: list[list[str]] = []
-    from anydepth.report import gallery as module
+    from anydepth.results import gallery as module
 
     real: Callable[..., Image.Image] = module.side_by_side
 

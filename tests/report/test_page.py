@@ -30,14 +30,14 @@ from run_files import ladder, write_run
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report import cli
-from anydepth.report.claims import Finding, Verdict
+from anydepth.report.claims.questions import Finding, Verdict
 from anydepth.report.comparison import Comparison, Report, compare
 from anydepth.report.logs import Series
-from anydepth.report.page import BACKGROUNDS, PALETTES, VERDICT_MARKS, render_page, safe_json
-from anydepth.report.page_curves import curves
-from anydepth.report.page_pictures import LONGEST_SIDE, Pictures, detections
-from anydepth.report.page_tables import MOST_KEYS, config_table, provenance, runs_table, settings_table
-from anydepth.report.page_training import (
+from anydepth.report.page.curves import curves
+from anydepth.report.page.page import BACKGROUNDS, PALETTES, VERDICT_MARKS, render_page, safe_json
+from anydepth.report.page.pictures import LONGEST_SIDE, Pictures, detections
+from anydepth.report.page.tables import MOST_KEYS, config_table, provenance, runs_table, settings_table
+from anydepth.report.page.training import (
     MOST_POINTS,
     gradient_metrics,
     gradients,

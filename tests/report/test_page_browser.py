@@ -17,8 +17,8 @@ from page_samples import (
     sample_setting,
 )
 
-from anydepth.report.claims import Finding
-from anydepth.report.page import render_page
+from anydepth.report.claims.questions import Finding
+from anydepth.report.page.page import render_page
 
 EVIL = "</script><img src=x onerror=\"document.title='broken in'\">"
 LONG = (

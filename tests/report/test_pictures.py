@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anydepth.report.pictures import (
+from anydepth.results.pictures import (
     CROWDED,
     SMALLEST_SIDE,
     Panel,

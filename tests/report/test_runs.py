@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from PIL import Image
 from run_files import config_of, ladder, make_curve, write_run
 
-from anydepth import runtime, train
+from anydepth import train
+from anydepth.config.compose import compose, resolve_config
 from anydepth.evaluation.compatibility import MEASURES, Compatibility, CompatibilityRow
+from anydepth.report.claims.arms import role_of
 from anydepth.report.comparison import compare
-from anydepth.report.gallery import Gallery, GalleryDepth, GalleryImage, _to_json
-from anydepth.report.roles import role_of
 from anydepth.report.runs import ReportError, Run, UnusableRun, find_runs
+from anydepth.results.gallery import Gallery, GalleryDepth, GalleryImage, _to_json
 from anydepth.structures import Detections
 
 APS = ladder(30, 28, 27, 26)
@@ -256,7 +257,7 @@ def test_a_folder_without_a_run_says_what_was_looked_for(tmp_path: Path):
 def test_folders_of_other_commands_are_no_interrupted_trainings(tmp_path: Path):
     for name in ("analyze", "evaluate", "predict"):
         (tmp_path / name).mkdir()
-        config = runtime.plain(runtime.compose(name, ["output=out", "paths.output_dir=out"]))
+        config = resolve_config(compose(name, ["output=out", "paths.output_dir=out"]))
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "config.yaml").write_text(yaml.safe_dump(config_of([])))
@@ -297,7 +298,7 @@ def test_a_run_that_training_left_is_read(tmp_path: Path, compose_run: Callable[
     (run,), unusable = find_runs([tmp_path])
     assert unusable == []
     assert run.curve == objects["curve"]
-    assert run.config == runtime.plain(cfg)
+    assert run.config == resolve_config(cfg)
     assert role_of(run.config) == "any-depth"
     assert {"train/full/loss", "train/minimal/loss", "val/full/AP", "val/score"} <= run.log.keys()
     assert len(run.log["val/score"].values) == 2

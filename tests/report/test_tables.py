@@ -13,9 +13,9 @@ from anydepth.depth import DepthSpace
 from anydepth.evaluation.coco_eval import FIGURES
 from anydepth.evaluation.cost import Latency, LatencyProtocol
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
-from anydepth.report.charts import METRICS, save_depth_chart
-from anydepth.report.files import atomic_path
-from anydepth.report.tables import print_depth_curve, write_depth_curve
+from anydepth.results.charts import METRICS, save_depth_chart
+from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
+from anydepth.utils.files import atomic_path
 
 SPACE = DepthSpace(
     stages=("stage1", "stage2", "stage3", "stage4", "neck"), decoder_layers=6, minimal_decoder_layers=4

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth.report.video import VideoError, VideoReader, VideoWriter
+from anydepth.results.video import VideoError, VideoReader, VideoWriter
 
 # Frames 66 x 50: brightness rises from left to right, the upper left corner is black.
 RAMP = np.repeat(np.linspace(60, 220, 66).astype(np.uint8)[None, :, None], 50, axis=0).repeat(3, axis=2)

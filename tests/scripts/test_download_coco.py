@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth.data.archives import Archive
 from anydepth.data.datamodule import CocoDataModule
+from anydepth.data.fetch.archives import Archive
 from failing_server import FailingServer, serve
 
 

@@ -13,10 +13,10 @@ import torch
 from omegaconf import DictConfig
 from rich import get_console
 
-from anydepth.targets import TargetError
+from anydepth.config.targets import TargetError
 from anydepth.train import run
-from anydepth.training.checkpoints import read_checkpoint
-from anydepth.training.step_files import StepFileError
+from anydepth.training.checkpointing.read import read_checkpoint
+from anydepth.training.non_finite.recorder import StepFileError
 
 Compose = Callable[..., DictConfig]
 

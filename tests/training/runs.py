@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 
 from anydepth.structures import Batch
-from anydepth.training.checkpoints import read_checkpoint
+from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.module import DetectionModule
 from small_networks import SMALL_YOLO
 

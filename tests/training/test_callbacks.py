@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 from anydepth.detector import Detector
 from anydepth.detr.objective import build_objective
 from anydepth.train import run
-from anydepth.training.budget import TrainingBudget
-from anydepth.training.callbacks import ConsoleProgress
-from anydepth.training.checkpoints import read_checkpoint
+from anydepth.training.callbacks.progress import ConsoleProgress
+from anydepth.training.callbacks.self_distillation import SelfDistillation
+from anydepth.training.callbacks.time_limit import TrainingBudget
+from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.distillation import SelfDistillation
 from anydepth.training.module import DetectionModule
 from anydepth.training.optim import AdamWRecipe
 
@@ -109,7 +109,7 @@ def test_a_run_ends_with_its_time_and_reports_on_the_console(
     compose_run: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A limit that is over at once: the first step is done, validated, saved; without any logger."""
-    progress = "callbacks.progress={_target_: anydepth.training.callbacks.ConsoleProgress}"
+    progress = "callbacks.progress={_target_: anydepth.training.callbacks.progress.ConsoleProgress}"
     limits = ("optim.epochs=null", "optim.minutes=1e-6", "optim.validate_every_epochs=9", "logger=none")
     metrics, objects = run(compose_run(tmp_path, progress, *limits))
     assert objects["trainer"].global_step == 1

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from anydepth import runtime
-from anydepth.training import checkpoint_files
-from anydepth.training.checkpoint_files import CheckpointFiles, CheckpointWriteError
+from anydepth.config.errors import explain
+from anydepth.training.checkpointing import write
+from anydepth.training.checkpointing.write import CheckpointFiles, CheckpointWriteError
 
 # Of 3 MB, which limits of files and memory tell from the least that can be written.
 TENSORS = 12
@@ -135,7 +135,7 @@ def test_a_full_disk_is_named_whenever_it_is_noticed(path: Path, monkeypatch: py
     assert_untouched(path, str(raised.value))
     assert "(No space left on device)" in str(raised.value)
     assert "Make room for two of them" in str(raised.value)
-    assert runtime.explain(raised.value) == str(raised.value), "ends a run as a message, without a traceback"
+    assert explain(raised.value) == str(raised.value), "ends a run as a message, without a traceback"
 
 
 def test_a_device_without_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_a_device_without_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def on_full_device(_: Path) -> Iterator[Path]:
         yield full
 
-    monkeypatch.setattr(checkpoint_files, "atomic_path", on_full_device)
+    monkeypatch.setattr(write, "atomic_path", on_full_device)
     with pytest.raises(CheckpointWriteError, match=r"\(No space left on device\)\. There was none before it"):
         CheckpointFiles().save_checkpoint(checkpoint(), path)
 
@@ -196,16 +196,16 @@ def test_a_folder_without_permission() -> None:
 
 
 def _killed_at_write(path: Path, number: int) -> None:
-    count, write = 0, checkpoint_files._File.write
+    count, original = 0, write._File.write
 
     def deadly(self: Any, data: bytes) -> int:
         nonlocal count
         count += 1
         if count == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return write(self, data)
+        return original(self, data)
 
-    checkpoint_files._File.write = deadly  # type: ignore[method-assign, assignment]
+    write._File.write = deadly  # type: ignore[method-assign, assignment]
     CheckpointFiles().save_checkpoint(checkpoint(2), path)
 
 

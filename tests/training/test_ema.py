@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anydepth.detector import Detector, Objective
 from anydepth.detr.objective import build_objective
-from anydepth.training.ema import WeightAveraging
+from anydepth.training.callbacks.ema import WeightAveraging
 from anydepth.training.module import DetectionModule
 from anydepth.training.optim import AdamWRecipe
 

@@ -13,14 +13,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from anydepth import processes, zoo
+from anydepth import distributed, zoo
 from anydepth.detector import Detector
 from anydepth.detr.objective import build_objective
 from anydepth.structures import Batch, Targets
 from anydepth.train import run
-from anydepth.training.checkpoints import read_checkpoint
-from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.gradient_conflict import (
+from anydepth.training.callbacks.gradient_conflict import (
     GradientConflict,
     Gradients,
     _averaged,
@@ -29,9 +27,11 @@ from anydepth.training.gradient_conflict import (
     parameter_groups,
     path_gradients,
 )
+from anydepth.training.checkpointing.read import read_checkpoint
+from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
 from anydepth.training.optim import AdamWRecipe
-from anydepth.training.paths import PathGraph
+from anydepth.training.passes import PathGraph
 from small_networks import SMALL_DETECTOR
 
 PARTS = ["stem", "stage1", "stage2", "stage3", "stage4", "neck", "decoder"]
@@ -269,7 +269,7 @@ def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.Monk
         if op is None:
             tensor.mul_(2)
 
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     parameters = [nn.Parameter(weight), nn.Parameter(torch.zeros(3))]

@@ -6,10 +6,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from anydepth import processes
+from anydepth import distributed
 from anydepth.detector import Detector
-from anydepth.training import guard
-from anydepth.training.guard import ProcessGuard, ProcessMismatchError
+from anydepth.training.callbacks import process_guard
+from anydepth.training.callbacks.process_guard import ProcessGuard, ProcessMismatchError
 
 FACTS = {"setting": {"optim.lr": "0.1", "seed": "0"}, "data split": {"train": "abc"}}
 
@@ -26,8 +26,8 @@ def _check(
         weights = change(dict(own["parameter"]))
         found[:] = [own, *({**other, "parameter": weights} for other in others)]
 
-    monkeypatch.setattr(processes, "count", lambda: 1 + len(others))
-    monkeypatch.setattr(guard.dist, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(distributed, "count", lambda: 1 + len(others))
+    monkeypatch.setattr(process_guard.dist, "all_gather_object", all_gather_object)
     remedies = {"setting": "Start all with one command"}
     ProcessGuard(facts=lambda: FACTS, remedies=remedies).setup(cast(Any, None), cast(Any, detector), "fit")
 
@@ -64,7 +64,7 @@ def test_parameters_that_differ_are_named_and_counted(
         changed.state_dict()[name].view(-1)[0] += 1e-6
 
     def one(own: dict[str, str]) -> dict[str, str]:
-        found = guard._checksums(changed)
+        found = process_guard._checksums(changed)
         assert {key for key in own if own[key] != found[key]} == {name}
         return found
 

@@ -13,12 +13,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from runs import assert_equal_runs, end_run, run_settings, start_run
 
-from anydepth import runtime
+from anydepth.config.compose import compose
 from anydepth.train import run
-from anydepth.training.checkpoint_files import CheckpointWriteError
-from anydepth.training.checkpoints import read_checkpoint
-from anydepth.training.last_checkpoint import LastCheckpoint
-from anydepth.training.newest import Newest, newest_checkpoint
+from anydepth.training.checkpointing.last import LastCheckpoint
+from anydepth.training.checkpointing.newest import Newest, newest_checkpoint
+from anydepth.training.checkpointing.read import read_checkpoint
+from anydepth.training.checkpointing.write import CheckpointWriteError
 
 SHORT = ("optim.epochs=2", "logger=none")
 
@@ -68,7 +68,7 @@ def train(small_run: tuple[str, ...]) -> Train:
 
     def start(folder: Path, wing: str, *settings: str) -> dict[str, float]:
         every = [*run_settings(wing, small_run), f"paths.output_dir={folder}", *settings]
-        return run(runtime.compose("train", every, hydra_config=True))[0]
+        return run(compose("train", every, hydra_config=True))[0]
 
     return start
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from runs import assert_equal_runs, run_settings
 
+from anydepth.config.compose import compose
+
 TRIALS = 20
 # Every trial is lost twice: a run that was resumed before has to be resumable, too.
 KILLS = 2
@@ -20,23 +22,22 @@ WORKERS = {"detr": 0, "yolo": 2}
 
 def _train(folder: str, settings: tuple[str, ...], seconds_per_write: float) -> None:
     """In a process of its own group: the whole of a run, which writes its checkpoints as a slow disk does."""
-    from anydepth import runtime
     from anydepth.train import run
-    from anydepth.training import checkpoint_files
+    from anydepth.training.checkpointing import write
 
     os.setsid()
     output = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    write = checkpoint_files._File.write
+    write = write._File.write
 
     def slow(self: Any, data: bytes) -> int:
         time.sleep(seconds_per_write)
         return write(self, data)
 
-    checkpoint_files._File.write = slow  # type: ignore[method-assign, assignment]
+    write._File.write = slow  # type: ignore[method-assign, assignment]
     every = [*settings, f"paths.output_dir={folder}", "ckpt_path=auto"]
-    run(runtime.compose("train", every, hydra_config=True))
+    run(compose("train", every, hydra_config=True))
     Path(folder, "finished").touch()
 
 

@@ -13,14 +13,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
-from anydepth import runtime
+from anydepth.config.compose import compose
+from anydepth.config.resolvers import run_name, sweep_name
 from anydepth.evaluation.coco_eval import FIGURES, NO_GROUND_TRUTH
 from anydepth.evaluation.curve_summary import summarize
 from anydepth.evaluation.depth_curve import DepthCurve
-from anydepth.report.gallery import read_gallery
-from anydepth.report.wandb_media import log_curve, log_weights
+from anydepth.results.gallery import read_gallery
+from anydepth.results.wandb_media import log_curve, log_weights
 from anydepth.train import main, run
-from anydepth.training.loggers import RunLogger
+from anydepth.training.loggers.run_logger import RunLogger
 from wandb_files import OfflineRun, offline_runs
 
 Compose = Callable[..., DictConfig]
@@ -291,13 +292,13 @@ def test_unknown_and_wrong_settings_are_refused(compose_run: Compose, tmp_path: 
 
 def test_names_without_a_job_of_hydra() -> None:
     HydraConfig.instance().cfg = None
-    assert runtime.sweep_name() is None
-    assert runtime.run_name("outputs/mine") == "mine"
-    assert runtime.run_name(None) == "run"
+    assert sweep_name() is None
+    assert run_name("outputs/mine") == "mine"
+    assert run_name(None) == "run"
 
 
 def test_a_run_composed_from_python_has_a_name_before_it_has_a_folder() -> None:
-    config = runtime.compose("train", ["logger=wandb"], hydra_config=True)
+    config = compose("train", ["logger=wandb"], hydra_config=True)
     assert config.logger.wandb.name == "detr_tiny sample"
 
 
@@ -312,7 +313,7 @@ def test_names_of_jobs_do_not_depend_on_the_command_line(
     config.hydra.job.num = 3
     HydraConfig.instance().set_config(config)
     assert config.logger.wandb.name == "3 seed_1-abc"
-    assert runtime.run_name(str(tmp_path), swept=["seed"]) == "3 seed=1"
+    assert run_name(str(tmp_path), swept=["seed"]) == "3 seed=1"
 
 
 def _logged(folder: Path, ckpt_path: Path | None = None, run_id: str | None = None) -> str:

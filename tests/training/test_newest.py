@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from anydepth.training.checkpoints import CheckpointError, read_checkpoint
-from anydepth.training.newest import Newest, check_content, newest_checkpoint
+from anydepth.training.checkpointing.newest import Newest, check_content, newest_checkpoint
+from anydepth.training.checkpointing.read import CheckpointError, read_checkpoint
 
 
 def write(path: Path, step: int) -> Path:

@@ -23,8 +23,8 @@ from rich import get_console
 from steps import make_module
 
 from anydepth.training.module import Backward, DetectionModule
-from anydepth.training.non_finite import NonFinitePolicy, NonFiniteStepError, StepWatch
-from anydepth.training.step_files import StepRecorder
+from anydepth.training.non_finite.recorder import StepRecorder
+from anydepth.training.non_finite.watch import NonFinitePolicy, NonFiniteStepError, StepWatch
 
 WINGS = ("detr", "yolo")
 WAYS: tuple[Backward, ...] = ("joint", "separate")

@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from anydepth.layers.sync_norm import synchronise_norms
 from anydepth.structures import Batch
 from anydepth.training.module import Backward, DetectionModule
-from anydepth.training.non_finite import Action, NonFinitePolicy, NonFiniteStepError, StepWatch
-from anydepth.training.step_files import StepRecorder, whole_step
+from anydepth.training.non_finite.recorder import StepRecorder, whole_step
+from anydepth.training.non_finite.watch import Action, NonFinitePolicy, NonFiniteStepError, StepWatch
 from spawned import spawn
 
 PROCESSES = 2

@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 from rich import get_console
 from torch import Tensor
 
-from anydepth import runtime
+from anydepth.config.compose import compose
 from anydepth.train import assemble
-from anydepth.training.checkpoints import read_checkpoint
-from anydepth.training.ema import WeightAveraging
+from anydepth.training.callbacks.ema import WeightAveraging
+from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.module import DetectionModule
-from anydepth.training.non_finite import NonFiniteStepError
+from anydepth.training.non_finite.watch import NonFiniteStepError
 from small_networks import SMALL_YOLO
 
 Compose = Callable[..., DictConfig]
@@ -97,9 +97,7 @@ def test_every_precision_trains_with_losses_in_float32(
         shared = [setting for setting in small_run if not setting.startswith("detector.")]
         small = [f"detector.{key}={value}".replace(" ", "") for key, value in SMALL_YOLO.items()]
         folder = f"paths.output_dir={tmp_path}"
-        cfg = runtime.compose(
-            "train", ["detector=yolo_tiny", *shared, *small, folder, *settings], hydra_config=True
-        )
+        cfg = compose("train", ["detector=yolo_tiny", *shared, *small, folder, *settings], hydra_config=True)
     _fit(cfg, watch, _half(2.0**8) if precision == "16-mixed" else None)
     assert watch.types == {(half, torch.float32)}
     changed = [name for name, value in watch.weights[-1].items() if not value.equal(watch.weights[0][name])]

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from anydepth.layers.sync_norm import synchronise_norms
 from anydepth.structures import Batch
-from anydepth.training.gradient_conflict import Gradients, compare_gradients, path_gradients
+from anydepth.training.callbacks.gradient_conflict import Gradients, compare_gradients, path_gradients
 from anydepth.training.module import Backward, DetectionModule
 from spawned import spawn
 

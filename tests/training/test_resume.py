@@ -17,7 +17,7 @@ from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.compatibility import Compatibility, measure_compatibility
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.train import run
-from anydepth.training.checkpoints import CheckpointError, check_resumable, read_checkpoint
+from anydepth.training.checkpointing.read import CheckpointError, check_resumable, read_checkpoint
 
 Compose = Callable[..., DictConfig]
 

@@ -8,8 +8,8 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
-from anydepth import runtime
-from anydepth.data.coco_json import DataError
+from anydepth.config.compose import compose
+from anydepth.data.errors import DataError
 from anydepth.evaluate import run as evaluate
 from anydepth.evaluation.depth_curve import SkippedImagesWarning
 from anydepth.train import run
@@ -55,7 +55,7 @@ def test_skipped_images_are_listed_once_and_left_out_of_the_figures(
     assert all("image id 1: " in line and "not a readable image" in line for line in lines)
     assert "2 images could not be read and were skipped" in " ".join(capsys.readouterr().out.split())
     settings = [f"weights={where / 'weights.safetensors'}", "data=custom", f"data.root={root}"]
-    config = runtime.compose(
+    config = compose(
         "evaluate",
         [*settings, "data.on_bad_image=skip", "depths=[full]", "latency.repetitions=0", "data.num_workers=0"],
         hydra_config=True,

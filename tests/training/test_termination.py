@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import differences, end_run, start_run
 
-from anydepth.training.checkpoints import read_checkpoint
+from anydepth.training.checkpointing.read import read_checkpoint
 
 DEVICES = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
 STRATEGIES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from anydepth.training.wandb_connection import Connection, choose_connection, why_unusable
+from anydepth.training.loggers.wandb_connection import Connection, choose_connection, why_unusable
 
 KEY = "a" * 40
 

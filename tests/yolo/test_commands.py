@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 import anydepth
-from anydepth import evaluate, predict, runtime, train
+from anydepth import evaluate, predict, train
+from anydepth.config.compose import compose
 
 SMALL_YOLO = (
     "detector=yolo_tiny",
@@ -32,7 +33,7 @@ def settings(tmp_path: Path, small_run: tuple[str, ...]) -> Iterator[list[str]]:
 
 def test_training_evaluation_and_prediction(settings: list[str], tmp_path: Path) -> None:
     more = ["curve.depths=[full,1/2,minimal]", "curve.latency_repetitions=0", "curve.pictures=1"]
-    train.run(runtime.compose("train", [*settings, *more], hydra_config=True))
+    train.run(compose("train", [*settings, *more], hydra_config=True))
     weights = tmp_path / "run" / "weights.safetensors"
     curve = json.loads((tmp_path / "run" / "depth_curve.json").read_text())
     assert [row["depth"] for row in curve["rows"]] == ["full", "1/2", "minimal"]
@@ -42,7 +43,7 @@ def test_training_evaluation_and_prediction(settings: list[str], tmp_path: Path)
 
     common = [f"weights={weights}", "device=cpu", f"paths.output_dir={tmp_path}"]
     small = ["depths=[full,stage2+neck4,minimal]", "latency.repetitions=0", "data.num_workers=0"]
-    config = runtime.compose("evaluate", [*common, *small, f"output={tmp_path / 'evaluated'}"])
+    config = compose("evaluate", [*common, *small, f"output={tmp_path / 'evaluated'}"])
     metrics, _ = evaluate.run(config)
     assert "minimal/AP50" in metrics
     GlobalHydra.instance().clear()
@@ -50,7 +51,7 @@ def test_training_evaluation_and_prediction(settings: list[str], tmp_path: Path)
     (tmp_path / "photos").mkdir()
     image = (torch.rand(3, 40, 60) * 255).to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(image).save(tmp_path / "photos" / "one.png")
-    config = runtime.compose(
+    config = compose(
         "predict",
         [*common, f"source={tmp_path / 'photos'}", "depth=1/2", "threshold=0", f"output={tmp_path / 'out'}"],
     )
@@ -61,7 +62,7 @@ def test_training_evaluation_and_prediction(settings: list[str], tmp_path: Path)
 def test_the_published_recipe_trains_both_norm_sets(settings: list[str], tmp_path: Path) -> None:
     fast = ["optim=yolo", "optim.epochs=1", "optim.warmup_steps=0", "callbacks.averaging=null"]
     torch.manual_seed(0)
-    train.run(runtime.compose("train", [*settings, *fast], hydra_config=True))
+    train.run(compose("train", [*settings, *fast], hydra_config=True))
     trained = anydepth.load(tmp_path / "run" / "weights.safetensors").state_dict()
     started = {name for name, value in trained.items() if ".norm.skip.weight" in name and (value != 1).any()}
     assert started == {name for name in trained if ".norm.skip.weight" in name}

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import anydepth
-from anydepth.boxes import xyxy_to_cxcywh
-from anydepth.weight_files import WeightsError
-from anydepth.weight_plan import Layout, plain_names
+from anydepth.layers.boxes import xyxy_to_cxcywh
+from anydepth.weights.files import WeightsError
+from anydepth.weights.plan import Layout, plain_names
 from anydepth.yolo.decode import Predictions
 from anydepth.yolo.detector import YoloDetector
-from anydepth.yolo.weight_layouts import ANYDEPTH, YOLOV12
-from anydepth.yolo.weight_plan import ANY_DEPTH, FIXED_DEPTH
-from anydepth.yolo.weights import load_weights
+from anydepth.yolo.weights.checks import ANY_DEPTH, FIXED_DEPTH
+from anydepth.yolo.weights.layouts import ANYDEPTH, YOLOV12
+from anydepth.yolo.weights.load import load_weights
 from foreign_networks import PACKAGE, checkpoint_of, foreign_classes, network_of
 
 # A narrow network with the units of size l.

@@ -11,14 +11,14 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from anydepth.data.categories import Categories, read_categories
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError, DataWarning
+from anydepth.data.augment.view import Augmentation
+from anydepth.data.coco.categories import Categories, read_categories
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.coco.layout import SPLIT_NAMES, Split, SplitName, find_split
 from anydepth.data.dataset import DetectionDataset, OnBadImage, Sample, collate
-from anydepth.data.layout import SPLIT_NAMES, Split, SplitName, find_split
+from anydepth.data.errors import DataError, DataWarning
 from anydepth.data.sampling import LANES, EpochSampler
 from anydepth.data.source import FileSource, SampleSource
-from anydepth.data.transforms import Augmentation
 from anydepth.data.workers import outlive_sigterm
 from anydepth.images import Fit, check_fit
 
@@ -253,7 +253,7 @@ class CocoDataModule(DetectionDataModule):
     """A data set in COCO format, in files.
 
     Args:
-        root: Folder of the data set in one of the layouts of :func:`anydepth.data.layout.find_split`.
+        root: Folder of the data set in one of the layouts of :func:`anydepth.data.coco.layout.find_split`.
         train_json: With ``train_images``, used instead of what ``root`` holds; so for the other splits.
         train_images: Folder that the file names in ``train_json`` are relative to.
         val_json: See ``train_json``.

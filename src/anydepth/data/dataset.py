@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anydepth.boxes import xyxy_to_cxcywh
-from anydepth.data.coco_json import BadImageError, DataError
+from anydepth.data.augment.view import Augmentation, View, drop_small_boxes
+from anydepth.data.errors import BadImageError, DataError
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, SampleSource
-from anydepth.data.transforms import Augmentation, View, drop_small_boxes
 from anydepth.images import Fit, check_fit, fit_image, place_image, resize_keeping_type
+from anydepth.layers.boxes import xyxy_to_cxcywh
 from anydepth.structures import Batch, Targets
 
 OnBadImage = Literal["raise", "skip"]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anydepth.data.coco import CocoIndex
+from anydepth.data.coco.index import CocoIndex
 from anydepth.data.outlines import Outlines
 
 

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-from anydepth.data.categories import Categories
-from anydepth.data.coco import CocoIndex
-from anydepth.data.coco_json import DataError
+from anydepth.data.coco.categories import Categories
+from anydepth.data.coco.index import CocoIndex
+from anydepth.data.coco.layout import SPLIT_NAMES, SplitName
 from anydepth.data.datamodule import DetectionDataModule, LoadingSettings
-from anydepth.data.layout import SPLIT_NAMES, SplitName
-from anydepth.data.shards import Stream, open_stream
+from anydepth.data.errors import DataError
+from anydepth.data.shards.source import Stream, open_stream
 from anydepth.data.source import SampleSource
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from anydepth.detector import plain_config
+from anydepth.detr.backbones.resnet import Block, ResNet, Stem
+from anydepth.detr.backbones.swin import SwinTransformer
 from anydepth.detr.decoder import RTDETRDecoder
 from anydepth.detr.detector import DenoisingConfig, DetrDetector
 from anydepth.detr.neck import HybridEncoder
-from anydepth.detr.resnet import Block, ResNet, Stem
-from anydepth.detr.swin import SwinTransformer
 from anydepth.images import Fit
 
 

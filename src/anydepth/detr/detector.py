@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anydepth.boxes import cxcywh_to_xyxy
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, check_images, check_input_size
+from anydepth.detr.backbones.resnet import ResNet
+from anydepth.detr.backbones.swin import SwinTransformer
 from anydepth.detr.decoder import DecoderOutput, RTDETRDecoder
 from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.output import DenoisingQueries, DetrOutput
-from anydepth.detr.resnet import ResNet
-from anydepth.detr.swin import SwinTransformer
 from anydepth.images import Fit, check_fit
+from anydepth.layers.boxes import cxcywh_to_xyxy
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 # Names of the refinement paths: one flag per backbone stage, one for the whole neck.

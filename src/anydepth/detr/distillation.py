@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anydepth.boxes import cxcywh_to_xyxy, paired_iou_giou
 from anydepth.detr.criterion import GroundTruth, Term
 from anydepth.detr.matcher import Assignment
 from anydepth.detr.output import DetrOutput
-from anydepth.divergences import bernoulli_kl, softmax_kl
+from anydepth.layers.boxes import cxcywh_to_xyxy, paired_iou_giou
+from anydepth.layers.divergences import bernoulli_kl, softmax_kl
 
 ClassLoss = Literal["auto", "softmax_kl", "bernoulli_kl"]
 Source = Literal["teacher", "ground_truth", "both"]

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from anydepth.boxes import cxcywh_to_xyxy
 from anydepth.detector import NonFiniteError
+from anydepth.layers.boxes import cxcywh_to_xyxy
 from anydepth.structures import Targets
 
 # Keeps the logarithm of the focal class cost finite; the value of DETR and its successors.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from anydepth.data.categories import Categories
+from anydepth.data.coco.categories import Categories
 from anydepth.evaluation.coco_eval import EvaluationError
 
 # Detections of classes that the data set does not have count neither for nor against a detector.

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from anydepth import processes
+from anydepth import distributed
 
 
 class HostSyncBatchNorm(nn.BatchNorm2d):
@@ -16,7 +16,7 @@ class HostSyncBatchNorm(nn.BatchNorm2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise [B, C, H, W] by the statistics of all processes, in eval mode by the running ones."""
-        if not self.training or processes.count() == 1:
+        if not self.training or distributed.count() == 1:
             normalised: Tensor = super().forward(features)
             return normalised
         centred, mean, variance, count = _statistics(features)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anydepth.report.comparison import Report, compare
-from anydepth.report.files import write_text
-from anydepth.report.page import render_page
+from anydepth.report.page.page import render_page
 from anydepth.report.runs import ReportError, find_runs
+from anydepth.utils.files import write_text
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anydepth.report.claims import Finding, findings_of
-from anydepth.report.evidence import FEWEST_SEEDS, listed, percent, separation_chance
+from anydepth.report.claims.arms import detector_of, unused
+from anydepth.report.claims.evidence import FEWEST_SEEDS, listed, percent, separation_chance
+from anydepth.report.claims.questions import Finding, findings_of
 from anydepth.report.flat_config import canonical, flatten
-from anydepth.report.roles import detector_of, unused
 from anydepth.report.runs import ReportError, Run, UnusableRun
 from anydepth.report.settings import CurvePoint, Setting, group_settings
 

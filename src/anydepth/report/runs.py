@@ -13,9 +13,9 @@ from anydepth.evaluation.coco_eval import EvaluationError
 from anydepth.evaluation.compatibility import Compatibility
 from anydepth.evaluation.curve_summary import CurveSummary, summarize
 from anydepth.evaluation.depth_curve import DepthCurve
-from anydepth.report.gallery import GALLERY_FILE, Gallery, GalleryError, read_gallery
 from anydepth.report.logs import Series, read_logs
-from anydepth.yaml_text import load_yaml
+from anydepth.results.gallery import GALLERY_FILE, Gallery, GalleryError, read_gallery
+from anydepth.utils.yaml_text import load_yaml
 
 __all__ = ["ReportError", "Run", "Series", "UnusableRun", "find_runs"]
 

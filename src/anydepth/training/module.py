@@ -17,11 +17,11 @@ from anydepth.images import to_unit_range
 from anydepth.layers.precision import without_autocast
 from anydepth.structures import Batch, DetectorOutput, Targets
 from anydepth.training.depth_schedule import PlannedPath
-from anydepth.training.findings import SeenBatch
-from anydepth.training.non_finite import StepWatch
+from anydepth.training.non_finite.diagnosis import SeenBatch
+from anydepth.training.non_finite.watch import StepWatch
 from anydepth.training.optim import Recipe
-from anydepth.training.paths import PathGraph, SharedStem
-from anydepth.training.step import ResizeMode, StepPlace
+from anydepth.training.passes import PathGraph, SharedStem
+from anydepth.training.step_context import ResizeMode, StepPlace
 
 Backward = Literal["joint", "separate"]
 # torch.compile makes a graph per path, training mode and image shape, and gives up after a few by default.
@@ -29,7 +29,9 @@ COMPILED_GRAPHS = 256
 
 
 class DetectionModule(pl.LightningModule):
-    """Trains a detector at the depths that :class:`anydepth.training.distillation.SelfDistillation` plans.
+    """Trains a detector at the depths that a callback plans.
+
+    The callback is :class:`~anydepth.training.callbacks.self_distillation.SelfDistillation`.
 
     All paths of a step see the same batch at the same size and share its stem. Their losses are summed into
     one backward pass, or each path has its own before the next one runs, which needs the memory of one path
@@ -37,7 +39,7 @@ class DetectionModule(pl.LightningModule):
 
     Random numbers of a step (denoising, stochastic depth) are a function of the seed, the epoch and the
     batch, so that a resumed run draws the same, and alike in all processes, each of which takes the rows of
-    its own images (:func:`anydepth.processes.own_rows`).
+    its own images (:func:`anydepth.distributed.own_rows`).
 
     Args:
         detector: What is trained; checkpoints hold it under ``detector.``.

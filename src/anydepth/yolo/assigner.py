@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from anydepth.boxes import cxcywh_to_xyxy
+from anydepth.layers.boxes import cxcywh_to_xyxy
 from anydepth.structures import Targets
 from anydepth.yolo.overlap import complete_iou
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anydepth import processes
+from anydepth import distributed
 from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
 from anydepth.yolo.decode import Predictions
 from anydepth.yolo.output import BINS
@@ -22,7 +22,7 @@ class YoloCriterion:
     """Box (1 - CIoU), class (binary cross entropy) and distribution focal losses of one path.
 
     Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its gain; 0
-    leaves its term out. The batch is that of all processes (:func:`anydepth.processes.normaliser`). The
+    leaves its term out. The batch is that of all processes (:func:`anydepth.distributed.normaliser`). The
     published factor, the number of images per step, belongs to the learning rate that was chosen for it: see
     :class:`~anydepth.training.optim.SGDRecipe`.
 
@@ -91,7 +91,7 @@ class YoloCriterion:
             distances = side_distances(wanted, predictions.centres / predictions.strides[:, None])
             loss = distribution_focal_loss(predictions.box_logits, distances)
             terms["dfl"] = self.dfl_gain * (weights * loss).sum()
-        total = processes.normaliser(weights.sum())
+        total = distributed.normaliser(weights.sum())
         return {name: term / total for name, term in terms.items()}
 
 

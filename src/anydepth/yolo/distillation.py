@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anydepth import processes
-from anydepth.divergences import bernoulli_kl, softmax_kl
+from anydepth import distributed
+from anydepth.layers.divergences import bernoulli_kl, softmax_kl
 from anydepth.yolo.assigner import Assignment
 from anydepth.yolo.decode import Predictions
 from anydepth.yolo.output import YoloOutput
@@ -203,4 +203,4 @@ def _pooled(level: Tensor) -> Tensor:
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    return (losses * weights).sum() / processes.normaliser(weights.sum())
+    return (losses * weights).sum() / distributed.normaliser(weights.sum())

@@ -1,0 +1,1 @@
+"""Configuration: composing it with Hydra, what it may build, and readable errors."""

@@ -1,0 +1,160 @@
+"""Composing and instantiating configurations: where they lie, what they resolve to, and entry points."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue
+
+from anydepth.config import resolvers
+from anydepth.config.hydra_node import checked_composition
+from anydepth.config.targets import check_targets
+
+PACKAGE_DIR = Path(__file__).resolve().parents[1]
+VERSION_BASE = "1.3"
+
+resolvers.register()
+
+
+def config_dir() -> Path:
+    """The folder of the configuration groups: inside an installed wheel, or beside ``src`` in a clone.
+
+    Raises:
+        FileNotFoundError: Neither place holds it; the installation is damaged.
+    """
+    places = config_places()
+    for place in places:
+        if (place / "train.yaml").is_file():
+            return place
+    raise FileNotFoundError(
+        f"no configuration directory in {' or '.join(str(place) for place in places)}: install anydepth again"
+    )
+
+
+def config_places() -> tuple[Path, Path]:
+    """Return where the configuration may lie: in an installed wheel, then in a clone."""
+    return PACKAGE_DIR / "conf", PACKAGE_DIR.parent.parent / "conf"
+
+
+def option_names(group: str) -> tuple[str, ...]:
+    """The options of a configuration group, e.g. of ``detector``, in alphabetical order."""
+    return tuple(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
+
+
+def compose(
+    config_name: str | None, overrides: Sequence[str] = (), *, hydra_config: bool = False
+) -> DictConfig:
+    """The configuration that an entry point would get, composed from Python, also inside a Hydra job.
+
+    Args:
+        config_name: A file of :func:`config_dir` without its suffix, e.g. ``train``; None starts empty.
+        overrides: As on the command line.
+        hydra_config: Keep the node ``hydra`` and make it the one that ``${hydra:...}`` reads, as a job does.
+
+    Raises:
+        HydraException: An unknown file, key or group option.
+    """
+    hydra_state = GlobalHydra.instance()
+    running, hydra_state.hydra = hydra_state.hydra, None
+    try:
+        with hydra.initialize_config_dir(
+            str(config_dir()), version_base=VERSION_BASE, job_name=config_name or "app"
+        ):
+            config = hydra.compose(config_name, list(overrides), return_hydra_config=hydra_config)
+    finally:
+        GlobalHydra.instance().hydra = running
+    if hydra_config:
+        HydraConfig.instance().set_config(config)
+    return config
+
+
+def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any:
+    """Build what ``_target_`` names from plain values; an error keeps its own type and says where it arose.
+
+    Args:
+        config: A node with ``_target_``; nested nodes with one are built too.
+        kwargs: Further arguments of the target, already built.
+
+    Raises:
+        TargetError: One of the targets does not exist, or must not be built; see
+            :func:`anydepth.config.targets.find_target`. Nothing was built.
+        Exception: What the target raised, with the configuration key as a note.
+    """
+    if not OmegaConf.is_config(config):
+        config = OmegaConf.create(dict(config), flags={"allow_objects": True})
+    check_targets(OmegaConf.to_container(config, resolve=True))
+    try:
+        return hydra.utils.instantiate(config, **kwargs, _convert_="all")
+    except InstantiationException as error:
+        if error.__cause__ is None:
+            raise
+        key = str(error).rpartition("full_key: ")[2]
+        if "full_key: " in str(error):
+            error.__cause__.add_note(f"(in the configuration key `{key.strip()}`)")
+        raise error.__cause__ from None
+
+
+def check_config(config: DictConfig) -> dict[str, Any]:
+    """:func:`resolve_config`, where every ``_target_`` may be built: what an entry point begins with.
+
+    Raises:
+        TargetError: One must not; nothing was built.
+        ValueError: A setting that only the user can give is missing.
+    """
+    resolved = resolve_config(config)
+    check_targets(resolved)
+    return resolved
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Make a function of a configuration a command: ``hydra.main``, with all that is composed checked first.
+
+    Args:
+        config_name: A file of :func:`config_dir` without its suffix.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        hydra_main = hydra.main(
+            version_base=VERSION_BASE, config_path=str(config_dir()), config_name=config_name
+        )
+        command = hydra_main(task)
+
+        @wraps(task)
+        def main(*arguments: Any) -> Any:
+            if any(text.startswith("--experimental-rerun") for text in sys.argv[1:]):
+                # Hydra would read a pickle, which may run any code.
+                sys.stderr.write(
+                    "\nError: --experimental-rerun is not supported: repeat the command instead\n"
+                )
+                raise SystemExit(1)
+            with checked_composition():
+                return command(*arguments)
+
+        return main
+
+    return decorate
+
+
+def resolve_config(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, interpolations resolved, without the node ``hydra``.
+
+    Raises:
+        ValueError: A setting that only the user can give is missing.
+    """
+    copy = config.copy()
+    with open_dict(copy):
+        copy.pop("hydra", None)
+    # ${hydra:...} is answered by HydraConfig, so it resolves without the node.
+    try:
+        resolved = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} has no value: give {error.full_key}=VALUE") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}

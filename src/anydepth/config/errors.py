@@ -1,0 +1,76 @@
+"""Errors as a user reads them: one message without a traceback, unless the program is at fault."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE_DIR = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """End the user's mistakes as one readable message on stderr and exit code 1; also usable as a decorator.
+
+    A mistake of the user is: an error class of this package, a built-in error raised by this package's own
+    checks, a file that is missing or refused, and a wrong configuration. A worker process that the system
+    killed ends as such a message too. Anything else is a defect and keeps its traceback, as does everything
+    while the environment variable ANYDEPTH_TRACEBACK is 1.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = explain(error)
+        if os.environ.get("ANYDEPTH_TRACEBACK") == "1" or message is None:
+            raise
+        sys.stdout.flush()
+        sys.stderr.write(f"\nError: {message}\n")
+        sys.stderr.write("(ANYDEPTH_TRACEBACK=1 shows where it was raised.)\n")
+        raise SystemExit(1) from error
+
+
+def explain(error: Exception) -> str | None:
+    """What :func:`friendly_errors` tells the user about an error; None for a defect of the program."""
+    return _message(error) if _is_users_mistake(error) or _is_lost_worker(error) else None
+
+
+def _is_users_mistake(error: Exception) -> bool:
+    # Lightning's class is recognised by its name because this layer does not import Lightning.
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return True
+    if type(error).__module__.partition(".")[0] == "anydepth":
+        return True
+    return isinstance(error, ValueError) and _raised_by_this_package(error)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def _raised_by_this_package(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE_DIR)
+
+
+def _message(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if _is_lost_worker(error):
+        return (
+            f"a process that loads images is gone: {text} Most often memory ran out: lower data.num_workers, "
+            "data.batch_size or data.partner_pool. Training goes on from ckpt_path=RUN/checkpoints/last.ckpt"
+        )
+    if "Original Traceback (most recent call last)" in text:
+        # A data loader's worker process sends its traceback as part of the message.
+        text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
+    if isinstance(error, FileNotFoundError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return "\n".join([text, *getattr(error, "__notes__", [])])

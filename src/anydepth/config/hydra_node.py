@@ -1,0 +1,144 @@
+"""What Hydra itself would do with a composed configuration, checked before it does so.
+
+Beside the nodes that a run builds, Hydra builds callbacks, launchers and sweepers, configures logging and
+sets environment variables, all from the node ``hydra`` of a configuration whose files may be anybody's.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anydepth.config.targets import TargetError, check_targets, find_target
+from anydepth.utils.messages import brief
+
+_BUILT = ("callbacks", "launcher", "sweeper")
+_LOGGING = ("job_logging", "hydra_logging")
+_LOGGING_CLASSES = frozenset(
+    {
+        "colorlog.ColoredFormatter",
+        "logging.FileHandler",
+        "logging.Formatter",
+        "logging.NullHandler",
+        "logging.StreamHandler",
+    }
+)
+# Settings of launchers that are commands, or options of commands.
+_COMMANDS = ("additional_parameters", "python", "setup", "srun_args")
+_LOADS = "load_configuration"
+
+
+@contextmanager
+def checked_composition() -> Iterator[None]:
+    """Within the block, Hydra refuses every configuration that :func:`check_hydra_node` does.
+
+    Hydra builds its callbacks as soon as it has composed, and has no place between.
+    """
+    original = getattr(ConfigLoaderImpl, _LOADS)
+
+    @wraps(original)
+    def load(*arguments: Any, **keywords: Any) -> DictConfig:
+        config: DictConfig = original(*arguments, **keywords)
+        try:
+            check_hydra_node(config)
+        except TargetError as error:
+            # Of its own errors, Hydra tells the message alone.
+            raise ConfigCompositionException(
+                "\n".join([str(error), *getattr(error, "__notes__", [])])
+            ) from error
+        return config
+
+    setattr(ConfigLoaderImpl, _LOADS, load)
+    try:
+        yield
+    finally:
+        setattr(ConfigLoaderImpl, _LOADS, original)
+
+
+def check_hydra_node(config: DictConfig) -> None:
+    """Check the node ``hydra`` of a composed configuration.
+
+    Raises:
+        TargetError: It would build or call what is not allowed, set environment variables, or start commands
+            that are not on the command line.
+    """
+    node = OmegaConf.select(config, "hydra")
+    if node is None:
+        return
+    for part in _BUILT:
+        check_targets({"hydra": {part: _resolved(node, part)}}, installed=False)
+    for part in _LOGGING:
+        _check_logging(_plain(node, part), f"hydra.{part}")
+    search_space = OmegaConf.select(node, "sweeper.custom_search_space")
+    if search_space is not None:
+        find_target(search_space)
+    if _plain(node, "job").get("env_set"):
+        raise TargetError(
+            "hydra.job.env_set sets environment variables, which a configuration must not do here: set them "
+            "where you start the command"
+        )
+    _check_commands(node)
+
+
+def _check_commands(node: DictConfig) -> None:
+    given = [
+        str(text).lstrip("+~").partition("=")[0] for text in OmegaConf.select(node, "overrides.hydra") or []
+    ]
+    for name, value in _plain(node, "launcher").items():
+        key = f"hydra.launcher.{name}"
+        if name in _COMMANDS and value and not any(text.startswith(key) for text in given):
+            raise TargetError(
+                f"{key}={brief(value)} is run by the shell, so it is taken from the command line alone, not "
+                f"from a configuration file: give {key}=..."
+            )
+
+
+def _check_logging(node: object, key: str) -> None:
+    if isinstance(node, Mapping):
+        if "()" in node:
+            raise TargetError(f"{key} builds {brief(node['()'])}: logging may not be configured by calls")
+        kind = node.get("class")
+        if isinstance(kind, str) and kind not in _LOGGING_CLASSES:
+            raise TargetError(f"{key}.class={brief(kind)}: allowed are {', '.join(sorted(_LOGGING_CLASSES))}")
+        for name, value in node.items():
+            _check_logging(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _check_logging(value, f"{key}[{index}]")
+
+
+def _plain(node: DictConfig, part: str) -> dict[str, Any]:
+    """A part as written, interpolations as text; empty where it is none or no mapping."""
+    if part not in node or OmegaConf.is_missing(node, part):
+        return {}
+    if OmegaConf.is_interpolation(node, part):
+        raise TargetError(f"hydra.{part} is an interpolation: write its settings out")
+    found = node[part]
+    plain = OmegaConf.to_container(found, resolve=False) if OmegaConf.is_config(found) else None
+    return {str(name): value for name, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _resolved(node: DictConfig, part: str) -> dict[str, Any]:
+    """A part with what its interpolations stand for, as they may stand for nodes with targets.
+
+    Where one cannot be resolved yet, the text stays: Hydra's own values are known only in a job.
+    """
+    written = _plain(node, part)
+    return {name: _value(node, f"{part}.{name}", value) for name, value in written.items()}
+
+
+def _value(node: DictConfig, key: str, written: object) -> object:
+    if isinstance(written, Mapping):
+        return {name: _value(node, f"{key}.{name}", value) for name, value in written.items()}
+    if not isinstance(written, str) or "${" not in written:
+        return written
+    try:
+        found = OmegaConf.select(node, key)
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+    except OmegaConfBaseException:
+        return written

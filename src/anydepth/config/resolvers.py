@@ -1,0 +1,210 @@
+"""Resolvers of ``conf/``: names of sweeps, jobs and runs, the same for the same command.
+
+``${study:}`` names the folder of a sweep, ``${job:}`` that of one of its jobs; ``${sweep_name:}`` and
+``${run_name:}`` name runs for loggers, ``${output_folder:}`` is where an entry point writes.
+What is swept is known only where the sweep starts. The answer stays in OmegaConf's cache, which Hydra hands
+on to the jobs, as it does with the time of ``${now:}``.
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+T = TypeVar("T")
+
+_NAMED = ("experiment", "sweep", "detector", "data", "seed")
+"""Settings that the path of a study says, and the seed, of which a study may get more later."""
+
+_LONGEST = 120
+"""Characters of a job's folder before its hash; file systems take 255 bytes."""
+
+
+def swept_overrides(config: DictConfig) -> list[Override]:
+    """The settings that a sweep varies, those of its configuration first.
+
+    Args:
+        config: What Hydra composed for the sweep, with its node ``hydra``.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    chosen = _parse([f"{key}={value}" for key, value in params.items()])
+    given = _parse(config.hydra.overrides.task)
+    keys = {override.key_or_group for override in given}
+    swept = [override for override in given if override.is_sweep_override()]
+    return [override for override in chosen if override.key_or_group not in keys] + swept
+
+
+def study_name(config: DictConfig) -> str:
+    """Experiment, then detector and data, then a hash of the other settings that all jobs share.
+
+    Args:
+        config: What Hydra composed for the sweep, with its node ``hydra``.
+    """
+    choices, given = config.hydra.runtime.choices, _parse(config.hydra.overrides.task)
+    swept = _swept_keys(config)
+    common = [
+        str(override.input_line)
+        for override in given
+        if override.key_or_group not in (*_NAMED, *swept) and not override.is_sweep_override()
+    ]
+    values = {
+        override.key_or_group: str(override.input_line).partition("=")[2].replace(",", "+")
+        for override in given
+    }
+    parts = [values.get(group, str(choices[group])) for group in ("detector", "data")]
+    study = chosen_study(choices, config.hydra.overrides.task) or "sweep"
+    return f"{study}/{'_'.join([*map(_clean, parts), *([_digest(common, 6)] if common else [])])}"
+
+
+def chosen_study(choices: Mapping[str, str | None], task: Iterable[str]) -> str | None:
+    """The experiment, and the sweep where it is not the experiment's own; None without either.
+
+    Args:
+        choices: Options of groups by group.
+        task: The settings that were given.
+    """
+    experiment, sweep = choices.get("experiment"), choices.get("sweep")
+    given = any(str(text).lstrip("+").startswith("sweep=") for text in task)
+    if experiment and sweep and given:
+        return f"{experiment}_{sweep}"
+    return experiment or sweep
+
+
+def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
+    """The settings that make this job differ from the others, readable, then a hash of all its settings.
+
+    Args:
+        overrides: All settings of the job.
+        swept: Keys that the sweep varies; none: all settings are named.
+
+    Example:
+        >>> job_name(["optim.lr=0.1", "data=bccd"], swept=["optim.lr"])
+        'lr_0.1-a4b4bcbb'
+    """
+    keys = set(swept)
+    named = [
+        f"{key.rpartition('.')[2].rpartition('/')[2]}_{value}"
+        for key, _, value in (text.partition("=") for text in overrides)
+        if not keys or key.lstrip("+") in keys
+    ]
+    readable = "-".join(_clean(text) for text in named)[:_LONGEST].rstrip("-.")
+    return f"{readable or 'default'}-{_digest(overrides, 8)}"
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf; again changes nothing."""
+    OmegaConf.register_new_resolver("study", lambda *, _root_: _once(_root_, study_name), replace=True)
+    OmegaConf.register_new_resolver("job", _job_of, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name_of, replace=True)
+    OmegaConf.register_new_resolver("output_folder", output_folder, replace=True)
+
+
+def remember_sweep(config: DictConfig) -> None:
+    """Note what is swept, for the jobs; to be called where a sweep starts."""
+    _once(config, study_name)
+    _once(config, _swept_keys)
+    # Each start of a sweep is another one, also within one process.
+    _cache(config)["sweep_id"] = uuid.uuid4().hex
+
+
+def remembered_keys(config: DictConfig) -> list[str]:
+    """Keys that the sweep varies, as :func:`remember_sweep` noted them; none where it did not."""
+    return list(_cache(config).get(_swept_keys.__name__, ()))
+
+
+def sweep_id(config: DictConfig) -> str | None:
+    """What tells this start of a sweep from others, the same in all jobs; None outside a sweep."""
+    found = _cache(config).get("sweep_id")
+    return None if found is None else str(found)
+
+
+def is_sweep() -> bool:
+    """Whether this process runs a job of ``--multirun``."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def sweep_name() -> str | None:
+    """A name to group the runs of a sweep by: its folder, after the study's name; None for a single run."""
+    if not is_sweep():
+        return None
+    hydra_config = HydraConfig.get()
+    study = chosen_study(hydra_config.runtime.choices, hydra_config.overrides.task)
+    return "/".join([*([study] if study else []), Path(hydra_config.sweep.dir).name])
+
+
+def run_name(folder: str | None, *, swept: Sequence[str] = ()) -> str:
+    """A readable name: what is special to a job of a sweep, or detector, data and folder of a single run.
+
+    Args:
+        folder: The run's; None where it is not known yet.
+        swept: Keys that the sweep varies; none: its jobs are named by their folders.
+    """
+    name = Path(folder).name if folder else ""
+    if not HydraConfig.initialized():
+        return name or "run"
+    hydra_config = HydraConfig.get()
+    if not is_sweep():
+        choices = hydra_config.runtime.choices
+        return f"{choices.get('detector')} {choices.get('data')} {name}".strip()
+    varied = [text for text in hydra_config.overrides.task if text.partition("=")[0].lstrip("+") in swept]
+    # A job that is composed apart from its sweep has no number.
+    number = None if OmegaConf.is_missing(hydra_config.job, "num") else hydra_config.job.num
+    return " ".join([*([] if number is None else [str(number)]), *(varied or [name])]).strip()[:120]
+
+
+def output_folder(single: str) -> str:
+    """Where an entry point other than training writes: in a sweep, to the folder of the job.
+
+    Args:
+        single: The folder of a single run.
+    """
+    return str(HydraConfig.get().runtime.output_dir) if is_sweep() else single
+
+
+def _run_name_of(folder: str | None, *, _root_: DictConfig) -> str:
+    return run_name(folder, swept=remembered_keys(_root_))
+
+
+def _job_of(*, _root_: DictConfig) -> str:
+    return job_name(_root_.hydra.overrides.task, _once(_root_, _swept_keys))
+
+
+def _once(config: DictConfig, compute: Callable[[DictConfig], T]) -> T:
+    """What was computed first for this configuration, or for that of the sweep which it is a job of."""
+    cache = _cache(config)
+    if compute.__name__ not in cache:
+        cache[compute.__name__] = compute(config)
+    found: T = cache[compute.__name__]
+    return found
+
+
+def _cache(config: DictConfig) -> dict[str, Any]:
+    cache: dict[str, Any] = OmegaConf.get_cache(config)["anydepth.sweep"]
+    return cache
+
+
+def _swept_keys(config: DictConfig) -> list[str]:
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    return sorted({*map(str, params), *(override.key_or_group for override in swept_overrides(config))})
+
+
+def _parse(overrides: Iterable[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides([str(text) for text in overrides])
+
+
+def _clean(text: str) -> str:
+    # A path with "=" or "," in it would have to be quoted as a value on the command line.
+    return re.sub(r"[^A-Za-z0-9_.+-]+", ".", text).strip(".")
+
+
+def _digest(texts: Iterable[str], length: int) -> str:
+    return hashlib.sha256("\n".join(sorted(map(str, texts))).encode()).hexdigest()[:length]

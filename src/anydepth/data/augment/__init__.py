@@ -1,0 +1,1 @@
+"""Augmentation of training images, RT-DETR's and YOLO's."""

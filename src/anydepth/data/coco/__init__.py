@@ -1,0 +1,1 @@
+"""COCO-format annotations: reading, checking and packing them into shared memory."""

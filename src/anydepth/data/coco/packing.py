@@ -1,0 +1,138 @@
+"""From a COCO json to the arrays of its index: read, check, clean, sort by image, share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anydepth.data.coco.categories import Categories
+from anydepth.data.coco.memory import SharedArrays
+from anydepth.data.coco.tables import (
+    Annotations,
+    BoxRepairs,
+    CocoTables,
+    clean_boxes,
+    pack_names,
+    refuse_missing_files,
+)
+from anydepth.data.coco.tolerant import tolerant_tables
+from anydepth.data.coco.typed import UnusualJsonError, typed_tables
+from anydepth.data.errors import DataError
+from anydepth.data.outlines import Outlines, Rings, pack_outlines
+from anydepth.utils.messages import few
+
+# Labels take two bytes each.
+MOST_CATEGORIES = 2**15 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """What a :class:`anydepth.data.coco.index.CocoIndex` is made of.
+
+    Attributes:
+        categories: The categories that rule the labels.
+        repairs: What was wrong with boxes of the json.
+        memory: The arrays of the index, ``names`` and ``name_starts``, and those of ``Outlines`` if kept.
+    """
+
+    categories: Categories
+    repairs: BoxRepairs
+    memory: SharedArrays
+
+
+def pack(
+    path: Path,
+    root: Path,
+    *,
+    categories: Categories | None,
+    for_training: bool,
+    outlines: bool,
+    annotated: bool,
+    report: Callable[[str], None],
+) -> Packed:
+    """Read a json; see :meth:`anydepth.data.coco.index.CocoIndex.load`.
+
+    Raises:
+        DataError: Anything that is wrong with the json, or an image that is missing on disk.
+    """
+    tables = read_tables(path, categories, outlines=outlines, annotated=annotated)
+    count = len(tables.categories.ids)
+    if count > MOST_CATEGORIES:
+        raise DataError(f"{path}: {count} categories; at most {MOST_CATEGORIES} are possible: join some")
+    refuse_missing_files(path, root, tables.image_ids, tables.names)
+    keep, columns, repairs = clean_boxes(tables.annotations, tables.sizes[tables.rows])
+    kept = np.flatnonzero(keep)
+    order = kept[np.argsort(tables.rows[kept], kind="stable")]
+    columns = columns.take(order)
+    if for_training and columns.crowd.all():
+        raise DataError(
+            f"{path}: no image holds a box to learn from (crowd regions do not count); check that this "
+            "is the json of the training split"
+        )
+    arrays = _arrays(tables, columns, order)
+    complaints = [str(repairs)] if repairs else []
+    if tables.rings is not None:
+        polygons, malformed = _outlines(tables.rings, columns, order)
+        arrays |= vars(polygons)
+        complaints += [_complaint(malformed)] if malformed else []
+    if complaints:
+        report(f"{path}: {'; '.join(complaints)}")
+    return Packed(tables.categories, repairs, SharedArrays.of(arrays))
+
+
+def read_tables(
+    path: Path, categories: Categories | None, *, outlines: bool, annotated: bool = True
+) -> CocoTables:
+    """The tables of a json as written, by the fast way if the json allows it.
+
+    Raises:
+        DataError: Anything that is wrong with the json.
+    """
+    try:
+        return typed_tables(path, categories, outlines=outlines)
+    except UnusualJsonError:
+        return tolerant_tables(path, categories, outlines=outlines, annotated=annotated)
+
+
+def _arrays(tables: CocoTables, columns: Annotations, order: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    names, name_starts = pack_names(tables.names)
+    rows = np.arange(len(tables.image_ids) + 1)
+    return {
+        "image_ids": tables.image_ids,
+        "sizes": tables.sizes,
+        "boxes_xywh": columns.boxes_xywh,
+        "labels": columns.labels.astype(np.int16),
+        "crowd": columns.crowd,
+        "areas": columns.areas,
+        "annotation_ids": columns.ids,
+        "starts": np.searchsorted(tables.rows[order], rows).astype(np.int32),
+        "names": names,
+        "name_starts": name_starts.astype(np.int32),
+    }
+
+
+def _outlines(
+    rings: Callable[[int], Rings | None], columns: Annotations, order: NDArray[np.int64]
+) -> tuple[Outlines, list[int]]:
+    """The outlines of sorted annotations, and the ids of those whose outline is malformed."""
+    malformed: list[int] = []
+
+    def of(position: int, crowd: bool, annotation_id: int) -> Rings:
+        # A crowd region is never learnt, so that its outline would only be in the way.
+        found = [] if crowd else rings(position)
+        if found is None:
+            malformed.append(annotation_id)
+        return found or []
+
+    rows = zip(order.tolist(), columns.crowd.tolist(), columns.ids.tolist(), strict=True)
+    return pack_outlines(of(*row) for row in rows), malformed
+
+
+def _complaint(malformed: list[int]) -> str:
+    return (
+        f"{len(malformed)} outlines were left out, because their 'segmentation' is no list of polygons "
+        f"[x, y, x, y, ...] with at least 3 points; the boxes are used (annotation ids: {few(malformed)})"
+    )

@@ -1,0 +1,195 @@
+"""The tables of a COCO json as columns, checked against the disk and cleaned."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anydepth.data.coco.categories import Categories
+from anydepth.data.coco.json_rows import exists, is_file
+from anydepth.data.errors import DataError
+from anydepth.data.outlines import Rings
+from anydepth.utils.messages import few
+
+MAX_SIDE = 2**31 - 1
+"""Of an image, in pixels."""
+ROUNDING_PX = 1.0
+"""Boxes that leave their image by no more than this are left as they are: files are full of rounded corners,
+and the figures of official sets are computed with them. Training clamps every box to the image anyway."""
+
+
+@dataclass(frozen=True)
+class BoxRepairs:
+    """How many boxes of a json could not be used as written.
+
+    Attributes:
+        clipped: Left the image by more than a pixel, and were clipped to it.
+        outside: Did not touch the image; dropped.
+        empty: Negative or zero width or height; dropped.
+        not_finite: NaN or infinite; dropped.
+        first_ids: Annotation ids of the first few.
+    """
+
+    clipped: int
+    outside: int
+    empty: int
+    not_finite: int
+    first_ids: tuple[int, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.clipped or self.outside or self.empty or self.not_finite)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.clipped} boxes leave their image and were clipped; dropped were {self.outside} outside "
+            f"it, {self.empty} without a positive size and {self.not_finite} with NaN or infinity "
+            f"(first annotation ids: {', '.join(map(str, self.first_ids))})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Annotations as columns of the same length; see ``CocoIndex`` for what each holds.
+
+    Attributes:
+        ids: Annotation ids.
+        boxes_xywh: [A, 4] in pixels.
+        labels: Contiguous classes.
+        crowd: Crowd regions.
+        areas: Square pixels, NaN where the json has no usable one.
+    """
+
+    ids: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+
+    def take(self, rows: NDArray[np.int64]) -> "Annotations":
+        """These rows, in this order."""
+        return Annotations(
+            self.ids[rows], self.boxes_xywh[rows], self.labels[rows], self.crowd[rows], self.areas[rows]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CocoTables:
+    """What a json holds, in its order. ``I`` images, ``A`` annotations.
+
+    Attributes:
+        categories: The categories that rule the labels.
+        image_ids: [I], unique.
+        sizes: [I, 2] (height, width) in pixels.
+        names: File name of each image.
+        rows: [A] the row of each annotation's image.
+        annotations: As written.
+        rings: The outline of an annotation by its place in the json, None where it is malformed; left out
+            unless asked for.
+    """
+
+    categories: Categories
+    image_ids: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    names: list[str]
+    rows: NDArray[np.int64]
+    annotations: Annotations
+    rings: Callable[[int], Rings | None] | None
+
+
+def clean_boxes(
+    annotations: Annotations, sizes: NDArray[np.int32]
+) -> tuple[NDArray[np.bool_], Annotations, BoxRepairs]:
+    """Sort out boxes that cannot be used as written.
+
+    Args:
+        annotations: ``A`` annotations as the json has them.
+        sizes: [A, 2] (height, width) of each annotation's image.
+
+    Returns:
+        Which annotations are usable [A]; all of them with boxes clipped and areas filled in; the counts.
+    """
+    boxes = annotations.boxes_xywh
+    limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1).astype(np.float64)
+    finite = np.isfinite(boxes).all(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        inside = np.clip(corners, 0, limits)
+        empty = finite & (boxes[:, 2:] <= 0).any(axis=1)
+        outside = finite & ~empty & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
+        keep = finite & ~empty & ~outside
+        clip = keep & (np.abs(inside - corners) > ROUNDING_PX).any(axis=1)
+    clipped = np.concatenate([inside[:, :2], inside[:, 2:] - inside[:, :2]], axis=1)
+    boxes = np.where(clip[:, None], clipped, boxes)
+    with np.errstate(invalid="ignore", over="ignore"):  # of boxes that are dropped
+        box_areas = boxes[:, 2] * boxes[:, 3]
+    areas = np.where(np.isnan(annotations.areas), box_areas, annotations.areas)
+    areas = np.where(clip, np.minimum(areas, box_areas), areas)
+    touched = annotations.ids[~keep | clip]
+    repairs = BoxRepairs(
+        int(clip.sum()),
+        int(outside.sum()),
+        int(empty.sum()),
+        int((~finite).sum()),
+        tuple(touched[:5].tolist()),
+    )
+    return keep, Annotations(annotations.ids, boxes, annotations.labels, annotations.crowd, areas), repairs
+
+
+def learnt_boxes(
+    boxes_xywh: NDArray[np.float64], labels: NDArray[np.signedinteger[Any]], crowd: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What a detector learns from the annotations of one image.
+
+    Args:
+        boxes_xywh: [A, 4] corner and size in pixels.
+        labels: [A] contiguous classes.
+        crowd: [A] crowd regions, which are left out.
+
+    Returns:
+        Boxes [N, 4] xyxy in pixels and labels [N].
+    """
+    boxes = boxes_xywh[~crowd]
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return corners.astype(np.float32), labels[~crowd].astype(np.int64)
+
+
+def refuse_missing_files(
+    json_path: Path, root: Path, image_ids: NDArray[np.int64], names: Sequence[str]
+) -> None:
+    """Check that every image exists before a training starts.
+
+    Folders are listed, since a question per file takes minutes on a network drive.
+
+    Raises:
+        DataError: Names the first few that are missing, and how many there are.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder, but {json_path} names images in it; check the data paths")
+    places = [os.path.split(name) for name in names]
+    present = {folder: _names_in(root / folder) for folder in {folder for folder, _ in places}}
+    missing = [
+        f"{name} (image id {image_id})"
+        for name, (folder, base), image_id in zip(names, places, image_ids.tolist(), strict=True)
+        # A file system that ignores case lists another spelling, so absence is asked for again.
+        if base not in present[folder] and not is_file(root / name)
+    ]
+    if missing:
+        raise DataError(
+            f"{root}: {len(missing)} of {len(names)} images of {json_path} are missing: {few(missing)}. "
+            "Restore them, or take them out of the json"
+        )
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if exists(folder) and folder.is_dir() else set()
+
+
+def pack_names(names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Texts as one array of UTF-8 bytes, and where each begins (with the end as last entry)."""
+    encoded = [name.encode("utf-8") for name in names]
+    starts = np.concatenate([[0], np.cumsum([len(name) for name in encoded])]).astype(np.int64)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), starts

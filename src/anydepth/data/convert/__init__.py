@@ -1,0 +1,1 @@
+"""Conversion of Pascal VOC and YOLO data sets to COCO format."""

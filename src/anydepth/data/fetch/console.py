@@ -1,0 +1,81 @@
+"""What the console shows of downloads and imports."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from anydepth.data.convert.dataset import ForeignDataset
+from anydepth.data.fetch.download import Progress
+
+_SHOWN = 3
+
+
+@contextmanager
+def download_bar(name: str, console: Console) -> Iterator[Progress]:
+    """A bar that shows how far a download is.
+
+    Args:
+        name: Of the file.
+        console: Where to draw.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console) as bars:
+        task = bars.add_task(name, total=None)
+
+        def show(done: int, total: int | None) -> None:
+            ready = " (checking and unpacking)" if done == total else ""
+            bars.update(task, completed=done, total=total, description=name + ready)
+
+        yield show
+        bars.update(task, description=name)
+
+
+def print_summary(dataset: ForeignDataset, console: Console) -> None:
+    """Images and boxes of each split and class, what was left out and why, and what to look at."""
+    console.print(_table(dataset))
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for reason, where in dataset.skipped:
+        reasons[reason].append(where)
+    for reason, places in reasons.items():
+        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+        console.print(f"left out {len(places)} {reason}: {'; '.join(places[:_SHOWN])}{more}", markup=False)
+    for remark in dataset.remarks:
+        console.print(f"note: {remark}", markup=False)
+
+
+def _table(dataset: ForeignDataset) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    counts = {
+        split: Counter((item.class_name, item.ignored) for image in images for item in image.objects)
+        for split, images in dataset.splits.items()
+    }
+    for split in dataset.splits:
+        table.add_column(split, justify="right")
+    rows: list[tuple[str, list[int]]] = [
+        ("images", [len(images) for images in dataset.splits.values()]),
+        (
+            "images without objects",
+            [sum(not image.objects for image in part) for part in dataset.splits.values()],
+        ),
+        ("boxes to learn", [_total(count, ignored=False) for count in counts.values()]),
+        ("boxes to ignore", [_total(count, ignored=True) for count in counts.values()]),
+    ]
+    rows += [
+        (f"  {name}", [count[name, False] for count in counts.values()]) for name in dataset.class_names[:30]
+    ]
+    for title, numbers in rows:
+        table.add_row(title, *(f"{number:,}" for number in numbers))
+    if len(dataset.class_names) > 30:
+        table.add_row(f"  and {len(dataset.class_names) - 30} more classes")
+    return table
+
+
+def _total(count: Counter[tuple[str, bool]], *, ignored: bool) -> int:
+    return sum(number for (_, kind), number in count.items() if kind == ignored)

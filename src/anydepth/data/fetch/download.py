@@ -1,0 +1,351 @@
+"""Fetching a file over http(s) so that it is either complete and right, or not there."""
+
+import hashlib
+import http.client
+import re
+import shutil
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO
+from urllib import error, request
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from anydepth.data.errors import DataError
+
+_TIMEOUT_S = 60.0
+_LONGEST_WAIT_S = 60.0
+_CHUNK_BYTES = 1 << 20
+_RETRIED_CODES = {408, 425, 429, 500, 502, 503, 504}
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are there and the bytes of the whole file (None: not known)."""
+
+
+class DownloadError(DataError):
+    """A file that cannot be fetched; the message names the address, the reason and the remedy."""
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    md5: str | None = None,
+    attempts: int = 5,
+    backoff_s: float = 1.0,
+    progress: Progress | None = None,
+) -> None:
+    """Fetch a file, going on where an interrupted transfer stopped.
+
+    Bytes are collected in ``NAME.part`` beside ``path``, which keeps them after a failure, and take their
+    final name when they are complete and their checksum is right. A file at ``path`` that fits what is known
+    of it is left alone; another one is replaced. Several processes may ask for the same file: one fetches it,
+    the others wait. A part left by an earlier call is used only where ``size`` or a checksum can tell whether
+    the file has changed since.
+
+    Args:
+        url: An http or https address; so is whatever it redirects to.
+        path: Where the file goes; missing folders are made.
+        size: Bytes of the file.
+        sha256: Its checksum, in hexadecimal digits.
+        md5: Its checksum, where the source publishes only this one.
+        attempts: Tries in a row that may fail without bringing anything new.
+        backoff_s: Seconds before the second try, doubled for each further one.
+        progress: Told how far the transfer is.
+
+    Raises:
+        DownloadError: The server refuses or keeps failing, the disk is full, or the file is another one than
+            expected.
+    """
+    _check_url(url)
+    if attempts < 1:
+        raise ValueError(f"attempts={attempts}: give a whole number from 1")
+    wanted = _Wanted(path, size, {"sha256": sha256, "md5": md5})
+    try:
+        if wanted.problem(path) is None:  # Asked for before the lock: a folder of others may be read-only.
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if wanted.problem(path) is not None:
+                _fetch(_Transfer(url, wanted.part, size, progress), wanted, attempts, backoff_s)
+    except OSError as problem:
+        raise DownloadError(f"{path}: cannot be written ({problem}); choose another folder") from problem
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is known of a file before it is there."""
+
+    path: Path
+    size: int | None
+    checksums: dict[str, str | None]
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def can_be_checked(self) -> bool:
+        return self.size is not None or any(self.checksums.values())
+
+    def problem(self, path: Path) -> str | None:
+        """What keeps a file from being the wanted one; None if nothing does."""
+        if not path.is_file():
+            return "it is not there"
+        if self.size is not None and path.stat().st_size != self.size:
+            return f"it holds {path.stat().st_size:,} bytes, expected were {self.size:,}"
+        for algorithm, expected in self.checksums.items():
+            if expected is None:
+                continue
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, algorithm).hexdigest()
+            if found != expected.lower():
+                return f"its {algorithm} is {found}, expected was {expected.lower()}"
+        return None
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    url: str
+    part: Path
+    size: int | None
+    progress: Progress | None
+
+
+class _PassingError(Exception):
+    """A try that failed in a way that may pass; ``wait_s`` is what the server asks for."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+def _fetch(transfer: _Transfer, wanted: _Wanted, attempts: int, backoff_s: float) -> None:
+    if not wanted.can_be_checked:
+        wanted.part.unlink(missing_ok=True)
+    _receive_all(transfer, attempts, backoff_s)
+    problem = wanted.problem(wanted.part)
+    if problem is not None:
+        wanted.part.unlink(missing_ok=True)
+        raise DownloadError(
+            f"{transfer.url}: the file is not the expected one: {problem}. It was removed; try again, and if "
+            "it happens again, the file has changed at its source or something between alters it"
+        )
+    wanted.part.replace(wanted.path)
+
+
+def _receive_all(transfer: _Transfer, attempts: int, backoff_s: float) -> None:
+    failures, most = 0, _size_of(transfer.part)
+    while True:
+        try:
+            return _receive_some(transfer)
+        except _PassingError as failure:
+            here = _size_of(transfer.part)
+            failures = 1 if here > most else failures + 1
+            most = max(most, here)
+            if failures >= attempts:
+                kept = f"; {here:,} bytes are kept in {transfer.part}" if here else ""
+                raise DownloadError(
+                    f"{transfer.url}: {failure}; {attempts} tries in a row failed{kept}. Check the network "
+                    "and run the command again"
+                ) from failure
+            time.sleep(max(min(backoff_s * 2 ** (failures - 1), _LONGEST_WAIT_S), failure.wait_s))
+
+
+def _receive_some(transfer: _Transfer) -> None:
+    """One try, from where the part ends."""
+    begin = _size_of(transfer.part)
+    if transfer.size is not None and begin > transfer.size:
+        transfer.part.unlink()
+        begin = 0
+    if transfer.size is not None and begin == transfer.size:
+        return
+    if transfer.size is not None:
+        _check_space(transfer, transfer.size - begin)
+    headers = {"User-Agent": "anydepth", "Accept-Encoding": "identity"}
+    if begin:
+        headers["Range"] = f"bytes={begin}-"
+    try:
+        with _OPENER.open(request.Request(transfer.url, headers=headers), timeout=_TIMEOUT_S) as response:
+            _store(transfer, response, begin)
+    except error.HTTPError as answer:
+        if answer.code == 416 and begin:
+            _after_416(transfer, answer.headers, begin)
+        else:
+            _after_refusal(transfer, answer)
+    except error.URLError as problem:
+        if isinstance(problem.reason, ssl.SSLCertVerificationError):
+            raise DownloadError(f"{transfer.url}: certificate not trusted ({problem.reason})") from problem
+        raise _PassingError(f"no connection ({problem.reason})") from problem
+    except (_BrokenConnectionError, http.client.HTTPException, TimeoutError, ConnectionError) as problem:
+        raise _PassingError(f"the connection broke ({problem or type(problem).__name__})") from problem
+
+
+def _after_416(transfer: _Transfer, headers: Message, begin: int) -> None:
+    """The server has nothing after ``begin``: the part is complete, or of another version of the file."""
+    match = re.fullmatch(r"bytes \*/(\d+)", headers.get("Content-Range", ""))
+    if match is None or int(match[1]) != begin:
+        transfer.part.unlink()
+        _receive_some(transfer)
+
+
+def _after_refusal(transfer: _Transfer, answer: error.HTTPError) -> None:
+    said = f"the server answered {answer.code} {answer.msg}".rstrip()
+    if answer.code in _RETRIED_CODES:
+        raise _PassingError(said, _retry_after(answer.headers.get("Retry-After", ""))) from answer
+    raise DownloadError(f"{transfer.url}: {said}; check the address and whether you may read it") from answer
+
+
+def _retry_after(text: str) -> float:
+    """Seconds that a server asks to wait, as a number or a date; at most a minute."""
+    try:
+        seconds = float(text) if text.strip().isdigit() else _seconds_until(parsedate_to_datetime(text))
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_WAIT_S)
+
+
+def _seconds_until(moment: datetime) -> float:
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+
+
+def _store(transfer: _Transfer, response: http.client.HTTPResponse, asked: int) -> None:
+    """Append the body of an answer to the part; a server that ignores ranges starts again at 0."""
+    begin, total = _extent(response, asked)
+    if transfer.size is not None and total is not None and total != transfer.size:
+        raise DownloadError(
+            f"{transfer.url}: the server has {total:,} bytes, expected were {transfer.size:,}; the file has "
+            "changed at its source"
+        )
+    total = total if total is not None else transfer.size
+    if total is not None:
+        _check_space(transfer, total - begin)
+    with transfer.part.open("ab", buffering=0) as file:
+        if begin < _size_of(transfer.part):
+            file.truncate(begin)
+        done = _copy(transfer, response, file, begin, total)
+    if total is not None and done != total:
+        raise _PassingError(f"the body ended after {done:,} of {total:,} bytes")
+
+
+def _extent(response: http.client.HTTPResponse, asked: int) -> tuple[int, int | None]:
+    """First byte of a body, and the size of the whole file where the server tells it."""
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if match is None or int(match[1]) != asked:
+            raise _PassingError(f"the server sent another range than asked for ({match and match[0]})")
+        return asked, None if match[2] == "*" else int(match[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _copy(
+    transfer: _Transfer, response: http.client.HTTPResponse, file: IO[bytes], done: int, total: int | None
+) -> int:
+    """Write what comes, and return the bytes that are there at its end."""
+    while chunk := _read(response):
+        done += len(chunk)
+        if total is not None and done > total:
+            raise DownloadError(f"{transfer.url}: more than the {total:,} bytes of the file came; not stored")
+        _write(transfer, file, chunk)
+        if transfer.progress is not None:
+            transfer.progress(done, total)
+    return done
+
+
+class _BrokenConnectionError(Exception):
+    """Reading failed, told apart from a failure to write: both are an OSError."""
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(_CHUNK_BYTES)
+    except (OSError, http.client.HTTPException) as problem:
+        raise _BrokenConnectionError(str(problem) or type(problem).__name__) from problem
+
+
+def _write(transfer: _Transfer, file: IO[bytes], chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as problem:
+        raise DownloadError(
+            f"{transfer.part}: cannot be written ({problem.strerror}); what is there is kept. Make room on "
+            f"the disk and run the command again: it goes on after {_size_of(transfer.part):,} bytes"
+        ) from problem
+
+
+def _check_space(transfer: _Transfer, needed: int) -> None:
+    check_space(transfer.part.parent, needed, transfer.url)
+
+
+def check_space(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Args:
+        folder: Where bytes will be written; it exists.
+        needed: How many.
+        purpose: What needs them, for the message.
+
+    Raises:
+        DownloadError: Says what is needed and what is free, and where.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(
+            f"{purpose}: needs {needed / 1e9:.2f} GB in {folder.resolve()}, but {free / 1e9:.2f} GB are free "
+            "there; make room or choose another folder"
+        )
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_url(url: str) -> None:
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise DownloadError(f"{url}: not an address that is fetched; give one with http:// or https://")
+
+
+class _Redirects(request.HTTPRedirectHandler):
+    def redirect_request(
+        self,
+        req: request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> request.Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise DownloadError(f"{req.full_url}: redirects to {newurl}; only http and https are followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> request.OpenerDirector:
+    """An opener without the handlers of file:, ftp: and data:, which ``build_opener`` always adds."""
+    opener = request.OpenerDirector()
+    for handler in (
+        request.ProxyHandler(),
+        request.HTTPHandler(),
+        request.HTTPSHandler(),
+        request.HTTPDefaultErrorHandler(),
+        request.HTTPErrorProcessor(),
+        _Redirects(),
+        request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+_OPENER = _opener()

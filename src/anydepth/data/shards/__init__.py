@@ -1,0 +1,1 @@
+"""Shards of training images in a folder, on a web server or in S3."""

@@ -1,0 +1,1 @@
+"""Backbones of the DETR family: ResNet and Swin Transformer."""

@@ -1,0 +1,1 @@
+"""Loading of published and own weights into detectors of the DETR family."""

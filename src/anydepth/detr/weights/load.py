@@ -1,0 +1,67 @@
+"""Loads weights of other projects, and of other configurations of our own, into a detector.
+
+Everything is checked before the first value is copied: a detector is filled, or left as it was.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anydepth.detector import Detector
+from anydepth.detr.weights.checks import KINDS, check_architecture, check_frozen_norms
+from anydepth.detr.weights.layouts import LAYOUTS
+from anydepth.weights.files import StateDict, read_state_dict
+from anydepth.weights.plan import Classes, Layout, Plan, check_shapes, plain_names, recognise
+from anydepth.weights.report import LoadReport
+
+
+def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) -> LoadReport:
+    """Fill a detector of this wing with weights of any known layout.
+
+    Known are RT-DETR v1 and v2, ``transformers`` ``RTDetrForObjectDetection`` (old and new names), the
+    checkpoints of AnyDepth-DETR's authors, backbones alone (RT-DETR's, and ResNets and Swin Transformers of
+    adaptive depth networks and torchvision), and our own of any depth. Averaged (EMA) weights are preferred
+    where a file holds them. Skip norms that a file does not have start as copies of the full norms.
+
+    Args:
+        detector: What :func:`anydepth.detr.build.build_detr` built.
+        source: See :func:`~anydepth.weights.files.read_state_dict`.
+
+    Raises:
+        WeightsError: The source cannot be read, is of an unknown layout, or does not fit the detector; the
+            detector is left as it was.
+    """
+    state = read_state_dict(source)
+    layout, names = _named(state)
+    tensors = {name: state.tensors[key] for name, key in names.items()}
+    classes = Classes(detector.class_names, state.class_names)
+    plan = Plan(detector.state_dict(), layout, tensors, KINDS, classes)
+    check_architecture(plan, state.origin)
+    check_shapes(plan, state.origin, "widths, hidden_dim, decoder_dim, neck_expansion")
+    check_frozen_norms(detector, plan, state.origin)
+    plan.carry_out()
+    notes = []
+    if not any(key.startswith(("neck.", "decoder.")) for key in plan.values):
+        notes.append("the file holds a backbone only: neck and decoder are untrained")
+    return LoadReport.of(plan, names, state.origin, notes)
+
+
+def _named(state: StateDict) -> tuple[Layout, dict[str, str]]:
+    """The layout of a state dict, and its keys by the full name that they have in that layout."""
+    plain = {name: key for key, name in plain_names(state.tensors).items()}
+    layout, prefix = recognise(state, plain, LAYOUTS)
+    names = {prefix + name: key for name, key in plain.items()}
+    return layout, _join_tied(layout, names, state.tensors)
+
+
+def _join_tied(layout: Layout, names: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Drop what a file holds twice, and move what it holds only under the second name."""
+    joined = dict(names)
+    for name, key in names.items():
+        if name.startswith(layout.tied):
+            first = joined.setdefault(layout.tied_to + name, key)
+            if torch.equal(tensors[first], tensors[key]):
+                del joined[name]
+    return joined

@@ -1,0 +1,1 @@
+"""What a set of runs says about the claims of the method."""

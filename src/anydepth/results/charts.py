@@ -1,0 +1,109 @@
+"""The depth curve as a picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
+from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from anydepth.utils.files import atomic_path
+
+METRICS = {"AP50": "#c8553d", "AP": "#1f5a92"}
+MOST_LABELS = 12
+LONGEST_LABEL = 8
+"""Characters of a depth that is written beside its point; with longer ones, points get numbers and a key."""
+
+Cost = Callable[[DepthRow], float]
+
+
+def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
+    """Draw AP and AP50 against GFLOPs, and against latency where it was measured, as a PNG.
+
+    A line joins the depths that no cheaper one matches. Up to 12 depths are all labelled; of more, some along
+    that line.
+    """
+    panels: list[tuple[str, Cost]] = [("GFLOPs (2 x MACs)", _gflops)]
+    if curve.protocol is not None:
+        panels.append((f"median latency in ms, batch {curve.protocol.batch_size}", _median_ms))
+    labels = _labels(curve.rows)
+    key = _key(labels)
+    # An own canvas, because pyplot would choose a window system and keep every figure alive.
+    figure = Figure(figsize=(6.6 * len(panels) + (2.6 if key else 0.4), 5.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    height, width = curve.input_size
+    figure.suptitle(f"{curve.detector}: one set of weights, {len(curve.rows)} depths", fontsize=13)
+    for position, (title, cost) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), position + 1)
+        _draw(axes, curve.rows, cost, labels)
+        axes.set_xlabel(title)
+        axes.set_ylabel(f"percent, {curve.images} images at {height}x{width}")
+    if key:
+        axes.text(1.03, 0.98, key, transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.6)
+    if curve.protocol is not None:
+        figure.supxlabel(f"latency: {curve.protocol}", fontsize=7.5, color="#555555")
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _draw(axes: Axes, rows: Sequence[DepthRow], cost: Cost, labels: Mapping[str, str]) -> None:
+    for metric, colour in METRICS.items():
+        measured = [row for row in rows if row.figures[metric] != NO_GROUND_TRUTH]
+        points = sorted((cost(row), 100 * row.figures[metric], row.depth) for row in measured)
+        best = _undominated(points)
+        axes.scatter([p[0] for p in points], [p[1] for p in points], s=20, color=colour, alpha=0.5)
+        axes.plot([p[0] for p in best], [p[1] for p in best], "o-", color=colour, label=metric, markersize=5)
+        for x, y, depth in points:
+            if depth in labels:
+                axes.annotate(
+                    labels[depth],
+                    (x, y),
+                    xytext=(0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                    color=colour,
+                )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.08, y=0.15)
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _undominated(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Of (cost, accuracy, depth) in ascending cost, the points more accurate than every cheaper one."""
+    best: list[tuple[float, float, str]] = []
+    for point in points:
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best
+
+
+def _labels(rows: Sequence[DepthRow]) -> dict[str, str]:
+    """What is written beside the points, by depth: the depth itself, or a number where one is too long."""
+    chosen = sorted(rows, key=_gflops, reverse=True)
+    if len(rows) > MOST_LABELS:
+        points = sorted((row.gflops, row.figures["AP"], row.depth) for row in rows)
+        depths = [depth for _, _, depth in reversed(_undominated(points))]
+        count = min(MOST_LABELS, len(depths))
+        kept = {depths[round(i * (len(depths) - 1) / max(count - 1, 1))] for i in range(count)}
+        chosen = [row for row in chosen if row.depth in kept | {"full", "minimal"}]
+    if all(len(row.depth) <= LONGEST_LABEL for row in chosen):
+        return {row.depth: row.depth for row in chosen}
+    return {row.depth: str(number) for number, row in enumerate(chosen, 1)}
+
+
+def _key(labels: Mapping[str, str]) -> str:
+    """The text that explains numbers; empty where the points carry the depths themselves."""
+    return "\n".join(f"{label}   {depth}" for depth, label in labels.items() if label != depth)
+
+
+def _gflops(row: DepthRow) -> float:
+    return row.gflops
+
+
+def _median_ms(row: DepthRow) -> float:
+    return 0.0 if row.latency is None else row.latency.median_ms

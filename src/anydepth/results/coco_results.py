@@ -1,0 +1,68 @@
+"""Detections on a data set in COCO's results format, as its evaluation server takes them."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anydepth.utils.files import atomic_path
+
+_ROWS_AT_ONCE = 100_000
+
+
+def results_name(json_path: Path, detector: str, depth: str) -> str:
+    """``detections_TESTSET_NAME_results.json``, the name that the server asks for.
+
+    Args:
+        json_path: The json of the split, after which the test set is called.
+        detector: Name of the detector.
+        depth: Text of the depth.
+
+    Example:
+        >>> path = Path("annotations/image_info_test-dev2017.json")
+        >>> results_name(path, "detr_r50", "stage3+neck@5")
+        'detections_test-dev2017_detr-r50-stage3-neck-5_results.json'
+    """
+    testset = re.sub(r"^(instances|image_info)_", "", json_path.stem)
+    if testset.startswith("_"):  # SPLIT/_annotations.coco.json
+        testset = json_path.parent.name
+    # The server parts the name at underscores.
+    algorithm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{detector}-{depth}").strip("-")
+    return f"detections_{testset}_{algorithm}_results.json"
+
+
+def write_results(table: NDArray[np.float64], path: str | Path) -> Path:
+    """Write detections as a list of ``image_id``, ``category_id``, ``bbox`` and ``score``.
+
+    Boxes are rounded to a thousandth of a pixel and scores to seven places, which moves no COCO figure.
+
+    Args:
+        table: [R, 7] image id; x, y, width, height in pixels; score; category id of the data set.
+        path: Complete or not there; missing folders are made.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write("[")
+        # Millions of detections as dictionaries would take gigabytes.
+        for begin in range(0, len(table), _ROWS_AT_ONCE):
+            rows = [_line(*row) for row in table[begin : begin + _ROWS_AT_ONCE].tolist()]
+            file.write((",\n" if begin else "") + ",\n".join(rows))
+        file.write("]\n")
+    return path
+
+
+def _line(
+    image_id: float, x: float, y: float, width: float, height: float, score: float, category_id: float
+) -> str:
+    entry = {
+        "image_id": int(image_id),
+        "category_id": int(category_id),
+        "bbox": [round(value, 3) for value in (x, y, width, height)],
+        "score": round(score, 7),
+    }
+    return json.dumps(entry)

@@ -1,0 +1,129 @@
+"""The compatibility of features as a picture, as tables for the console, and as files."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from anydepth.evaluation.compatibility import Compatibility
+from anydepth.utils.files import atomic_path, write_text
+
+TITLES = {"cka": "linear CKA", "cosine": "cosine", "l2": "relative L2"}
+_KINDS = ("pooled", "spatial")
+# The console shows these as depth by stage; all measures are in the files.
+_TABLES = ("spatial_cka", "pooled_cka", "spatial_cosine", "spatial_l2")
+
+
+def write_compatibility(
+    found: Compatibility, folder: str | Path, name: str = "compatibility"
+) -> dict[str, Path]:
+    """Write ``NAME.json``, ``NAME.csv`` and ``NAME.png``, each complete or not at all.
+
+    Returns:
+        The paths by suffix without the dot.
+    """
+    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("csv", "json", "png")}
+    write_text(paths["csv"], found.to_csv())
+    write_text(paths["json"], found.to_json())
+    save_compatibility_chart(found, paths["png"])
+    return paths
+
+
+def save_compatibility_chart(found: Compatibility, path: str | Path) -> None:
+    """Draw one heat map per measure, depths by stages, with the numbers in the cells, as a PNG.
+
+    Dark is far from full depth. CKA and cosine are drawn from 0 to 1 (0 and below are equally dark), relative
+    L2 from 0 to 1 (1 and above are equally dark).
+    """
+    rows, columns = len(found.depths), len(found.stages)
+    size = (2.6 + 3 * max(2.2, 0.52 * columns), 1.9 + 2 * max(1.2, 0.3 * rows))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    height, width = found.input_size
+    figure.suptitle(
+        f"{found.detector}: features of each stage against those of full depth\n"
+        f"{found.images} images at {height}x{width}",
+        fontsize=11,
+    )
+    panels = figure.subplots(len(_KINDS), len(TITLES), sharex=True, sharey=True, squeeze=False)
+    for kind, line in zip(_KINDS, panels, strict=True):
+        for (measure, title), axes in zip(TITLES.items(), line, strict=True):
+            _draw(axes, found, f"{kind}_{measure}")
+            axes.set_title(f"{kind} {title}", fontsize=10)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def compatibility_table(found: Compatibility, measure: str, width: int | None = None) -> Table:
+    """One measure as a table of depths by stages.
+
+    Args:
+        found: What to show.
+        measure: One of :data:`anydepth.evaluation.compatibility.MEASURES`.
+        width: Characters at hand; where the depths' own texts are too long for it, they are cut.
+    """
+    kind, _, name = measure.partition("_")
+    table = Table(
+        title=f"{kind} {TITLES[name]} with full depth",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+    )
+    narrow = width is not None and width < 30 + 8 * len(found.stages)
+    table.add_column("depth", no_wrap=True, max_width=12 if narrow else None, overflow="ellipsis")
+    for stage in found.stages:
+        table.add_column(stage, justify="right", no_wrap=True, min_width=6)
+    for depth, values in zip(found.depths, _matrix(found, measure).tolist(), strict=True):
+        table.add_row(depth, *(f"{value:.3f}" for value in values))
+    return table
+
+
+def print_compatibility(found: Compatibility, console: Console | None = None) -> None:
+    """Print what the features are like, as tables of depths by stages, and how they were measured."""
+    console = console or Console()
+    height, width = found.input_size
+    console.print(
+        f"{found.detector}: features of {found.images} images at {height}x{width} pixels, {found.precision}; "
+        f"spatial: up to {max(found.positions.values())} positions per image and map",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for measure in _TABLES:
+        console.print(compatibility_table(found, measure, console.width))
+    few = [stage for stage, channels in found.channels.items() if found.images <= channels]
+    if few:
+        console.print(
+            f"pooled CKA of {', '.join(few)} comes from no more images ({found.images}) than channels and is "
+            "biased towards 1: compare it between depths only, or take more images",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _matrix(found: Compatibility, measure: str) -> NDArray[np.float64]:
+    """[depths, stages] values; the rows of a compatibility are in this order."""
+    values = [row.values[measure] for row in found.rows]
+    return np.array(values, dtype=np.float64).reshape(len(found.depths), len(found.stages))
+
+
+def _draw(axes: Axes, found: Compatibility, measure: str) -> None:
+    values = _matrix(found, measure)
+    likeness = 1 - values if measure.endswith("l2") else values
+    axes.imshow(likeness, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        dark = likeness[row, column] < 0.5
+        text = f"{value:.2f}" if abs(value) < 9.995 else f"{value:.0f}"
+        colour = "white" if dark else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(len(found.stages)), found.stages, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(found.depths)), found.depths, fontsize=8)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)

@@ -1,0 +1,130 @@
+"""Depth curves as tables for the console, and all files of a depth curve."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
+from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from anydepth.results.charts import save_depth_chart
+from anydepth.utils.files import write_text
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column: its title, its cells, and how soon it goes when the table is too wide (0: never)."""
+
+    title: str
+    cell: Callable[[DepthRow], str]
+    dispensable: int = 0
+
+
+def depth_table(curve: DepthCurve, width: int | None = None) -> Table:
+    """A depth curve as a table; figures in percent, "-" where the images hold no object of that kind.
+
+    In the column ``refines``, one character per stage, ``x`` is a refinement path that runs. Columns that no
+    row can fill (latency that was not measured, decoder layers that do not exist) are left out.
+
+    Args:
+        curve: What to show.
+        width: Characters at hand: less important columns are left out until the table fits.
+    """
+    columns = [column for column in _COLUMNS if any(column.cell(row) for row in curve.rows)]
+    table = _build(curve, columns)
+    while width is not None and Console(width=1000).measure(table).maximum > width:
+        least_important = max(column.dispensable for column in columns)
+        if not least_important:
+            break
+        columns = [column for column in columns if column.dispensable < least_important]
+        table = _build(curve, columns)
+    return table
+
+
+def print_depth_curve(curve: DepthCurve, console: Console | None = None) -> None:
+    """Print the table of a depth curve with a caption that says how it was measured."""
+    console = console or Console()
+    console.print(depth_table(curve, console.width))
+
+
+def write_depth_curve(curve: DepthCurve, folder: str | Path, name: str = "depth_curve") -> dict[str, Path]:
+    """Write a depth curve as ``NAME.csv``, ``NAME.json`` and ``NAME.png``, each complete or not at all.
+
+    Returns:
+        The paths by suffix without the dot.
+    """
+    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("csv", "json", "png")}
+    write_text(paths["csv"], curve.to_csv())
+    write_text(paths["json"], curve.to_json())
+    save_depth_chart(curve, paths["png"])
+    return paths
+
+
+def _build(curve: DepthCurve, columns: list[_Column]) -> Table:
+    height, width = curve.input_size
+    table = Table(
+        title=f"{curve.detector}: {curve.images} images, {height}x{width} pixels, {curve.precision}",
+        caption=None if curve.protocol is None else f"latency: {curve.protocol}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        # Title and caption wrap at the width of the columns.
+        caption_justify="left",
+        title_justify="left",
+    )
+    for column in columns:
+        table.add_column(column.title, justify="left" if column.title == "depth" else "right", no_wrap=True)
+    for row in curve.rows:
+        table.add_row(*(column.cell(row) for column in columns))
+    return table
+
+
+def _refines(row: DepthRow) -> str:
+    return "".join("x" if runs else "." for runs in row.refine.values())
+
+
+def _decoder_layers(row: DepthRow) -> str:
+    return "" if row.decoder_layers is None else str(row.decoder_layers)
+
+
+def _median(row: DepthRow) -> str:
+    return "" if row.latency is None else f"{row.latency.median_ms:.1f}"
+
+
+def _p90(row: DepthRow) -> str:
+    return "" if row.latency is None else f"{row.latency.p90_ms:.1f}"
+
+
+def _memory(row: DepthRow) -> str:
+    if row.latency is None or row.latency.peak_memory_mib is None:
+        return ""
+    return f"{row.latency.peak_memory_mib:.0f}"
+
+
+def _figure(name: str) -> Callable[[DepthRow], str]:
+    def cell(row: DepthRow) -> str:
+        value = row.figures[name]
+        return "-" if value == NO_GROUND_TRUTH else f"{100 * value:.1f}"
+
+    return cell
+
+
+_COLUMNS = (
+    _Column("depth", lambda row: row.depth),
+    _Column("refines", _refines, dispensable=8),
+    _Column("decoder", _decoder_layers, dispensable=3),
+    _Column("params run", lambda row: f"{row.parameters_run / 1e6:.2f} M", dispensable=2),
+    _Column("GFLOPs", lambda row: f"{row.gflops:.2f}"),
+    _Column("ms", _median),
+    _Column("p90", _p90, dispensable=4),
+    _Column("MiB", _memory, dispensable=5),
+    _Column("AP", _figure("AP")),
+    _Column("AP50", _figure("AP50")),
+    _Column("AP75", _figure("AP75"), dispensable=1),
+    _Column("APs", _figure("APs"), dispensable=7),
+    _Column("APm", _figure("APm"), dispensable=7),
+    _Column("APl", _figure("APl"), dispensable=7),
+    _Column("AR100", _figure("AR100"), dispensable=6),
+)

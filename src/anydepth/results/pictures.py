@@ -1,0 +1,184 @@
+"""Pictures of detections: one image, one image at several depths side by side, and a grid of such rows."""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from anydepth.structures import Detections
+from anydepth.utils.files import atomic_path
+
+SMALLEST_SIDE = 720
+"""Images whose longer side is shorter than this many pixels are enlarged, so that text stays legible."""
+
+CROWDED = 15
+"""From so many boxes on, a label is written only where it fits its box."""
+
+_BACKGROUND = (24, 26, 30)
+_FOREGROUND = (236, 236, 236)
+# Successive multiples of it lie far apart on a circle, however many there are.
+_GOLDEN_RATIO = 0.618034
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row: boxes on an image, under a title.
+
+    Attributes:
+        title: E.g. ``full, 12.3 GFLOPs``.
+        boxes: What to draw, in pixels of the image; ground truth has scores of 1.
+        show_scores: False for ground truth.
+    """
+
+    title: str
+    boxes: Detections
+    show_scores: bool = True
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a class, the same in every picture."""
+    red, green, blue = colorsys.hsv_to_rgb((0.09 + label * _GOLDEN_RATIO) % 1, 0.72, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(
+    image: Tensor, boxes: Detections, class_names: Sequence[str], *, show_scores: bool = True
+) -> Image.Image:
+    """Draw boxes with class names and scores on an image; small images are enlarged first.
+
+    Args:
+        image: [3, H, W] uint8 RGB.
+        boxes: In pixels of the image. With a single class, its name is not repeated on every box.
+        class_names: One per class.
+        show_scores: Whether to write scores, in percent.
+
+    Raises:
+        ValueError: An image of another form.
+    """
+    picture, scale = _enlarged(_to_pil(image))
+    draw = ImageDraw.Draw(picture)
+    longest = max(picture.size)
+    line = max(1, round(longest / 400))
+    font = ImageFont.load_default(max(10, round(longest / 60)))
+    order = boxes.scores.argsort(stable=True).tolist()
+    corners = [[float(value) * scale for value in boxes.boxes_xyxy[index].tolist()] for index in order]
+    colours = [class_colour(int(boxes.labels[index])) for index in order]
+    for box, colour in zip(corners, colours, strict=True):
+        draw.rectangle(_ordered(box), outline=colour, width=line)
+    # Labels come last, those of high scores last of all: no line and no weak guess hides them.
+    for index, box, colour in zip(order, corners, colours, strict=True):
+        name = class_names[int(boxes.labels[index])] if len(class_names) > 1 else ""
+        score = f"{100 * float(boxes.scores[index]):.0f}" if show_scores else ""
+        room = box[2] - box[0] if len(order) >= CROWDED else None
+        _write_label(draw, box, [f"{name} {score}".strip(), score or name], colour, font, room)
+    return picture
+
+
+def side_by_side(image: Tensor, panels: Sequence[Panel], class_names: Sequence[str]) -> Image.Image:
+    """The same image once per panel, with a title above each.
+
+    Args:
+        image: [3, H, W] uint8 RGB.
+        panels: From left to right, e.g. ground truth, full, minimal.
+        class_names: One per class.
+
+    Raises:
+        ValueError: No panel, or an image of another form.
+    """
+    if not panels:
+        raise ValueError("a row of pictures needs at least one panel")
+    pictures = [
+        draw_detections(image, panel.boxes, class_names, show_scores=panel.show_scores) for panel in panels
+    ]
+    return _row([_titled(picture, panel.title) for picture, panel in zip(pictures, panels, strict=True)])
+
+
+def grid(rows: Sequence[Image.Image], width: int = 1800) -> Image.Image:
+    """Pictures stacked on each other, each scaled to ``width`` pixels.
+
+    Raises:
+        ValueError: No picture.
+    """
+    if not rows:
+        raise ValueError("a grid needs at least one picture")
+    scaled = [row.resize((width, max(1, round(row.height * width / row.width)))) for row in rows]
+    sheet = Image.new("RGB", (width, sum(row.height for row in scaled)), _BACKGROUND)
+    top = 0
+    for row in scaled:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture in the format that the suffix names, complete or not at all."""
+    with atomic_path(path) as partial:
+        picture.save(partial, quality=92)
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    if image.ndim != 3 or image.shape[0] != 3 or str(image.dtype) != "torch.uint8":
+        raise ValueError(
+            f"image of shape {tuple(image.shape)} and type {image.dtype}: give [3, H, W] uint8 RGB"
+        )
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
+
+
+def _enlarged(picture: Image.Image) -> tuple[Image.Image, float]:
+    scale = max(1.0, SMALLEST_SIDE / max(picture.size))
+    if scale == 1:
+        return picture, 1.0
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC), scale
+
+
+def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """A box that PIL accepts: a detector may give corners in the wrong order."""
+    left, top, right, bottom = box
+    return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+
+
+def _write_label(
+    draw: ImageDraw.ImageDraw,
+    box: Sequence[float],
+    texts: Sequence[str],
+    colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    room: float | None,
+) -> None:
+    """Write the first of ``texts`` that fits into ``room`` pixels above the box; nothing if none fits."""
+    for text in texts:
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        width, height = right - left + 4, bottom - top + 4
+        if text and (room is None or width <= room):
+            break
+    else:
+        return
+    x = min(max(box[0], 0), draw.im.size[0] - width)
+    y = box[1] - height if box[1] >= height else box[1]
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    draw.text((x + 2 - left, y + 2 - top), text, fill=(0, 0, 0), font=font)
+
+
+def _titled(picture: Image.Image, title: str) -> Image.Image:
+    size = max(13, round(max(picture.size) / 36))
+    framed = Image.new("RGB", (picture.width, picture.height + 2 * size), _BACKGROUND)
+    framed.paste(picture, (0, 2 * size))
+    ImageDraw.Draw(framed).text(
+        (size // 2, size), title, fill=_FOREGROUND, font=ImageFont.load_default(size), anchor="lm"
+    )
+    return framed
+
+
+def _row(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), _BACKGROUND)
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + gap
+    return row

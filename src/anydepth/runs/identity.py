@@ -1,0 +1,70 @@
+"""When two runs are the same: which settings decide a result."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# What neither decides nor describes a result: where it is written, logged and gone on from, and the console.
+# Equal settings apart from these give the same result bit for bit, so that a finished job is not repeated.
+# NOT_TRAINING in report/flat_config.py is longer: it tells which runs are of one setting and may be averaged,
+# though their seeds, devices or curves differ.
+WITHOUT_EFFECT = (
+    "paths",
+    "output",
+    "ckpt_path",
+    "logger",
+    "callbacks.progress",
+    "callbacks.last",
+    "callbacks.gradient_conflict",
+    "non_finite.files",
+    "non_finite.weights",
+)
+
+
+def config_hash(config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> str:
+    """A fingerprint of a plain configuration, equal in every process that trains the same thing.
+
+    Args:
+        config: What :func:`anydepth.config.compose.resolve_config` returned.
+        ignore: Top-level keys that may differ, e.g. the output folder.
+    """
+    kept = {key: value for key, value in config.items() if key not in ignore}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def result_hash(config: Mapping[str, Any]) -> str:
+    """A fingerprint of the settings that decide the result of a run, wherever it is written.
+
+    Args:
+        config: What :func:`anydepth.config.compose.resolve_config` returned.
+    """
+    folder = (config.get("paths") or {}).get("output_dir")
+    return config_hash(_of_effect(config, folder))
+
+
+def _of_effect(value: Any, folder: str | None, key: str = "") -> Any:
+    """The settings without those of no effect, and with the run's own folder left out of paths."""
+    if isinstance(value, Mapping):
+        inner = {name: f"{key}.{name}" if key else str(name) for name in value}
+        return {
+            name: _of_effect(item, folder, inner[name])
+            for name, item in value.items()
+            if inner[name] not in WITHOUT_EFFECT
+        }
+    if isinstance(value, list):
+        return [_of_effect(item, folder, key) for item in value]
+    return value.replace(folder, "RUN") if folder and isinstance(value, str) else value
+
+
+def is_resumed(config: Mapping[str, Any]) -> bool:
+    """Whether a run goes on from a checkpoint in its own folder.
+
+    Args:
+        config: What :func:`anydepth.config.compose.resolve_config` returned.
+    """
+    checkpoint, folder = config.get("ckpt_path"), (config.get("paths") or {}).get("output_dir")
+    if not checkpoint or not folder:
+        return False
+    return Path(checkpoint).resolve().is_relative_to(Path(folder).resolve())

@@ -1,0 +1,87 @@
+"""Before a run trains: whether all its processes train the same thing."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from anydepth import distributed
+
+# Differences that a message lists; there may be thousands, as of parameters.
+_LISTED = 5
+
+PARAMETERS = "parameter"
+
+
+class ProcessMismatchError(RuntimeError):
+    """Processes of one run would not train the same thing; the message says what differs."""
+
+
+class ProcessGuard(pl.Callback):
+    """Stops a run whose processes differ in their settings, their data or their weights, before it trains.
+
+    A sweeper with a state of its own draws anew in every process that a strategy starts, a machine may hold
+    another version of the data, a weights file may have changed meanwhile: the run would end without any
+    error after training a mixture. The initial weights, which training would overwrite with those of the
+    first process, are compared here, too.
+
+    Args:
+        facts: Gives what has to be equal: values by name, by the kind of thing they are, e.g.
+            ``{"setting": {"optim.lr": "0.1"}}``. Called where there are several processes only.
+        remedies: What to do about a difference, by kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        facts: Callable[[], Mapping[str, Mapping[str, str]]],
+        remedies: Mapping[str, str] | None = None,
+    ) -> None:
+        self.facts = facts
+        self.remedies = remedies or {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compare what every process has.
+
+        Raises:
+            ProcessMismatchError: They differ; raised in every process.
+        """
+        if distributed.count() == 1:
+            return
+        own = {**self.facts(), PARAMETERS: _checksums(pl_module)}
+        found: list[Mapping[str, Mapping[str, str]]] = [{}] * distributed.count()
+        dist.all_gather_object(found, own)
+        different = [kind for kind in own if any(other[kind] != found[0][kind] for other in found)]
+        if different:
+            lines = [line for kind in different for line in self._lines(kind, found)]
+            raise ProcessMismatchError("the processes of this run differ.\n" + "\n".join(lines))
+
+    def _lines(self, kind: str, found: list[Mapping[str, Mapping[str, str]]]) -> Iterator[str]:
+        differences = [
+            f"{kind} {name}: {other[kind].get(name, 'none')} in process {rank}, "
+            f"{found[0][kind].get(name, 'none')} in process 0"
+            for rank, other in enumerate(found)
+            for name in sorted(other[kind].keys() | found[0][kind].keys())
+            if other[kind].get(name) != found[0][kind].get(name)
+        ]
+        yield from islice(differences, _LISTED)
+        if len(differences) > _LISTED:
+            yield f"and {len(differences) - _LISTED} more"
+        if kind in self.remedies:
+            yield self.remedies[kind]
+
+
+def _checksums(module: nn.Module) -> dict[str, str]:
+    """Shape, type and content of every parameter and buffer that is saved, by name."""
+    return {
+        name: f"{list(value.shape)} {value.dtype} {_checksum(value.detach().cpu().contiguous())}"
+        for name, value in module.state_dict().items()
+    }
+
+
+def _checksum(value: Tensor) -> str:
+    return hashlib.sha256(value.flatten().view(torch.uint8).numpy().data).hexdigest()[:8]

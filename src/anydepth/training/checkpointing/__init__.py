@@ -1,0 +1,1 @@
+"""Checkpoints: writing them whole, finding the newest one, and resuming from it."""

@@ -1,0 +1,126 @@
+"""Writing the checkpoints of training so that a crash, a full disk or a lost machine damages none."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from anydepth.utils.files import atomic_path
+
+# What file systems without that operation say when a folder is to be written to the disk.
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
+
+
+class CheckpointWriteError(RuntimeError):
+    """A checkpoint could not be written; the message names the file, the reason and the remedy."""
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes every checkpoint into a file beside its place, which it takes when all of it is on the disk.
+
+    Whoever looks, and whenever the process is killed or the machine lost, finds the former checkpoint or the
+    new one, each complete. The tensors are written one after the other: there is no copy of all of them in
+    memory, as there is with Lightning's own writer. Lightning calls this in the first process only.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint, in place of the one that was there.
+
+        Args:
+            checkpoint: What ``torch.save`` takes.
+            path: On a local disk or a mounted one; missing folders are created.
+            storage_options: Not supported.
+
+        Raises:
+            TypeError: ``storage_options`` are given.
+            CheckpointWriteError: The file cannot be written, e.g. as the disk is full. What was there before
+                is untouched, and nothing half-written is left.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported: checkpoints are local files")
+        path = Path(path)
+        with _explained(path) as file:
+            _remove_partial_files(path)
+            with atomic_path(path) as partial, partial.open("wb") as file.opened:
+                # Whatever object is given, torch writes one tensor after the other to it.
+                torch.save(checkpoint, file)  # type: ignore[arg-type]
+                file.opened.flush()
+                os.fsync(file.opened.fileno())
+            _write_folder(path.parent)
+
+
+class _File:
+    """A file that remembers why it could not be written to: torch reports only that something went wrong."""
+
+    def __init__(self) -> None:
+        self.opened: BinaryIO
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return self.opened.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Torch does so at the end; the file is flushed where an error can be told."""
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[_File]:
+    file = _File()
+    try:
+        yield file
+    except (OSError, RuntimeError) as error:
+        found = file.error or error
+        if not isinstance(found, OSError):
+            raise
+        raise CheckpointWriteError(_message(path, found)) from error
+
+
+def _message(path: Path, error: OSError) -> str:
+    before = "The one before it is whole" if _is_there(path) else "There was none before it"
+    remedy = f"Make {path.parent} a folder on a working disk that this user may write to"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Make room for two of them: the old one is kept until the new one is complete"
+    if error.errno == errno.EFBIG:
+        remedy = "Allow larger files (ulimit -f)"
+    return (
+        f"{path}: this checkpoint could not be written ({error.strerror or error}). {before}. {remedy}; then "
+        f"go on with the same command, hydra.run.dir={path.parent.parent} and ckpt_path=auto"
+    )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
+
+
+def _remove_partial_files(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote; one process writes to a folder."""
+    for partial in path.parent.glob(f".*.partial{path.suffix}"):
+        partial.unlink(missing_ok=True)
+
+
+def _write_folder(folder: Path) -> None:
+    """Have the new name of a file survive a loss of power."""
+    opened = None
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        if opened is not None:
+            os.close(opened)

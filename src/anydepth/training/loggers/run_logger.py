@@ -1,0 +1,212 @@
+"""Weights & Biases as a logger of a run; what Lightning's own logger lacks for depth curves and sweeps."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger, WandbLogger
+from rich import get_console
+
+from anydepth.evaluation.depth_curve import DepthCurve
+from anydepth.results import wandb_media
+from anydepth.results.gallery import read_gallery
+from anydepth.training.loggers.wandb_connection import Mode, choose_connection
+from anydepth.utils.files import write_text
+
+ID_FILE = "wandb_id.txt"
+"""In a run's folder: its id at wandb."""
+
+
+class RunLogger(WandbLogger):
+    """Logs a run to Weights & Biases: online, or offline where that is asked for or nothing else works.
+
+    The run begins with the first thing that is logged, in the first process only. Whether the server can be
+    used is found out before, within seconds; if not, one line on the console says why and how to upload.
+
+    Args:
+        project: Of Weights & Biases.
+        save_dir: The run's folder; wandb writes below it and reads ``provenance.json`` from it.
+        entity: User or team; None: the default of the API key.
+        name: Of the run; None: wandb draws one.
+        group: Runs with the same group belong together, e.g. those of a sweep.
+        job_type: What the run is among its group, e.g. the arm of an ablation.
+        tags: To filter by.
+        notes: Free text.
+        id: Of a run at wandb that this one goes on with; None: a new run, or the one of ``save_dir`` where
+            training goes on from a checkpoint in it.
+        ckpt_path: The checkpoint that training goes on from; None: it begins.
+        offline: Write to files only; ``WANDB_MODE=offline`` does the same.
+        connect_seconds: To wait for the server's answer.
+        upload_weights: Whether the weights become an artifact; they are the only large upload.
+
+    Raises:
+        ValueError: ``connect_seconds`` is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        save_dir: str | Path,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        id: str | None = None,  # noqa: A002 wandb's own word
+        ckpt_path: str | Path | None = None,
+        offline: bool = False,
+        connect_seconds: float = 5.0,
+        upload_weights: bool = True,
+    ) -> None:
+        if connect_seconds <= 0:
+            raise ValueError(f"connect_seconds={connect_seconds}: allowed are values above 0")
+        id = id or _id_to_go_on_with(Path(save_dir), ckpt_path)  # noqa: A001
+        super().__init__(project=project, save_dir=save_dir, name=name, id=id)
+        self.upload_weights = upload_weights
+        self._asked_offline = offline
+        self._connect_seconds = connect_seconds
+        self._options: dict[str, Any] = {
+            "project": project,
+            "dir": str(save_dir),
+            "entity": entity,
+            "name": name,
+            "group": group,
+            "job_type": job_type,
+            "tags": list(tags),
+            "notes": notes,
+            "id": id,
+            "resume": "allow" if id else None,
+        }
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run of wandb, begun on first use; in all processes but the first, a stand-in."""
+        # Processes that were spawned attach to the run of their parent.
+        if self._experiment is None and getattr(self, "_attach_id", None) is None:
+            self._experiment = self._begin()
+        return super().experiment
+
+    def log_results(
+        self,
+        *,
+        weights: Path,
+        alias: str,
+        curve: DepthCurve | None,
+        files: Sequence[Path],
+        pictures: Path | None,
+    ) -> None:
+        """Log what a finished run has: its curve, its pictures and its weights.
+
+        Args:
+            weights: The weight file.
+            alias: ``best`` or ``last``, what the weights are.
+            curve: None: the run has none.
+            files: That accompany the weights.
+            pictures: Folder of the gallery; None: there is none.
+        """
+        self._log_provenance()
+        if curve is not None:
+            wandb_media.log_curve(self.experiment, curve)
+        if pictures is not None:
+            wandb_media.log_gallery(self.experiment, read_gallery(pictures))
+        if self.upload_weights:
+            wandb_media.log_weights(self.experiment, weights, curve, files, alias=alias)
+
+    def _begin(self) -> Any:
+        connection = choose_connection(offline=self._asked_offline, seconds=self._connect_seconds)
+        mode, reason = connection.mode, connection.reason
+        run = self._init(mode)
+        if run is None:
+            mode, reason = "offline", "the server did not accept the run"
+            run = self._init(mode)
+        if mode == "offline":
+            _say_offline(run, reason)
+        if mode != "disabled":
+            write_text(Path(self._options["dir"]) / ID_FILE, f"{run.id}\n")
+        wandb_media.define_axes(run)
+        self._experiment = run
+        self._log_provenance()
+        return run
+
+    def _init(self, mode: Mode) -> Any:
+        """The run, or None where an online one could not be started."""
+        import wandb
+
+        if mode != "online":
+            # Its many lines about where files are give way to the one of ours.
+            return wandb.init(mode=mode, settings=wandb.Settings(silent=True), **self._options)
+        settings = wandb.Settings(quiet=True, init_timeout=2 * self._connect_seconds)
+        try:
+            return wandb.init(mode=mode, settings=settings, **self._options)
+        except wandb.errors.Error:
+            return None
+
+    def _log_provenance(self) -> None:
+        path = Path(self._options["dir"]) / "provenance.json"
+        if path.is_file():
+            provenance = json.loads(path.read_text(encoding="utf-8"))
+            self.experiment.config.update({"provenance": provenance}, allow_val_change=True)
+
+
+def log_results(loggers: Iterable[Logger], files: Mapping[str, Path], curve: DepthCurve | None) -> None:
+    """Send the results of a run to every logger that takes them (Weights & Biases).
+
+    Args:
+        loggers: Of the Trainer.
+        files: Of the run by what they are, as the entry point lists them.
+        curve: None: there is none.
+    """
+    for logger in loggers:
+        if isinstance(logger, RunLogger):
+            logger.log_results(
+                weights=files["weights"],
+                alias="best" if "best checkpoint" in files else "last",
+                curve=curve,
+                files=[path for path in files.values() if path.name == "depth_curve.json"],
+                pictures=files.get("pictures"),
+            )
+
+
+def close_loggers(loggers: Iterable[Logger]) -> None:
+    """End the runs of the loggers, so that the next job of a sweep starts its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+@contextmanager
+def failures_end_runs() -> Iterator[None]:
+    """When the block raises, end the run of wandb as failed: the next job of a sweep starts its own."""
+    try:
+        yield
+    except BaseException:
+        run = sys.modules["wandb"].run if "wandb" in sys.modules else None
+        if run is not None:
+            run.finish(exit_code=1)
+        raise
+
+
+def _id_to_go_on_with(folder: Path, ckpt_path: str | Path | None) -> str | None:
+    """The id that the run of a folder had when it was interrupted; None where a new one begins."""
+    if not ckpt_path or not Path(ckpt_path).resolve().is_relative_to(folder.resolve()):
+        return None
+    try:
+        return (folder / ID_FILE).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def _say_offline(run: Any, reason: str | None) -> None:
+    because = f" as {reason}" if reason else ""
+    get_console().print(
+        f"{'wandb':9} offline{because}; upload later with: wandb sync {Path(run.dir).parent}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""Losses and gradients that are NaN or infinite: detection, diagnosis and recorded steps."""

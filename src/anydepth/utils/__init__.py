@@ -1,0 +1,1 @@
+"""Small helpers for files, messages and YAML that know nothing of detectors."""

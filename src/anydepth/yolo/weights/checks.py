@@ -1,0 +1,199 @@
+"""Refuses files that do not fit a detector of this wing, and says what to build instead."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from anydepth.weights.files import WeightsError
+from anydepth.weights.plan import Kinds, Plan, first_of, plain_names
+from anydepth.yolo.output import BINS
+
+KINDS = Kinds(
+    class_heads=re.compile(r"head\.class_branches\."),
+    class_rows=re.compile(r"head\.class_branches\.\d\.4\."),
+    # The distances of the bins are fixed, and checked apart.
+    derived=re.compile(r"num_batches_tracked$|^head\.bins$"),
+)
+# Named networks by widths, units of the backbone and units of the neck.
+_Size = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+FIXED_DEPTH: dict[_Size, str] = {
+    ((16, 32, 64, 128, 256), (1, 1, 2, 2), (1, 1, 1, 1)): "yolov12_n",
+    ((32, 64, 128, 256, 512), (1, 1, 2, 2), (1, 1, 1, 1)): "yolov12_s",
+    ((64, 128, 256, 512, 512), (1, 1, 2, 2), (1, 1, 1, 1)): "yolov12_m",
+    ((64, 128, 256, 512, 512), (2, 2, 4, 4), (2, 2, 2, 2)): "yolov12_l",
+    ((96, 192, 384, 768, 768), (2, 2, 4, 4), (2, 2, 2, 2)): "yolov12_x",
+}
+ANY_DEPTH: dict[_Size, str] = {
+    ((16, 32, 64, 128, 256), (2, 2, 3, 3), (2, 2, 2, 2)): "yolo_n",
+    ((32, 64, 128, 256, 256), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_s",
+    ((64, 128, 256, 512, 512), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_l",
+    ((96, 192, 384, 768, 768), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_x",
+}
+# Published networks that no any-depth detector has the sizes of, and why.
+_NO_CONVERSION = {
+    "yolov12_n": "yolo_n has more units",
+    "yolov12_s": "yolo_s has more units and a narrower last stage",
+    "yolov12_m": "AnyDepth-YOLO has no size m",
+}
+# One norm that every any-depth network has two sets of, and one that tells how its C3k2 stages are split.
+_ANY_SKIP = "backbone.downs.0.norm.skip.weight"
+_SPLIT_BY_UNIT = "neck.stages.3.chain.0.bottlenecks.1.conv1.norm.skip.weight"
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What tells networks apart, under the names of the settings that build it."""
+
+    widths: tuple[int, ...]
+    backbone_units: tuple[int, ...]
+    neck_units: tuple[int, ...]
+    backbone_c3k2_unit: str
+    mlp_ratio: float
+    residual_scale: bool
+
+    @classmethod
+    def of(cls, shape_of: Callable[[str], Collection[int] | None]) -> "_Network":
+        """Read the sizes off the shapes that plain names have; None is a name that there is not."""
+
+        def width(conv: str) -> int:
+            return next(iter(shape_of(f"backbone.{conv}.conv.weight") or ()), 0)
+
+        def units(part: str) -> tuple[int, ...]:
+            return tuple(_units(shape_of, f"{part}.stages.{stage}.chain") for stage in range(4))
+
+        c3k = shape_of("backbone.stages.0.chain.0.conv3.conv.weight") is not None
+        hidden = width("stages.2.chain.0.blocks.0.expand")
+        outer = width("stages.2.chain.0.blocks.0.contract")
+        stages = (f"stages.{stage}.fusion.fuse" for stage in (0, 1, 3))
+        return cls(
+            widths=tuple(width(conv) for conv in ("stem.0", "stem.1", *stages)),
+            backbone_units=units("backbone"),
+            neck_units=units("neck"),
+            backbone_c3k2_unit="c3k" if c3k else "bottleneck",
+            # Hidden channels are rounded down, so that narrow networks have no round ratio.
+            mlp_ratio=round(hidden / outer, 2) if outer else 0.0,
+            residual_scale=shape_of("backbone.stages.2.gamma") is not None,
+        )
+
+    @property
+    def size(self) -> _Size:
+        return self.widths, self.backbone_units, self.neck_units
+
+    def settings(self, other: "_Network") -> str:
+        """The settings that differ from another network, as overrides."""
+        differing = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != getattr(other, field.name):
+                shown = list(value) if isinstance(value, tuple) else value
+                differing.append(f"{field.name}={str(shown).lower()}")
+        return ", ".join(differing)
+
+
+def _units(shape_of: Callable[[str], Collection[int] | None], chain: str) -> int:
+    count = 0
+    while any(
+        shape_of(f"{chain}.{count}.{weight}.conv.weight") is not None
+        for weight in ("conv1", "blocks.0.attention.project")
+    ):
+        count += 1
+    return count
+
+
+def check_variant(names: Collection[str], origin: str) -> None:
+    """Refuse published checkpoints of networks that are not the turbo one, and what cannot be taken apart.
+
+    Args:
+        names: Keys from the position of the layer on.
+        origin: Of the file.
+
+    Raises:
+        WeightsError: The file is of YOLOv12 v1.0, or its norms are folded into convolutions.
+    """
+    if "0.conv.weight" not in names:
+        return
+    if any(".attn.qkv." in name for name in names):
+        raise WeightsError(
+            f"{origin}: this is the v1.0 layout of YOLOv12 (joint attn.qkv, 7x7 position kernels), another "
+            "network than the turbo one that is built here: use a turbo checkpoint, whose attention has "
+            "attn.qk and attn.v"
+        )
+    if "0.conv.bias" in names:
+        raise WeightsError(
+            f"{origin}: its norms are folded into the convolutions, so there are none to load: use the "
+            "checkpoint as training wrote it"
+        )
+
+
+def flat_bins(bins: Tensor, origin: str) -> Tensor:
+    """The distances of the bins as the head keeps them, [16].
+
+    Args:
+        bins: Of the file, [1, 16, 1, 1] in published checkpoints.
+        origin: Of the file.
+
+    Raises:
+        WeightsError: They are not 0 to 15.
+    """
+    # Counted first: a damaged file may name more numbers than memory holds.
+    flat = bins.flatten().float() if bins.numel() == BINS else None
+    if flat is None or flat.tolist() != list(range(BINS)):
+        raise WeightsError(
+            f"{origin}: its {bins.numel()} distance bins (dfl.conv.weight) are not 0 to {BINS - 1} strides, "
+            "as this head has them: use weights of a head with reg_max=16"
+        )
+    return flat
+
+
+def check_architecture(plan: Plan, origin: str) -> None:
+    """Refuse networks of another size, also where shapes happen to fit.
+
+    Raises:
+        WeightsError: Names what differs and what to build.
+    """
+
+    def in_file(plain: str) -> torch.Size | None:
+        value = plan.find(plain)
+        return None if value is None else value.shape
+
+    shapes: Mapping[str, torch.Size] = {
+        plain: plan.own[key].shape for key, plain in plain_names(plan.own).items()
+    }
+    theirs, ours = _Network.of(in_file), _Network.of(shapes.get)
+    if theirs == ours:
+        return
+    wanted = theirs.settings(ours)
+    any_depth = plan.find(_ANY_SKIP) is not None
+    tables = (ANY_DEPTH,) if any_depth else (FIXED_DEPTH, ANY_DEPTH)
+    known = [table[theirs.size] for table in tables if theirs.size in table]
+    remedy = " or ".join(known) if known and theirs.size != ours.size else f"a detector with {wanted}"
+    reason = "" if any_depth or not known else _NO_CONVERSION.get(known[0], "")
+    raise WeightsError(
+        f"{origin}: its network has {wanted}, the detector's has {ours.settings(theirs)}: build {remedy}"
+        + (f"; it has no any-depth form, because {reason}" if reason else "")
+    )
+
+
+def check_skip_state(plan: Plan, origin: str) -> None:
+    """Refuse to complete a file that has some skip norms with copies of full ones.
+
+    Raises:
+        WeightsError: The file's stages are split elsewhere, or it is incomplete.
+    """
+    copied = [key for key in plan.copied if ".norm.skip." in key]
+    if plan.find(_ANY_SKIP) is None or not copied:
+        return
+    theirs = "bottleneck" if plan.find(_SPLIT_BY_UNIT) is None else "unit"
+    ours = "unit" if _SPLIT_BY_UNIT in plain_names(plan.own).values() else "bottleneck"
+    if theirs != ours:
+        raise WeightsError(
+            f"{origin}: its C3k2 stages skip the second {theirs}, the detector's the second {ours}, so that "
+            f"other norms have two sets: build it with c3k2_split={theirs}"
+        )
+    raise WeightsError(
+        f"{origin}: it lacks {len(copied)} norms of skipping stages ({first_of(copied)}) and has others: it "
+        "is incomplete; copy it again, or build the detector whose stages it has"
+    )
