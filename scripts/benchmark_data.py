@@ -29,7 +29,7 @@ from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from anydepth.config.compose import compose, instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.dataset import DetectionDataset, collate
 from anydepth.data.sample import sample_root
@@ -45,7 +45,7 @@ Sampled = tuple[Any, dict[str, Any]]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
-    with tempfile.TemporaryDirectory() as name, friendly_errors():
+    with tempfile.TemporaryDirectory() as name, readable_errors():
         root = repeated(options.data, Path(name), options.images)
         for recipe in options.recipe:
             module = our_module(root, recipe, options)

@@ -19,7 +19,7 @@ from rich import get_console
 from rich.table import Table
 
 from anydepth.config.compose import compose, instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.sampling import EpochSampler
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", nargs="+", choices=("rtdetr", "yolo"), default=["rtdetr", "yolo"])
     parser.add_argument("--size", type=int, default=160, help="side of pictures and input (default: 160)")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name, friendly_errors():
+    with tempfile.TemporaryDirectory() as name, readable_errors():
         write_dataset(Path(name), options.images, options.size)
         for recipe in options.recipe:
             measure(Path(name), recipe, options)

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from anydepth.config.compose import compose, instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.sampling import EpochSampler
 from anydepth.layers.boxes import cxcywh_to_xyxy
@@ -29,7 +29,7 @@ from anydepth.structures import Batch, Detections
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the batches, and print what is in them."""
     options = _options(arguments)
-    with friendly_errors():
+    with readable_errors():
         config = compose("train", [*options.overrides, f"paths.output_dir={options.out}"])
         module: DetectionDataModule = instantiate(config["data"])
         module.prepare_data()

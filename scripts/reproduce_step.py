@@ -21,9 +21,9 @@ import torch
 
 from anydepth import zoo
 from anydepth.config.compose import instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.detector import Detector
-from anydepth.layers.precision import without_autocast
+from anydepth.layers.precision import disable_autocast
 from anydepth.training.checkpointing.read import detector_weights, read_checkpoint
 from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.diagnosis import names_of_non_finite
@@ -102,7 +102,7 @@ def reproduce(file: Path, weights: Path | None = None, device: str | None = None
     found = []
     with _precision(config["trainer"]["precision"], where):
         for graph in module.replay(batch, step.place):
-            with without_autocast(where):
+            with disable_autocast(where):
                 gradients = dict(
                     zip(parameters, graph.gradients(list(parameters.values()), keep=False), strict=True)
                 )
@@ -174,7 +174,7 @@ def _equal(first: float, second: float) -> bool:
     return math.isclose(first, second, rel_tol=TOLERANCE, abs_tol=1e-6)
 
 
-@friendly_errors()
+@readable_errors()
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(

@@ -16,7 +16,7 @@ from anydepth.config.compose import compose, config_dir, instantiate, option_nam
 from anydepth.detector import Objective
 from anydepth.runs.job import RunFolderError, check_output
 from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.optim import Recipe
+from anydepth.training.recipes import Recipe
 from config_checks import check_targets, composed
 
 GROUPS = (
@@ -274,7 +274,7 @@ def test_losses_and_recipe_are_those_of_the_detectors_wing(detector: str, data: 
     assert config.distillation._target_ == f"anydepth.{wing}.objective.build_objective"
     published = {"detr": "AdamWRecipe", "yolo": "SGDRecipe"}[wing]
     recipe = published if data == "coco" else "AdamWRecipe"
-    assert config.optim._target_ == f"anydepth.training.optim.{recipe}"
+    assert config.optim._target_ == f"anydepth.training.recipes.{recipe}"
 
 
 def test_the_losses_of_a_wing_can_be_chosen() -> None:

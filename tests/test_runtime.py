@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anydepth.config.compose import compose, config_dir, instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.depth import DepthSpace
 from anydepth.runs.identity import config_hash
 from anydepth.runs.provenance import write_provenance
@@ -126,7 +126,7 @@ def test_mistakes_of_the_user_end_in_a_message(
     mistake: "object", message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(mistake)
-    with pytest.raises(SystemExit) as stopped, friendly_errors():
+    with pytest.raises(SystemExit) as stopped, readable_errors():
         mistake()
     printed = capsys.readouterr().err
     assert stopped.value.code == 1
@@ -135,13 +135,13 @@ def test_mistakes_of_the_user_end_in_a_message(
 
 
 def test_defects_keep_their_traceback() -> None:
-    with pytest.raises(ValueError, match="invalid literal"), friendly_errors():
+    with pytest.raises(ValueError, match="invalid literal"), readable_errors():
         int("x")
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYDEPTH_TRACEBACK", "1")
-    with pytest.raises(OmegaConfBaseException), friendly_errors():
+    with pytest.raises(OmegaConfBaseException), readable_errors():
         _missing_value()
 
 

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from anydepth.config import resolvers
 from anydepth.config.compose import compose
-from anydepth.config.resolvers import job_name, remember_sweep, study_name
+from anydepth.config.resolvers import job_name, record_sweep, study_name
 
 CHOICES = {"experiment": "ablation_losses", "sweep": "losses", "detector": "detr_tiny", "data": "sample"}
 
@@ -59,13 +59,13 @@ def test_an_experiment_under_two_sweeps_has_two_folders() -> None:
 def test_each_start_of_a_sweep_is_told_apart() -> None:
     master, job = _sweep("seed=0,1"), _sweep("seed=1")
     assert resolvers.sweep_id(master) is None
-    assert resolvers.remembered_keys(master) == []
-    remember_sweep(master)
+    assert resolvers.recorded_keys(master) == []
+    record_sweep(master)
     first = resolvers.sweep_id(master)
     OmegaConf.copy_cache(from_config=master, to_config=job)
     assert resolvers.sweep_id(job) == first
-    assert resolvers.remembered_keys(job) == ["seed"]
-    remember_sweep(master)
+    assert resolvers.recorded_keys(job) == ["seed"]
+    record_sweep(master)
     assert resolvers.sweep_id(master) not in (None, first)
 
 
@@ -76,7 +76,7 @@ def test_a_sweep_over_detectors_lies_in_one_folder() -> None:
 def test_jobs_know_what_their_sweep_varies() -> None:
     """Hydra composes each job anew and hands on the cache; a job's own settings no longer show a sweep."""
     master = _sweep("seed=0,1", "optim.lr=0.1", "detector=detr_tiny,yolo_tiny", params={"ablation": "both"})
-    remember_sweep(master)
+    record_sweep(master)
     job = _sweep("ablation=both", "seed=1", "optim.lr=0.1", "detector=yolo_tiny")
     OmegaConf.copy_cache(from_config=master, to_config=job)
     assert job.job.startswith("ablation_both-seed_1-detector_yolo_tiny-")

@@ -14,7 +14,7 @@ from rich import get_console
 
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.data.coco.fingerprint import fingerprint
 from anydepth.data.coco.index import CocoIndex
 from anydepth.data.coco.layout import SPLIT_NAMES
@@ -212,7 +212,7 @@ def _figures(compatibility: Compatibility | None, curve: DepthCurve | None) -> d
 @entry_point("analyze")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-analyze``."""
-    with friendly_errors():
+    with readable_errors():
         run(cfg)
 
 

@@ -169,7 +169,7 @@ class NonFiniteError(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class PathLosses:
+class PassLosses:
     """Losses of one path through the detector.
 
     Attributes:
@@ -192,12 +192,12 @@ class PathLosses:
 class Objective(nn.Module, ABC):
     """The losses of one wing: a path that learns from ground truth, and one that learns from another path.
 
-    NaN and infinity raise nothing: the terms are what they come to, and :attr:`PathLosses.fault` says where
+    NaN and infinity raise nothing: the terms are what they come to, and :attr:`PassLosses.fault` says where
     they came from. Of several processes one alone must not leave a step, in which the others wait for it.
     """
 
     @abstractmethod
-    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PathLosses:
+    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         """Losses of a training-mode output against ground truth, in float32.
 
         Args:
@@ -211,8 +211,8 @@ class Objective(nn.Module, ABC):
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Targets],
-        teacher_losses: PathLosses,
-    ) -> PathLosses:
+        teacher_losses: PassLosses,
+    ) -> PassLosses:
         """Losses of a shallower path that learns from a deeper one of the same step, in float32.
 
         Args:

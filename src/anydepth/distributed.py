@@ -2,9 +2,9 @@
 
 Distributed training averages the gradients of the processes. The result is the gradient of the whole batch if
 each process divides the sums of its losses by its part of what the whole batch would be divided by
-(:func:`normaliser`), if the statistics of batch norms are those of the whole batch
+(:func:`loss_normalizer`), if the statistics of batch norms are those of the whole batch
 (:mod:`anydepth.layers.sync_norm`), and if random numbers are drawn for the whole batch, of which each process
-takes its rows (:func:`own_rows`). The last one needs equal states of torch's generator in all processes,
+takes its rows (:func:`local_rows`). The last one needs equal states of torch's generator in all processes,
 which training sees to.
 
 Everything here is also right in a run of one process, where nothing is exchanged. In distributed training
@@ -22,17 +22,17 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def count() -> int:
+def world_size() -> int:
     """The number of processes that train together."""
-    return dist.get_world_size() if _together() else 1
+    return dist.get_world_size() if _is_distributed() else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if _together() else 0
+    return dist.get_rank() if _is_distributed() else 0
 
 
-def normaliser(amount: Tensor) -> Tensor:
+def loss_normalizer(amount: Tensor) -> Tensor:
     """What a process divides a sum of losses by: ``max(total, 1) / processes``, of the totals of all of them.
 
     Args:
@@ -42,51 +42,51 @@ def normaliser(amount: Tensor) -> Tensor:
         The same shape, without gradients; never 0.
     """
     total = amount.detach()
-    if count() > 1:
+    if world_size() > 1:
         total = total.clone()
         dist.all_reduce(total)
-    return total.clamp(min=1) / count()
+    return total.clamp(min=1) / world_size()
 
 
-def largest(value: int, device: torch.device) -> int:
+def all_max(value: int, device: torch.device) -> int:
     """The largest of the values that the processes call this with.
 
     Args:
         value: From 0.
         device: Where the processes exchange tensors: that of the training.
     """
-    if count() == 1:
+    if world_size() == 1:
         return value
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return int(found)
 
 
-def in_all(flags: Tensor) -> Tensor:
+def all_true(flags: Tensor) -> Tensor:
     """Where the flags of all processes are true.
 
     Args:
         flags: Bool, on the device of the training.
     """
-    if count() == 1:
+    if world_size() == 1:
         return flags
     agreed = flags.to(torch.uint8)
     dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
     return agreed.bool()
 
 
-def of_all(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """What the processes call this with, in their order; for messages, not for every step."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    found = [value] * count()
+    found = [value] * world_size()
     dist.all_gather_object(found, value)
     return found
 
 
-def own_rows(whole: Tensor) -> Tensor:
+def local_rows(whole: Tensor) -> Tensor:
     """The rows of this process in a tensor [processes x B, ...] about the images of the whole batch."""
-    rows = len(whole) // count()
+    rows = len(whole) // world_size()
     return whole[rank() * rows : (rank() + 1) * rows]
 
 
@@ -97,5 +97,5 @@ def is_first_process() -> bool:
     )
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()

@@ -8,7 +8,7 @@ from rich import get_console
 
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.data.coco.layout import SPLIT_NAMES
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.evaluation.classes import category_ids_of
@@ -99,7 +99,7 @@ def _write_results(
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-evaluate``."""
-    with friendly_errors():
+    with readable_errors():
         run(cfg)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anydepth import zoo
 from anydepth.config.compose import entry_point, resolve_config
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast, resolve_device
@@ -216,7 +216,7 @@ def _at_least_one(name: str, value: int) -> int:
 @entry_point("predict")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-predict``."""
-    with friendly_errors():
+    with readable_errors():
         run(cfg)
 
 

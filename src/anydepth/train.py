@@ -32,14 +32,14 @@ from anydepth.results.compatibility import write_compatibility
 from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
 from anydepth.results.gallery import detect_gallery, draw_gallery
 from anydepth.runs import provenance
-from anydepth.runs.job import BEST_SCORE, SCORE, execute, started_again, with_checkpoint
+from anydepth.runs.job import BEST_SCORE, SCORE, execute, explain_restarted_sweep, resolve_checkpoint
 from anydepth.runs.provenance import write_provenance
 from anydepth.training.callbacks.process_guard import ProcessGuard
 from anydepth.training.callbacks.progress import ConsoleProgress
 from anydepth.training.callbacks.self_distillation import SelfDistillation
 from anydepth.training.checkpointing.last import LastCheckpoint
 from anydepth.training.checkpointing.read import check_resumable, detector_weights, read_checkpoint
-from anydepth.training.checkpointing.sigterm import Terminated, passed_on
+from anydepth.training.checkpointing.sigterm import Terminated, forwarded_sigterm
 from anydepth.training.checkpointing.write import CheckpointFiles
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.loggers.run_logger import close_loggers, failures_end_runs, log_results
@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    cfg = with_checkpoint(cfg)
+    cfg = resolve_checkpoint(cfg)
     config = check_config(cfg)
     _prepare(config)
     data, module, trainer = assemble(cfg)
@@ -142,7 +142,7 @@ def _sigterm_for_processes(trainer: pl.Trainer) -> AbstractContextManager[None]:
             raise Terminated
         launcher.kill(number)
 
-    return passed_on(send)
+    return forwarded_sigterm(send)
 
 
 def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Detector:
@@ -248,7 +248,7 @@ def build_trainer(
     )
     starts_processes = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
     if is_sweep() and trainer.world_size > 1 and starts_processes:
-        raise ValueError(started_again(cfg.trainer.strategy))
+        raise ValueError(explain_restarted_sweep(cfg.trainer.strategy))
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
     return trainer

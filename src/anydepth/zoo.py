@@ -23,7 +23,7 @@ from anydepth.config.targets import find_target
 from anydepth.data.coco.packing import MOST_CATEGORIES
 from anydepth.detector import Detector
 from anydepth.utils.files import atomic_path
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import short_repr
 from anydepth.weights.report import LoadReport
 
 FORMAT = "anydepth"
@@ -77,7 +77,7 @@ def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
 def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Callable[[], Detector]:
     """What :func:`build` does once the configuration is composed and the overrides are known to exist."""
     if name not in names():
-        raise ZooError(f"unknown detector {brief(name)}: known are {', '.join(names())}")
+        raise ZooError(f"unknown detector {short_repr(name)}: known are {', '.join(names())}")
     keywords = deepcopy(_settings(name))
     builder = find_target(str(keywords.pop("_target_")))
     unknown = sorted(set(overrides) - set(keywords))
@@ -231,10 +231,10 @@ def _read(path: Path) -> _Contents:
         name = config.pop("name")
         del config["num_classes"]
         if not isinstance(class_names, list) or not all(isinstance(text, str) for text in class_names):
-            raise ValueError(f"class names {brief(class_names)}")
+            raise ValueError(f"class names {short_repr(class_names)}")
     except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ZooError(
-            f"{path}: its description of the detector is damaged ({brief(error)}); copy it again"
+            f"{path}: its description of the detector is damaged ({short_repr(error)}); copy it again"
         ) from error
     return _Contents(str(name), config, tuple(class_names), weights)
 
@@ -251,12 +251,13 @@ def _check_sizes(contents: _Contents, path: Path) -> None:
         largest = _LARGEST.get(key, _LARGEST_OTHER)
         if isinstance(value, list) and len(value) > 64:
             raise ZooError(
-                f"{path}: its detector has {len(value)} values of {brief(key)}; at most 64 are read"
+                f"{path}: its detector has {len(value)} values of {short_repr(key)}; at most 64 are read"
             )
         for number in _numbers(value):
             if not -largest <= number <= largest:  # so that NaN is refused, too
                 raise ZooError(
-                    f"{path}: its detector has {brief(key)}={brief(value)}; at most {largest} is read"
+                    f"{path}: its detector has {short_repr(key)}={short_repr(value)}; "
+                    f"at most {largest} is read"
                 )
     repeated = sum(sum(_numbers(contents.overrides.get(key))) for key in _REPETITIONS)
     if repeated > len(contents.weights):

@@ -17,7 +17,7 @@ from recorder import Interruption, Recorder, recorded_epochs
 from torch import Tensor
 
 from anydepth.config.compose import compose, instantiate
-from anydepth.config.errors import friendly_errors
+from anydepth.config.errors import readable_errors
 from anydepth.data.augment.crop import IoUCrop, ZoomOut
 from anydepth.data.augment.photometric import PhotometricDistort
 from anydepth.data.augment.rtdetr import RTDETRAugmentation
@@ -308,7 +308,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(
     module = make_module(root, num_workers=1)
     source = Deadly(module.index("train"))
     module.source = lambda name: source  # type: ignore[method-assign, return-value]
-    with pytest.raises(SystemExit), friendly_errors():
+    with pytest.raises(SystemExit), readable_errors():
         recorded_epochs(module, tmp_path / "run")
     message = capsys.readouterr().err
     assert "Error: a process that loads images is gone: DataLoader worker (pid" in message

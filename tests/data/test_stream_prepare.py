@@ -253,7 +253,7 @@ def test_the_command_killed_at_any_time_is_gone_on_with(shards: Shards, tmp_path
     with pytest.raises(DataError, match="no such file"):
         open_stream(folder)
     # Rarely is a process killed within a write of its progress: this file is what that leaves.
-    (folder / ".prepared.json.123.partial").write_text('{"shard-00000.bin": [')
+    (folder / ".prepared.123.partial.json").write_text('{"shard-00000.bin": [')
     write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert contents(folder) == contents(shards.folder)
 

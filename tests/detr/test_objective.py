@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from anydepth.detector import PathLosses
+from anydepth.detector import PassLosses
 from anydepth.detr import matcher
 from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.objective import DetrObjective, build_objective
@@ -49,7 +49,7 @@ def make_output(targets: list[Targets], classes: int, seed: int) -> DetrOutput:
 
 def both_paths(
     objective: DetrObjective, counts: tuple[int, ...] = (3, 0, 2), classes: int = 4
-) -> tuple[PathLosses, PathLosses]:
+) -> tuple[PassLosses, PassLosses]:
     targets = make_targets(counts, classes)
     teacher, student = make_output(targets, classes, 1), make_output(targets, classes, 2)
     supervised = objective.supervised(teacher, targets)
@@ -184,4 +184,4 @@ def test_outputs_and_losses_of_another_wing_are_refused() -> None:
     with pytest.raises(ValueError, match="DetectorOutput came to the DETR objective"):
         objective.supervised(DetectorOutput((), ()), targets)
     with pytest.raises(ValueError, match="teacher's assignment is a NoneType"):
-        objective.distilled(output, output, targets, PathLosses({"loss": torch.zeros(())}))
+        objective.distilled(output, output, targets, PassLosses({"loss": torch.zeros(())}))

@@ -721,7 +721,7 @@ def configurations(folder: Path) -> Boundary:
         return True
 
     seeds = (
-        b"T_target_: anydepth.training.optim.AdamWRecipe\nlr: 0.1\n",
+        b"T_target_: anydepth.training.recipes.AdamWRecipe\nlr: 0.1\n",
         b"T_target_: anydepth.data.augment.hsv.HSVJitter\nhue: 0.1\n",
         b"T_target_: datetime.timedelta\nminutes: 3\n",
         b"Hcallbacks: {a: {_target_: anydepth.runs.sweep.SweepSummary}}\njob: {env_set: {}}\n",

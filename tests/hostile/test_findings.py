@@ -36,7 +36,7 @@ from anydepth.images import ImageError, read_image
 from anydepth.report.runs import UnusableRun, find_runs
 from anydepth.runs import job
 from anydepth.training.checkpointing.read import CheckpointError, read_checkpoint
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import short_repr
 from anydepth.utils.yaml_text import YamlTextError, load_yaml
 from anydepth.weights.files import WeightsError, read_state_dict
 from small_networks import SMALL_DETECTOR
@@ -601,5 +601,5 @@ def test_brief_values_cost_little() -> None:
     shared: list[object] = []
     for _ in range(60):
         shared = [shared, shared]
-    assert len(brief(shared)) <= 80
-    assert brief(np.float64(3)) in ("3.0", "np.float64(3.0)")
+    assert len(short_repr(shared)) <= 80
+    assert short_repr(np.float64(3)) in ("3.0", "np.float64(3.0)")

@@ -10,7 +10,7 @@ from anydepth.layers.conv import ConvNorm
 from anydepth.layers.deformable import DeformableAttention
 from anydepth.layers.mlp import MLP
 from anydepth.layers.norm import batch_norm, layer_norm
-from anydepth.layers.precision import without_autocast
+from anydepth.layers.precision import disable_autocast
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -181,7 +181,7 @@ def test_float32_islands_hold_inside_autocast() -> None:
     linear, tokens = nn.Linear(4, 4), rand(1, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(tokens).dtype == torch.bfloat16
-        with without_autocast(tokens.device):
+        with disable_autocast(tokens.device):
             assert linear(tokens).dtype == torch.float32
-        with without_autocast(torch.device("meta")):
+        with disable_autocast(torch.device("meta")):
             pass

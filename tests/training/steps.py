@@ -13,7 +13,7 @@ from anydepth.detr import objective as detr_objective
 from anydepth.structures import Batch, Targets
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import Backward, DetectionModule
-from anydepth.training.optim import AdamWRecipe
+from anydepth.training.recipes import AdamWRecipe
 from anydepth.yolo import objective as yolo_objective
 from small_networks import SMALL_DETECTOR, SMALL_YOLO
 

@@ -14,11 +14,11 @@ from anydepth.detr.objective import build_objective
 from anydepth.train import run
 from anydepth.training.callbacks.progress import ConsoleProgress
 from anydepth.training.callbacks.self_distillation import SelfDistillation
-from anydepth.training.callbacks.time_limit import TrainingBudget
+from anydepth.training.callbacks.time_limit import TimeLimit
 from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
-from anydepth.training.optim import AdamWRecipe
+from anydepth.training.recipes import AdamWRecipe
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_schedule_that_does_not_fit_the_detector_stops_before_training(module:
 
 def test_the_time_limit_drives_progress_stops_and_validates(module: DetectionModule) -> None:
     now = 100.0
-    budget = TrainingBudget(minutes=2, clock=lambda: now)
+    budget = TimeLimit(minutes=2, clock=lambda: now)
     trainer = _trainer(max_epochs=None)
     budget.on_train_start(trainer, module)
     for elapsed, progress in ((30, 0.25), (119, 119 / 120)):
@@ -74,7 +74,7 @@ def test_the_time_limit_drives_progress_stops_and_validates(module: DetectionMod
 
 def test_a_resumed_run_has_the_rest_of_its_time(module: DetectionModule) -> None:
     now = 0.0
-    first = TrainingBudget(minutes=2, clock=lambda: now)
+    first = TimeLimit(minutes=2, clock=lambda: now)
     first.on_train_start(_trainer(max_epochs=None), module)
     now = 90.0
     saved = first.state_dict()
@@ -83,7 +83,7 @@ def test_a_resumed_run_has_the_rest_of_its_time(module: DetectionModule) -> None
     now = 5000.0
     assert first.elapsed == 90.0
 
-    second = TrainingBudget(minutes=2, clock=lambda: now)
+    second = TimeLimit(minutes=2, clock=lambda: now)
     second.load_state_dict(saved)
     second.on_train_start(_trainer(max_epochs=None), module)
     now = 5015.0
@@ -92,7 +92,7 @@ def test_a_resumed_run_has_the_rest_of_its_time(module: DetectionModule) -> None
 
 
 def test_the_last_epoch_is_validated(module: DetectionModule) -> None:
-    budget = TrainingBudget(minutes=None)
+    budget = TimeLimit(minutes=None)
     trainer = _trainer(max_epochs=7, current_epoch=5)
     budget.on_train_epoch_start(trainer, module)
     assert trainer.check_val_every_n_epoch == 5

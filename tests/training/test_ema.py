@@ -16,7 +16,7 @@ from anydepth.detector import Detector, Objective
 from anydepth.detr.objective import build_objective
 from anydepth.training.callbacks.ema import WeightAveraging
 from anydepth.training.module import DetectionModule
-from anydepth.training.optim import AdamWRecipe
+from anydepth.training.recipes import AdamWRecipe
 
 
 class _Fit:

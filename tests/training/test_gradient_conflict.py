@@ -25,13 +25,13 @@ from anydepth.training.callbacks.gradient_conflict import (
     _scale,
     compare_gradients,
     parameter_groups,
-    path_gradients,
+    pass_gradients,
 )
 from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
-from anydepth.training.optim import AdamWRecipe
-from anydepth.training.passes import PathGraph
+from anydepth.training.passes import PassGraph
+from anydepth.training.recipes import AdamWRecipe
 from small_networks import SMALL_DETECTOR
 
 PARTS = ["stem", "stage1", "stage2", "stage3", "stage4", "neck", "decoder"]
@@ -72,7 +72,7 @@ def _compared(module: DetectionModule, batch: Batch, scale: float = 1.0) -> dict
 
 def _path_gradients(module: DetectionModule, batch: Batch, scale: float = 1.0) -> list[Gradients]:
     found: list[Gradients] = []
-    module.observe_path = lambda graph: found.append(path_gradients(module.detector, graph, scale=scale))
+    module.observe_path = lambda graph: found.append(pass_gradients(module.detector, graph, scale=scale))
     module.training_step(batch, 0)
     module.observe_path = None
     return found
@@ -82,7 +82,7 @@ def _separate_gradients(module: DetectionModule, batch: Batch) -> list[dict[str,
     """The naive way: a forward and a backward of its own for the loss of each path."""
     gradients = []
     for position in range(len(module.plan)):
-        kept: list[PathGraph] = []
+        kept: list[PassGraph] = []
         module.observe_path = kept.append
         module.zero_grad(set_to_none=True)
         module.training_step(batch, 0)
@@ -269,7 +269,7 @@ def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.Monk
         if op is None:
             tensor.mul_(2)
 
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     parameters = [nn.Parameter(weight), nn.Parameter(torch.zeros(3))]

@@ -26,7 +26,7 @@ def _check(
         weights = change(dict(own["parameter"]))
         found[:] = [own, *({**other, "parameter": weights} for other in others)]
 
-    monkeypatch.setattr(distributed, "count", lambda: 1 + len(others))
+    monkeypatch.setattr(distributed, "world_size", lambda: 1 + len(others))
     monkeypatch.setattr(process_guard.dist, "all_gather_object", all_gather_object)
     remedies = {"setting": "Start all with one command"}
     ProcessGuard(facts=lambda: FACTS, remedies=remedies).setup(cast(Any, None), cast(Any, detector), "fit")

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anydepth.detector import Detector, Objective, PathLosses
+from anydepth.detector import Detector, Objective, PassLosses
 from anydepth.detr.objective import build_objective
 from anydepth.structures import Batch, DetectorOutput, Targets
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
-from anydepth.training.optim import AdamWRecipe
+from anydepth.training.recipes import AdamWRecipe
 
 
 class _Recorder(Objective):
@@ -22,21 +22,21 @@ class _Recorder(Objective):
     def __init__(self, supervised: float = 2.0, distilled: float = 3.0) -> None:
         super().__init__()
         self.values = (supervised, distilled)
-        self.taught: list[tuple[DetectorOutput, DetectorOutput, PathLosses]] = []
-        self.results: list[PathLosses] = []
+        self.taught: list[tuple[DetectorOutput, DetectorOutput, PassLosses]] = []
+        self.results: list[PassLosses] = []
         self.outputs: list[DetectorOutput] = []
         self.autocast: list[bool] = []
 
-    def _losses(self, output: DetectorOutput, value: float, name: str) -> PathLosses:
+    def _losses(self, output: DetectorOutput, value: float, name: str) -> PassLosses:
         self.outputs.append(output)
         self.autocast.append(torch.is_autocast_enabled("cpu"))
         # Half of it each, and tied to the network, so that it has a gradient.
         tie = output.neck_features[0].float().mean()
         terms = {f"{name}_a": value / 2 + 0 * tie, f"{name}_b": value / 2 + tie - tie.detach()}
-        self.results.append(PathLosses(terms, assignment=len(self.results)))
+        self.results.append(PassLosses(terms, assignment=len(self.results)))
         return self.results[-1]
 
-    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PathLosses:
+    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         return self._losses(output, self.values[0], "gt")
 
     def distilled(
@@ -44,8 +44,8 @@ class _Recorder(Objective):
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Targets],
-        teacher_losses: PathLosses,
-    ) -> PathLosses:
+        teacher_losses: PassLosses,
+    ) -> PassLosses:
         self.taught.append((student, teacher, teacher_losses))
         return self._losses(student, self.values[1], "kd")
 

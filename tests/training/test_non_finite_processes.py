@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from anydepth.layers.sync_norm import synchronise_norms
+from anydepth.layers.sync_norm import synchronize_norms
 from anydepth.structures import Batch
 from anydepth.training.module import Backward, DetectionModule
 from anydepth.training.non_finite.recorder import StepRecorder, whole_step
@@ -79,7 +79,7 @@ def _take(case: Case, rank: int, folder: Path) -> dict[str, Any]:
     module.recipe = replace(module.recipe, multi_scale_sizes=())
     recorder = StepRecorder(folder=folder / str(case), module=module.detector, config={}, num_classes=3)
     module.watch = StepWatch(policy=NonFinitePolicy(action=case.action), recorder=recorder)
-    synchronise_norms(module)
+    synchronize_norms(module)
     step = DistributedDataParallel(Step(module), find_unused_parameters=case.backward == "separate")
     optimizer = make_optimizer(module)
     take = partial(take_step, module, optimizer, forward=step)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from anydepth.detector import Detector
-from anydepth.training.optim import AdamWRecipe, NoDecay, SGDRecipe, parameter_groups
+from anydepth.training.recipes import AdamWRecipe, NoDecay, SGDRecipe, parameter_groups
 
 
 class _Net(nn.Module):

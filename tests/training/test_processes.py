@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from anydepth.layers.sync_norm import synchronise_norms
+from anydepth.layers.sync_norm import synchronize_norms
 from anydepth.structures import Batch
-from anydepth.training.callbacks.gradient_conflict import Gradients, compare_gradients, path_gradients
+from anydepth.training.callbacks.gradient_conflict import Gradients, compare_gradients, pass_gradients
 from anydepth.training.module import Backward, DetectionModule
 from spawned import spawn
 
@@ -87,12 +87,12 @@ def _take_step(case: Case, rank: int, processes: int) -> dict[str, dict[str, Any
     module = make_module(case.network, case.backward)
     paths: list[Gradients] = []
     if case.observed:
-        module.observe_path = lambda graph: paths.append(path_gradients(module.detector, graph))
+        module.observe_path = lambda graph: paths.append(pass_gradients(module.detector, graph))
     share = IMAGES // processes
     batch = make_batch(COUNTS[case.boxes], slice(rank * share, (rank + 1) * share))
     step: nn.Module = Step(module)
     if processes > 1:
-        synchronise_norms(module)
+        synchronize_norms(module)
         step = DistributedDataParallel(step, find_unused_parameters=case.backward == "separate")
     step(batch).backward()
     gradients = {name: p.grad for name, p in module.detector.named_parameters() if p.grad is not None}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from anydepth.detector import PathLosses
+from anydepth.detector import PassLosses
 from anydepth.structures import DetectorOutput, Targets
 from anydepth.yolo.assigner import GroundTruth
 from anydepth.yolo.finite import NonFinitePredictionError
@@ -24,7 +24,7 @@ PREDICTIONS = {"kd_box", "kd_class", "kd_dfl"}
 
 def both_paths(
     objective: YoloObjective, counts: tuple[int, ...] = (3, 0, 2), classes: int = 4
-) -> tuple[PathLosses, PathLosses]:
+) -> tuple[PassLosses, PassLosses]:
     targets = make_targets(counts, classes)
     teacher, student = (make_output(len(counts), classes, seed) for seed in (1, 2))
     supervised = objective.supervised(teacher, targets)
@@ -275,4 +275,4 @@ def test_outputs_and_losses_of_another_wing_are_refused() -> None:
     with pytest.raises(ValueError, match="DetectorOutput came to the YOLO objective"):
         objective.supervised(DetectorOutput((), ()), targets)
     with pytest.raises(ValueError, match="teacher's assignment is a NoneType"):
-        objective.distilled(output, output, targets, PathLosses({"loss": torch.zeros(())}))
+        objective.distilled(output, output, targets, PassLosses({"loss": torch.zeros(())}))

@@ -14,7 +14,7 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def friendly_errors() -> Iterator[None]:
+def readable_errors() -> Iterator[None]:
     """End the user's mistakes as one readable message on stderr and exit code 1; also usable as a decorator.
 
     A mistake of the user is: an error class of this package, a built-in error raised by this package's own
@@ -35,7 +35,7 @@ def friendly_errors() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str | None:
-    """What :func:`friendly_errors` tells the user about an error; None for a defect of the program."""
+    """What :func:`readable_errors` tells the user about an error; None for a defect of the program."""
     return _message(error) if _is_users_mistake(error) or _is_lost_worker(error) else None
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anydepth.config.targets import TargetError, check_targets, find_target
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import short_repr
 
 _BUILT = ("callbacks", "launcher", "sweeper")
 _LOGGING = ("job_logging", "hydra_logging")
@@ -93,18 +93,22 @@ def _check_commands(node: DictConfig) -> None:
         key = f"hydra.launcher.{name}"
         if name in _COMMANDS and value and not any(text.startswith(key) for text in given):
             raise TargetError(
-                f"{key}={brief(value)} is run by the shell, so it is taken from the command line alone, not "
-                f"from a configuration file: give {key}=..."
+                f"{key}={short_repr(value)} is run by the shell, so it is taken from the command line "
+                f"alone, not from a configuration file: give {key}=..."
             )
 
 
 def _check_logging(node: object, key: str) -> None:
     if isinstance(node, Mapping):
         if "()" in node:
-            raise TargetError(f"{key} builds {brief(node['()'])}: logging may not be configured by calls")
+            raise TargetError(
+                f"{key} builds {short_repr(node['()'])}: logging may not be configured by calls"
+            )
         kind = node.get("class")
         if isinstance(kind, str) and kind not in _LOGGING_CLASSES:
-            raise TargetError(f"{key}.class={brief(kind)}: allowed are {', '.join(sorted(_LOGGING_CLASSES))}")
+            raise TargetError(
+                f"{key}.class={short_repr(kind)}: allowed are {', '.join(sorted(_LOGGING_CLASSES))}"
+            )
         for name, value in node.items():
             _check_logging(value, f"{key}.{name}")
     elif isinstance(node, list):

@@ -108,7 +108,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("output_folder", output_folder, replace=True)
 
 
-def remember_sweep(config: DictConfig) -> None:
+def record_sweep(config: DictConfig) -> None:
     """Note what is swept, for the jobs; to be called where a sweep starts."""
     _once(config, study_name)
     _once(config, _swept_keys)
@@ -116,8 +116,8 @@ def remember_sweep(config: DictConfig) -> None:
     _cache(config)["sweep_id"] = uuid.uuid4().hex
 
 
-def remembered_keys(config: DictConfig) -> list[str]:
-    """Keys that the sweep varies, as :func:`remember_sweep` noted them; none where it did not."""
+def recorded_keys(config: DictConfig) -> list[str]:
+    """Keys that the sweep varies, as :func:`record_sweep` noted them; none where it did not."""
     return list(_cache(config).get(_swept_keys.__name__, ()))
 
 
@@ -171,7 +171,7 @@ def output_folder(single: str) -> str:
 
 
 def _run_name_of(folder: str | None, *, _root_: DictConfig) -> str:
-    return run_name(folder, swept=remembered_keys(_root_))
+    return run_name(folder, swept=recorded_keys(_root_))
 
 
 def _job_of(*, _root_: DictConfig) -> str:

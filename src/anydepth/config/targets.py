@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import short_repr
 
 ALLOW_VARIABLE = "ANYDEPTH_ALLOW_TARGETS"
 """The environment variable that allows further targets. No configuration file can set it."""
@@ -72,8 +72,9 @@ def find_target(name: object) -> Callable[..., Any]:
     Args:
         name: With dots, e.g. ``anydepth.data.augment.mosaic.Mosaic``. Allowed are public classes of this
             package for data, networks and training, Lightning's callbacks, loggers, profilers, plugins and
-            strategies, samplers of Optuna, what ``conf/`` names beside them, and what the environment variable
-            ``ANYDEPTH_ALLOW_TARGETS`` names: patterns parted by commas, e.g. ``mypackage.*,other.Thing``.
+            strategies, samplers of Optuna, what ``conf/`` names beside them, and what the environment
+            variable ``ANYDEPTH_ALLOW_TARGETS`` names: patterns separated by commas, e.g.
+            ``mypackage.*,other.Thing``.
 
     Raises:
         TargetError: It is not allowed, or leads to something else that is not, or does not exist.
@@ -83,7 +84,7 @@ def find_target(name: object) -> Callable[..., Any]:
         or len(name) > _LONGEST_NAME
         or not all(part.isidentifier() for part in name.split("."))
     ):
-        raise TargetError(f"_target_ {brief(name)}: give the full name of a class, parted by dots")
+        raise TargetError(f"_target_ {short_repr(name)}: give the full name of a class, parted by dots")
     if not (_may_be(name) or _given(name)):
         raise TargetError(_refusal(name, ""))
     found = _locate(name)
@@ -91,7 +92,7 @@ def find_target(name: object) -> Callable[..., Any]:
     if not callable(found):
         raise TargetError(f"_target_ {name}: this is no class and no function")
     if real is None or not (_given(real) or _is_allowed(real, found)):
-        raise TargetError(_refusal(name, f" It leads to {real or brief(found)}."))
+        raise TargetError(_refusal(name, f" It leads to {real or short_repr(found)}."))
     return cast(Callable[..., Any], found)
 
 

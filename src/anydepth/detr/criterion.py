@@ -43,7 +43,7 @@ class GroundTruth:
         """Join the targets of a batch; under torch.distributed the processes exchange their box counts."""
         boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
         # A tensor throughout: reading the number back would make the host wait for the device.
-        num_boxes = distributed.normaliser(torch.tensor(float(len(boxes)), device=boxes.device))
+        num_boxes = distributed.loss_normalizer(torch.tensor(float(len(boxes)), device=boxes.device))
         counts = tuple(len(target) for target in targets)
         return cls(boxes, torch.cat([target.labels for target in targets]), counts, num_boxes)
 

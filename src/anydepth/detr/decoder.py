@@ -18,7 +18,7 @@ from anydepth.layers.conv import ConvNorm
 from anydepth.layers.deformable import DeformableAttention
 from anydepth.layers.mlp import MLP
 from anydepth.layers.norm import batch_norm
-from anydepth.layers.precision import without_autocast
+from anydepth.layers.precision import disable_autocast
 
 CLASS_PRIOR = 0.01
 ANCHOR_SIZE = 0.05
@@ -179,7 +179,7 @@ class RTDETRDecoder(nn.Module):
             )
         anchors, valid = make_anchors(sizes, memory.device)
         tokens = self.enc_output(memory * valid.to(memory.dtype))
-        with without_autocast(memory.device):
+        with disable_autocast(memory.device):
             tokens = tokens.float()
             scores = self.enc_score_head(tokens)
             box_logits = self.enc_bbox_head(tokens) + anchors
@@ -204,7 +204,7 @@ class RTDETRDecoder(nn.Module):
         for index in range(num_layers):
             position = self.query_pos_head(reference)
             queries = self.layers[index](queries, position, reference, memory, sizes, blocked)
-            with without_autocast(queries.device):
+            with disable_autocast(queries.device):
                 hidden = queries.float()
                 delta = self.dec_bbox_head[index](hidden)
                 boxes = (delta + inverse_sigmoid(reference)).sigmoid()

@@ -58,7 +58,7 @@ def make_denoising_queries(
     counts = [len(target) for target in targets]
     if budget == 0 or not targets:
         return None
-    most = distributed.largest(max(counts), targets[0].labels.device)
+    most = distributed.all_max(max(counts), targets[0].labels.device)
     if most == 0:
         return None
     groups = max(1, budget // most)
@@ -86,8 +86,8 @@ def _noised_labels(
     shape = _of_all_processes(labels)
     chance = torch.rand(shape, device=labels.device, generator=generator)
     drawn = torch.randint(0, num_classes, shape, device=labels.device, generator=generator)
-    redrawn = (distributed.own_rows(chance) < 0.5 * label_noise) & (labels != num_classes)
-    return torch.where(redrawn, distributed.own_rows(drawn), labels)
+    redrawn = (distributed.local_rows(chance) < 0.5 * label_noise) & (labels != num_classes)
+    return torch.where(redrawn, distributed.local_rows(drawn), labels)
 
 
 def _noised_boxes(
@@ -98,12 +98,12 @@ def _noised_boxes(
     sign = 2 * torch.randint(0, 2, shape, device=boxes.device, generator=generator) - 1
     amount = torch.rand(shape, device=boxes.device, generator=generator) + negative[:, None]
     half_size = 0.5 * boxes[..., 2:].tile(2)
-    moved = distributed.own_rows(sign) * distributed.own_rows(amount) * half_size * box_noise
+    moved = distributed.local_rows(sign) * distributed.local_rows(amount) * half_size * box_noise
     return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moved).clamp(0, 1))
 
 
 def _of_all_processes(values: Tensor) -> tuple[int, ...]:
-    return (distributed.count() * len(values), *values.shape[1:])
+    return (distributed.world_size() * len(values), *values.shape[1:])
 
 
 def _inverse_sigmoid(values: Tensor) -> Tensor:

@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from anydepth.detector import Objective, PathLosses
+from anydepth.detector import Objective, PassLosses
 from anydepth.detr.criterion import DetrCriterion, GroundTruth
 from anydepth.detr.distillation import AutoSource, ClassLoss, DetrDistillation, Source, Weight
 from anydepth.detr.matcher import Assignment, HungarianMatcher
 from anydepth.detr.output import DetrOutput
+from anydepth.layers.precision import disable_autocast
 from anydepth.structures import DetectorOutput, Targets
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a path was taught with; the ``assignment`` of its :class:`~anydepth.detector.PathLosses`.
+    """What a path was taught with; the ``assignment`` of its :class:`~anydepth.detector.PassLosses`.
 
     Attributes:
         truth: The ground truth of the batch and the number the losses are divided by.
@@ -45,7 +44,7 @@ class DetrObjective(Objective):
         self.criterion = criterion
         self.distillation = distillation
 
-    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PathLosses:
+    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         """Losses of a training-mode output against ground truth, in float32.
 
         Args:
@@ -56,19 +55,19 @@ class DetrObjective(Objective):
             ValueError: The output is of another wing or of eval mode, or the number of images differs.
         """
         output = _as_detr(output)
-        with torch.autocast(output.logits.device.type, enabled=False):
+        with disable_autocast(output.logits.device):
             assignment, fault = self.criterion.match(output, targets)
             truth = GroundTruth.collect(targets)
             terms = self.criterion.terms(output, truth, assignment)
-        return PathLosses(terms, Supervision(truth, assignment), fault)
+        return PassLosses(terms, Supervision(truth, assignment), fault)
 
     def distilled(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Targets],
-        teacher_losses: PathLosses,
-    ) -> PathLosses:
+        teacher_losses: PassLosses,
+    ) -> PassLosses:
         """Losses of a shallower path that learns from a deeper one of the same step, in float32.
 
         Args:
@@ -86,10 +85,10 @@ class DetrObjective(Objective):
         given = teacher_losses.assignment
         if not isinstance(given, Supervision):
             raise ValueError(
-                f"the teacher's assignment is a {type(given).__name__}: give the PathLosses that this "
+                f"the teacher's assignment is a {type(given).__name__}: give the PassLosses that this "
                 "objective's supervised() returned for the teacher's output"
             )
-        with torch.autocast(student.logits.device.type, enabled=False):
+        with disable_autocast(student.logits.device):
             assignment, fault = self.criterion.match(student, targets)
             last_layer = self.distillation.ground_truth_terms(student.logits.shape[-1])
             terms = self.criterion.terms(student, given.truth, assignment, last_layer)
@@ -97,7 +96,7 @@ class DetrObjective(Objective):
                 student, teacher, assignment, given.assignment, given.truth
             )
             terms |= self.distillation.features(student, teacher)
-        return PathLosses(terms, Supervision(given.truth, assignment), fault)
+        return PassLosses(terms, Supervision(given.truth, assignment), fault)
 
 
 def build_objective(

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+def disable_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A block in which autocast is off; inputs still have to be cast to float32 by the caller.
 
     Devices without autocast (``meta``, when operations are only counted) are left alone.

@@ -16,7 +16,7 @@ class HostSyncBatchNorm(nn.BatchNorm2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise [B, C, H, W] by the statistics of all processes, in eval mode by the running ones."""
-        if not self.training or distributed.count() == 1:
+        if not self.training or distributed.world_size() == 1:
             normalised: Tensor = super().forward(features)
             return normalised
         centred, mean, variance, count = _statistics(features)
@@ -53,7 +53,7 @@ def _summed(values: Tensor) -> Tensor:
     return total
 
 
-def synchronise_norms(module: nn.Module) -> nn.Module:
+def synchronize_norms(module: nn.Module) -> nn.Module:
     """Replace every batch norm by one over all processes, with its parameters and statistics.
 
     Frozen ones are left alone. On GPUs it is ``nn.SyncBatchNorm``, in host memory :class:`HostSyncBatchNorm`.
@@ -64,12 +64,12 @@ def synchronise_norms(module: nn.Module) -> nn.Module:
     if type(module) is nn.BatchNorm2d:
         return _as(module, HostSyncBatchNorm if module.weight.device.type == "cpu" else nn.SyncBatchNorm)
     for name, child in module.named_children():
-        setattr(module, name, synchronise_norms(child))
+        setattr(module, name, synchronize_norms(child))
     return module
 
 
 def separate_norms(module: nn.Module) -> nn.Module:
-    """Undo :func:`synchronise_norms`."""
+    """Undo :func:`synchronize_norms`."""
     if isinstance(module, HostSyncBatchNorm | nn.SyncBatchNorm):
         return _as(module, nn.BatchNorm2d)
     for name, child in module.named_children():

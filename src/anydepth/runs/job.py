@@ -23,7 +23,7 @@ from rich import get_console
 
 from anydepth.config import resolvers
 from anydepth.config.compose import resolve_config
-from anydepth.config.errors import explain, friendly_errors
+from anydepth.config.errors import explain, readable_errors
 from anydepth.config.resolvers import is_sweep
 from anydepth.distributed import is_first_process
 from anydepth.runs import provenance
@@ -89,14 +89,14 @@ def execute(cfg: DictConfig, train: Train) -> float | None:
         Exception: Outside a sweep, a defect.
     """
     if not is_sweep():
-        with friendly_errors(), _told_how_to_go_on(_folder(cfg)):
+        with readable_errors(), _explained_resume(_folder(cfg)):
             _check_single_job()
-            cfg = with_checkpoint(cfg)
+            cfg = resolve_checkpoint(cfg)
             _make_room(cfg)
             return _recorded(cfg, train)
     try:
-        with _told_how_to_go_on(_folder(cfg)):
-            return _continued(cfg, train)
+        with _explained_resume(_folder(cfg)):
+            return _run_sweep_job(cfg, train)
     except Exception as error:
         _tell(error, _folder(cfg))
         if not is_first_process():
@@ -105,7 +105,7 @@ def execute(cfg: DictConfig, train: Train) -> float | None:
         return math.nan
 
 
-def with_checkpoint(cfg: DictConfig) -> DictConfig:
+def resolve_checkpoint(cfg: DictConfig) -> DictConfig:
     """The settings with the file that ``ckpt_path`` stands for, where it is ``auto`` or a folder.
 
     The console tells which file that is, and which newer ones are damaged.
@@ -126,7 +126,7 @@ def with_checkpoint(cfg: DictConfig) -> DictConfig:
         return cfg
     folder = _folder(cfg) if given == AUTO else Path(str(given))
     found = newest_checkpoint(folder)
-    _tell_ignored(found)
+    _print_ignored(found)
     if found.path is not None:
         _say(f"goes on   from {found.path}, after step {found.step}")
     elif found.passed_over:
@@ -138,7 +138,7 @@ def with_checkpoint(cfg: DictConfig) -> DictConfig:
         raise FileNotFoundError(f"ckpt_path={given}: no checkpoint in this folder; give the one of a run")
     else:
         _say(f"begins    as there is no checkpoint in {folder}")
-    return _going_on_from(cfg, found.path)
+    return _set_checkpoint(cfg, found.path)
 
 
 def check_output(folder: str | Path) -> None:
@@ -161,7 +161,7 @@ def check_output(folder: str | Path) -> None:
         )
 
 
-def started_again(strategy: str) -> str:
+def explain_restarted_sweep(strategy: str) -> str:
     """Why the jobs of a sweep cannot have several processes of this strategy, and what can be done."""
     return (
         f"a sweep (--multirun) with trainer.strategy={strategy} would start the whole sweep again in every "
@@ -195,7 +195,7 @@ def run_folders(sweep: Path) -> list[Path]:
 # -- one job ---------------------------------------------------------------------------------------------
 
 
-def _continued(cfg: DictConfig, train: Train) -> float | None:
+def _run_sweep_job(cfg: DictConfig, train: Train) -> float | None:
     """A job of a sweep: recognised, gone on with, or begun."""
     folder = _folder(cfg)
     if sweep := resolvers.sweep_id(cfg):
@@ -216,9 +216,9 @@ def _continued(cfg: DictConfig, train: Train) -> float | None:
     if checkpoint is None:
         _forget(folder, *_LEFT_BY_A_RUN)
         _say(f"begins    {folder.name}")
-        cfg = _going_on_from(cfg, None) if cfg.get("ckpt_path") == AUTO else cfg
+        cfg = _set_checkpoint(cfg, None) if cfg.get("ckpt_path") == AUTO else cfg
     else:
-        cfg = _going_on_from(cfg, checkpoint)
+        cfg = _set_checkpoint(cfg, checkpoint)
         _say(f"goes on   {folder.name}: from its last checkpoint")
     _forget(folder, FAILURE, REFUSAL, *_PARTIAL)
     return _recorded(cfg, train)
@@ -269,7 +269,7 @@ def _recorded(cfg: DictConfig, train: Train) -> float | None:
 
 
 @contextmanager
-def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+def _explained_resume(folder: Path) -> Iterator[None]:
     """Within the block, the end by SIGTERM is told in one line: what is saved, and how to go on."""
     try:
         yield
@@ -320,17 +320,17 @@ def _checkpoint(folder: Path, fingerprint: str) -> Path | None:
     if (provenance.read(folder) or {}).get("config_hash") != fingerprint:
         return None
     found = newest_checkpoint(folder)
-    _tell_ignored(found)
+    _print_ignored(found)
     return found.path
 
 
-def _going_on_from(cfg: DictConfig, checkpoint: Path | None) -> DictConfig:
+def _set_checkpoint(cfg: DictConfig, checkpoint: Path | None) -> DictConfig:
     cfg = cfg.copy()
     cfg.ckpt_path = None if checkpoint is None else str(checkpoint)
     return cfg
 
 
-def _tell_ignored(found: Newest) -> None:
+def _print_ignored(found: Newest) -> None:
     for reason in found.passed_over:
         _say(f"ignored   {reason}")
 

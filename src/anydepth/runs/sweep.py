@@ -23,9 +23,9 @@ from anydepth.runs.job import (
     RESULT,
     VISIT,
     best_score,
+    explain_restarted_sweep,
     read_record,
     run_folders,
-    started_again,
 )
 
 State = Literal["finished", "skipped", "failed", "refused", "interrupted"]
@@ -90,7 +90,7 @@ class SweepSummary(Callback):
             # Hydra would make a warning of the error itself.
             sys.stderr.write(f"\nError: {error}\n")
             raise SystemExit(1) from error
-        resolvers.remember_sweep(config)
+        resolvers.record_sweep(config)
         self._sweep = resolvers.sweep_id(config)
         self._start = datetime.now(UTC).replace(microsecond=0)
         get_console().print(f"sweep     {config.hydra.sweep.dir}", highlight=False, soft_wrap=True)
@@ -162,7 +162,7 @@ def check_processes(config: DictConfig) -> None:
     count = len(devices) if OmegaConf.is_list(devices) else devices
     several = (isinstance(count, int) and count > 1) or config.trainer.num_nodes > 1
     if several and not any(way in strategy for way in ("spawn", "fork", "notebook")):
-        raise SweepError(started_again(strategy))
+        raise SweepError(explain_restarted_sweep(strategy))
 
 
 def read_job(folder: Path, start: datetime, sweep: str | None = None) -> Job:

@@ -8,7 +8,7 @@ from anydepth.depth import DepthConfig, DepthSpace
 
 
 @dataclass(frozen=True)
-class PlannedPath:
+class PlannedPass:
     """One pass of a step through the detector.
 
     Attributes:
@@ -80,7 +80,7 @@ class DepthSchedule:
         teaching = f"distilled from {names[0]}" if self.distill else "from ground truth"
         return f"{names[0]} from ground truth, {' and '.join(names[1:])} {teaching}"
 
-    def sample(self, space: DepthSpace, seed: int, step: int) -> tuple[PlannedPath, ...]:
+    def sample(self, space: DepthSpace, seed: int, step: int) -> tuple[PlannedPass, ...]:
         """The paths of one step.
 
         Args:
@@ -103,7 +103,7 @@ class DepthSchedule:
         names = [*self.depths, *(f"random{number}" for number in range(1, len(drawn) + 1))]
         weights = [*self.weights[: len(fixed)], *([self.weights[-1]] * len(drawn))]
         return tuple(
-            PlannedPath(name, config, 0 if index and self.distill else None, weight)
+            PlannedPass(name, config, 0 if index and self.distill else None, weight)
             for index, (name, config, weight) in enumerate(zip(names, [*fixed, *drawn], weights, strict=True))
         )
 

@@ -11,16 +11,16 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from anydepth.detector import Detector, Objective, PathLosses
+from anydepth.detector import Detector, Objective, PassLosses
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.images import to_unit_range
-from anydepth.layers.precision import without_autocast
+from anydepth.layers.precision import disable_autocast
 from anydepth.structures import Batch, DetectorOutput, Targets
-from anydepth.training.depth_schedule import PlannedPath
+from anydepth.training.depth_schedule import PlannedPass
 from anydepth.training.non_finite.diagnosis import SeenBatch
 from anydepth.training.non_finite.watch import StepWatch
-from anydepth.training.optim import Recipe
-from anydepth.training.passes import PathGraph, SharedStem
+from anydepth.training.passes import PassGraph, SharedStem
+from anydepth.training.recipes import Recipe
 from anydepth.training.step_context import ResizeMode, StepPlace
 
 Backward = Literal["joint", "separate"]
@@ -39,7 +39,7 @@ class DetectionModule(pl.LightningModule):
 
     Random numbers of a step (denoising, stochastic depth) are a function of the seed, the epoch and the
     batch, so that a resumed run draws the same, and alike in all processes, each of which takes the rows of
-    its own images (:func:`anydepth.distributed.own_rows`).
+    its own images (:func:`anydepth.distributed.local_rows`).
 
     Args:
         detector: What is trained; checkpoints hold it under ``detector.``.
@@ -101,8 +101,8 @@ class DetectionModule(pl.LightningModule):
         self.score = score
         self.resize_mode = resize_mode
         self.antialias = antialias
-        self.plan: tuple[PlannedPath, ...] = ()
-        self.observe_path: Callable[[PathGraph], None] | None = None
+        self.plan: tuple[PlannedPass, ...] = ()
+        self.observe_path: Callable[[PassGraph], None] | None = None
         self.time_progress = 0.0
         self.compile_forward = compile_forward
         self.separate_backward = backward == "separate"
@@ -133,8 +133,8 @@ class DetectionModule(pl.LightningModule):
         place = StepPlace(
             seed=self.seed, epoch=self.current_epoch, batch_idx=batch_idx, step=self.global_step
         )
-        graphs: list[PathGraph] = []
-        for graph in self._run_paths(batch, place):
+        graphs: list[PassGraph] = []
+        for graph in self._run_passes(batch, place):
             graphs.append(graph)
             if self.separate_backward:
                 self._show([graph])
@@ -152,16 +152,16 @@ class DetectionModule(pl.LightningModule):
             * torch.stack([graph.path.weight * graph.total for graph in returned]).sum()
         )
 
-    def replay(self, batch: Batch, place: StepPlace) -> Iterator[PathGraph]:
+    def replay(self, batch: Batch, place: StepPlace) -> Iterator[PassGraph]:
         """Run the paths of :attr:`plan` on a batch again; each graph may be given up before the next one.
 
         Args:
             batch: On the device of the detector.
             place: Where in the run the batch was trained on.
         """
-        return self._run_paths(batch, place, again=True)
+        return self._run_passes(batch, place, again=True)
 
-    def _run_paths(self, batch: Batch, place: StepPlace, *, again: bool = False) -> Iterator[PathGraph]:
+    def _run_passes(self, batch: Batch, place: StepPlace, *, again: bool = False) -> Iterator[PassGraph]:
         """Run one path after the other; each may go backward before the next one is asked for."""
         place.seed_generators()
         images = place.resize(
@@ -175,20 +175,20 @@ class DetectionModule(pl.LightningModule):
         stem_of, forward = (detector.stem_features, detector) if again else (self._stem, self._forward)
         stem = SharedStem(stem_of(images))
         outputs: list[DetectorOutput] = []
-        losses: list[PathLosses] = []
+        losses: list[PassLosses] = []
         for number, path in enumerate(self.plan):
             last = number + 1 == len(self.plan)
-            features = stem.for_path(last=last) if again or self.separate_backward else stem.features
+            features = stem.for_pass(last=last) if again or self.separate_backward else stem.features
             outputs.append(forward(images, path.depth, batch.targets, features))
-            losses.append(self._path_losses(path, outputs, losses, batch.targets))
-            yield PathGraph(number, path, losses[-1], losses[-1].total, stem)
+            losses.append(self._pass_losses(path, outputs, losses, batch.targets))
+            yield PassGraph(number, path, losses[-1], losses[-1].total, stem)
 
-    def _show(self, graphs: Sequence[PathGraph]) -> None:
+    def _show(self, graphs: Sequence[PassGraph]) -> None:
         if self.observe_path is not None:
             for graph in graphs:
                 self.observe_path(graph)
 
-    def _backward_now(self, graph: PathGraph, *, first_batch: bool) -> None:
+    def _backward_now(self, graph: PassGraph, *, first_batch: bool) -> None:
         """The backward pass of a path that others follow, as Lightning does that of the returned loss.
 
         It is local: in distributed training, gradients are exchanged in the pass of the last path.
@@ -200,18 +200,18 @@ class DetectionModule(pl.LightningModule):
         loss = self.recipe.loss_scale * graph.path.weight * graph.total / self.trainer.accumulate_grad_batches
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
-        with without_autocast(self.device):
+        with disable_autocast(self.device):
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _path_losses(
+    def _pass_losses(
         self,
-        path: PlannedPath,
+        path: PlannedPass,
         outputs: list[DetectorOutput],
-        losses: list[PathLosses],
+        losses: list[PassLosses],
         targets: Sequence[Targets],
-    ) -> PathLosses:
+    ) -> PassLosses:
         """Losses of the newest output; those of earlier paths serve as its teacher's."""
-        with without_autocast(self.device):
+        with disable_autocast(self.device):
             if path.teacher is None:
                 return self.objective.supervised(outputs[-1], targets)
             teacher = path.teacher
@@ -231,7 +231,7 @@ class DetectionModule(pl.LightningModule):
         stem = self.detector.stem_features(images)
         for depth in self.val_depths:
             output = self.detector(images, depth, stem=stem)
-            with without_autocast(self.device):
+            with disable_autocast(self.device):
                 detections = self.detector.postprocess(output, batch.original_sizes)
             self.evaluator.add(str(depth), batch.image_ids, detections)
 
@@ -317,7 +317,7 @@ class DetectionModule(pl.LightningModule):
             counts["train/loss_scale"] = float(self._scaler.get_scale())
         return counts
 
-    def _replay_seen(self, seen: SeenBatch) -> Iterator[PathGraph]:
+    def _replay_seen(self, seen: SeenBatch) -> Iterator[PassGraph]:
         plugin = self.trainer.precision_plugin
         with plugin.train_step_context() if plugin is not None else nullcontext():
             yield from self.replay(seen.batch, seen.place)
@@ -342,7 +342,7 @@ class DetectionModule(pl.LightningModule):
 
     # -- logging -----------------------------------------------------------------------------------------
 
-    def _log_losses(self, graphs: Sequence[PathGraph], batch_size: int) -> None:
+    def _log_losses(self, graphs: Sequence[PassGraph], batch_size: int) -> None:
         values: dict[str, Tensor] = {}
         for graph in graphs:
             # The console shows the sums of every step. Collecting each term costs Lightning a fraction of a

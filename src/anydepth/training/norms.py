@@ -7,7 +7,7 @@ from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from anydepth.layers.sync_norm import separate_norms, synchronise_norms
+from anydepth.layers.sync_norm import separate_norms, synchronize_norms
 
 
 class NormSynchronisation(LayerSync):
@@ -18,7 +18,7 @@ class NormSynchronisation(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Join the norms, before training starts."""
-        return synchronise_norms(model)
+        return synchronize_norms(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Make them those of one process again."""

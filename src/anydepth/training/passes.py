@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anydepth.detector import PathLosses
-from anydepth.training.depth_schedule import PlannedPath
+from anydepth.detector import PassLosses
+from anydepth.training.depth_schedule import PlannedPass
 
 
 class SharedStem:
@@ -28,7 +28,7 @@ class SharedStem:
         self._copy = features.detach().requires_grad_(features.requires_grad)
         self._alone = False
 
-    def for_path(self, *, last: bool) -> Tensor:
+    def for_pass(self, *, last: bool) -> Tensor:
         """What a path is given; every path but the last must have gone backward before the last one does."""
         if not self.features.requires_grad:
             return self.features
@@ -70,7 +70,7 @@ class SharedStem:
 
 
 @dataclass(frozen=True)
-class PathGraph:
+class PassGraph:
     """One path of the running step, whose loss still has its graph.
 
     Attributes:
@@ -82,8 +82,8 @@ class PathGraph:
     """
 
     number: int
-    path: PlannedPath
-    losses: PathLosses
+    path: PlannedPass
+    losses: PassLosses
     total: Tensor
     stem: SharedStem
 

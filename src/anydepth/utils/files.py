@@ -8,11 +8,17 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error.
 
     The temporary name keeps the suffix, by which image and video libraries choose their format. Missing
     folders are created. After an error nothing is left, and a former file at ``path`` stays as it was.
+    Several processes may write the same file at once: one of them wins, whole.
+
+    Args:
+        path: The file to write.
+        durable: Wait until the content is on the disk before it takes its place, so that not even a power
+            cut leaves an empty file.
 
     Example:
         >>> import tempfile
@@ -27,28 +33,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
+        if durable:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, complete or not at all."""
-    with atomic_path(path) as partial:
+def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:
+    """Write a text file in UTF-8, complete or not at all; see :func:`atomic_path`."""
+    with atomic_path(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file, complete and on disk or not at all; several processes may do so at once."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,16 +1,14 @@
-"""Values of files that others wrote, in few words: a message must not cost more than the file."""
+"""Values and lists shortened for messages, at a bounded cost even where a file is hostile."""
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection
+from itertools import islice
 from typing import Final
 
 MOST_CHARACTERS: Final = 80
 
-# How many items of a list a message shows.
-_SHOWN = 5
 
-
-class _Brief(reprlib.Repr):
+class _ShortRepr(reprlib.Repr):
     """Looks at no more than a few members of a few levels, as parts may hold each other many times over."""
 
     def __init__(self) -> None:
@@ -24,20 +22,29 @@ class _Brief(reprlib.Repr):
         return str(x) if x.bit_length() < 256 else f"a number of {x.bit_length()} bits"
 
 
-_BRIEF = _Brief()
+_SHORT_REPR = _ShortRepr()
 
 
-def brief(value: object) -> str:
+def short_repr(value: object) -> str:
     """``repr`` of a value in at most 80 characters, however large it is and however deep it nests.
 
     Example:
-        >>> brief([1, "a"]), len(brief(["x" * 1000] * 1000)), brief(2**4_000_000)
+        >>> short_repr([1, "a"]), len(short_repr(["x" * 1000] * 1000)), short_repr(2**4_000_000)
         ("[1, 'a']", 80, 'a number of 4000001 bits')
     """
-    return _BRIEF.repr(value)[:MOST_CHARACTERS]
+    return _SHORT_REPR.repr(value)[:MOST_CHARACTERS]
 
 
-def few(items: Sequence[object]) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(str(item) for item in items[:_SHOWN]) + more
+def join_few(items: Collection[object], limit: int = 5) -> str:
+    """The first few of a list, separated by commas, and how many more there are.
+
+    Args:
+        items: What to name.
+        limit: How many of them are named.
+
+    Example:
+        >>> join_few(["a", "b", "c"], limit=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(str(item) for item in islice(items, limit)) + more

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import short_repr
 from anydepth.weights.pickles import ForeignPickleError, UnsafePickleError, load_foreign
 
 # Where checkpoints keep their weights, best first: averaged weights are what their authors evaluated.
@@ -101,7 +101,9 @@ def refuse_archive(path: Path) -> None:
         records = archive.infolist()
     packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
     if packed:
-        raise UnsafeArchiveError(f"its record {brief(packed[0])} is compressed, which torch.save never does")
+        raise UnsafeArchiveError(
+            f"its record {short_repr(packed[0])} is compressed, which torch.save never does"
+        )
     unfolded = sum(record.file_size for record in records)
     if unfolded > path.stat().st_size:
         raise UnsafeArchiveError(
@@ -208,7 +210,7 @@ def _unwrap(contents: Mapping[str, object], origin: str) -> StateDict:
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
             return _state_dict(inner, f"{origin} ({'.'.join(names)})")
     if not any(isinstance(value, Tensor) for value in contents.values()):
-        keys = ", ".join(brief(key) for key in list(contents)[:5]) or "none"
+        keys = ", ".join(short_repr(key) for key in list(contents)[:5]) or "none"
         raise WeightsError(
             f"{origin}: holds no state dict; its entries are {keys}, searched were "
             f"{', '.join('.'.join(names) for names in _CONTAINERS)} and the top level"
@@ -226,7 +228,7 @@ def _state_dict(contents: Mapping[str, object], origin: str) -> StateDict:
 
 
 def _not_plain(origin: str, key: str, problem: str) -> str:
-    return f"{origin}: its tensor {brief(key)} {problem}; save plain weights there"
+    return f"{origin}: its tensor {short_repr(key)} {problem}; save plain weights there"
 
 
 def _problem_of(key: str, tensor: Tensor) -> str | None:
@@ -246,7 +248,7 @@ def _problem_of(key: str, tensor: Tensor) -> str | None:
 def _strip_wrappers(contents: Mapping[str, object]) -> dict[str, Tensor]:
     """Only the tensors; where a wrapper's prefix is in use, only those behind it."""
     tensors = {
-        key if isinstance(key, str) else brief(key): value
+        key if isinstance(key, str) else short_repr(key): value
         for key, value in contents.items()
         if isinstance(value, Tensor)
     }

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import join_few, short_repr
 from anydepth.weights.files import StateDict, WeightsError
 
 _SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>[0-9]{1,6})\.(?P<rest>.+)")
@@ -83,7 +83,7 @@ def recognise(state: StateDict, names: Iterable[str], layouts: Sequence[Layout])
         if prefix is not None:
             return layout, prefix
     raise WeightsError(
-        f"{state.origin}: unknown layout, its keys begin with {first_of(list(state.tensors))}; known are "
+        f"{state.origin}: unknown layout, its keys begin with {join_few(state.tensors, 3)}; known are "
         f"{', '.join(layout.name for layout in layouts)}"
     )
 
@@ -198,8 +198,8 @@ class Classes:
             return f"classes are taken by their names: {len(self.pairs)} of {len(self.own)} are in the file"
         if len(self.own) != len(self.file):
             return ""
-        names = ", ".join(map(brief, self.file[:3]))
-        return f"the file has other classes ({names}{', ...' * (len(self.file) > 3)}), taken in their order"
+        names = join_few([short_repr(name) for name in self.file], 3)
+        return f"the file has other classes ({names}), taken in their order"
 
 
 def _are_numbers(names: tuple[str, ...]) -> bool:
@@ -279,7 +279,7 @@ class Plan:
         return torch.cat(parts) if joined else None
 
     @torch.no_grad()
-    def carry_out(self) -> None:
+    def apply(self) -> None:
         """Copy the values into the detector, in its own precision."""
         for key, value in self.values.items():
             self.own[key].copy_(value)
@@ -306,9 +306,3 @@ def check_shapes(plan: Plan, origin: str, sizes: str) -> None:
         f"{origin}: {len(plan.misfits)} tensors are of another shape: {shown}. Nothing was loaded; build the "
         f"detector with the sizes of the file ({sizes}, ...)"
     )
-
-
-def first_of(keys: Collection[str]) -> str:
-    """The first names of a list, for messages."""
-    shown = list(keys)[:3]
-    return ", ".join(shown) + (", ..." if len(keys) > len(shown) else "")

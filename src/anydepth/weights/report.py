@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from anydepth.weights.plan import Plan, first_of
+from anydepth.utils.messages import join_few
+from anydepth.weights.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,5 @@ class LoadReport:
             ("left over in the file", self.unused),
         ):
             if keys:
-                lines.append(f"  {what}: {len(keys)} ({first_of(keys)})")
+                lines.append(f"  {what}: {len(keys)} ({join_few(keys, 3)})")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

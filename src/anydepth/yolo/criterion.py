@@ -22,9 +22,10 @@ class YoloCriterion:
     """Box (1 - CIoU), class (binary cross entropy) and distribution focal losses of one path.
 
     Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its gain; 0
-    leaves its term out. The batch is that of all processes (:func:`anydepth.distributed.normaliser`). The
-    published factor, the number of images per step, belongs to the learning rate that was chosen for it: see
-    :class:`~anydepth.training.optim.SGDRecipe`.
+    leaves its term out. The batch is that of all processes, see
+    :func:`anydepth.distributed.loss_normalizer`.
+    The published factor, the number of images per step, belongs to the learning rate that was chosen for it: see
+    :class:`~anydepth.training.recipes.SGDRecipe`.
 
     Every anchor is computed and the background weighted with 0: to select the foreground would make the host
     wait for the device.
@@ -91,7 +92,7 @@ class YoloCriterion:
             distances = side_distances(wanted, predictions.centres / predictions.strides[:, None])
             loss = distribution_focal_loss(predictions.box_logits, distances)
             terms["dfl"] = self.dfl_gain * (weights * loss).sum()
-        total = distributed.normaliser(weights.sum())
+        total = distributed.loss_normalizer(weights.sum())
         return {name: term / total for name, term in terms.items()}
 
 

@@ -203,4 +203,4 @@ def _pooled(level: Tensor) -> Tensor:
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    return (losses * weights).sum() / distributed.normaliser(weights.sum())
+    return (losses * weights).sum() / distributed.loss_normalizer(weights.sum())

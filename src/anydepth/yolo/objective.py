@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from anydepth.detector import Objective, PathLosses
-from anydepth.layers.precision import without_autocast
+from anydepth.detector import Objective, PassLosses
+from anydepth.layers.precision import disable_autocast
 from anydepth.structures import DetectorOutput, Targets
 from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
 from anydepth.yolo.criterion import YoloCriterion
@@ -18,7 +18,7 @@ from anydepth.yolo.output import YoloOutput
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a path was taught with; the ``assignment`` of its :class:`~anydepth.detector.PathLosses`.
+    """What a path was taught with; the ``assignment`` of its :class:`~anydepth.detector.PassLosses`.
 
     Attributes:
         truth: The ground truth of the batch.
@@ -62,7 +62,7 @@ class YoloObjective(Objective):
         self.distillation = distillation
         self.alpha = alpha
 
-    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PathLosses:
+    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         """Losses of an output against ground truth, in float32.
 
         Args:
@@ -73,21 +73,21 @@ class YoloObjective(Objective):
             ValueError: The output is of another wing, or the number of images differs.
         """
         output = _as_yolo(output)
-        with without_autocast(output.maps[0].device):
+        with disable_autocast(output.maps[0].device):
             truth = GroundTruth.collect(targets, image_size(output.maps))
             predictions = Predictions.decode(output.maps)
             assignment = self.criterion.assign(predictions, truth)
             terms = self.criterion.terms(predictions, truth, assignment)
             fault = find_non_finite(predictions, truth)
-        return PathLosses(terms, Supervision(truth, assignment), fault)
+        return PassLosses(terms, Supervision(truth, assignment), fault)
 
     def distilled(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Targets],
-        teacher_losses: PathLosses,
-    ) -> PathLosses:
+        teacher_losses: PassLosses,
+    ) -> PassLosses:
         """Losses of a shallower path that learns from a deeper one of the same step, in float32.
 
         Args:
@@ -105,11 +105,11 @@ class YoloObjective(Objective):
         given = teacher_losses.assignment
         if not isinstance(given, Supervision):
             raise ValueError(
-                f"the teacher's assignment is a {type(given).__name__}: give the PathLosses that this "
+                f"the teacher's assignment is a {type(given).__name__}: give the PassLosses that this "
                 "objective's supervised() returned for the teacher's output"
             )
         terms: dict[str, Tensor] = {}
-        with without_autocast(student.maps[0].device):
+        with disable_autocast(student.maps[0].device):
             predictions = Predictions.decode(student.maps)
             assignment = self.criterion.assign(predictions, given.truth)
             if self.alpha > 0:
@@ -121,7 +121,7 @@ class YoloObjective(Objective):
                 found |= self.distillation.features(student, teacher)
                 terms |= {name: (1 - self.alpha) * term for name, term in found.items()}
             fault = find_non_finite(predictions, given.truth)
-        return PathLosses(terms, Supervision(given.truth, assignment), fault)
+        return PassLosses(terms, Supervision(given.truth, assignment), fault)
 
 
 def build_objective(

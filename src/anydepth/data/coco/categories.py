@@ -12,7 +12,7 @@ import numpy as np
 
 from anydepth.data.coco.json_rows import JsonRow, json_table, read_json, refuse_duplicates
 from anydepth.data.errors import DataError
-from anydepth.utils.messages import few
+from anydepth.utils.messages import join_few
 
 _FIRST_PART = 2**20
 
@@ -59,7 +59,7 @@ class Categories:
         if wrong:
             raise DataError(
                 f"{self.source}: the training split {reference.source} does not have the categories "
-                f"{few(wrong)}. Its categories rule all splits: add them there, or take them out here"
+                f"{join_few(wrong)}. Its categories rule all splits: add them there, or take them out here"
             )
         return reference
 

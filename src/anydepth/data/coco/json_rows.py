@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anydepth.data.errors import DataError
 from anydepth.data.outlines import rings_of
-from anydepth.utils.messages import brief, few
+from anydepth.utils.messages import join_few, short_repr
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
@@ -52,7 +52,7 @@ class JsonRow:
 
     def error(self, message: str) -> DataError:
         """An error that names the file and this entry."""
-        name = f"id {brief(self.entry['id'])}" if "id" in self.entry else f"number {self.position}"
+        name = f"id {short_repr(self.entry['id'])}" if "id" in self.entry else f"number {self.position}"
         return DataError(f"{self.path}: {self.kind} {name}: {message}")
 
     def integer(self, key: str, low: int = -(2**63), high: int = 2**63 - 1) -> int:
@@ -129,7 +129,7 @@ class JsonRow:
         return known[value]
 
     def _shown(self, key: str) -> str:
-        return brief(self.entry[key]) if key in self.entry else "missing"
+        return short_repr(self.entry[key]) if key in self.entry else "missing"
 
 
 def read_text(path: Path) -> str:
@@ -213,7 +213,8 @@ def refuse_duplicates(ids: NDArray[np.int64], kind: str, path: Path) -> None:
     twice = values[counts > 1].tolist()
     if twice:
         raise DataError(
-            f"{path}: {kind} ids must be unique, but these occur more than once: {few(twice)}; renumber them"
+            f"{path}: {kind} ids must be unique, but these occur more than once: {join_few(twice)}; "
+            "renumber them"
         )
 
 

@@ -22,7 +22,7 @@ from anydepth.data.coco.tolerant import tolerant_tables
 from anydepth.data.coco.typed import UnusualJsonError, typed_tables
 from anydepth.data.errors import DataError
 from anydepth.data.outlines import Outlines, Rings, pack_outlines
-from anydepth.utils.messages import few
+from anydepth.utils.messages import join_few
 
 # Labels take two bytes each.
 MOST_CATEGORIES = 2**15 - 1
@@ -134,5 +134,6 @@ def _outlines(
 def _complaint(malformed: list[int]) -> str:
     return (
         f"{len(malformed)} outlines were left out, because their 'segmentation' is no list of polygons "
-        f"[x, y, x, y, ...] with at least 3 points; the boxes are used (annotation ids: {few(malformed)})"
+        f"[x, y, x, y, ...] with at least 3 points; the boxes are used (annotation ids: "
+        f"{join_few(malformed)})"
     )

@@ -13,7 +13,7 @@ from anydepth.data.coco.categories import Categories
 from anydepth.data.coco.json_rows import exists, is_file
 from anydepth.data.errors import DataError
 from anydepth.data.outlines import Rings
-from anydepth.utils.messages import few
+from anydepth.utils.messages import join_few
 
 MAX_SIDE = 2**31 - 1
 """Of an image, in pixels."""
@@ -179,7 +179,7 @@ def refuse_missing_files(
     ]
     if missing:
         raise DataError(
-            f"{root}: {len(missing)} of {len(names)} images of {json_path} are missing: {few(missing)}. "
+            f"{root}: {len(missing)} of {len(names)} images of {json_path} are missing: {join_few(missing)}. "
             "Restore them, or take them out of the json"
         )
 

@@ -20,7 +20,7 @@ from anydepth.data.convert.dataset import (
     split_folders,
 )
 from anydepth.data.errors import DataError
-from anydepth.utils.messages import few
+from anydepth.utils.messages import join_few
 
 
 def read_voc(
@@ -164,7 +164,7 @@ class _Reader:
         ]
         if missing:
             raise DataError(
-                f"{len(missing)} listed names have no image or no xml: {few(missing)}; restore them"
+                f"{len(missing)} listed names have no image or no xml: {join_few(missing)}; restore them"
             )
 
     def _skip_unpaired(self, pictures: Mapping[str, Path], xmls: Mapping[str, Path]) -> None:

@@ -20,7 +20,7 @@ from anydepth.data.convert.dataset import (
     split_folders,
 )
 from anydepth.data.errors import DataError
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import short_repr
 from anydepth.utils.yaml_text import YamlTextError, load_yaml
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
@@ -143,7 +143,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
 
 
 def _as_written(value: object) -> str:
-    return value[:80] if isinstance(value, str) else brief(value)
+    return value[:80] if isinstance(value, str) else short_repr(value)
 
 
 def _checked(names: Mapping[int, str], path: Path) -> Mapping[int, str]:

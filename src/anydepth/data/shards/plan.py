@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from anydepth.data.coco.index import CocoIndex
 from anydepth.data.errors import DataError
 from anydepth.data.shards.manifest import Shard, StoredFile, shard_name
-from anydepth.utils.files import write_atomically
+from anydepth.utils.files import write_text
 
 PROGRESS = "prepared.json"
 _ROW_BYTES = 300
@@ -96,7 +96,7 @@ def write_progress(folder: Path, finished: Mapping[int, Finished]) -> None:
         done.shard.file.name: [done.shard.file.size, done.shard.file.sha256, done.shard.rows, done.source]
         for _, done in sorted(finished.items())
     }
-    write_atomically(folder / PROGRESS, json.dumps(document, indent=0) + "\n")
+    write_text(folder / PROGRESS, json.dumps(document, indent=0) + "\n", durable=True)
 
 
 def _file_status(index: CocoIndex) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ from anydepth.data.shards.remote import Remote, difference, open_remote
 from anydepth.data.shards.store import CachedStore, FolderStore, ShardStore
 from anydepth.data.source import AnnotatedImage
 from anydepth.images import decode_image
-from anydepth.utils.files import write_atomically
+from anydepth.utils.files import write_text
 
 _TRIES = 3
 """Another process may take a shard out of the cache between the moment it is made ready and its reading."""
@@ -191,7 +191,7 @@ def _open_remote(remote: Remote, cache: Path, budget: int) -> Stream:
         manifest = _fetch_manifest(remote, cache)
         folder = cache / manifest.key
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / INDEX, manifest.engine_json())
+        write_text(folder / INDEX, manifest.engine_json(), durable=True)
         annotations = folder / ANNOTATIONS
         with FileLock(folder / f".{ANNOTATIONS}.use"):
             if not annotations.is_file() or StoredFile.of(annotations) != manifest.annotations:

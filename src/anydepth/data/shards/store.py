@@ -186,11 +186,11 @@ class CachedStore:
                 if path.suffix == ".part" and age < _ABANDONED_S:
                     continue
                 if path.suffix != ".part" and age < _BUSY_S:
-                    self._say_too_small()
+                    self._warn_too_small()
                 path.unlink(missing_ok=True)
                 total -= size
 
-    def _say_too_small(self) -> None:
+    def _warn_too_small(self) -> None:
         if not self._warned:
             self._warned = True
             warn(

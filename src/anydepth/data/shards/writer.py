@@ -33,7 +33,7 @@ from anydepth.data.shards.manifest import (
 from anydepth.data.shards.plan import PROGRESS, Finished, Part, plan_parts, read_progress, write_progress
 from anydepth.data.shards.record import Record, pack_record, unpack_record
 from anydepth.data.shards.store import FolderStore
-from anydepth.utils.files import write_atomically
+from anydepth.utils.files import atomic_path, write_text
 
 _START_METHOD = "spawn"
 """Whoever shows a progress bar has threads, which a forked process would find in the middle of something."""
@@ -127,7 +127,7 @@ def _clean(folder: Path, parts: Sequence[Part]) -> None:
             path.unlink()
     for path in folder.glob(".shard-*.bin.*"):
         shutil.rmtree(path)
-    for path in folder.glob(".*.partial"):
+    for path in folder.glob(".*.partial*"):
         path.unlink()
 
 
@@ -265,15 +265,11 @@ def _finish(index: CocoIndex, folder: Path, finished: Mapping[int, Finished]) ->
     store = FolderStore(folder, shards)
     for number in range(len(shards)):
         store.prepare(number)
-    partial = folder / f".{ANNOTATIONS}.partial"
-    try:
+    with atomic_path(folder / ANNOTATIONS) as partial:
         save_packed(index, partial)
         annotations = StoredFile.of(partial, ANNOTATIONS)
-        partial.replace(folder / ANNOTATIONS)
-    finally:
-        partial.unlink(missing_ok=True)
     manifest = Manifest(index.categories, len(index), len(index.labels), annotations, shards)
-    write_atomically(folder / INDEX, manifest.engine_json())
+    write_text(folder / INDEX, manifest.engine_json(), durable=True)
     check_engine_index(folder, manifest)
-    write_atomically(folder / MANIFEST, manifest.to_json())
+    write_text(folder / MANIFEST, manifest.to_json(), durable=True)
     return read_manifest(folder / MANIFEST, str(folder / MANIFEST))

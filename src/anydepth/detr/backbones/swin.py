@@ -97,8 +97,8 @@ class SwinBlock(nn.Module):
         if not (refine and self.training and self.stochastic_depth.p):
             return branch
         # Drawn for the images of all processes, as all random numbers of a step.
-        ones = branch.new_ones(distributed.count() * len(branch), 1, 1, 1)
-        kept: Tensor = branch * distributed.own_rows(self.stochastic_depth(ones))
+        ones = branch.new_ones(distributed.world_size() * len(branch), 1, 1, 1)
+        kept: Tensor = branch * distributed.local_rows(self.stochastic_depth(ones))
         return kept
 
 

@@ -41,7 +41,7 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
     check_architecture(plan, state.origin)
     check_shapes(plan, state.origin, "widths, hidden_dim, decoder_dim, neck_expansion")
     check_frozen_norms(detector, plan, state.origin)
-    plan.carry_out()
+    plan.apply()
     notes = []
     if not any(key.startswith(("neck.", "decoder.")) for key in plan.values):
         notes.append("the file holds a backbone only: neck and decoder are untrained")

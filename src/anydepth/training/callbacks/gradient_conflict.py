@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from anydepth import distributed
 from anydepth.detector import Detector
-from anydepth.layers.precision import without_autocast
+from anydepth.layers.precision import disable_autocast
 from anydepth.training.module import DetectionModule
-from anydepth.training.passes import PathGraph
+from anydepth.training.passes import PassGraph
 
 Gradients = list[Tensor | None]
 
@@ -82,7 +82,7 @@ class GradientConflict(pl.Callback):
         assert isinstance(pl_module, DetectionModule)
         pl_module.observe_path = None
 
-    def _observe(self, trainer: pl.Trainer, module: DetectionModule, graph: PathGraph) -> None:
+    def _observe(self, trainer: pl.Trainer, module: DetectionModule, graph: PassGraph) -> None:
         step = trainer.global_step
         # A single path has nothing to be compared with, and its norm is logged anyway.
         watched = trainer.loggers and len(module.plan) > 1
@@ -93,7 +93,7 @@ class GradientConflict(pl.Callback):
             self._measured = step
         if graph.number == 0:
             self._gradients.clear()
-        self._gradients.append(path_gradients(module.detector, graph, scale=_scale(trainer)))
+        self._gradients.append(pass_gradients(module.detector, graph, scale=_scale(trainer)))
         if last:
             names = [path.name for path in module.plan]
             values = compare_gradients(module.detector, self._gradients, names)
@@ -103,7 +103,7 @@ class GradientConflict(pl.Callback):
                 logger.log_metrics(values, step=step)
 
 
-def path_gradients(detector: Detector, graph: PathGraph, *, scale: float = 1.0) -> Gradients:
+def pass_gradients(detector: Detector, graph: PassGraph, *, scale: float = 1.0) -> Gradients:
     """The gradient of a path's loss by each trained parameter, averaged over the processes.
 
     None stands for parameters that the path does not use. The graph stays usable. In distributed training
@@ -116,10 +116,10 @@ def path_gradients(detector: Detector, graph: PathGraph, *, scale: float = 1.0) 
             again.
     """
     parameters = _trained(detector)
-    with without_autocast(graph.total.device):
+    with disable_autocast(graph.total.device):
         found = graph.gradients(list(parameters.values()), scale)
     # Inside autograd.grad nothing is exchanged: DDP's hooks sit where gradients are accumulated.
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         return _averaged(found, list(parameters.values()), scale)
     return [None if gradient is None else gradient / scale for gradient in found]
 
@@ -133,7 +133,7 @@ def compare_gradients(
 
     Args:
         detector: Whose parameters are shared.
-        gradients: Of each path, as :func:`path_gradients` returns them.
+        gradients: Of each path, as :func:`pass_gradients` returns them.
         names: Of the paths.
     """
     parameters = _trained(detector)
@@ -196,7 +196,7 @@ def _averaged(found: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
             else gradient.clone(memory_format=layout)
         )
         dist.all_reduce(whole)
-        averaged.append(whole / (distributed.count() * scale))
+        averaged.append(whole / (distributed.world_size() * scale))
     return averaged
 
 

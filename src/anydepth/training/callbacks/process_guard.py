@@ -50,10 +50,10 @@ class ProcessGuard(pl.Callback):
         Raises:
             ProcessMismatchError: They differ; raised in every process.
         """
-        if distributed.count() == 1:
+        if distributed.world_size() == 1:
             return
         own = {**self.facts(), PARAMETERS: _checksums(pl_module)}
-        found: list[Mapping[str, Mapping[str, str]]] = [{}] * distributed.count()
+        found: list[Mapping[str, Mapping[str, str]]] = [{}] * distributed.world_size()
         dist.all_gather_object(found, own)
         different = [kind for kind in own if any(other[kind] != found[0][kind] for other in found)]
         if different:

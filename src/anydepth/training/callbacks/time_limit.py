@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from anydepth.training.module import DetectionModule
 
 
-class TrainingBudget(pl.Callback):
+class TimeLimit(pl.Callback):
     """Ends training after a wall time, tells the learning-rate schedule how far it is, validates at the end.
 
     The time includes validations and goes on from a checkpoint: a resumed run ends after the same total. The

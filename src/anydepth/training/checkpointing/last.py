@@ -105,7 +105,7 @@ class LastCheckpoint(Checkpoint):
         """Give up a long validation that the end of the run would wait for."""
         if (
             trainer.state.fn == TrainerFn.FITTING
-            and distributed.count() == 1
+            and distributed.world_size() == 1
             and self._wish(trainer) == _STOP
         ):
             self._save_or_stop(trainer, validation_ahead=True)
@@ -157,7 +157,7 @@ class LastCheckpoint(Checkpoint):
         return _SAVE if received or (timed and trainer.is_global_zero) else _GO_ON
 
     def _agreed(self, trainer: pl.Trainer) -> int:
-        return distributed.largest(self._wish(trainer), trainer.strategy.root_device)
+        return distributed.all_max(self._wish(trainer), trainer.strategy.root_device)
 
     def _save_or_stop(self, trainer: pl.Trainer, *, validation_ahead: bool = False) -> None:
         agreed = self._agreed(trainer)

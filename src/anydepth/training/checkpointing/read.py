@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anydepth.detector import Detector
-from anydepth.utils.messages import brief
+from anydepth.utils.messages import short_repr
 from anydepth.weights.files import refuse_archive
 
 _PREFIX = "detector."
@@ -87,13 +87,13 @@ def check_resumable(path: str | Path, detector: Detector) -> None:
     checkpoint = read_checkpoint(path)
     saved, current = dict(checkpoint["detector"]), {**detector.config, "num_classes": detector.num_classes}
     differing = [
-        f"{key}: {brief(saved.get(key))} there, {brief(current.get(key))} here"
+        f"{key}: {short_repr(saved.get(key))} there, {short_repr(current.get(key))} here"
         for key in sorted(saved.keys() | current.keys())
         if _differ(saved.get(key), current.get(key))
     ]
     names = list(checkpoint.get("class_names", []))
     if names != list(detector.class_names):
-        differing.append(f"classes: {brief(names)} there, {brief(list(detector.class_names))} here")
+        differing.append(f"classes: {short_repr(names)} there, {short_repr(list(detector.class_names))} here")
     if differing:
         raise CheckpointError(
             f"{path}: cannot resume, the detector differs ({'; '.join(differing)}). Resume with the run's "

@@ -93,7 +93,7 @@ class Postponed:
 
 
 @contextmanager
-def passed_on(send: Callable[[int], object]) -> Iterator[None]:
+def forwarded_sigterm(send: Callable[[int], object]) -> Iterator[None]:
     """Within the block, in which others work for this process, SIGTERM that would end it is sent to them.
 
     Args:

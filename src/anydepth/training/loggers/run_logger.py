@@ -66,7 +66,7 @@ class RunLogger(WandbLogger):
     ) -> None:
         if connect_seconds <= 0:
             raise ValueError(f"connect_seconds={connect_seconds}: allowed are values above 0")
-        id = id or _id_to_go_on_with(Path(save_dir), ckpt_path)  # noqa: A001
+        id = id or _resume_id(Path(save_dir), ckpt_path)  # noqa: A001
         super().__init__(project=project, save_dir=save_dir, name=name, id=id)
         self.upload_weights = upload_weights
         self._asked_offline = offline
@@ -127,7 +127,7 @@ class RunLogger(WandbLogger):
             mode, reason = "offline", "the server did not accept the run"
             run = self._init(mode)
         if mode == "offline":
-            _say_offline(run, reason)
+            _print_offline(run, reason)
         if mode != "disabled":
             write_text(Path(self._options["dir"]) / ID_FILE, f"{run.id}\n")
         wandb_media.define_axes(run)
@@ -193,7 +193,7 @@ def failures_end_runs() -> Iterator[None]:
         raise
 
 
-def _id_to_go_on_with(folder: Path, ckpt_path: str | Path | None) -> str | None:
+def _resume_id(folder: Path, ckpt_path: str | Path | None) -> str | None:
     """The id that the run of a folder had when it was interrupted; None where a new one begins."""
     if not ckpt_path or not Path(ckpt_path).resolve().is_relative_to(folder.resolve()):
         return None
@@ -203,7 +203,7 @@ def _id_to_go_on_with(folder: Path, ckpt_path: str | Path | None) -> str | None:
         return None
 
 
-def _say_offline(run: Any, reason: str | None) -> None:
+def _print_offline(run: Any, reason: str | None) -> None:
     because = f" as {reason}" if reason else ""
     get_console().print(
         f"{'wandb':9} offline{because}; upload later with: wandb sync {Path(run.dir).parent}",

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from anydepth.detector import NonFiniteError
-from anydepth.layers.precision import without_autocast
+from anydepth.layers.precision import disable_autocast
 from anydepth.structures import Batch
-from anydepth.training.depth_schedule import PlannedPath
-from anydepth.training.passes import PathGraph
+from anydepth.training.depth_schedule import PlannedPass
+from anydepth.training.passes import PassGraph
 from anydepth.training.step_context import StepPlace
 
 # Parameters that a message names.
@@ -18,10 +18,10 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
-class SeenPath:
+class SeenPass:
     """The losses of a path: what was planned, its detached terms, and what the losses found wrong."""
 
-    path: PlannedPath
+    path: PlannedPass
     terms: Mapping[str, Tensor]
     fault: NonFiniteError | None
 
@@ -44,7 +44,7 @@ class SeenBatch:
 
     batch: Batch
     place: StepPlace
-    paths: tuple[SeenPath, ...]
+    paths: tuple[SeenPass, ...]
 
 
 @dataclass
@@ -75,7 +75,7 @@ def loss_finding(seen: Sequence[SeenBatch]) -> Finding:
 def gradient_finding(
     seen: Sequence[SeenBatch],
     parameters: Mapping[str, nn.Parameter],
-    replay: Callable[[SeenBatch], Iterator[PathGraph]],
+    replay: Callable[[SeenBatch], Iterator[PassGraph]],
 ) -> Finding:
     """The paths whose gradients are not finite, found by running the batches of the step again.
 
@@ -90,7 +90,7 @@ def gradient_finding(
     for position, one in enumerate(seen):
         with torch.enable_grad():
             for graph in replay(one):
-                with without_autocast(graph.total.device):
+                with disable_autocast(graph.total.device):
                     gradients = graph.gradients(list(parameters.values()), keep=False)
                 bad = names_of_non_finite(dict(zip(parameters, gradients, strict=True)))
                 if bad:

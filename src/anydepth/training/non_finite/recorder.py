@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anydepth.depth import DepthSpace
 from anydepth.structures import Batch, Targets
-from anydepth.training.depth_schedule import PlannedPath
+from anydepth.training.depth_schedule import PlannedPass
 from anydepth.training.step_context import StepPlace
 from anydepth.utils.files import atomic_path
 from anydepth.weights.files import refuse_archive
@@ -46,14 +46,14 @@ class RecordedStep:
     processes: int = 1
     run: Mapping[str, Any] = field(default_factory=dict)
 
-    def paths(self, space: DepthSpace) -> tuple[PlannedPath, ...]:
+    def paths(self, space: DepthSpace) -> tuple[PlannedPass, ...]:
         """The plan, for a detector of these depths.
 
         Raises:
             DepthError: A depth that the detector does not have.
         """
         return tuple(
-            PlannedPath(str(path["name"]), space.parse(path["depth"]), path["teacher"], float(path["weight"]))
+            PlannedPass(str(path["name"]), space.parse(path["depth"]), path["teacher"], float(path["weight"]))
             for path in self.plan
         )
 
@@ -220,7 +220,7 @@ def _as_plain(step: RecordedStep) -> dict[str, Any]:
     }
 
 
-def plain_path(path: PlannedPath) -> dict[str, Any]:
+def plain_pass(path: PlannedPass) -> dict[str, Any]:
     """A path of a plan as plain values."""
     return {
         "name": path.name,

@@ -19,14 +19,14 @@ from anydepth.structures import Batch
 from anydepth.training.non_finite.diagnosis import (
     Finding,
     SeenBatch,
-    SeenPath,
+    SeenPass,
     gradient_finding,
     loss_finding,
     sum_finding,
 )
-from anydepth.training.non_finite.recorder import RecordedStep, StepRecorder, plain_path
+from anydepth.training.non_finite.recorder import RecordedStep, StepRecorder, plain_pass
 from anydepth.training.norms import RunningStatistics
-from anydepth.training.passes import PathGraph
+from anydepth.training.passes import PassGraph
 from anydepth.training.step_context import StepPlace
 
 Action = Literal["stop", "skip"]
@@ -35,7 +35,7 @@ SMALLEST_LOSS_SCALE = 1.0
 # Lines of a message about what processes found.
 _SHOWN = 8
 
-Replay = Callable[[SeenBatch], Iterator[PathGraph]]
+Replay = Callable[[SeenBatch], Iterator[PassGraph]]
 
 
 class NonFiniteStepError(ArithmeticError):
@@ -111,13 +111,13 @@ class StepWatch:
         if not self._seen:
             self._statistics.keep()
 
-    def see(self, batch: Batch, place: StepPlace, graphs: Sequence[PathGraph]) -> None:
+    def see(self, batch: Batch, place: StepPlace, graphs: Sequence[PassGraph]) -> None:
         """After the paths of a batch ran; nothing is read from the device."""
         paths = []
         for graph in graphs:
             losses = graph.losses
             terms = {name: value.detach() for name, value in losses.terms.items()}
-            paths.append(SeenPath(graph.path, terms, losses.fault))
+            paths.append(SeenPass(graph.path, terms, losses.fault))
             finite = graph.total.detach().isfinite()
             self._finite.append(finite if losses.fault is None else torch.zeros_like(finite))
         self._seen.append(SeenBatch(batch, place, tuple(paths)))
@@ -191,7 +191,7 @@ class StepWatch:
         losses = (
             torch.stack(self._finite).all().to(finite.device) if self._finite else torch.ones_like(finite)
         )
-        losses_finite, norm_finite = distributed.in_all(torch.stack([losses, finite])).tolist()
+        losses_finite, norm_finite = distributed.all_true(torch.stack([losses, finite])).tolist()
         return losses_finite, norm_finite
 
     def _refuse(
@@ -205,7 +205,9 @@ class StepWatch:
         if scaler is not None:
             self._scaler_before = scaler.state_dict()
         findings = (
-            self._find(detector, replay) if losses_finite else distributed.of_all(loss_finding(self._seen))
+            self._find(detector, replay)
+            if losses_finite
+            else distributed.all_gather_object(loss_finding(self._seen))
         )
         if self._statistics is not None:
             self._statistics.restore()
@@ -215,12 +217,12 @@ class StepWatch:
         self._in_a_row += 1
         if self.recorder is not None:
             message += self.recorder.record(_recorded(self._seen[blamed], message))
-        self._stop_or_say(message)
+        self._stop_or_warn(message)
 
     def _find(self, detector: nn.Module, replay: Replay) -> list[Finding]:
         """What each process finds wrong with the gradients."""
         parameters = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-        findings = distributed.of_all(gradient_finding(self._seen, parameters, replay))
+        findings = distributed.all_gather_object(gradient_finding(self._seen, parameters, replay))
         if not any(found.lines for found in findings):
             findings[0].lines.append(sum_finding(self._seen, parameters))
         return findings
@@ -241,7 +243,7 @@ class StepWatch:
         more = [f"and {len(found) - _SHOWN} more such lines"] if len(found) > _SHOWN else []
         return "\n".join([*lines, *found[:_SHOWN], *more])
 
-    def _stop_or_say(self, message: str) -> None:
+    def _stop_or_warn(self, message: str) -> None:
         policy = self.policy
         if policy.action == "stop":
             raise NonFiniteStepError(
@@ -272,11 +274,11 @@ def _recorded(seen: SeenBatch, message: str) -> RecordedStep:
     return RecordedStep(
         batch=seen.batch,
         place=seen.place,
-        plan=tuple(plain_path(path.path) for path in seen.paths),
+        plan=tuple(plain_pass(path.path) for path in seen.paths),
         terms=terms,
         message=message,
         rank=distributed.rank(),
-        processes=distributed.count(),
+        processes=distributed.world_size(),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from anydepth.utils.messages import join_few
 from anydepth.weights.files import WeightsError
-from anydepth.weights.plan import Kinds, Plan, first_of, plain_names
+from anydepth.weights.plan import Kinds, Plan, plain_names
 from anydepth.yolo.output import BINS
 
 KINDS = Kinds(
@@ -194,6 +195,6 @@ def check_skip_state(plan: Plan, origin: str) -> None:
             f"other norms have two sets: build it with c3k2_split={theirs}"
         )
     raise WeightsError(
-        f"{origin}: it lacks {len(copied)} norms of skipping stages ({first_of(copied)}) and has others: it "
-        "is incomplete; copy it again, or build the detector whose stages it has"
+        f"{origin}: it lacks {len(copied)} norms of skipping stages ({join_few(copied, 3)}) and has others: "
+        "it is incomplete; copy it again, or build the detector whose stages it has"
     )
