@@ -16,6 +16,8 @@ from anydepth.images import Fit, Placement, fit_image, place_image, read_image, 
 from anydepth.layers.macs import count_forward
 from anydepth.layers.mode import eval_mode
 from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.weights.own_layout import load_own_layout
+from anydepth.weights.report import LoadReport
 
 ImageSource = str | Path | NDArray[np.uint8] | Tensor
 # Every detector's coarsest stride: the sides of an image must be multiples of it.
@@ -93,6 +95,22 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def reset_classes(self, class_names: Sequence[str]) -> None:
         """Name the classes; where their number changes, the class heads are initialised anew."""
+
+    def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:
+        """Fill the detector with weights of a file or a state dict.
+
+        A wing overrides this with the layouts it knows; here, keys must be named as the detector names them.
+
+        Args:
+            source: A checkpoint file, or a state dict.
+
+        Returns:
+            What was loaded, kept as initialised and left over; prints as text.
+
+        Raises:
+            WeightsError: The source cannot be read or does not fit; the detector is left as it was.
+        """
+        return load_own_layout(self, self.class_names, source)
 
     def placements(self, original_sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Placement]:
         """Where images of these sizes lay in what the network saw, of ``size`` (height, width) in pixels."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +187,7 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) 
     Raises:
         ValueError: A file or layout that cannot be used; the message says why.
     """
-    wing = type(detector).__module__.split(".")[1]
-    report: LoadReport = import_module(f"anydepth.{wing}.weights").load_weights(detector, source)
-    return report
+    return detector.load_weights(source)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """AnyDepth-DETR: backbone, neck and decoder behind one ``forward(images, depth)``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from anydepth.detr.decoder import DecoderOutput, RTDETRDecoder
 from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.output import DenoisingQueries, DetrOutput
+from anydepth.detr.weights.load import load_weights
 from anydepth.images import Fit, check_fit
 from anydepth.layers.boxes import cxcywh_to_xyxy
 from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.weights.report import LoadReport
 
 # Names of the refinement paths: one flag per backbone stage, one for the whole neck.
 STAGES = ("stage1", "stage2", "stage3", "stage4", "neck")
@@ -164,6 +167,10 @@ class DetrDetector(Detector):
         canvas, offset, limit = boxes.new_tensor(numbers).reshape(-1, 3, 1, 4).unbind(dim=1)
         pixels = (boxes * canvas - offset).clamp(min=0).minimum(limit)
         return [Detections(*one) for one in zip(pixels, scores, labels, strict=True)]
+
+    def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:
+        """See :func:`anydepth.detr.weights.load.load_weights`, which lists the layouts that are known."""
+        return load_weights(self, source)
 
     def reset_classes(self, class_names: Sequence[str]) -> None:
         """Name the classes; where their number changes, the class heads are initialised anew."""

@@ -23,9 +23,8 @@ class YoloCriterion:
 
     Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its gain; 0
     leaves its term out. The batch is that of all processes, see
-    :func:`anydepth.distributed.loss_normalizer`.
-    The published factor, the number of images per step, belongs to the learning rate that was chosen for it: see
-    :class:`~anydepth.training.recipes.SGDRecipe`.
+    :func:`anydepth.distributed.loss_normalizer`. The published factor, the number of images per step, belongs
+    to the learning rate that was chosen for it: see :class:`~anydepth.training.recipes.SGDRecipe`.
 
     Every anchor is computed and the background weighted with 0: to select the foreground would make the host
     wait for the device.

@@ -1,7 +1,8 @@
 """AnyDepth-YOLO: backbone, neck and head behind one ``forward(images, depth)``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, check_images, check_input_size
 from anydepth.images import Fit, check_fit
 from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.weights.report import LoadReport
 from anydepth.yolo.backbone import YoloBackbone
 from anydepth.yolo.decode import Predictions, image_size
 from anydepth.yolo.head import YoloHead
 from anydepth.yolo.neck import YoloNeck
 from anydepth.yolo.output import YoloOutput
+from anydepth.yolo.weights.load import load_weights
 
 # Names of the refinement paths, in the order of the network.
 BACKBONE_STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -175,6 +178,10 @@ class YoloDetector(Detector):
             limit = image_boxes.new_tensor([w, h] * 2)
             found.append(self._suppress(image_boxes * scale - corner, scores, limit))
         return found
+
+    def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:
+        """See :func:`anydepth.yolo.weights.load.load_weights`, which lists the layouts that are known."""
+        return load_weights(self, source)
 
     def reset_classes(self, class_names: Sequence[str]) -> None:
         """Name the classes; where their number changes, the class branches are initialised anew."""
