@@ -38,8 +38,8 @@ KINDS = ("silent", "none", "csv", "wandb")
 # No validation, no checkpoint and no bar within the blocks; the budget would end the run.
 SETTINGS = (
     *("logger=wandb", "logger.wandb.offline=true", "trainer.limit_val_batches=0", "curve.depths=null"),
-    *("callbacks.progress=null", "callbacks.best=null", "callbacks.last=null", "callbacks.budget=null"),
-    *("optim.minutes=null", "optim.epochs=100000"),
+    *("callbacks.progress=null", "callbacks.best=null", "callbacks.last=null", "callbacks.time_limit=null"),
+    *("recipe.minutes=null", "recipe.epochs=100000"),
 )
 
 

@@ -27,7 +27,7 @@ from anydepth.train import assemble
 
 SETTINGS = (
     *("detector=detr_tiny", "detector.input_size=[128,128]", "data.batch_size=2", "data.num_workers=1"),
-    *("optim.minutes=null", "optim.epochs=100000", "optim.validate_every_epochs=5"),
+    *("recipe.minutes=null", "recipe.epochs=100000", "recipe.validate_every_epochs=5"),
     *("curve.depths=null", "callbacks.progress=null", "trainer.accelerator=cpu"),
 )
 QUARTERS = 4

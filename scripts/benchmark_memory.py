@@ -82,7 +82,7 @@ def measure(root: Path, recipe: str, options: argparse.Namespace) -> None:
         f"detector.input_size=[{options.size},{options.size}]",
         "data.batch_size=16",
         f"data.num_workers={options.workers}",
-        "optim.epochs=1000",
+        "recipe.epochs=1000",
         "paths.output_dir=unused",
     ]
     module: CocoDataModule = instantiate(compose("train", settings)["data"])

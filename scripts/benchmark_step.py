@@ -98,12 +98,12 @@ def make_module(setting: Setting) -> DetectionModule:
     if setting.threads:
         torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
-    overrides = [f"detector={setting.detector}", "paths.output_dir=unused", "optim.multi_scale_sizes=[]"]
+    overrides = [f"detector={setting.detector}", "paths.output_dir=unused", "recipe.multi_scale_sizes=[]"]
     config = compose("train", overrides)
     return DetectionModule(
         detector=build(setting.detector, setting.num_classes),
-        objective=instantiate(config["distillation"]),
-        recipe=instantiate(config["optim"]),
+        objective=instantiate(config["losses"]),
+        recipe=instantiate(config["recipe"]),
         evaluator=None,
         seed=0,
     )

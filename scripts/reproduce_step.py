@@ -144,8 +144,8 @@ def _load(detector: Detector, weights: Path) -> None:
 def _module(config: Mapping[str, Any], detector: Detector, step: RecordedStep) -> DetectionModule:
     module = DetectionModule(
         detector=detector,
-        objective=instantiate(config["distillation"]),
-        recipe=instantiate(config["optim"]),
+        objective=instantiate(config["losses"]),
+        recipe=instantiate(config["recipe"]),
         evaluator=None,
         seed=step.place.seed,
         val_depths=["full"],

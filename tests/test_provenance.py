@@ -145,7 +145,7 @@ def test_an_installed_package_has_no_commit(tmp_path: Path, monkeypatch: pytest.
 def test_the_command_gives_the_same_settings_again(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    overrides = ("+extra.name='two words'", "optim.multi_scale_sizes=[64,96]", "seed=3")
+    overrides = ("+extra.name='two words'", "recipe.multi_scale_sizes=[64,96]", "seed=3")
     config = resolve_config(compose_run(tmp_path, *overrides))
     write_provenance(tmp_path, config)
     written = _written(tmp_path)
@@ -187,7 +187,7 @@ def test_the_hash_of_a_result_ignores_where_it_lies_and_nothing_else(
     first = hash_of("a")
     assert first == hash_of("b") == hash_of("a", "logger=none") == hash_of("c", "ckpt_path=x")
     others = [
-        hash_of("a", text) for text in ("seed=1", "optim.lr=0.1", "callbacks.averaging=null", "weights=x")
+        hash_of("a", text) for text in ("seed=1", "recipe.lr=0.1", "callbacks.averaging=null", "weights=x")
     ]
     assert len({first, *others}) == 5
 

@@ -15,32 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from anydepth.config.compose import compose, instantiate, option_names, resolve_config
+from anydepth.report.flat_config import differing_keys, flatten
 from anydepth.runs.identity import result_hash
 from anydepth.train import run
 from config_checks import check_targets, composed
 from small_networks import SMALL_YOLO
 
-WINGS = {"detr": "detr_tiny", "yolo": "yolo_tiny"}
-# The wings that a study is for; the others are for both.
-ONE_WING = {
-    "decoder_depth": "detr",
-    "loss_weights_detr": "detr",
-    "search_detr": "detr",
-    "loss_weights_yolo": "yolo",
-    "search_yolo": "yolo",
-}
-STUDIES = [name for name in option_names("sweep") if not name.startswith("_")]
-CASES = [(study, wing) for study in STUDIES for wing in WINGS if ONE_WING.get(study, wing) == wing]
-EXPERIMENTS = {
-    "ablation": "claims",
-    "ablation_decoder_depth": "decoder_depth",
-    "ablation_loss_weights": "loss_weights_{wing}",
-    "ablation_losses": "losses",
-    "ablation_norms": "norms",
-    "ablation_schedules": "schedules",
-    "search": "search_{wing}",
-    "seeds": "seeds",
-}
+FAMILIES = {"detr": "detr_tiny", "yolo": "yolo_tiny"}
+STUDIES = [name for name in option_names("experiment") if not name.startswith(("_", "anydepth_"))]
+# YOLO has no decoder.
+CASES = [
+    (study, family)
+    for study in STUDIES
+    for family in FAMILIES
+    if (study, family) != ("ablation_decoder_depth", "yolo")
+]
 
 
 def _jobs(params: DictConfig) -> Iterator[list[str]]:
@@ -59,38 +48,30 @@ def _end(override: Override, end: str) -> float:
 
 
 @pytest.mark.parametrize("chosen", ["first and last", pytest.param("every", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("study", "wing"), CASES)
-def test_jobs_of_a_study_compose_to_runs_that_differ(study: str, wing: str, chosen: str) -> None:
-    detector = f"detector={WINGS[wing]}"
-    jobs = list(_jobs(composed(f"sweep={study}", detector).hydra.sweeper.params))
+@pytest.mark.parametrize(("study", "family"), CASES)
+def test_jobs_of_a_study_compose_to_runs_that_differ(study: str, family: str, chosen: str) -> None:
+    detector = f"detector={FAMILIES[family]}"
+    jobs = list(_jobs(composed(f"experiment={study}", detector).hydra.sweeper.params))
     assert len(jobs) > 1
     jobs = jobs if chosen == "every" else [jobs[0], jobs[-1]]
     hashes = set()
     for job in jobs:
-        settings = resolve_config(composed(f"sweep={study}", detector, *job))
+        settings = resolve_config(composed(f"experiment={study}", detector, *job))
         check_targets(settings)
-        for key in ("optim", "depth_schedule", "distillation"):
+        for key in ("recipe", "depth_schedule", "losses"):
             instantiate(settings[key])
         hashes.add(result_hash(settings))
     assert len(hashes) == len(jobs)
 
 
-@pytest.mark.parametrize("wing", WINGS)
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "ablation_decoder_depth"])
-def test_experiments_are_studies_of_fixed_length_for_both_wings(experiment: str, wing: str) -> None:
+@pytest.mark.parametrize(("experiment", "family"), CASES)
+def test_experiments_are_studies_of_fixed_length_for_both_families(experiment: str, family: str) -> None:
     """Epochs, not minutes: what a run reaches must not depend on the load of the machine."""
-    config = composed(f"experiment={experiment}", f"detector={WINGS[wing]}")
-    assert config.hydra.runtime.choices.sweep == EXPERIMENTS[experiment].format(wing=wing)
+    config = composed(f"experiment={experiment}", f"detector={FAMILIES[family]}")
     assert config.hydra.sweeper.params
-    assert (config.optim.minutes, config.optim.epochs) == (None, 32)
+    assert config.hydra.sweep.dir.startswith(f"outputs/sweeps/{experiment}/")
+    assert (config.recipe.minutes, config.recipe.epochs) == (None, 32)
     check_targets(resolve_config(config))
-
-
-def test_every_study_has_its_experiment() -> None:
-    published = {name for name in option_names("experiment") if name.startswith("anydepth_")}
-    assert set(option_names("experiment")) - published == set(EXPERIMENTS)
-    named = {study.format(wing=wing) for study in EXPERIMENTS.values() for wing in WINGS}
-    assert set(STUDIES) == named
 
 
 @pytest.mark.parametrize(
@@ -99,39 +80,38 @@ def test_every_study_has_its_experiment() -> None:
 @pytest.mark.parametrize("experiment", ["ablation", "ablation_loss_weights", "search"])
 def test_a_study_on_coco_keeps_the_published_length(experiment: str, detector: str, epochs: int) -> None:
     config = composed(f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x")
-    assert (config.optim.minutes, config.optim.epochs) == (None, epochs)
+    assert (config.recipe.minutes, config.recipe.epochs) == (None, epochs)
     config = composed(
-        f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x", "optim.epochs=3"
+        f"experiment={experiment}", f"detector={detector}", "data=coco", "data.root=x", "recipe.epochs=3"
     )
-    assert config.optim.epochs == 3
+    assert config.recipe.epochs == 3
 
 
-@pytest.mark.parametrize("wing", WINGS)
-def test_arms_differ_from_the_method_in_one_thing(wing: str) -> None:
-    """What spec and claims call the ablation; the keys of each wing's distillation are its own."""
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arms_differ_from_the_method_in_one_thing(family: str) -> None:
+    """What spec and claims call the ablation; the keys of each family's distillation are its own."""
     arms: dict[str, dict[str, Any]] = {
-        name: resolve_config(composed(f"ablation={name}", f"detector={WINGS[wing]}"))
+        name: resolve_config(composed(f"ablation={name}", f"detector={FAMILIES[family]}"))
         for name in option_names("ablation")
     }
     changed = {
         name: {
-            f"{group}.{key}"
-            for group in ("depth_schedule", "distillation", "detector", "optim", "data")
-            for key in settings[group]
-            if settings[group][key] != arms["both"][group][key]
+            key
+            for key in differing_keys([flatten(settings), flatten(arms["both"])])
+            if key.startswith(("depth_schedule.", "losses.", "detector.", "recipe.", "data."))
         }
         for name, settings in arms.items()
     }
     predictions = {
         "detr": {"class_targets", "box_targets"},
-        "yolo": {"kd_class_gain", "kd_box_gain", "kd_dfl_gain"},
+        "yolo": {"class_weight", "box_weight", "dfl_weight"},
     }
-    features = {"detr": {"kd_backbone_weight", "kd_neck_weight"}, "yolo": {"kd_feature_gain"}}
+    features = {"detr": {"backbone_weight", "neck_weight"}, "yolo": {"feature_weight"}}
     fixed = {"depth_schedule.depths", "detector.switchable_norms"}
     assert changed == {
         "both": set(),
-        "feature_only": {f"distillation.{key}" for key in predictions[wing]},
-        "prediction_only": {f"distillation.{key}" for key in features[wing]},
+        "feature_only": {f"losses.distillation.{key}" for key in predictions[family]},
+        "prediction_only": {f"losses.distillation.{key}" for key in features[family]},
         "no_distillation": {"depth_schedule.distill"},
         "full_only": fixed,
         "minimal_only": fixed,
@@ -161,17 +141,17 @@ def test_the_search_is_seeded_and_maximises_the_validation_score() -> None:
     assert check_targets(OmegaConf.to_container(sweeper)) == 2
 
 
-@pytest.mark.parametrize("wing", ["detr", pytest.param("yolo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["detr", pytest.param("yolo", marks=pytest.mark.slow)])
 def test_joint_training_is_distillation_without_its_losses(
-    wing: str, small_run: tuple[str, ...], tmp_path: Path
+    family: str, small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Said by the schedule or by the losses, the weights are the same; the method trains others."""
     yolo = ("detector=yolo_tiny", *(f"detector.{key}={value}" for key, value in SMALL_YOLO.items()))
-    small = [text for text in small_run if wing == "detr" or not text.startswith("detector.")]
-    detector = [*small, "optim.epochs=1", *(yolo if wing == "yolo" else ())]
+    small = [text for text in small_run if family == "detr" or not text.startswith("detector.")]
+    detector = [*small, "recipe.epochs=1", *(yolo if family == "yolo" else ())]
     arms = {
         "schedule": ["ablation=no_distillation"],
-        "losses": [f"distillation={wing}_none"],
+        "losses": [f"losses={family}_none"],
         "method": ["ablation=both"],
     }
     weights = {}

@@ -8,7 +8,7 @@ from anydepth.config import resolvers
 from anydepth.config.compose import compose
 from anydepth.config.resolvers import job_name, record_sweep, study_name
 
-CHOICES = {"experiment": "ablation_losses", "sweep": "losses", "detector": "detr_tiny", "data": "sample"}
+CHOICES = {"experiment": "ablation_losses", "detector": "detr_tiny", "data": "sample"}
 
 
 def _sweep(*task: str, params: dict[str, str] | None = None) -> DictConfig:
@@ -35,25 +35,16 @@ def test_what_is_swept_does_not_name_the_study_so_that_it_can_grow() -> None:
     params = {"ablation": "both,feature_only"}
     names = {
         study_name(_sweep(*task, params=params))
-        for task in ((), ("seed=0,1",), ("seed=3",), ("ablation=sandwich",), ("optim.lr=0.1,0.2",))
+        for task in ((), ("seed=0,1",), ("seed=3",), ("ablation=sandwich",), ("recipe.lr=0.1,0.2",))
     }
     assert names == {"ablation_losses/detr_tiny_sample"}
 
 
 def test_other_common_settings_give_another_folder() -> None:
-    names = [study_name(_sweep(*task)) for task in ((), ("optim.epochs=3",), ("optim.epochs=4",))]
+    names = [study_name(_sweep(*task)) for task in ((), ("recipe.epochs=3",), ("recipe.epochs=4",))]
     assert len(set(names)) == 3
     assert all(name.startswith("ablation_losses/detr_tiny_sample") for name in names)
     assert study_name(_sweep("a=1", "b=2")) == study_name(_sweep("b=2", "a=1"))
-
-
-def test_an_experiment_under_two_sweeps_has_two_folders() -> None:
-    """The sweep that an experiment brings along is not named, one that was given is."""
-    both = _sweep("experiment=anydepth_r50", "sweep=losses")
-    both.hydra.runtime.choices.experiment = "anydepth_r50"
-    assert study_name(both) == "anydepth_r50_losses/detr_tiny_sample"
-    both.hydra.runtime.choices.sweep = "norms"
-    assert study_name(both) == "anydepth_r50_norms/detr_tiny_sample"
 
 
 def test_each_start_of_a_sweep_is_told_apart() -> None:
@@ -75,9 +66,9 @@ def test_a_sweep_over_detectors_lies_in_one_folder() -> None:
 
 def test_jobs_know_what_their_sweep_varies() -> None:
     """Hydra composes each job anew and hands on the cache; a job's own settings no longer show a sweep."""
-    master = _sweep("seed=0,1", "optim.lr=0.1", "detector=detr_tiny,yolo_tiny", params={"ablation": "both"})
+    master = _sweep("seed=0,1", "recipe.lr=0.1", "detector=detr_tiny,yolo_tiny", params={"ablation": "both"})
     record_sweep(master)
-    job = _sweep("ablation=both", "seed=1", "optim.lr=0.1", "detector=yolo_tiny")
+    job = _sweep("ablation=both", "seed=1", "recipe.lr=0.1", "detector=yolo_tiny")
     OmegaConf.copy_cache(from_config=master, to_config=job)
     assert job.job.startswith("ablation_both-seed_1-detector_yolo_tiny-")
     assert job.folder == master.folder == "ablation_losses/detr_tiny+yolo_tiny_sample_" + master.folder[-6:]
@@ -85,7 +76,7 @@ def test_jobs_know_what_their_sweep_varies() -> None:
 
 
 def test_names_of_jobs_are_short_unique_and_need_no_quotes() -> None:
-    long = ["data.root=/somewhere/" + "x" * 300, "optim.milestones=[0.5,0.9]", "a/b@c=d e"]
+    long = ["data.root=/somewhere/" + "x" * 300, "recipe.milestones=[0.5,0.9]", "a/b@c=d e"]
     names = [job_name([*long, f"seed={seed}"], ()) for seed in (0, 1)]
     assert len(set(names)) == 2
     setup_globals()
@@ -98,7 +89,9 @@ def test_names_of_jobs_are_short_unique_and_need_no_quotes() -> None:
 
 
 def test_every_configuration_with_hydra_names_its_job() -> None:
-    config = compose("train", ["paths.output_root=out", "sweep=losses"], hydra_config=True)
-    assert config.hydra.sweep.dir == "out/sweeps/losses/detr_tiny_sample_" + config.hydra.sweep.dir[-6:]
+    config = compose("train", ["paths.output_root=out", "experiment=ablation_losses"], hydra_config=True)
+    assert (
+        config.hydra.sweep.dir == "out/sweeps/ablation_losses/detr_tiny_sample_" + config.hydra.sweep.dir[-6:]
+    )
     assert config.hydra.sweep.subdir == resolvers.job_name(config.hydra.overrides.task, ["ablation"])
     assert "/sweep_" in compose("train", hydra_config=True).hydra.sweep.dir

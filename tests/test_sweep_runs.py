@@ -74,7 +74,7 @@ def test_a_sweep_killed_in_its_third_job_runs_only_what_was_missing(
     sweep: Sweep, small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Seeds 0 and 1 keep their files, 2 goes on from its checkpoint to the weights of an unbroken run."""
-    settings = ("-m", "sweep=seeds", "seed=0,1,2,3", "optim.epochs=4", "hydra.sweep.dir=study")
+    settings = ("-m", "sweep=seeds", "seed=0,1,2,3", "recipe.epochs=4", "hydra.sweep.dir=study")
     command = [sys.executable, "-m", "anydepth.train", *_ordered(small_run, settings)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     study = tmp_path / "study"
@@ -116,7 +116,7 @@ def test_sigterm_to_all_processes_ends_a_sweep_within_its_job(
     small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
     """As a batch system sends it. The loader's workers end first, which must not pass for a failed job."""
-    settings = ("-m", "seed=0,1", "optim.epochs=100000", "data.num_workers=1", "hydra.sweep.dir=study")
+    settings = ("-m", "seed=0,1", "recipe.epochs=100000", "data.num_workers=1", "hydra.sweep.dir=study")
     command = [sys.executable, "-m", "anydepth.train", *_ordered(small_run, settings)]
     process = subprocess.Popen(
         command,
@@ -168,9 +168,9 @@ def test_a_job_killed_after_its_last_step_gets_its_figures(sweep: Sweep, tmp_pat
 def test_a_failing_job_hides_no_other(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("-m", "experiment=ablation_losses", "ablation=both,full_only", "optim.lr=-1,0.001")
+    settings = ("-m", "experiment=ablation_losses", "ablation=both,full_only", "recipe.lr=-1,0.001")
     curve = ("curve.depths=[full,minimal]", "curve.latency_repetitions=0", "curve.pictures=0")
-    assert sweep(*settings, *curve, "optim.epochs=1") == 1
+    assert sweep(*settings, *curve, "recipe.epochs=1") == 1
     (study,) = (tmp_path / "outputs" / "sweeps" / "ablation_losses").iterdir()
     jobs = _jobs(study)
     states = {name: (path / "result.json").exists() for name, path in jobs.items()}
@@ -181,7 +181,7 @@ def test_a_failing_job_hides_no_other(
         "ablation_full_only-lr_0.001": True,
     }
     failure = read_record(jobs["ablation_both-lr_-1"], FAILURE)
-    assert failure["error"] == "optim.lr=-1: allowed are above 0 (in the configuration key `optim`)"
+    assert failure["error"] == "recipe.lr=-1: allowed are above 0 (in the configuration key `optim`)"
     printed = capsys.readouterr()
     assert "Traceback" not in printed.out + printed.err
     assert printed.err.count("\nError in ") == 2
@@ -206,7 +206,7 @@ def test_a_search_learns_from_scores_survives_failures_and_finds_its_trials_agai
         "-m",
         "experiment=search",
         "hydra.sweeper.n_trials=3",
-        "optim.epochs=1",
+        "recipe.epochs=1",
         "hydra.sweep.dir=study",
     )
     assert sweep(*settings) == 0
@@ -215,7 +215,7 @@ def test_a_search_learns_from_scores_survives_failures_and_finds_its_trials_agai
     assert len(scores) == 3
     best = OmegaConf.load(tmp_path / "study" / "optimization_results.yaml")
     assert best.best_value == max(scores)
-    assert "optim.lr" in best.best_params
+    assert "recipe.lr" in best.best_params
     before = {path: path.stat().st_mtime_ns for job in jobs.values() for path in _files(job)}
     capsys.readouterr()
     assert sweep(*settings) == 0
@@ -225,8 +225,8 @@ def test_a_search_learns_from_scores_survives_failures_and_finds_its_trials_agai
         "-m",
         "hydra/sweeper=search",
         "hydra.sweeper.n_trials=4",
-        "optim.lr=choice(-1,0.001)",
-        "optim.epochs=1",
+        "recipe.lr=choice(-1,0.001)",
+        "recipe.epochs=1",
     )
     assert sweep(*broken, "hydra.sweep.dir=broken") == 1
     states = {name: (path / "result.json").exists() for name, path in _jobs(tmp_path / "broken").items()}
@@ -248,7 +248,7 @@ def test_a_search_does_not_start_processes_that_draw_again(
 def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Path) -> None:
     """What SLURM does, with the local executor of the same launcher."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    settings = ("-m", "optim.lr=0.001,-1", "optim.epochs=1", "hydra/launcher=local_jobs")
+    settings = ("-m", "recipe.lr=0.001,-1", "recipe.epochs=1", "hydra/launcher=local_jobs")
     assert sweep(*settings, "hydra.sweep.dir=study") == 1
     jobs = _jobs(tmp_path / "study")
     states = {name: (path / "result.json").exists() for name, path in jobs.items()}
@@ -257,7 +257,7 @@ def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Pat
     # What the sweep noted reaches jobs in other processes.
     assert len({read_record(path, VISIT)["sweep"] for path in jobs.values()}) == 1
     # A former failure is no failure of a sweep without that job.
-    other = ("-m", "optim.lr=0.001", "optim.epochs=1", "hydra.sweep.dir=study")
+    other = ("-m", "recipe.lr=0.001", "recipe.epochs=1", "hydra.sweep.dir=study")
     assert sweep(*other) == 0
 
 
@@ -265,7 +265,7 @@ def test_two_runs_of_one_configuration_are_equal(sweep: Sweep, tmp_path: Path) -
     """Weights and every logged figure, bit by bit, with all that draws random numbers switched on."""
     settings = (
         "depth_schedule=sandwich",
-        "optim.multi_scale_sizes=[64,96]",
+        "recipe.multi_scale_sizes=[64,96]",
         "trainer.accumulate_grad_batches=2",
     )
     for name in ("first", "second"):

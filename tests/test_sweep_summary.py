@@ -48,8 +48,8 @@ def _result(**metrics: float) -> dict[str, object]:
     ("task", "message"),
     [
         (
-            "optim.lrr=1,2",
-            "varies optim.lrr, but detector=detr_tiny .* no such setting; close to it: optim.lr",
+            "recipe.lrr=1,2",
+            "varies recipe.lrr, but detector=detr_tiny .* no such setting; close to it: recipe.lr",
         ),
         ("nonsense.key=1,2", "varies nonsense.key"),
         ("detector.nothing=choice(1,2)", r"varies detector.nothing"),
@@ -71,11 +71,11 @@ def test_a_sweep_over_decoder_layers_is_refused_for_yolo() -> None:
 
 def test_sweeps_over_what_exists_pass() -> None:
     config = _master(
-        "optim.lr=1,2", "ablation=both,random", "weights=a,b", "+new.key=1,2", "curve.depths=[a],null"
+        "recipe.lr=1,2", "ablation=both,random", "weights=a,b", "+new.key=1,2", "curve.depths=[a],null"
     )
     check_keys(config)
     # Keys of another wing: Hydra composes, and checks, every job.
-    check_keys(_master("detector=detr_tiny,yolo_tiny", "distillation.kd_feature_gain=1,2"))
+    check_keys(_master("detector=detr_tiny,yolo_tiny", "losses.distillation.feature_weight=1,2"))
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,13 @@ def test_a_folder_with_the_result_of_other_settings_is_refused_and_kept(
     execute(job(), Trainer())
     before = (tmp_path / "job" / "result.json").read_bytes()
     other = Trainer()
-    assert math.isnan(execute(job("optim.lr=0.5"), other) or 0)
+    assert math.isnan(execute(job("recipe.lr=0.5"), other) or 0)
     printed = " ".join(capsys.readouterr().err.split())
-    assert "optim.lr: 0.001 there, 0.5 here" in printed
+    assert "recipe.lr: 0.001 there, 0.5 here" in printed
     assert "delete that folder" in printed
     assert other.seen == []
     assert (tmp_path / "job" / "result.json").read_bytes() == before
-    assert "optim.lr" in read_record(tmp_path / "job", REFUSAL)["error"]
+    assert "recipe.lr" in read_record(tmp_path / "job", REFUSAL)["error"]
     # The settings of the result are welcome again.
     assert execute(job(), other) == 0.25
     assert not (tmp_path / "job" / "refused.json").exists()
@@ -133,7 +133,7 @@ def test_what_cannot_be_gone_on_with_begins_anew_in_a_clean_folder(
 ) -> None:
     folder = tmp_path / "job"
     with pytest.raises(SystemExit):
-        execute(job("optim.lr=0.5") if reason == "other settings" else job(), Trainer(SystemExit(1)))
+        execute(job("recipe.lr=0.5") if reason == "other settings" else job(), Trainer(SystemExit(1)))
     if reason != "none":
         _checkpoint(folder)
     if reason == "damaged":
@@ -251,8 +251,10 @@ def test_one_job_of_a_study_needs_all_its_settings_but_the_seed(
             execute(job("experiment=ablation", given, sweep=False), trainer)
         assert "by giving ablation (of both,prediction_only," in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        execute(job("sweep=loss_weights_detr", "distillation.kd_neck_weight=1", sweep=False), trainer)
-    assert "by giving distillation.kd_backbone_weight (of 0.25,1.0,4.0)" in capsys.readouterr().err
+        execute(
+            job("experiment=ablation_loss_weights", "losses.distillation.neck_weight=1", sweep=False), trainer
+        )
+    assert "by giving losses.distillation.backbone_weight (of 0.25,1.0,4.0)" in capsys.readouterr().err
     assert trainer.seen == []
     assert execute(job("experiment=ablation", "ablation=both", sweep=False), trainer) == 0.25
     assert execute(job("experiment=seeds", "seed=3", sweep=False), trainer) == 0.25
@@ -273,7 +275,7 @@ def test_a_single_run_that_dies_leaves_nothing_of_the_former_one(
     execute(job(sweep=False), Trainer())
     _old_results(folder)
     with pytest.raises(KeyboardInterrupt):
-        execute(job("optim.lr=0.5", sweep=False), Trainer(KeyboardInterrupt()))
+        execute(job("recipe.lr=0.5", sweep=False), Trainer(KeyboardInterrupt()))
     left = {path.name for path in folder.iterdir()} - {"uncommitted.patch"}
     assert left == {"config.yaml", "provenance.json", "notes.txt"}
 

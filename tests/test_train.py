@@ -49,8 +49,8 @@ def test_a_sweep_does_not_start_processes_that_sweep_again(compose_run: Compose,
 
 def test_training_starts_from_given_weights(compose_run: Compose, tmp_path: Path) -> None:
     """With a learning rate of next to nothing and no averaging, a run ends with the weights it began with."""
-    still = ("optim.lr=1e-30", "optim.backbone_lr=0", "optim.weight_decay=0", "callbacks.averaging=null")
-    short = ("optim.epochs=1", "trainer.limit_train_batches=1")
+    still = ("recipe.lr=1e-30", "recipe.backbone_lr=0", "recipe.weight_decay=0", "callbacks.averaging=null")
+    short = ("recipe.epochs=1", "trainer.limit_train_batches=1")
     run(compose_run(tmp_path / "first", *short))
     first = tmp_path / "first" / "weights.safetensors"
     run(compose_run(tmp_path / "second", *short, *still, "seed=1", f"weights={first}"))
@@ -66,7 +66,7 @@ def test_two_processes_train_together_and_one_of_them_writes(
     settings = [
         *small_run,
         *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false"),
-        *("depth_schedule=random", "optim.epochs=1", "trainer.limit_train_batches=1"),
+        *("depth_schedule=random", "recipe.epochs=1", "trainer.limit_train_batches=1"),
         *("trainer.limit_val_batches=null", "curve.depths=[full,minimal]", "curve.latency_repetitions=0"),
         "curve.pictures=0",
     ]
@@ -88,9 +88,9 @@ def test_two_processes_train_together_and_one_of_them_writes(
     [
         ("data=custom data.root=nowhere", "nowhere"),
         ("detector=detr_r5", "detr_r50"),
-        ("optim.lrr=1", "Could not override 'optim.lrr'"),
+        ("recipe.lrr=1", "Could not override 'recipe.lrr'"),
         ("validation.depths=[stage9]", "unknown stage 'stage9'"),
-        ("optim.lr=-1", "optim.lr=-1: allowed are above 0\n(in the configuration key"),
+        ("recipe.lr=-1", "recipe.lr=-1: allowed are above 0\n(in the configuration key"),
         ("data=coco", "datasets/coco: no such folder; give the data set's folder as data.root"),
         ("seed=???", "seed has no value: give seed=VALUE"),
     ],

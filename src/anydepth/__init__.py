@@ -11,14 +11,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anydepth.zoo import build, load, load_weights, save
+    from anydepth.zoo import build, build_losses, load, load_weights, save
 
 # How long an idle OpenMP thread spins before it sleeps. The default, milliseconds, makes training on a CPU
 # that is shared with other work several times slower; not spinning at all halves the speed of two threads on
 # an idle CPU. It only counts before torch is imported, hence here.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-__all__ = ["build", "load", "load_weights", "save"]
+__all__ = ["build", "build_losses", "load", "load_weights", "save"]
 
 
 def __getattr__(name: str) -> Any:

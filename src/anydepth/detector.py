@@ -214,6 +214,16 @@ class Objective(nn.Module, ABC):
     they came from. Of several processes one alone must not leave a step, in which the others wait for it.
     """
 
+    @property
+    @abstractmethod
+    def distilled_levels(self) -> frozenset[str]:
+        """Levels of the deeper pass that :meth:`distilled` learns from, by name.
+
+        ``predictions`` and ``features`` are those of the method; an objective may name others. Empty if the
+        shallower pass learns from ground truth alone. A run records it, and the comparison of runs reads it
+        from there.
+        """
+
     @abstractmethod
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         """Losses of a training-mode output against ground truth, in float32.

@@ -22,7 +22,7 @@ from anydepth.config.resolvers import is_sweep
 from anydepth.data.coco.fingerprint import fingerprint
 from anydepth.data.coco.layout import SplitName
 from anydepth.data.datamodule import DetectionDataModule
-from anydepth.detector import Detector
+from anydepth.detector import Detector, Objective
 from anydepth.distributed import is_first_process
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.evaluation.compatibility import measure_compatibility
@@ -89,7 +89,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["ckpt_path"]:
         check_resumable(config["ckpt_path"], detector)
     if trainer.is_global_zero:
-        _complete_provenance(config, data, trainer)
+        _complete_provenance(config, data, trainer, module.objective)
         _announce(config, detector, data, trainer)
     with _sigterm_for_processes(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
@@ -179,8 +179,8 @@ def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule)
     )
     return DetectionModule(
         detector=detector,
-        objective=instantiate(cfg.distillation),
-        recipe=instantiate(cfg.optim),
+        objective=instantiate(cfg.losses),
+        recipe=instantiate(cfg.recipe),
         evaluator=evaluator,
         seed=cfg.seed,
         val_depths=list(cfg.validation.depths),
@@ -376,8 +376,10 @@ def _prepare(config: Mapping[str, Any]) -> None:
         write_provenance(config["paths"]["output_dir"], config)
 
 
-def _complete_provenance(config: Mapping[str, Any], data: DetectionDataModule, trainer: pl.Trainer) -> None:
-    """Add what is known only now: the data that was read and the device."""
+def _complete_provenance(
+    config: Mapping[str, Any], data: DetectionDataModule, trainer: pl.Trainer, objective: Objective
+) -> None:
+    """Add what is known only now: the data that was read, the device, and what teaches."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     provenance.complete(
@@ -389,6 +391,7 @@ def _complete_provenance(config: Mapping[str, Any], data: DetectionDataModule, t
             "val_images": len(data.val_index),
             "class_names": list(data.class_names),
         },
+        distilled_levels=sorted(objective.distilled_levels),
     )
 
 
@@ -401,8 +404,8 @@ def _announce(
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     height, width = detector.input_size
     schedule: DepthSchedule = instantiate(config["depth_schedule"])
-    limits = [f"{config['optim']['epochs']} epochs"] if config["optim"]["epochs"] else []
-    limits += [f"{config['optim']['minutes']:g} minutes"] if config["optim"]["minutes"] else []
+    limits = [f"{config['recipe']['epochs']} epochs"] if config["recipe"]["epochs"] else []
+    limits += [f"{config['recipe']['minutes']:g} minutes"] if config["recipe"]["minutes"] else []
     lines = {
         "detector": f"{config['detector_name']}, {parameters / 1e6:.2f} M parameters, input {height}x{width}",
         "data": f"{len(data.source('train'))} training and {len(data.val_index)} validation images, "

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from anydepth.config.compose import compose, option_names, resolve_config
+from anydepth.config.compose import compose, instantiate, option_names, resolve_config
 from anydepth.config.targets import find_target
 from anydepth.data.coco.packing import MOST_CATEGORIES
-from anydepth.detector import Detector
+from anydepth.detector import Detector, Objective
 from anydepth.utils.files import atomic_path
 from anydepth.utils.messages import short_repr
 from anydepth.weights.report import LoadReport
@@ -99,6 +99,30 @@ def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Cal
 def _settings(name: str) -> dict[str, Any]:
     """What ``detector=NAME`` composes to; kept, as composing takes as long as building a small network."""
     return dict(resolve_config(compose(None, [f"+detector={name}"]))["detector"])
+
+
+def build_losses(name: str, overrides: Sequence[str] = ()) -> Objective:
+    """Build the losses that ``losses=NAME`` composes.
+
+    Args:
+        name: One of the options of the group, e.g. ``detr`` or ``yolo_none``.
+        overrides: Settings below ``losses``, e.g. ``["distillation.neck_weight=0"]``.
+
+    Raises:
+        ZooError: An unknown name; the message lists the known ones.
+        HydraException: An unknown setting.
+        ValueError: A value that its part does not allow.
+
+    Example:
+        >>> sorted(build_losses("detr", ["distillation.neck_weight=0"]).distilled_levels)
+        ['features', 'predictions']
+    """
+    known = option_names("losses")
+    if name not in known:
+        raise ZooError(f"unknown losses {short_repr(name)}: known are {', '.join(known)}")
+    config = compose(None, [f"+losses={name}", *(f"losses.{text}" for text in overrides)])
+    objective: Objective = instantiate(config.losses)
+    return objective
 
 
 def save(detector: Detector, path: str | Path) -> Path:

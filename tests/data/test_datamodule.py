@@ -416,7 +416,7 @@ def test_the_strengths_of_yolo_are_the_published_ones(
 
 
 def test_the_last_epochs_are_not_mixed_wherever_training_was_resumed(root: Path) -> None:
-    options = ("data.batch_size=2", "optim.epochs=4", "data.unmixed_epochs=1", "data.num_workers=0")
+    options = ("data.batch_size=2", "recipe.epochs=4", "data.unmixed_epochs=1", "data.num_workers=0")
     module = from_config(
         "custom", f"data.root={root}", "augmentation=yolo", "detector.input_size=[32,32]", *options
     )

@@ -182,4 +182,4 @@ def test_streaming_is_chosen_on_the_command_line(root: Path) -> None:
     module = instantiate(config.data)
     assert isinstance(module, StreamingDataModule)
     module.setup("fit")
-    assert config.optim._target_ == "anydepth.training.recipes.SGDRecipe"
+    assert config.recipe._target_ == "anydepth.training.recipes.SGDRecipe"

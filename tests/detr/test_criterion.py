@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import RTDetrConfig
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
-from anydepth.detr.criterion import DetrCriterion, GroundTruth
+from anydepth.detr.criterion import GroundTruth
 from anydepth.detr.denoising import make_denoising_queries
-from anydepth.detr.matcher import HungarianMatcher
 from anydepth.detr.output import DetrOutput
 from anydepth.structures import Targets
+from losses import detr_criterion
 
 
 def make_case(
@@ -42,7 +42,7 @@ def make_case(
 
 
 def losses_of(output: DetrOutput, targets: list[Targets], **weights: float) -> dict[str, Tensor]:
-    criterion = DetrCriterion(matcher=HungarianMatcher(), **weights)
+    criterion = detr_criterion(**weights)
     return criterion.terms(output, GroundTruth.collect(targets), criterion.match(output, targets)[0])
 
 
@@ -120,7 +120,7 @@ def test_without_boxes_only_negatives_are_taught_and_every_term_keeps_its_name()
 
 def test_the_last_layer_gets_only_the_terms_asked_for() -> None:
     output, targets = make_case((3, 2))
-    criterion = DetrCriterion(matcher=HungarianMatcher())
+    criterion = detr_criterion()
     truth, (assignment, _) = GroundTruth.collect(targets), criterion.match(output, targets)
     whole = criterion.terms(output, truth, assignment)
     part = criterion.terms(output, truth, assignment, last_layer={"vfl"})
@@ -160,7 +160,7 @@ def test_an_output_of_eval_mode_is_refused_with_the_remedy() -> None:
 )
 def test_weights_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="allowed"):
-        DetrCriterion(matcher=HungarianMatcher(), **wrong)
+        detr_criterion(**wrong)
 
 
 def _losses_of_one_process(rank: int, store: Path, results: Path) -> None:

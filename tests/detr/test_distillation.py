@@ -10,10 +10,11 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from anydepth.detr.criterion import GroundTruth
-from anydepth.detr.distillation import DetrDistillation, pair_queries, pooled_feature_kl
-from anydepth.detr.matcher import Assignment, HungarianMatcher
+from anydepth.detr.distillation import pair_queries, pooled_feature_kl
+from anydepth.detr.matcher import Assignment
 from anydepth.detr.output import DetrOutput
 from anydepth.structures import Targets
+from losses import detr_distillation, hungarian_matcher
 
 
 def make_output(batch: int, queries: int, classes: int, seed: int) -> DetrOutput:
@@ -46,7 +47,7 @@ def make_case(
         )
         for count in counts
     ]
-    match = HungarianMatcher()
+    match = hungarian_matcher()
     assignments = [match(o.logits[None], o.boxes_cxcywh[None], targets) for o in (student, teacher)]
     return student, teacher, targets, assignments[0], assignments[1]
 
@@ -87,7 +88,7 @@ def test_predictions_are_compared_pair_by_pair_through_the_shared_box(
     counts: tuple[int, ...], class_loss: str
 ) -> None:
     student, teacher, targets, first, second = make_case(counts)
-    distillation = DetrDistillation(class_loss=class_loss, bernoulli_kl_weight=0.7)
+    distillation = detr_distillation(class_loss=class_loss, bernoulli_kl_weight=0.7)
     truth = GroundTruth.collect(targets)
     terms = distillation.predictions(student, teacher, first, second, truth)
     divergence, l1, giou = loop_over_pairs(student, teacher, first, second, class_loss)
@@ -115,7 +116,7 @@ def test_with_more_boxes_than_queries_only_boxes_that_both_matched_form_pairs() 
 
 def test_the_teacher_gets_no_gradient_and_an_equal_student_no_loss() -> None:
     student, teacher, targets, first, second = make_case((3, 5))
-    truth, distillation = GroundTruth.collect(targets), DetrDistillation()
+    truth, distillation = GroundTruth.collect(targets), detr_distillation()
     terms = distillation.predictions(student, teacher, first, second, truth)
     terms |= distillation.features(student, teacher)
     torch.stack(list(terms.values())).sum().backward()
@@ -159,8 +160,8 @@ def test_a_batch_of_one_gives_what_the_image_adds_to_a_batch() -> None:
 def test_a_feature_weight_of_zero_never_touches_the_features() -> None:
     student, teacher = make_output(2, 4, 3, seed=1), make_output(2, 4, 3, seed=2)
     without = [replace(output, backbone_features=()) for output in (student, teacher)]
-    both = DetrDistillation(backbone_weight=1, neck_weight=3).features(student, teacher)
-    neck = DetrDistillation(backbone_weight=0, neck_weight=3).features(*without)
+    both = detr_distillation(backbone_weight=1, neck_weight=3).features(student, teacher)
+    neck = detr_distillation(backbone_weight=0, neck_weight=3).features(*without)
     assert neck.keys() == {"kd_neck"}
     assert torch.equal(neck["kd_neck"], both["kd_neck"])
 
@@ -180,7 +181,7 @@ def test_the_choice_of_targets_selects_the_terms_of_the_last_layer(
     classes: int, options: dict[str, str | float], kd: set[str], ground_truth: set[str] | None
 ) -> None:
     student, teacher, targets, first, second = make_case((3,), classes=classes)
-    distillation = DetrDistillation(**options)
+    distillation = detr_distillation(**options)
     truth = GroundTruth.collect(targets)
     assert distillation.predictions(student, teacher, first, second, truth).keys() == kd
     expected = {"vfl", "l1", "giou"} if ground_truth is None else ground_truth
@@ -190,13 +191,13 @@ def test_the_choice_of_targets_selects_the_terms_of_the_last_layer(
 def test_one_class_is_taught_by_its_score() -> None:
     student, teacher, targets, first, second = make_case((3, 2), classes=1)
     truth = GroundTruth.collect(targets)
-    terms = DetrDistillation().predictions(student, teacher, first, second, truth)
+    terms = detr_distillation().predictions(student, teacher, first, second, truth)
     divergence, _, _ = loop_over_pairs(student, teacher, first, second, "bernoulli_kl")
     assert terms["kd_class"].item() == pytest.approx(divergence / 5, rel=1e-5)
     (gradient,) = torch.autograd.grad(terms["kd_class"], [student.logits])
     assert (gradient != 0).sum().item() == 5
     with pytest.raises(ValueError, match="softmax_kl with one class is always 0"):
-        DetrDistillation(class_loss="softmax_kl").predictions(student, teacher, first, second, truth)
+        detr_distillation(class_loss="softmax_kl").predictions(student, teacher, first, second, truth)
 
 
 @pytest.mark.parametrize("extreme", [60.0, -60.0])
@@ -205,7 +206,7 @@ def test_saturated_teachers_give_finite_losses(extreme: float) -> None:
     with torch.no_grad():
         teacher.logits.mul_(extreme)
     for class_loss in ("softmax_kl", "bernoulli_kl"):
-        terms = DetrDistillation(class_loss=class_loss).predictions(
+        terms = detr_distillation(class_loss=class_loss).predictions(
             student, teacher, first, second, GroundTruth.collect(targets)
         )
         assert math.isfinite(terms["kd_class"].item())
@@ -225,4 +226,4 @@ def test_saturated_teachers_give_finite_losses(extreme: float) -> None:
 )
 def test_unknown_choices_and_negative_weights_are_named(wrong: dict[str, str | float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*allowed"):
-        DetrDistillation(**wrong)
+        detr_distillation(**wrong)

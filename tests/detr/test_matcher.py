@@ -6,8 +6,9 @@ from torch import Tensor
 from transformers import RTDetrConfig
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
-from anydepth.detr.matcher import HungarianMatcher, NonFiniteCostError
+from anydepth.detr.matcher import NonFiniteCostError
 from anydepth.structures import Targets
+from losses import hungarian_matcher
 
 
 def make_case(
@@ -32,7 +33,7 @@ def test_every_output_set_is_matched_as_transformers_matches_it(
     counts: tuple[int, ...], classes: int
 ) -> None:
     logits, boxes, targets = make_case(counts, sets=3, classes=classes)
-    assignment = HungarianMatcher()(logits, boxes, targets)
+    assignment = hungarian_matcher()(logits, boxes, targets)
     reference = RTDetrHungarianMatcher(RTDetrConfig())
     rows = [{"class_labels": t.labels, "boxes": t.boxes_cxcywh} for t in targets]
     for output_set in range(3):
@@ -60,11 +61,11 @@ def test_each_cost_alone_decides_the_match() -> None:
     # IoU: near 0.016 * 0.93 / union < 0.4; overlapping 0.04 / 0.088 = 0.45
     for name, winner in (("class_cost", 0), ("l1_cost", 1), ("giou_cost", 2)):
         costs = {"class_cost": 0.0, "l1_cost": 0.0, "giou_cost": 0.0, name: 1.0}
-        assert HungarianMatcher(**costs)(logits, boxes, [target]).queries.tolist() == [[winner]]
+        assert hungarian_matcher(**costs)(logits, boxes, [target]).queries.tolist() == [[winner]]
 
 
 def test_more_boxes_than_queries_uses_every_query_once() -> None:
-    assignment = HungarianMatcher()(*make_case((50, 2), sets=2, queries=8))
+    assignment = hungarian_matcher()(*make_case((50, 2), sets=2, queries=8))
     assert assignment.queries.shape == (2, 10)
     assert assignment.queries[0, :8].tolist() == list(range(8))
     assert len(set(assignment.targets[0, :8].tolist())) == 8
@@ -72,15 +73,15 @@ def test_more_boxes_than_queries_uses_every_query_once() -> None:
 
 def test_a_batch_without_boxes_gives_no_pairs() -> None:
     logits, boxes, targets = make_case((0, 0), sets=4)
-    assignment = HungarianMatcher()(logits, boxes, targets)
+    assignment = hungarian_matcher()(logits, boxes, targets)
     assert assignment.queries.shape == assignment.targets.shape == (4, 0)
     assert assignment.gather(boxes).shape == (4, 0, 4)
 
 
 def test_half_precision_predictions_are_matched_in_float32() -> None:
     logits, boxes, targets = make_case((5, 3))
-    half = HungarianMatcher()(logits.bfloat16(), boxes.bfloat16(), targets)
-    widened = HungarianMatcher()(logits.bfloat16().float(), boxes.bfloat16().float(), targets)
+    half = hungarian_matcher()(logits.bfloat16(), boxes.bfloat16(), targets)
+    widened = hungarian_matcher()(logits.bfloat16().float(), boxes.bfloat16().float(), targets)
     assert torch.equal(half.queries, widened.queries)
 
 
@@ -93,7 +94,7 @@ def test_a_non_finite_cost_names_the_culprit_the_set_and_the_image(where: str, n
     spoilt = {"logits": logits[1, 1, 4], "boxes": boxes[1, 1, 4], "targets": targets[1].boxes_cxcywh[0]}
     spoilt[where][0:] = torch.nan
     with pytest.raises(NonFiniteCostError, match=named) as caught:
-        HungarianMatcher()(logits, boxes, targets)
+        hungarian_matcher()(logits, boxes, targets)
     assert caught.value.images == (1,)
     assert "images [1]" in str(caught.value)
     sets = "[0, 1]" if where == "targets" else "[1]"
@@ -103,7 +104,7 @@ def test_a_non_finite_cost_names_the_culprit_the_set_and_the_image(where: str, n
 def test_predictions_and_targets_of_different_batches_are_refused() -> None:
     logits, boxes, targets = make_case((1, 2))
     with pytest.raises(ValueError, match="1 targets came for predictions of 2 images"):
-        HungarianMatcher()(logits, boxes, targets[:1])
+        hungarian_matcher()(logits, boxes, targets[:1])
 
 
 @pytest.mark.parametrize(
@@ -112,4 +113,4 @@ def test_predictions_and_targets_of_different_batches_are_refused() -> None:
 )
 def test_costs_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="allowed"):
-        HungarianMatcher(**wrong)
+        hungarian_matcher(**wrong)

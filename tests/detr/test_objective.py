@@ -1,23 +1,24 @@
 """The objective as a whole: what is matched how often, and what the shipped configurations select."""
 
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
-import hydra
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from anydepth import zoo
 from anydepth.detector import PassLosses
 from anydepth.detr import matcher
+from anydepth.detr.criterion import DetrCriterion
 from anydepth.detr.denoising import make_denoising_queries
-from anydepth.detr.objective import DetrObjective, build_objective
+from anydepth.detr.distillation import DetrDistillation
+from anydepth.detr.matcher import HungarianMatcher
+from anydepth.detr.objective import DetrObjective
 from anydepth.detr.output import DetrOutput
 from anydepth.structures import DetectorOutput, Targets
+from losses import detr_losses
 
-CONF = Path(__file__).parents[2] / "conf"
 LAYERS, QUERIES = 3, 10
 
 
@@ -71,64 +72,59 @@ FEATURES = {"kd_backbone", "kd_neck"}
         ("detr_none", LAST_LAYER),
     ],
 )
-def test_the_shipped_configurations_select_the_terms_of_the_shallower_path(
+def test_the_shipped_configurations_select_the_terms_of_the_shallower_pass(
     name: str, selected: set[str]
 ) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(f"distillation/{name}").distillation
-    objective = hydra.utils.instantiate(config, _convert_="all")
-    assert isinstance(objective, DetrObjective)
+    objective = zoo.build_losses(name)
     supervised, distilled = both_paths(objective)
     assert supervised.terms.keys() == GROUND_TRUTH | LAST_LAYER
     assert distilled.terms.keys() == GROUND_TRUTH | selected
 
 
-def test_the_default_configuration_lists_every_value_and_equals_the_defaults_of_the_code() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("distillation/detr").distillation
-    defaults = build_objective.__kwdefaults__
-    assert {key: value for key, value in config.items() if key != "_target_"} == defaults
-
-
 def test_every_option_reaches_the_part_it_is_named_after() -> None:
-    numbers = {
-        key: 0.01 * (place + 1)
-        for place, (key, value) in enumerate(build_objective.__kwdefaults__.items())
-        if not isinstance(value, str) or key == "kd_softmax_kl_weight"
+    """Each value has one name from the configuration to the part; no part has a default of its own."""
+    names = {
+        "criterion__matcher": ("class_cost", "l1_cost", "giou_cost", "alpha", "gamma"),
+        "criterion": ("vfl_weight", "l1_weight", "giou_weight", "vfl_alpha", "vfl_gamma"),
+        "distillation": (
+            *("softmax_kl_weight", "bernoulli_kl_weight", "l1_weight", "giou_weight"),
+            *("backbone_weight", "neck_weight"),
+        ),
     }
-    objective = build_objective(**numbers)
-    criterion, distillation = objective.criterion, objective.distillation
-    found = {
-        "match_class_cost": criterion.matcher.class_cost,
-        "match_l1_cost": criterion.matcher.l1_cost,
-        "match_giou_cost": criterion.matcher.giou_cost,
-        "match_alpha": criterion.matcher.alpha,
-        "match_gamma": criterion.matcher.gamma,
-        "vfl_weight": criterion.weights["vfl"],
-        "vfl_alpha": criterion.vfl_alpha,
-        "vfl_gamma": criterion.vfl_gamma,
-        "l1_weight": criterion.weights["l1"],
-        "giou_weight": criterion.weights["giou"],
-        "kd_softmax_kl_weight": distillation.softmax_kl_weight,
-        "kd_bernoulli_kl_weight": distillation.bernoulli_kl_weight,
-        "kd_l1_weight": distillation.l1_weight,
-        "kd_giou_weight": distillation.giou_weight,
-        "kd_backbone_weight": distillation.backbone_weight,
-        "kd_neck_weight": distillation.neck_weight,
+    keys = [f"{part}__{name}" for part, found in names.items() for name in found]
+    numbers = {key: 0.01 * (place + 1) for place, key in enumerate(keys)}
+    objective = detr_losses(**numbers)
+    criterion = objective.criterion
+    weights = {f"criterion__{name}_weight": value for name, value in criterion.weights.items()}
+    parts = {
+        "criterion__matcher": criterion.matcher,
+        "criterion": criterion,
+        "distillation": objective.distillation,
+    }
+    found = weights | {
+        f"{part}__{name}": getattr(parts[part], name)
+        for part, names_of_part in names.items()
+        for name in names_of_part
+        if f"{part}__{name}" not in weights
     }
     assert found == numbers
+    for builder in (HungarianMatcher, DetrCriterion, DetrDistillation, DetrObjective):
+        assert not builder.__init__.__kwdefaults__
 
 
 def test_the_teacher_is_matched_once() -> None:
     with patch.object(matcher, "linear_sum_assignment", wraps=matcher.linear_sum_assignment) as solver:
-        both_paths(build_objective(), counts=(3, 1, 2))
+        both_paths(detr_losses(), counts=(3, 1, 2))
     # Two paths, 1 + 3 output sets each, 3 images; a second matching of the teacher would add 3 or 12.
     assert solver.call_count == 2 * (1 + LAYERS) * 3
 
 
 def test_without_distillation_the_shallower_path_is_taught_as_the_deeper_one() -> None:
-    objective = build_objective(
-        class_targets="ground_truth", box_targets="ground_truth", kd_backbone_weight=0, kd_neck_weight=0
+    objective = detr_losses(
+        distillation__class_targets="ground_truth",
+        distillation__box_targets="ground_truth",
+        distillation__backbone_weight=0,
+        distillation__neck_weight=0,
     )
     targets = make_targets((3, 2), classes=4)
     teacher, student = make_output(targets, 4, 1), make_output(targets, 4, 2)
@@ -144,7 +140,7 @@ def test_without_distillation_the_shallower_path_is_taught_as_the_deeper_one() -
 def test_a_batch_without_boxes_or_with_more_boxes_than_queries_trains_both_paths(
     counts: tuple[int, ...], classes: int
 ) -> None:
-    supervised, distilled = both_paths(build_objective(), counts, classes)
+    supervised, distilled = both_paths(detr_losses(), counts, classes)
     for path in (supervised, distilled):
         assert path.total.isfinite()
         path.total.backward()
@@ -153,13 +149,13 @@ def test_a_batch_without_boxes_or_with_more_boxes_than_queries_trains_both_paths
 @pytest.mark.parametrize("counts", [(0, 0), (3, 0)])
 def test_both_paths_report_the_same_names_with_and_without_boxes(counts: tuple[int, ...]) -> None:
     # Processes of one run average their logged losses, which hangs where the names differ.
-    names = [path.terms.keys() for path in both_paths(build_objective(), counts)]
-    expected = [path.terms.keys() for path in both_paths(build_objective(), (1, 2))]
+    names = [path.terms.keys() for path in both_paths(detr_losses(), counts)]
+    expected = [path.terms.keys() for path in both_paths(detr_losses(), (1, 2))]
     assert names == expected
 
 
 def test_losses_are_float32_under_autocast() -> None:
-    objective = build_objective()
+    objective = detr_losses()
     exact = both_paths(objective)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = both_paths(objective)
@@ -170,7 +166,7 @@ def test_losses_are_float32_under_autocast() -> None:
 
 
 def test_a_taught_path_can_teach_the_next_one() -> None:
-    objective = build_objective()
+    objective = detr_losses()
     targets = make_targets((3, 2), classes=4)
     first, second, third = (make_output(targets, 4, seed) for seed in (1, 2, 3))
     middle = objective.distilled(second, first, targets, objective.supervised(first, targets))
@@ -178,7 +174,7 @@ def test_a_taught_path_can_teach_the_next_one() -> None:
 
 
 def test_outputs_and_losses_of_another_wing_are_refused() -> None:
-    objective = build_objective()
+    objective = detr_losses()
     targets = make_targets((1,), classes=4)
     output = make_output(targets, 4, 1)
     with pytest.raises(ValueError, match="DetectorOutput came to the DETR objective"):

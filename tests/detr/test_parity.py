@@ -12,9 +12,9 @@ from transformers import RTDetrForObjectDetection
 
 from anydepth.depth import DepthConfig
 from anydepth.detr.detector import DetrDetector
-from anydepth.detr.objective import build_objective
 from anydepth.detr.weights.load import load_weights
 from anydepth.structures import Targets
+from losses import detr_losses
 
 TOLERANCE = 1e-4
 
@@ -144,7 +144,7 @@ def losses() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     torch.manual_seed(4)
     wanted = theirs(images, labels=labels).loss_dict
     torch.manual_seed(4)
-    found = build_objective().supervised(detector(images, "full", targets), targets).terms
+    found = detr_losses().supervised(detector(images, "full", targets), targets).terms
     return dict(found), wanted
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from anydepth.config.compose import compose, resolve_config
+from anydepth.config.compose import compose, instantiate, resolve_config
+from anydepth.detector import Objective
 from anydepth.evaluation.coco_eval import FIGURES
 from anydepth.evaluation.cost import Latency, LatencyProtocol
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
@@ -78,6 +79,12 @@ def config_of(overrides: Iterable[str], folder: Path | str = "FOLDER") -> dict[s
     return config
 
 
+def levels_of(config: Mapping[str, Any]) -> list[str]:
+    """What the objective of a configuration states, as training records it."""
+    objective: Objective = instantiate(config["losses"])
+    return sorted(objective.distilled_levels)
+
+
 def write_run(
     folder: Path,
     aps: Mapping[str, float] | None,
@@ -115,6 +122,7 @@ def write_run(
         "git": {"commit": "c" * 40, "changed": False},
         "seed": seed,
         "data": described | dict(data or {}),
+        "distilled_levels": levels_of(config_of(given, folder)),
     }
     (folder / "provenance.json").write_text(json.dumps(provenance))
     if aps is not None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_files import LADDER, Places, config_of, ladder, make_curve
+from run_files import LADDER, Places, config_of, ladder, levels_of, make_curve
 
 from anydepth.evaluation.curve_summary import summarize
+from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report.claims.arms import casts, role_of
 from anydepth.report.claims.ladders import between_mean, largest_mean_drop
 from anydepth.report.claims.questions import Finding, findings_of
@@ -19,8 +20,8 @@ from anydepth.report.settings import group_settings
 BOTH: tuple[str, ...] = ()
 FULL_ONLY = ("depth_schedule=full_only",)
 MINIMAL_ONLY = ("depth_schedule=minimal_only",)
-PREDICTION = ("distillation=detr_prediction_only",)
-FEATURE = ("distillation=detr_feature_only",)
+PREDICTION = ("losses=detr_prediction_only",)
+FEATURE = ("losses=detr_feature_only",)
 NONE = ("depth_schedule=extremes_no_distillation",)
 RANDOM = ("depth_schedule=random",)
 SANDWICH = ("depth_schedule=sandwich",)
@@ -32,6 +33,32 @@ Runs = Mapping[tuple[str, ...], Sequence[Mapping[str, float]]]
 @cache
 def _config(overrides: tuple[str, ...]) -> dict[str, object]:
     return config_of(overrides)
+
+
+def _run(
+    config: Mapping[str, object],
+    curve: DepthCurve | None = None,
+    overrides: Sequence[str] = (),
+    name: str = "x",
+    levels: object = "stated",
+) -> Run:
+    drawn = curve or make_curve(GOOD)
+    return Run(
+        folder=Path("x"),
+        name=name,
+        config=config,
+        provenance={
+            **({"overrides": list(overrides)} if overrides else {}),
+            "distilled_levels": levels_of(config) if levels == "stated" else levels,
+        },
+        result={},
+        curve=drawn,
+        summary=summarize(drawn),
+        log={},
+        compatibility=None,
+        gallery=None,
+        notes=(),
+    )
 
 
 def _findings(runs: Runs, *, places: Places | None = None, **curve: object) -> dict[str, Finding]:
@@ -47,21 +74,8 @@ def _findings(runs: Runs, *, places: Places | None = None, **curve: object) -> d
         for seed, aps in enumerate(seeds):
             changes = curve if overrides == FULL_ONLY else {}
             drawn = make_curve(aps, places=places, **changes)
-            made.append(
-                Run(
-                    folder=Path("x"),
-                    name=f"{'-'.join(overrides)}/{seed}",
-                    config={**_config(overrides), "seed": seed},
-                    provenance={"overrides": list(overrides)},
-                    result={},
-                    curve=drawn,
-                    summary=summarize(drawn),
-                    log={},
-                    compatibility=None,
-                    gallery=None,
-                    notes=(),
-                )
-            )
+            name = f"{'-'.join(overrides)}/{seed}"
+            made.append(_run({**_config(overrides), "seed": seed}, drawn, overrides, name))
     return {finding.title: finding for finding in findings_of(group_settings(made))}
 
 
@@ -94,54 +108,63 @@ def _lower(aps: Mapping[str, float], points: float) -> dict[str, float]:
         (PREDICTION, "prediction only"),
         (FEATURE, "feature only"),
         (NONE, "without distillation"),
-        (("distillation=detr_none",), "without distillation"),
+        (("losses=detr_none",), "without distillation"),
         (RANDOM, "random"),
         (SANDWICH, "sandwich"),
         (("detector.switchable_norms=false",), "any-depth"),
-        (("distillation.kd_backbone_weight=4.0",), "any-depth"),
+        (("losses.distillation.backbone_weight=4.0",), "any-depth"),
         (("depth_schedule.depths=[full,1/2,minimal]",), None),
         ((*RANDOM, *PREDICTION), None),
         (("detector=yolo_tiny",), "any-depth"),
-        (("detector=yolo_tiny", "distillation=yolo_prediction_only"), "prediction only"),
-        (("detector=yolo_tiny", "distillation=yolo_feature_only"), "feature only"),
-        (("detector=yolo_tiny", "distillation=yolo_none"), "without distillation"),
+        (("detector=yolo_tiny", "losses=yolo_prediction_only"), "prediction only"),
+        (("detector=yolo_tiny", "losses=yolo_feature_only"), "feature only"),
+        (("detector=yolo_tiny", "losses=yolo_none"), "without distillation"),
         (("detector=yolo_tiny", "depth_schedule=full_only"), "full only"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )
-def test_roles_are_recognised_by_the_configuration(overrides: tuple[str, ...], role: str | None):
-    assert role_of(_config(overrides)) == role
+def test_roles_are_recognised_by_schedule_and_objective(overrides: tuple[str, ...], role: str | None):
+    assert role_of(_run(_config(overrides))) == role
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"depth_schedule": None},
-        {"distillation": {}},
-        {"distillation": {"_target_": "somebody.elses.losses"}},
-        {"distillation": {"_target_": "anydepth.yolo.objective.build_objective", "alpha": "x"}},
-        {"depth_schedule": {"depths": 3}},
-    ],
-    ids=["no schedule", "no losses", "foreign losses", "odd value", "odd depths"],
+    "change", [{"depth_schedule": None}, {"depth_schedule": {"depths": 3}}], ids=["no schedule", "odd depths"]
 )
 def test_other_configurations_play_no_role(change: Mapping[str, object]):
-    assert role_of({**_config(BOTH), **change}) is None
+    assert role_of(_run({**_config(BOTH), **change})) is None
+
+
+@pytest.mark.parametrize(
+    ("levels", "role"),
+    [
+        (["features", "predictions"], "any-depth"),
+        ([], "without distillation"),
+        (["attention", "features"], None),
+        (None, None),
+        ("features", None),
+        ([1], None),
+    ],
+)
+def test_what_teaches_is_read_from_the_run_and_never_guessed(levels: object, role: str | None):
+    """An objective of another package, or a new term, is not taken for training without distillation."""
+    foreign = {**_config(BOTH), "losses": {"_target_": "somebody.elses.losses"}}
+    assert role_of(_run(foreign, levels=levels)) == role
 
 
 def test_weights_of_zero_teach_nothing():
-    boxes_only = {"kd_softmax_kl_weight": 0.0, "kd_bernoulli_kl_weight": 0.0}
-    nothing = {**boxes_only, "kd_l1_weight": 0.0, "kd_giou_weight": 0.0}
-    losses = _config(BOTH)["distillation"]
-    assert isinstance(losses, dict)
-    assert role_of({**_config(BOTH), "distillation": {**losses, **boxes_only}}) == "any-depth"
-    assert role_of({**_config(BOTH), "distillation": {**losses, **nothing}}) == "feature only"
+    classes_off = [f"losses.distillation.{name}_kl_weight=0" for name in ("softmax", "bernoulli")]
+    nothing = [*classes_off, *(f"losses.distillation.{name}_weight=0" for name in ("l1", "giou"))]
+    assert role_of(_run(_config(tuple(classes_off)))) == "any-depth"
+    assert role_of(_run(_config(tuple(nothing)))) == "feature only"
 
 
 def test_the_method_is_the_setting_that_the_others_vary():
-    made = _settings(BOTH, ("distillation.kd_backbone_weight=4.0",), ("distillation.kd_neck_weight=4.0",))
+    made = _settings(
+        BOTH, ("losses.distillation.backbone_weight=4.0",), ("losses.distillation.neck_weight=4.0",)
+    )
     (cast,) = casts(made)
-    assert cast.settings["any-depth"].config["distillation.kd_backbone_weight"] == 1.0
-    assert cast.settings["any-depth"].config["distillation.kd_neck_weight"] == 1.0
+    assert cast.settings["any-depth"].config["losses.distillation.backbone_weight"] == 1.0
+    assert cast.settings["any-depth"].config["losses.distillation.neck_weight"] == 1.0
     assert len(cast.others["any-depth"]) == 2
 
 
@@ -159,13 +182,7 @@ def test_other_architectures_play_no_part():
 
 
 def _settings(*overrides: tuple[str, ...]):
-    made = []
-    for place, asked in enumerate(overrides):
-        curve = make_curve(GOOD)
-        made.append(
-            Run(Path("x"), str(place), _config(asked), {}, {}, curve, summarize(curve), {}, None, None, ())
-        )
-    return group_settings(made)
+    return group_settings([_run(_config(asked), name=str(place)) for place, asked in enumerate(overrides)])
 
 
 # -- claim 1 ---------------------------------------------------------------------------------------------
@@ -274,7 +291,7 @@ def test_other_differences_of_a_fixed_depth_network_are_another_architecture():
 @pytest.mark.parametrize("name", ["rtdetr_r18", "yolov12_m"])
 def test_a_fixed_depth_network_is_never_any_depth(name: str):
     # Training refuses this schedule for it; an edited folder may hold it nevertheless.
-    assert role_of(_config((f"detector={name}",))) is None
+    assert role_of(_run(_config((f"detector={name}",)))) is None
 
 
 def test_a_fixed_depth_network_without_a_counterpart_plays_no_part():
@@ -282,10 +299,10 @@ def test_a_fixed_depth_network_without_a_counterpart_plays_no_part():
 
 
 def test_further_differences_are_named_and_decide_nothing():
-    runs = {BOTH: [GOOD] * 2, (*FULL_ONLY, "optim.lr=0.5", "optim.epochs=9"): [_lower(GOOD, 5)] * 2}
+    runs = {BOTH: [GOOD] * 2, (*FULL_ONLY, "recipe.lr=0.5", "recipe.epochs=9"): [_lower(GOOD, 5)] * 2}
     finding = _findings(runs)[FULL]
     assert finding.verdict == "undecided"
-    assert "also differ in optim.epochs, optim.lr" in finding.text
+    assert "also differ in recipe.epochs, recipe.lr" in finding.text
 
 
 # -- claim 2 ---------------------------------------------------------------------------------------------
@@ -537,7 +554,7 @@ def test_distillation_is_compared_with_every_arm():
 def test_feature_distillation_of_a_yolo_says_what_else_it_lacks():
     # alpha x ground truth + (1 - alpha) x teacher, and no teacher of predictions.
     yolo = ("detector=yolo_tiny",)
-    feature, prediction = ((*yolo, f"distillation=yolo_{kind}_only") for kind in ("feature", "prediction"))
+    feature, prediction = ((*yolo, f"losses=yolo_{kind}_only") for kind in ("feature", "prediction"))
     text = _findings({yolo: [GOOD] * 2, feature: [_lower(GOOD, 5)] * 2})[DISTILLATION].text
     assert "the shallower path keeps 0.2 of its losses against ground truth" in text
     others = {yolo: [GOOD] * 2, prediction: [_lower(GOOD, 5)] * 2}

@@ -21,9 +21,7 @@ from anydepth.report.claims.questions import Finding
 from anydepth.report.page.page import render_page
 
 EVIL = "</script><img src=x onerror=\"document.title='broken in'\">"
-LONG = (
-    "depth_schedule=extremes_no_distillation,distillation.weights.prediction=0.25,optim.learning_rate=0.00025"
-)
+LONG = "depth_schedule=extremes_no_distillation,losses.weights.prediction=0.25,recipe.learning_rate=0.00025"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = (
     "--no-sandbox",

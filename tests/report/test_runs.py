@@ -299,7 +299,7 @@ def test_a_run_that_training_left_is_read(tmp_path: Path, compose_run: Callable[
     assert unusable == []
     assert run.curve == objects["curve"]
     assert run.config == resolve_config(cfg)
-    assert role_of(run.config) == "any-depth"
+    assert role_of(run) == "any-depth"
     assert {"train/full/loss", "train/minimal/loss", "val/full/AP", "val/score"} <= run.log.keys()
     assert len(run.log["val/score"].values) == 2
     assert run.gallery is not None

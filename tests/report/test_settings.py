@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_files import config_of, ladder, make_curve, write_run
 
+from anydepth.config.key_effects import MIRRORS
 from anydepth.evaluation.curve_summary import summarize
-from anydepth.report.flat_config import MIRRORS, differing_keys, flatten, training_config
+from anydepth.report.flat_config import differing_keys, flatten, training_config
 from anydepth.report.runs import Run, find_runs
 from anydepth.report.settings import CurvePoint, Setting, group_settings
 
@@ -87,8 +88,8 @@ def test_what_does_not_change_training_makes_no_other_setting(change: str):
 @pytest.mark.parametrize(
     "change",
     [
-        "optim.lr=0.5",
-        "optim.epochs=7",
+        "recipe.lr=0.5",
+        "recipe.epochs=7",
         "trainer.devices=2",
         "trainer.precision=bf16-mixed",
         "data.batch_size=8",
@@ -96,7 +97,7 @@ def test_what_does_not_change_training_makes_no_other_setting(change: str):
         "callbacks.averaging=null",
         "validation.score=full",
         "depth_schedule=random",
-        "distillation=detr_none",
+        "losses=detr_none",
         "detector.switchable_norms=false",
         "data.augmentation.turn=null",
     ],
@@ -112,16 +113,18 @@ def test_a_key_that_is_missing_is_as_one_that_is_null():
 
 @pytest.mark.parametrize("wing", ["detr_tiny", "yolo_tiny"])
 def test_mirrors_take_the_value_of_their_source(wing: str):
-    flat = flatten(config_of([f"detector={wing}", "optim.minutes=7"]))
+    flat = flatten(config_of([f"detector={wing}", "recipe.minutes=7"]))
     assert {key: flat[key] for key in MIRRORS} == {key: flat[source] for key, source in MIRRORS.items()}
 
 
 def test_what_follows_another_key_is_told_once():
-    longer = training_config(config_of(["optim.epochs=7", "optim.ema_decay=0.5", "detector.fit=letter_box"]))
+    longer = training_config(
+        config_of(["recipe.epochs=7", "recipe.ema_decay=0.5", "detector.fit=letter_box"])
+    )
     assert differing_keys([training_config(config_of([])), longer]) == (
         "detector.fit",
-        "optim.ema_decay",
-        "optim.epochs",
+        "recipe.ema_decay",
+        "recipe.epochs",
     )
     # Where it was set by itself, it is told.
     own = training_config(config_of(["trainer.max_epochs=7"]))
@@ -151,7 +154,7 @@ def test_seeds_of_one_setting_are_one_and_sorted(tmp_path: Path):
 def test_arms_of_an_ablation_are_their_names():
     runs = [
         _run("1", {"x": 1}, overrides=["ablation=both", "seed=0", "data.root=/somewhere"]),
-        _run("2", {"x": 2}, overrides=["ablation=none", "optim.lr=2"]),
+        _run("2", {"x": 2}, overrides=["ablation=none", "recipe.lr=2"]),
     ]
     assert _labels(*runs) == ["both", "none"]
     assert _labels(runs[0]) == ["both"]
@@ -174,8 +177,8 @@ def test_arms_of_several_detectors_name_the_detector_even_where_it_was_left_to_t
 
 
 def test_equal_overrides_are_told_apart_by_the_configuration():
-    runs = [_run(str(lr), {"optim": {"lr": lr}, "z": lr}, overrides=["ablation=both"]) for lr in (1, 2)]
-    assert _labels(*runs) == ["optim.lr=1, z=1", "optim.lr=2, z=2"]
+    runs = [_run(str(lr), {"recipe": {"lr": lr}, "z": lr}, overrides=["ablation=both"]) for lr in (1, 2)]
+    assert _labels(*runs) == ["recipe.lr=1, z=1", "recipe.lr=2, z=2"]
 
 
 def test_many_differing_keys_are_counted():
@@ -184,8 +187,8 @@ def test_many_differing_keys_are_counted():
 
 
 def test_how_a_run_was_launched_is_not_in_its_label():
-    launched = ["hydra.job.num=3", "hydra/launcher=joblib", "+hydra.launcher.n_jobs=2", "optim.lr=1"]
-    assert _labels(_run("1", {"x": 1}, overrides=launched)) == ["optim.lr=1"]
+    launched = ["hydra.job.num=3", "hydra/launcher=joblib", "+hydra.launcher.n_jobs=2", "recipe.lr=1"]
+    assert _labels(_run("1", {"x": 1}, overrides=launched)) == ["recipe.lr=1"]
 
 
 VALUES = st.sampled_from([1, 2, "a", "b", None, [1], "a (1)", "defaults"])

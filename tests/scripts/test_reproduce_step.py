@@ -41,7 +41,7 @@ def spoilt(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> tu
     folder = tmp_path_factory.mktemp("run")
     settings = (
         "non_finite.action=skip",
-        "optim.multi_scale_sizes=[64,96,128]",
+        "recipe.multi_scale_sizes=[64,96,128]",
         f"+callbacks.spoil={{_target_: {__name__}.Spoil}}",
     )
     with get_console().capture() as shown:
@@ -108,7 +108,7 @@ def test_what_is_missing_or_damaged_is_named(
 def test_a_file_executes_nothing(spoilt: tuple[Path, str], script: ModuleType, tmp_path: Path) -> None:
     folder = spoilt[0] / "non_finite"
     plain = torch.load(folder / "step_1_rank_0.pt", weights_only=True)
-    plain["run"]["config"]["optim"] = {"_target_": "os.system", "command": f"touch {tmp_path}/executed"}
+    plain["run"]["config"]["recipe"] = {"_target_": "os.system", "command": f"touch {tmp_path}/executed"}
     torch.save(plain, tmp_path / "step_1_rank_0.pt")
     with pytest.raises(TargetError, match=r"_target_ os\.system"):
         script.reproduce(tmp_path / "step_1_rank_0.pt", folder / "step_1_weights.pt")

@@ -97,7 +97,7 @@ def test_every_chart_shows_what_a_run_logs(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     settings = ("curve.depths=ladder", "curve.latency_repetitions=1", f"curve.pictures={script.PICTURES}")
-    run(compose_run(tmp_path / "run", "logger=wandb", *settings, "optim.epochs=1"))
+    run(compose_run(tmp_path / "run", "logger=wandb", *settings, "recipe.epochs=1"))
     (logged,) = offline_runs(tmp_path / "run")
     keys = {key for row in logged.history for key in row} | set(logged.summary)
     spec = script.spec_of(script.build_workspace("me", "anydepth", "Depth curves", 30))

@@ -21,8 +21,8 @@ from small_networks import SMALL_YOLO
 # Random depths, sizes, denoising; five batches in steps of two, two and one; a checkpoint after each step.
 _COMMON = (
     "depth_schedule=sandwich",
-    "optim.epochs=3",
-    "optim.multi_scale_sizes=[64,96]",
+    "recipe.epochs=3",
+    "recipe.multi_scale_sizes=[64,96]",
     "trainer.accumulate_grad_batches=2",
     "trainer.limit_train_batches=5",
     "callbacks.last.every_minutes=0",
@@ -32,9 +32,9 @@ _COMMON = (
 _YOLO = (
     "detector=yolo_tiny",
     *(f"detector.{key}={value}".replace(" ", "") for key, value in SMALL_YOLO.items()),
-    "optim=yolo",
-    "optim.warmup_steps=30",
-    "optim.nominal_batch=4",
+    "recipe=yolo",
+    "recipe.warmup_steps=30",
+    "recipe.nominal_batch=4",
     "augmentation=yolo",
     "data.unmixed_epochs=1",
 )

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from anydepth import zoo
-from anydepth.detr import objective as detr_objective
 from anydepth.structures import Batch, Targets
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import Backward, DetectionModule
 from anydepth.training.recipes import AdamWRecipe
-from anydepth.yolo import objective as yolo_objective
 from small_networks import SMALL_DETECTOR, SMALL_YOLO
 
 CLASSES = 3
@@ -62,7 +60,7 @@ def make_module(network: str, backward: Backward = "joint") -> DetectionModule:
     )
     module = DetectionModule(
         detector=detector,
-        objective=(yolo_objective if name.startswith("yolo") else detr_objective).build_objective(),
+        objective=zoo.build_losses("yolo" if name.startswith("yolo") else "detr"),
         recipe=recipe,
         evaluator=None,
         seed=0,

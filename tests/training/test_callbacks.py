@@ -10,7 +10,6 @@ import pytest
 from omegaconf import DictConfig
 
 from anydepth.detector import Detector
-from anydepth.detr.objective import build_objective
 from anydepth.train import run
 from anydepth.training.callbacks.progress import ConsoleProgress
 from anydepth.training.callbacks.self_distillation import SelfDistillation
@@ -19,13 +18,14 @@ from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
 from anydepth.training.recipes import AdamWRecipe
+from losses import detr_losses
 
 
 @pytest.fixture
 def module(small_detector: Detector) -> DetectionModule:
     recipe = AdamWRecipe(lr=1.0, backbone_lr=1.0, weight_decay=0.0, epochs=1)
     return DetectionModule(
-        detector=small_detector, objective=build_objective(), recipe=recipe, evaluator=None, seed=0
+        detector=small_detector, objective=detr_losses(), recipe=recipe, evaluator=None, seed=0
     )
 
 
@@ -110,7 +110,7 @@ def test_a_run_ends_with_its_time_and_reports_on_the_console(
 ) -> None:
     """A limit that is over at once: the first step is done, validated, saved; without any logger."""
     progress = "callbacks.progress={_target_: anydepth.training.callbacks.progress.ConsoleProgress}"
-    limits = ("optim.epochs=null", "optim.minutes=1e-6", "optim.validate_every_epochs=9", "logger=none")
+    limits = ("recipe.epochs=null", "recipe.minutes=1e-6", "recipe.validate_every_epochs=9", "logger=none")
     metrics, objects = run(compose_run(tmp_path, progress, *limits))
     assert objects["trainer"].global_step == 1
     assert 0 <= metrics["val/score"] <= 1

@@ -13,10 +13,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anydepth.detector import Detector, Objective
-from anydepth.detr.objective import build_objective
 from anydepth.training.callbacks.ema import WeightAveraging
 from anydepth.training.module import DetectionModule
 from anydepth.training.recipes import AdamWRecipe
+from losses import detr_losses
 
 
 class _Fit:
@@ -24,7 +24,7 @@ class _Fit:
 
     def __init__(self, callback: WeightAveraging, detector: Detector) -> None:
         recipe = AdamWRecipe(lr=1.0, backbone_lr=1.0, weight_decay=0.0, epochs=1)
-        objective: Objective = build_objective()
+        objective: Objective = detr_losses()
         self.module = DetectionModule(
             detector=detector, objective=objective, recipe=recipe, evaluator=None, seed=0
         )

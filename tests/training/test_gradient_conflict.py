@@ -15,7 +15,6 @@ from torch import distributed as dist
 
 from anydepth import distributed, zoo
 from anydepth.detector import Detector
-from anydepth.detr.objective import build_objective
 from anydepth.structures import Batch, Targets
 from anydepth.train import run
 from anydepth.training.callbacks.gradient_conflict import (
@@ -32,6 +31,7 @@ from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
 from anydepth.training.passes import PassGraph
 from anydepth.training.recipes import AdamWRecipe
+from losses import detr_losses
 from small_networks import SMALL_DETECTOR
 
 PARTS = ["stem", "stage1", "stage2", "stage3", "stage4", "neck", "decoder"]
@@ -54,7 +54,7 @@ def _module(schedule: DepthSchedule | None = None, *, distilled: bool = True) ->
             parameter += 0.02 * torch.randn_like(parameter)
     recipe = AdamWRecipe(lr=1e-3, backbone_lr=1e-4, weight_decay=0.0, epochs=1)
     module = DetectionModule(
-        detector=detector, objective=build_objective(), recipe=recipe, evaluator=None, seed=0
+        detector=detector, objective=detr_losses(), recipe=recipe, evaluator=None, seed=0
     )
     schedule = schedule or DepthSchedule(depths=("full", "minimal"), distill=distilled)
     module.plan = schedule.sample(detector.depth_space, seed=0, step=0)

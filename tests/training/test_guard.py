@@ -11,7 +11,7 @@ from anydepth.detector import Detector
 from anydepth.training.callbacks import process_guard
 from anydepth.training.callbacks.process_guard import ProcessGuard, ProcessMismatchError
 
-FACTS = {"setting": {"optim.lr": "0.1", "seed": "0"}, "data split": {"train": "abc"}}
+FACTS = {"setting": {"recipe.lr": "0.1", "seed": "0"}, "data split": {"train": "abc"}}
 
 
 def _check(
@@ -40,9 +40,9 @@ def test_equal_processes_train(monkeypatch: pytest.MonkeyPatch, small_detector: 
 def test_the_setting_that_differs_is_named_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, small_detector: Detector
 ) -> None:
-    other = {**FACTS, "setting": {"optim.lr": "0.2", "seed": "0"}}
+    other = {**FACTS, "setting": {"recipe.lr": "0.2", "seed": "0"}}
     message = (
-        r"differ\.\nsetting optim\.lr: 0\.2 in process 2, 0\.1 in process 0\nStart all with one command$"
+        r"differ\.\nsetting recipe\.lr: 0\.2 in process 2, 0\.1 in process 0\nStart all with one command$"
     )
     with pytest.raises(ProcessMismatchError, match=message):
         _check(monkeypatch, small_detector, FACTS, other)

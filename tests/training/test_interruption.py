@@ -20,7 +20,7 @@ from anydepth.training.checkpointing.newest import Newest, newest_checkpoint
 from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.checkpointing.write import CheckpointWriteError
 
-SHORT = ("optim.epochs=2", "logger=none")
+SHORT = ("recipe.epochs=2", "logger=none")
 
 
 class LostMachineError(RuntimeError):
@@ -127,7 +127,7 @@ def _validation(figures: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_the_last_epoch_is_validated_when_a_run_goes_on_within_it(train: Train, tmp_path: Path) -> None:
-    settings = (*SHORT, "optim.validate_every_epochs=9")
+    settings = (*SHORT, "recipe.validate_every_epochs=9")
     lose(train, tmp_path, "detr", "epoch: 1,batch: 2", *settings)
     assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
     assert "val/score" in train(tmp_path, "detr", "ckpt_path=auto", *settings)
@@ -186,7 +186,7 @@ def test_checkpoints_are_written_by_the_clock_between_steps_and_after_epochs(
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", note)
     watch = f"{{_target_: {__name__}.Watch}}"
     settings = (f"callbacks.last.every_minutes={minutes}", f"+callbacks.last.clock={watch}")
-    train(tmp_path, "detr", "optim.epochs=1", "logger=none", f"+callbacks.watch={watch}", *settings)
+    train(tmp_path, "detr", "recipe.epochs=1", "logger=none", f"+callbacks.watch={watch}", *settings)
     assert saved == steps
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_ends_a_run_with_the_former_checkpoint_whole(
         with pytest.raises(
             CheckpointWriteError, match=r"last\.ckpt: .*\(File too large\)\. The one before it"
         ):
-            train(tmp_path, "detr", *SHORT, "optim.epochs=3", "ckpt_path=auto")
+            train(tmp_path, "detr", *SHORT, "recipe.epochs=3", "ckpt_path=auto")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert newest_checkpoint(tmp_path) == Newest(tmp_path / "checkpoints" / "last.ckpt", 6)
@@ -219,7 +219,7 @@ def test_sigterm_to_all_processes_saves_the_step_and_says_how_to_go_on(
     tmp_path: Path, small_run: tuple[str, ...]
 ) -> None:
     """As a batch system sends it: the processes that load images get it, too."""
-    process = start_run(tmp_path, small_run, "optim.epochs=100000", "data.num_workers=1")
+    process = start_run(tmp_path, small_run, "recipe.epochs=100000", "data.num_workers=1")
     # The first epoch is saved, the next one has begun.
     time.sleep(0.3)
     printed, errors = end_run(process, whole_group=True)

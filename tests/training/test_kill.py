@@ -62,7 +62,7 @@ def test_runs_killed_at_random_moments_equal_one_that_is_not(
     tmp_path: Path, small_run: tuple[str, ...], wing: str
 ) -> None:
     workers = f"data.num_workers={WORKERS[wing]}"
-    settings = (*run_settings(wing, small_run), workers, "logger=none", "optim.epochs=2")
+    settings = (*run_settings(wing, small_run), workers, "logger=none", "recipe.epochs=2")
     whole = tmp_path / "whole"
     context = get_context("forkserver")
     # Imported once, before the time of a run is taken.

@@ -20,7 +20,7 @@ TRAIN = ("-m", "anydepth.train")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # So small a learning rate leaves the weights as they are, and the figures comparable to the last digit.
 SETTINGS = (
-    *("optim.lr=1e-30", "optim.backbone_lr=1e-30", "optim.weight_decay=0", "optim.epochs=1"),
+    *("recipe.lr=1e-30", "recipe.backbone_lr=1e-30", "recipe.weight_decay=0", "recipe.epochs=1"),
     *("trainer.limit_val_batches=null", "callbacks.averaging=null", "validation.depths=[full,minimal]"),
     *("data=custom", "augmentation=none", "data.eval_batch_size=2"),
 )
@@ -114,14 +114,14 @@ def test_processes_that_slurm_starts_have_the_figures_of_one(
 
 
 def test_processes_with_other_settings_stop_and_name_them(small_run: tuple[str, ...], tmp_path: Path) -> None:
-    settings = (*small_run, *TWO, "trainer=multi_node", "trainer.num_nodes=1", "optim.epochs=1")
+    settings = (*small_run, *TWO, "trainer=multi_node", "trainer.num_nodes=1", "recipe.epochs=1")
     job = str(os.getpid() + 1)
     started = [
         _start(tmp_path, *TRAIN, *settings, *changed, **_slurm(rank, job))
-        for rank, changed in enumerate([(), ("optim.lr=0.5",)])
+        for rank, changed in enumerate([(), ("recipe.lr=0.5",)])
     ]
     for process in started:
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 1, printed
-        assert "setting optim.lr: 0.5 in process 1" in printed
+        assert "setting recipe.lr: 0.5 in process 1" in printed
         assert "Start all processes with the same command" in printed

@@ -249,7 +249,7 @@ def test_a_failed_job_does_not_pass_its_run_on(
         main()
     (failed,) = offline_runs(tmp_path / "failed")
     assert failed.exit_code == 1
-    short = ("logger=wandb", "logger.wandb.upload_weights=false", "optim.epochs=1")
+    short = ("logger=wandb", "logger.wandb.upload_weights=false", "recipe.epochs=1")
     run(compose_run(tmp_path / "next", *short, f"logger.csv.save_dir={tmp_path / 'next'}"))
     (following,) = offline_runs(tmp_path / "next")
     assert following.run.run_id != failed.run.run_id

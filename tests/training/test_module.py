@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anydepth.detector import Detector, Objective, PassLosses
-from anydepth.detr.objective import build_objective
 from anydepth.structures import Batch, DetectorOutput, Targets
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
 from anydepth.training.recipes import AdamWRecipe
+from losses import detr_losses
 
 
 class _Recorder(Objective):
@@ -90,7 +90,7 @@ def test_paths_learn_from_the_output_and_the_assignment_of_full(small_detector: 
 
 def test_one_backward_reaches_every_parameter(small_detector: Detector) -> None:
     """No single path touches them all; plain distributed training needs all gradients in one backward."""
-    module = _module(small_detector, build_objective())
+    module = _module(small_detector, detr_losses())
     module.training_step(_batch(), 0).backward()
     missing = [name for name, parameter in small_detector.named_parameters() if parameter.grad is None]
     assert missing == []
@@ -145,7 +145,7 @@ def test_losses_are_computed_outside_of_autocast(small_detector: Detector) -> No
 
 def test_random_numbers_are_a_function_of_the_batch(small_detector: Detector) -> None:
     """Denoising draws labels and boxes; the norms' statistics do not enter a training forward."""
-    module = _module(small_detector, build_objective())
+    module = _module(small_detector, detr_losses())
     losses = [float(module.training_step(_batch(), batch_idx).detach()) for batch_idx in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
 

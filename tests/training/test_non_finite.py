@@ -55,7 +55,7 @@ def test_a_nan_in_an_image_names_step_paths_terms_and_images(network: str, backw
     assert f"{'vfl' if network == 'detr' else 'class'} is nan" in message
     assert "path 'minimal': loss" in message
     assert "image ids [0, 1, 2, 3]" in message
-    assert "optim.lr" in message
+    assert "recipe.lr" in message
 
 
 @pytest.mark.parametrize("network", WINGS)

@@ -145,7 +145,7 @@ def test_time_alone_limits_a_run_without_epochs() -> None:
 )
 def test_values_out_of_range_are_named(settings: dict[str, object]) -> None:
     name = next(iter(settings))
-    with pytest.raises(ValueError, match=rf"optim\.{name}=.*allowed are"):
+    with pytest.raises(ValueError, match=rf"recipe\.{name}=.*allowed are"):
         _recipe(**settings)
 
 
@@ -236,5 +236,5 @@ def test_sgd_sums_gradients_over_the_nominal_batch() -> None:
 
 @pytest.mark.parametrize("name", ["momentum", "nominal_batch", "warmup_momentum", "warmup_bias_lr"])
 def test_values_of_sgd_out_of_range_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"optim\.{name}=-1.*allowed are"):
+    with pytest.raises(ValueError, match=rf"recipe\.{name}=-1.*allowed are"):
         _sgd(**{name: -1})

@@ -36,7 +36,7 @@ class FirstGradients(pl.Callback):
 
 def _gradients(compose_run: Compose, folder: Path, *settings: str) -> dict[str, Tensor]:
     keep = f"+callbacks.keep={{_target_: {__name__}.FirstGradients}}"
-    run(compose_run(folder, keep, "optim.epochs=1", *settings))
+    run(compose_run(folder, keep, "recipe.epochs=1", *settings))
     return FirstGradients.found
 
 

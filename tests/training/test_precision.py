@@ -90,7 +90,7 @@ def test_every_precision_trains_with_losses_in_float32(
     watch = Watch()
     # Lightning has no float16 on CPUs and would take bfloat16; torch has both.
     asked = "32-true" if precision == "16-mixed" else precision
-    settings = ("optim.epochs=1", f"trainer.precision={asked}")
+    settings = ("recipe.epochs=1", f"trainer.precision={asked}")
     if wing == "detr":
         cfg = compose_run(tmp_path, *settings)
     else:

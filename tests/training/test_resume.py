@@ -24,8 +24,8 @@ Compose = Callable[..., DictConfig]
 # Everything that draws random numbers or counts steps: random depths, sizes, denoising, accumulation, cosine.
 SETTINGS = (
     "depth_schedule=sandwich",
-    "optim.epochs=2",
-    "optim.multi_scale_sizes=[64,96]",
+    "recipe.epochs=2",
+    "recipe.multi_scale_sizes=[64,96]",
     "trainer.accumulate_grad_batches=2",
     "trainer.limit_train_batches=4",
 )

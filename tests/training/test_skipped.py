@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 def test_skipped_images_are_listed_once_and_left_out_of_the_figures(
     root: Path, compose_run: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("data=custom", f"data.root={root}", "optim.epochs=2", "trainer.limit_train_batches=1.0")
+    settings = ("data=custom", f"data.root={root}", "recipe.epochs=2", "trainer.limit_train_batches=1.0")
     where = tmp_path / "run"
     _, objects = run(compose_run(where, *settings, "data.batch_size=2", "data.on_bad_image=skip"))
     lines = (where / "skipped_images.txt").read_text().splitlines()

@@ -17,7 +17,7 @@ STRATEGIES = {
     "ddp": ("trainer=ddp", *DEVICES),
     "ddp_spawn": ("trainer=ddp_spawn", *DEVICES),
 }
-EPOCHS = "optim.epochs=20"
+EPOCHS = "recipe.epochs=20"
 
 
 def _finished(process: "subprocess.Popen[str]") -> str:
@@ -72,7 +72,7 @@ def test_runs_that_sigterm_ends_go_on_to_the_same_end(
 def test_a_checkpoint_that_cannot_be_written_ends_all_processes(
     tmp_path: Path, small_run: tuple[str, ...], strategy: str
 ) -> None:
-    process = start_run(tmp_path, small_run, *STRATEGIES[strategy], "optim.epochs=100000")
+    process = start_run(tmp_path, small_run, *STRATEGIES[strategy], "recipe.epochs=100000")
     folder = tmp_path / "run" / "checkpoints"
     last = read_checkpoint(folder / "last.ckpt")["global_step"]
     # Not even the first user of a system writes to a folder that is a file.

@@ -11,8 +11,9 @@ from torchvision.ops import complete_box_iou_loss
 
 from anydepth.structures import Targets
 from anydepth.yolo import assigner as assigner_module
-from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
+from anydepth.yolo.assigner import Assignment, GroundTruth
 from anydepth.yolo.decode import Predictions
+from losses import task_aligned_assigner
 from yolo.cases import HEIGHT, WIDTH, make_maps, make_targets
 
 # Random cases whose choice hangs on less than this are left out: float32 and float64 may choose differently.
@@ -105,18 +106,18 @@ def test_random_batches_are_assigned_as_the_formulas_say(
     case = make_case(counts, classes, seed)
     expected, close = loop_assignment(*case, top_k, *exponents)
     assume(not close)
-    found = TaskAlignedAssigner(top_k=top_k, alpha=exponents[0], beta=exponents[1])(*case)
+    found = task_aligned_assigner(top_k=top_k, alpha=exponents[0], beta=exponents[1])(*case)
     check(found, expected, case[3].labels)
 
 
 def test_the_random_batches_hold_contested_and_unassigned_anchors() -> None:
     # Else the test above shows less than it says.
     *predictions, truth = make_case([6, 0, 2], 3, seed=1)
-    found = TaskAlignedAssigner()(*predictions, truth)
+    found = task_aligned_assigner()(*predictions, truth)
     claims = 0
     for box in range(6):
         alone = GroundTruth(truth.labels[:, [box]], truth.boxes_xyxy[:, [box]], truth.valid[:, [box]])
-        claims += int(TaskAlignedAssigner()(*predictions, alone).foreground[0].sum())
+        claims += int(task_aligned_assigner()(*predictions, alone).foreground[0].sum())
     assert 0 < found.foreground[0].sum() < claims
     assert not found.foreground[1].any()
 
@@ -128,7 +129,7 @@ def test_a_hand_made_case() -> None:
     boxes = torch.tensor([[wanted, [5.0, 0.0, 35.0, 40.0], wanted]])
     scores = torch.tensor([[[0.9, 0.25]] * 3])
     centres = torch.tensor([[12.0, 20.0], [20.0, 20.0], [60.0, 20.0]])
-    found = TaskAlignedAssigner()(scores, boxes, centres, truth)
+    found = task_aligned_assigner()(scores, boxes, centres, truth)
     assert found.foreground.tolist() == [[True, True, False]]
     # u = 1 and 3/4 less the aspect term (concentric, so no distance): v = 4/pi^2 (atan 1 - atan 3/4)^2.
     v = 4 / torch.pi**2 * (torch.pi / 4 - torch.atan(torch.tensor(0.75))) ** 2
@@ -143,7 +144,7 @@ def test_an_anchor_on_a_side_is_outside() -> None:
     truth = GroundTruth(torch.tensor([[0]]), torch.tensor([[[8.0, 8.0, 24.0, 24.0]]]), torch.tensor([[True]]))
     centres = torch.tensor([[8.0, 16.0], [24.0, 16.0], [16.0, 8.0], [16.0, 24.0], [8.01, 23.99]])
     boxes = truth.boxes_xyxy.expand(1, 5, 4)
-    found = TaskAlignedAssigner()(torch.full((1, 5, 1), 0.5), boxes, centres, truth)
+    found = task_aligned_assigner()(torch.full((1, 5, 1), 0.5), boxes, centres, truth)
     assert found.foreground.tolist() == [[False, False, False, False, True]]
 
 
@@ -151,7 +152,7 @@ def test_an_anchor_whose_prediction_misses_the_box_is_not_assigned() -> None:
     truth = GroundTruth(torch.tensor([[0]]), torch.tensor([[[0.0, 0, 20, 20]]]), torch.tensor([[True]]))
     far = torch.tensor([[[50.0, 50, 60, 60], [0, 0, 20, 20]]])
     centres = torch.tensor([[10.0, 10.0], [12.0, 10.0]])
-    found = TaskAlignedAssigner()(torch.full((1, 2, 1), 0.5), far, centres, truth)
+    found = task_aligned_assigner()(torch.full((1, 2, 1), 0.5), far, centres, truth)
     assert found.foreground.tolist() == [[False, True]]
 
 
@@ -160,8 +161,8 @@ def test_padding_is_never_assigned_even_where_it_would_fit() -> None:
     hidden = GroundTruth(
         truth.labels, truth.boxes_xyxy, torch.tensor([[True, True, True], [True, False, False]])
     )
-    found = TaskAlignedAssigner()(scores, boxes, centres, hidden)
-    assert TaskAlignedAssigner()(scores, boxes, centres, truth).targets[1].max() == 2
+    found = task_aligned_assigner()(scores, boxes, centres, hidden)
+    assert task_aligned_assigner()(scores, boxes, centres, truth).targets[1].max() == 2
     assert found.foreground[1].any()
     assert found.targets[1].max() == 0
 
@@ -173,7 +174,7 @@ def test_a_batch_without_boxes_is_all_background(padded_boxes: int) -> None:
     truth = GroundTruth(
         torch.zeros(shape, dtype=torch.int64), torch.zeros(*shape, 4), torch.zeros(shape, dtype=torch.bool)
     )
-    found = TaskAlignedAssigner()(scores, boxes, centres, truth)
+    found = task_aligned_assigner()(scores, boxes, centres, truth)
     assert not found.foreground.any()
     assert not found.targets.any()
     assert found.soft_targets.shape == scores.shape
@@ -182,29 +183,29 @@ def test_a_batch_without_boxes_is_all_background(padded_boxes: int) -> None:
 
 def test_large_batches_are_assigned_in_pieces_with_the_same_result() -> None:
     case = make_case([3, 0, 6, 1, 2], 3, seed=2)
-    whole = TaskAlignedAssigner()(*case)
+    whole = task_aligned_assigner()(*case)
     for pairs in (1, 2 * 6 * 126):
         with patch.object(assigner_module, "_PAIRS", pairs):
-            pieces = TaskAlignedAssigner()(*case)
+            pieces = task_aligned_assigner()(*case)
         for name in ("foreground", "targets", "soft_targets"):
             assert torch.equal(getattr(pieces, name), getattr(whole, name))
 
 
 def test_each_image_is_assigned_as_if_it_were_alone() -> None:
     scores, boxes, centres, truth = make_case([3, 0, 6], 3, seed=5)
-    batch = TaskAlignedAssigner()(scores, boxes, centres, truth)
+    batch = task_aligned_assigner()(scores, boxes, centres, truth)
     for image, count in enumerate([3, 0, 6]):
         rows = slice(image, image + 1), slice(0, count)
         own = GroundTruth(truth.labels[rows], truth.boxes_xyxy[rows], truth.valid[rows])
-        alone = TaskAlignedAssigner()(scores[rows[0]], boxes[rows[0]], centres, own)
+        alone = task_aligned_assigner()(scores[rows[0]], boxes[rows[0]], centres, own)
         for name in ("foreground", "targets", "soft_targets"):
             assert torch.equal(getattr(alone, name)[0], getattr(batch, name)[image])
 
 
 def test_half_precision_scores_give_float32_targets() -> None:
     scores, boxes, centres, truth = make_case([4], 3, seed=0)
-    found = TaskAlignedAssigner()(scores.bfloat16(), boxes, centres, truth)
-    expected = TaskAlignedAssigner()(scores.bfloat16().float(), boxes, centres, truth)
+    found = task_aligned_assigner()(scores.bfloat16(), boxes, centres, truth)
+    expected = task_aligned_assigner()(scores.bfloat16().float(), boxes, centres, truth)
     assert found.soft_targets.dtype == torch.float32
     assert torch.equal(found.soft_targets, expected.soft_targets)
 
@@ -227,10 +228,10 @@ def test_ground_truth_is_padded_and_turned_into_pixels() -> None:
 @pytest.mark.parametrize("wrong", [{"top_k": 0}, {"alpha": -1.0}, {"beta": -0.5}])
 def test_numbers_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="allowed"):
-        TaskAlignedAssigner(**wrong)
+        task_aligned_assigner(**wrong)
 
 
 def test_predictions_and_ground_truth_of_different_batches_are_refused() -> None:
     scores, boxes, centres, truth = make_case([1, 2], 2, seed=0)
     with pytest.raises(ValueError, match="ground truth of 2 images came for predictions of 1 images"):
-        TaskAlignedAssigner()(scores[:1], boxes[:1], centres, truth)
+        task_aligned_assigner()(scores[:1], boxes[:1], centres, truth)

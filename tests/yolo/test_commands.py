@@ -26,7 +26,7 @@ SMALL_YOLO = (
 @pytest.fixture
 def settings(tmp_path: Path, small_run: tuple[str, ...]) -> Iterator[list[str]]:
     shared = [setting for setting in small_run if not setting.startswith("detector.")]
-    yield [*shared, *SMALL_YOLO, f"paths.output_dir={tmp_path / 'run'}", "optim.epochs=1"]
+    yield [*shared, *SMALL_YOLO, f"paths.output_dir={tmp_path / 'run'}", "recipe.epochs=1"]
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
 
@@ -60,7 +60,7 @@ def test_training_evaluation_and_prediction(settings: list[str], tmp_path: Path)
 
 
 def test_the_published_recipe_trains_both_norm_sets(settings: list[str], tmp_path: Path) -> None:
-    fast = ["optim=yolo", "optim.epochs=1", "optim.warmup_steps=0", "callbacks.averaging=null"]
+    fast = ["recipe=yolo", "recipe.epochs=1", "recipe.warmup_steps=0", "callbacks.averaging=null"]
     torch.manual_seed(0)
     train.run(compose("train", [*settings, *fast], hydra_config=True))
     trained = anydepth.load(tmp_path / "run" / "weights.safetensors").state_dict()

@@ -7,20 +7,21 @@ from torch import Tensor
 from torchvision.ops import complete_box_iou_loss
 
 from anydepth.structures import Targets
-from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
+from anydepth.yolo.assigner import Assignment, GroundTruth
 from anydepth.yolo.criterion import YoloCriterion, distribution_focal_loss, side_distances
 from anydepth.yolo.decode import Predictions
+from losses import yolo_criterion
 from yolo.cases import HEIGHT, WIDTH, make_maps, make_targets
 
 
-def make_criterion(**gains: float) -> YoloCriterion:
-    return YoloCriterion(assigner=TaskAlignedAssigner(), **gains)
+def make_criterion(**weights: float) -> YoloCriterion:
+    return yolo_criterion(**weights)
 
 
 def losses_of(
-    maps: tuple[Tensor, ...], targets: list[Targets], **gains: float
+    maps: tuple[Tensor, ...], targets: list[Targets], **weights: float
 ) -> tuple[dict[str, Tensor], Predictions, GroundTruth, Assignment]:
-    criterion = make_criterion(**gains)
+    criterion = make_criterion(**weights)
     predictions = Predictions.decode(maps)
     truth = GroundTruth.collect(targets, (HEIGHT, WIDTH))
     assignment = criterion.assign(predictions, truth)
@@ -106,7 +107,7 @@ def test_distances_are_those_of_left_top_right_and_bottom() -> None:
 def test_without_boxes_only_the_background_is_taught() -> None:
     maps = make_maps(2, 3)
     terms, predictions, *_ = losses_of(maps, make_targets((0, 0), 3))
-    # All labels are 0: BCE = sum softplus(z), divided by 1 (the least S), times the gain 0.5.
+    # All labels are 0: BCE = sum softplus(z), divided by 1 (the least S), times the weight 0.5.
     torch.testing.assert_close(terms["class"], 0.5 * F.softplus(predictions.class_logits).sum())
     assert terms["box"] == terms["dfl"] == 0
     torch.stack(list(terms.values())).sum().backward()
@@ -146,18 +147,20 @@ def test_the_assignment_sends_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", ["box", "class", "dfl"])
-def test_a_gain_scales_its_own_term_and_zero_leaves_it_out(name: str) -> None:
+def test_a_weight_scales_its_own_term_and_zero_leaves_it_out(name: str) -> None:
     maps, targets = make_maps(2, 3), make_targets((4, 2), 3)
-    ones = {"box_gain": 1.0, "class_gain": 1.0, "dfl_gain": 1.0}
+    ones = {"box_weight": 1.0, "class_weight": 1.0, "dfl_weight": 1.0}
     base, *_ = losses_of(maps, targets, **ones)
-    tripled, *_ = losses_of(maps, targets, **{**ones, f"{name}_gain": 3.0})
+    tripled, *_ = losses_of(maps, targets, **{**ones, f"{name}_weight": 3.0})
     for term, value in tripled.items():
         torch.testing.assert_close(value, base[term] * (3 if term == name else 1))
-    off, *_ = losses_of(maps, targets, **{**ones, f"{name}_gain": 0.0})
+    off, *_ = losses_of(maps, targets, **{**ones, f"{name}_weight": 0.0})
     assert off.keys() == base.keys() - {name}
 
 
-@pytest.mark.parametrize("wrong", [{"box_gain": -1.0}, {"box_gain": 0.0, "class_gain": 0.0, "dfl_gain": 0.0}])
-def test_gains_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"box_weight": -1.0}, {"box_weight": 0.0, "class_weight": 0.0, "dfl_weight": 0.0}]
+)
+def test_weights_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         make_criterion(**wrong)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss
 
-from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
-from anydepth.yolo.criterion import YoloCriterion
+from anydepth.yolo.assigner import Assignment, GroundTruth
 from anydepth.yolo.decode import Predictions
-from anydepth.yolo.distillation import YoloDistillation, distilled_weights, pooled_feature_distance
+from anydepth.yolo.distillation import distilled_weights, pooled_feature_distance
 from anydepth.yolo.output import YoloOutput
+from losses import yolo_criterion, yolo_distillation
 from yolo.cases import HEIGHT, WIDTH, leaves_of, make_output, make_targets, repeated
 
 Case = tuple[YoloOutput, YoloOutput, Predictions, Predictions, Assignment, Assignment]
@@ -24,7 +24,7 @@ def make_case(counts: tuple[int, ...], *, classes: int = 4, times: int = 1) -> C
     outputs = [repeated(make_output(len(counts), classes, seed), times) for seed in (1, 2)]
     truth = GroundTruth.collect(make_targets(counts, classes) * times, (HEIGHT, WIDTH))
     decoded = [Predictions.decode(output.maps) for output in outputs]
-    criterion = YoloCriterion(assigner=TaskAlignedAssigner())
+    criterion = yolo_criterion()
     first, second = (criterion.assign(predictions, truth) for predictions in decoded)
     return outputs[0], outputs[1], decoded[0], decoded[1], first, second
 
@@ -82,7 +82,7 @@ def test_predictions_are_compared_anchor_by_anchor(
     counts: tuple[int, ...], class_loss: str, temperatures: tuple[float, float]
 ) -> None:
     _, _, *case = make_case(counts)
-    distillation = YoloDistillation(
+    distillation = yolo_distillation(
         class_loss=class_loss, class_temperature=temperatures[0], dfl_temperature=temperatures[1]
     )
     terms = distillation.predictions(*case)
@@ -124,7 +124,7 @@ def test_an_anchor_counts_where_the_teacher_sees_an_object_and_the_student_no_ot
 
 def test_the_divisor_is_the_sum_of_the_weights_once_it_exceeds_one() -> None:
     _, _, student, teacher, first, second = make_case((6, 6))
-    distillation = YoloDistillation()
+    distillation = yolo_distillation()
     base = distillation.predictions(student, teacher, first, second)
     doubled = replace(second, soft_targets=2 * second.soft_targets)
     tiny = replace(second, soft_targets=1e-3 * second.soft_targets)
@@ -139,7 +139,7 @@ def test_the_divisor_is_the_sum_of_the_weights_once_it_exceeds_one() -> None:
 
 def test_features_are_compared_map_by_map_and_image_by_image() -> None:
     student, teacher, *_ = make_case((1, 1, 1))
-    found = YoloDistillation(feature_gain=0.7).features(student, teacher)
+    found = yolo_distillation(feature_weight=0.7).features(student, teacher)
     assert found.keys() == {"kd_feature"}
     total = 0.0
     # Strides 16 and 32 of the backbone, all of the neck: layers 6, 8, 14, 17, 20.
@@ -170,7 +170,7 @@ def test_a_batch_of_one_gives_what_the_image_adds_to_a_batch() -> None:
 
 
 def test_losses_do_not_depend_on_the_number_of_images() -> None:
-    distillation = YoloDistillation()
+    distillation = yolo_distillation()
 
     def losses(times: int) -> dict[str, Tensor]:
         student, teacher, *case = make_case((6,), times=times)
@@ -184,7 +184,7 @@ def test_losses_do_not_depend_on_the_number_of_images() -> None:
 
 def test_the_teacher_gets_no_gradient_and_an_equal_student_no_loss() -> None:
     student, teacher, ours, theirs, first, second = make_case((6, 2))
-    distillation = YoloDistillation()
+    distillation = yolo_distillation()
     terms = distillation.predictions(ours, theirs, first, second) | distillation.features(student, teacher)
     torch.stack(list(terms.values())).sum().backward()
     for leaf in leaves_of(student):
@@ -199,21 +199,22 @@ def test_the_teacher_gets_no_gradient_and_an_equal_student_no_loss() -> None:
         assert value.item() == pytest.approx(0, abs=1e-5), name
 
 
-def test_a_gain_of_zero_leaves_its_term_out_and_never_touches_its_inputs() -> None:
+def test_a_weight_of_zero_leaves_its_term_out_and_never_touches_its_inputs() -> None:
     student, teacher, *case = make_case((3, 2))
-    for gain, name in (("box_gain", "kd_box"), ("class_gain", "kd_class"), ("dfl_gain", "kd_dfl")):
-        terms = YoloDistillation(**{gain: 0.0}).predictions(*case)
+    for weight, name in (("box_weight", "kd_box"), ("class_weight", "kd_class"), ("dfl_weight", "kd_dfl")):
+        terms = yolo_distillation(**{weight: 0.0}).predictions(*case)
         assert terms.keys() == {"kd_box", "kd_class", "kd_dfl"} - {name}
     without = [replace(output, backbone_features=(), neck_features=()) for output in (student, teacher)]
-    assert YoloDistillation(feature_gain=0).features(*without) == {}
-    off = {"box_gain": 0.0, "class_gain": 0.0, "dfl_gain": 0.0}
-    assert YoloDistillation(**off).active
-    assert not YoloDistillation(**off, feature_gain=0).active
+    assert yolo_distillation(feature_weight=0).features(*without) == {}
+    off = {"box_weight": 0.0, "class_weight": 0.0, "dfl_weight": 0.0}
+    assert yolo_distillation(**off).levels == {"features"}
+    assert yolo_distillation(feature_weight=0).levels == {"predictions"}
+    assert yolo_distillation(**off, feature_weight=0).levels == frozenset()
 
 
 def test_without_boxes_the_terms_are_zero_with_finite_gradients() -> None:
     student, _, *case = make_case((0, 0))
-    terms = YoloDistillation().predictions(*case)
+    terms = yolo_distillation().predictions(*case)
     assert [value.item() for value in terms.values()] == [0, 0, 0]
     for gradient in torch.autograd.grad(torch.stack(list(terms.values())).sum(), student.maps):
         assert not gradient.any()
@@ -221,20 +222,20 @@ def test_without_boxes_the_terms_are_zero_with_finite_gradients() -> None:
 
 def test_one_class_is_taught_by_its_score() -> None:
     student, _, *case = make_case((3, 2), classes=1)
-    terms = YoloDistillation().predictions(*case)
+    terms = yolo_distillation().predictions(*case)
     expected = loop_losses(*case, "bernoulli_kl", 2.0, 1.0)
     assert terms["kd_class"].item() == pytest.approx(0.4 * expected["kd_class"], rel=1e-4)
     gradients = torch.autograd.grad(terms["kd_class"], student.maps)
     assert any(gradient[:, 64:].any() for gradient in gradients)
     with pytest.raises(ValueError, match="softmax_kl with one class is always 0"):
-        YoloDistillation(class_loss="softmax_kl").predictions(*case)
+        yolo_distillation(class_loss="softmax_kl").predictions(*case)
 
 
 def test_several_classes_are_compared_by_the_softmax_unless_told_otherwise() -> None:
     _, _, *case = make_case((3, 2))
-    auto = YoloDistillation().predictions(*case)["kd_class"]
-    assert torch.equal(auto, YoloDistillation(class_loss="softmax_kl").predictions(*case)["kd_class"])
-    assert not torch.equal(auto, YoloDistillation(class_loss="bernoulli_kl").predictions(*case)["kd_class"])
+    auto = yolo_distillation().predictions(*case)["kd_class"]
+    assert torch.equal(auto, yolo_distillation(class_loss="softmax_kl").predictions(*case)["kd_class"])
+    assert not torch.equal(auto, yolo_distillation(class_loss="bernoulli_kl").predictions(*case)["kd_class"])
 
 
 @pytest.mark.parametrize("extreme", [60.0, -60.0])
@@ -244,7 +245,7 @@ def test_saturated_teachers_give_finite_losses(extreme: float) -> None:
         theirs, class_logits=extreme * theirs.class_logits, box_logits=extreme * theirs.box_logits
     )
     for class_loss in ("softmax_kl", "bernoulli_kl"):
-        terms = YoloDistillation(class_loss=class_loss).predictions(ours, theirs, first, second)
+        terms = yolo_distillation(class_loss=class_loss).predictions(ours, theirs, first, second)
         total = torch.stack(list(terms.values())).sum()
         assert math.isfinite(total.item())
         for gradient in torch.autograd.grad(total, student.maps, retain_graph=True):
@@ -255,12 +256,12 @@ def test_saturated_teachers_give_finite_losses(extreme: float) -> None:
     "wrong",
     [
         {"class_loss": "kl"},
-        {"box_gain": -1.0},
-        {"feature_gain": -0.1},
+        {"box_weight": -1.0},
+        {"feature_weight": -0.1},
         {"class_temperature": 0.0},
         {"dfl_temperature": -1.0},
     ],
 )
 def test_unknown_choices_and_numbers_outside_their_range_are_named(wrong: dict[str, str | float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*allowed"):
-        YoloDistillation(**wrong)
+        yolo_distillation(**wrong)

@@ -1,23 +1,23 @@
 """The objective as a whole: what is assigned how often, what is mixed, and what the shipped files select."""
 
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
-import hydra
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
+from anydepth import zoo
 from anydepth.detector import PassLosses
 from anydepth.structures import DetectorOutput, Targets
-from anydepth.yolo.assigner import GroundTruth
+from anydepth.yolo.assigner import GroundTruth, TaskAlignedAssigner
+from anydepth.yolo.criterion import YoloCriterion
+from anydepth.yolo.distillation import YoloDistillation
 from anydepth.yolo.finite import NonFinitePredictionError
-from anydepth.yolo.objective import YoloObjective, build_objective
+from anydepth.yolo.objective import YoloObjective
 from anydepth.yolo.output import YoloOutput
+from losses import yolo_losses
 from yolo.cases import HEIGHT, WIDTH, leaves_of, make_output, make_targets
 
-CONF = Path(__file__).parents[2] / "conf"
 GROUND_TRUTH = {"box", "class", "dfl"}
 PREDICTIONS = {"kd_box", "kd_class", "kd_dfl"}
 
@@ -40,64 +40,55 @@ def both_paths(
         ("yolo_none", GROUND_TRUTH),
     ],
 )
-def test_the_shipped_configurations_select_the_terms_of_the_shallower_path(
+def test_the_shipped_configurations_select_the_terms_of_the_shallower_pass(
     name: str, selected: set[str]
 ) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(f"distillation/{name}").distillation
-    objective = hydra.utils.instantiate(config, _convert_="all")
-    assert isinstance(objective, YoloObjective)
+    objective = zoo.build_losses(name)
     supervised, distilled = both_paths(objective)
     assert supervised.terms.keys() == GROUND_TRUTH
     assert distilled.terms.keys() == selected
 
 
-def test_the_default_configuration_lists_every_value_and_equals_the_defaults_of_the_code() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("distillation/yolo").distillation
-    defaults = build_objective.__kwdefaults__
-    assert {key: value for key, value in config.items() if key != "_target_"} == defaults
-
-
 def test_every_option_reaches_the_part_it_is_named_after() -> None:
+    """Each value has one name from the configuration to the part; no part has a default of its own."""
     numbers: dict[str, float] = {
-        key: 0.01 * (place + 1)
-        for place, (key, value) in enumerate(build_objective.__kwdefaults__.items())
-        if not isinstance(value, str)
+        "criterion__assigner__top_k": 3,
+        "criterion__assigner__alpha": 0.01,
+        "criterion__assigner__beta": 0.02,
+        **{f"criterion__{name}_weight": 0.03 + number for number, name in enumerate(("box", "class", "dfl"))},
+        "alpha": 0.07,
+        **{
+            f"distillation__{name}": 0.08 + number
+            for number, name in enumerate(
+                (
+                    *("box_weight", "class_weight", "dfl_weight", "feature_weight"),
+                    *("class_temperature", "dfl_temperature"),
+                )
+            )
+        },
     }
-    numbers["assign_top_k"] = 3
-    objective = build_objective(**numbers, class_loss="bernoulli_kl")
-    criterion, distillation = objective.criterion, objective.distillation
-    assert distillation.class_loss == "bernoulli_kl"
-    found = {
-        "assign_top_k": criterion.assigner.top_k,
-        "assign_alpha": criterion.assigner.alpha,
-        "assign_beta": criterion.assigner.beta,
-        "box_gain": criterion.box_gain,
-        "class_gain": criterion.class_gain,
-        "dfl_gain": criterion.dfl_gain,
-        "alpha": objective.alpha,
-        "kd_box_gain": distillation.box_gain,
-        "kd_class_gain": distillation.class_gain,
-        "kd_dfl_gain": distillation.dfl_gain,
-        "kd_feature_gain": distillation.feature_gain,
-        "kd_class_temperature": distillation.class_temperature,
-        "kd_dfl_temperature": distillation.dfl_temperature,
-    }
-    assert found == numbers
+    objective = yolo_losses(**numbers, distillation__class_loss="bernoulli_kl")
+    assert objective.distillation.class_loss == "bernoulli_kl"
+    for key, value in numbers.items():
+        part: object = objective
+        for name in key.split("__"):
+            part = getattr(part, name)
+        assert part == value, key
+    for builder in (TaskAlignedAssigner, YoloCriterion, YoloDistillation, YoloObjective):
+        assert not builder.__init__.__kwdefaults__
 
 
 def test_each_path_is_assigned_once() -> None:
-    objective = build_objective()
+    objective = yolo_losses()
     with patch.object(objective.criterion, "assigner", wraps=objective.criterion.assigner) as assign:
         both_paths(objective)
     assert assign.call_count == 2
 
 
 def test_the_shallower_path_mixes_ground_truth_and_distillation_by_alpha() -> None:
-    _, mixed = both_paths(build_objective(alpha=0.3))
-    _, truth = both_paths(build_objective(alpha=1))
-    _, teacher = both_paths(build_objective(alpha=0))
+    _, mixed = both_paths(yolo_losses(alpha=0.3))
+    _, truth = both_paths(yolo_losses(alpha=1))
+    _, teacher = both_paths(yolo_losses(alpha=0))
     assert truth.terms.keys() == GROUND_TRUTH
     assert teacher.terms.keys() == PREDICTIONS | {"kd_feature"}
     assert mixed.terms.keys() == truth.terms.keys() | teacher.terms.keys()
@@ -107,7 +98,7 @@ def test_the_shallower_path_mixes_ground_truth_and_distillation_by_alpha() -> No
 
 
 def test_with_ground_truth_alone_the_shallower_path_is_taught_as_the_deeper_one() -> None:
-    objective, targets = build_objective(alpha=1), make_targets((3, 2), 4)
+    objective, targets = yolo_losses(alpha=1), make_targets((3, 2), 4)
     teacher, student = make_output(2, 4, 1), make_output(2, 4, 2)
     distilled = objective.distilled(student, teacher, targets, objective.supervised(teacher, targets))
     expected = objective.supervised(student, targets)
@@ -119,7 +110,7 @@ def test_with_ground_truth_alone_the_shallower_path_is_taught_as_the_deeper_one(
 def test_boxes_are_taken_in_pixels_of_the_image() -> None:
     # In 64 x 96 pixels: centre (48, 48), 24 wide and 16 high.
     target = Targets(torch.tensor([[0.5, 0.75, 0.25, 0.25]]), torch.tensor([1]))
-    losses = build_objective().supervised(make_output(1, 2, 0), [target])
+    losses = yolo_losses().supervised(make_output(1, 2, 0), [target])
     truth = losses.assignment.truth
     assert isinstance(truth, GroundTruth)
     assert truth.boxes_xyxy.tolist() == [[[36.0, 40.0, 60.0, 56.0]]]
@@ -130,7 +121,7 @@ def test_boxes_are_taken_in_pixels_of_the_image() -> None:
 def test_batches_with_and_without_boxes_train_both_paths(counts: tuple[int, ...], classes: int) -> None:
     targets = make_targets(counts, classes)
     teacher, student = (make_output(len(counts), classes, seed) for seed in (1, 2))
-    objective = build_objective()
+    objective = yolo_losses()
     supervised = objective.supervised(teacher, targets)
     distilled = objective.distilled(student, teacher, targets, supervised)
     for path, output in ((supervised, teacher), (distilled, student)):
@@ -142,13 +133,13 @@ def test_batches_with_and_without_boxes_train_both_paths(counts: tuple[int, ...]
 @pytest.mark.parametrize("counts", [(0, 0), (3, 0)])
 def test_both_paths_report_the_same_names_with_and_without_boxes(counts: tuple[int, ...]) -> None:
     # Processes of one run average their logged losses, which hangs where the names differ.
-    names = [path.terms.keys() for path in both_paths(build_objective(), counts)]
-    expected = [path.terms.keys() for path in both_paths(build_objective(), (1, 2))]
+    names = [path.terms.keys() for path in both_paths(yolo_losses(), counts)]
+    expected = [path.terms.keys() for path in both_paths(yolo_losses(), (1, 2))]
     assert names == expected
 
 
 def test_the_deeper_path_gets_no_gradient_from_the_shallower_one() -> None:
-    objective, targets = build_objective(), make_targets((3, 2), 4)
+    objective, targets = yolo_losses(), make_targets((3, 2), 4)
     teacher, student = make_output(2, 4, 1), make_output(2, 4, 2)
     supervised = objective.supervised(teacher, targets)
     objective.distilled(student, teacher, targets, supervised).total.backward()
@@ -156,7 +147,7 @@ def test_the_deeper_path_gets_no_gradient_from_the_shallower_one() -> None:
 
 
 def test_losses_are_float32_under_autocast() -> None:
-    objective = build_objective()
+    objective = yolo_losses()
     exact = both_paths(objective)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = both_paths(objective)
@@ -167,7 +158,7 @@ def test_losses_are_float32_under_autocast() -> None:
 
 
 def test_half_precision_outputs_give_the_losses_of_their_float32_values() -> None:
-    objective, targets = build_objective(), make_targets((3, 2), 4)
+    objective, targets = yolo_losses(), make_targets((3, 2), 4)
 
     def cast(output: YoloOutput, *types: torch.dtype) -> YoloOutput:
         groups = []
@@ -188,7 +179,7 @@ def test_half_precision_outputs_give_the_losses_of_their_float32_values() -> Non
 
 
 def test_a_taught_path_can_teach_the_next_one() -> None:
-    objective, targets = build_objective(), make_targets((3, 2), 4)
+    objective, targets = yolo_losses(), make_targets((3, 2), 4)
     first, second, third = (make_output(2, 4, seed) for seed in (1, 2, 3))
     middle = objective.distilled(second, first, targets, objective.supervised(first, targets))
     last = objective.distilled(third, second, targets, middle)
@@ -198,7 +189,7 @@ def test_a_taught_path_can_teach_the_next_one() -> None:
 
 def test_only_the_guard_makes_the_host_wait_for_the_device() -> None:
     # A tensor on `meta` has no values: whatever reads one back, or needs one to know a shape, raises.
-    objective, targets = build_objective(), [target.to("meta") for target in make_targets((3, 0), 4)]
+    objective, targets = yolo_losses(), [target.to("meta") for target in make_targets((3, 0), 4)]
     output = make_output(2, 4)
     groups = (output.backbone_features, output.neck_features, output.maps)
     output = YoloOutput(*(tuple(level.to("meta") for level in maps) for maps in groups))
@@ -222,7 +213,7 @@ def test_only_the_guard_makes_the_host_wait_for_the_device() -> None:
 def test_values_that_are_not_finite_are_named_and_end_no_step(
     path: str, value: float, where: str, named: str
 ) -> None:
-    objective, targets = build_objective(), make_targets((2, 3), 4)
+    objective, targets = yolo_losses(), make_targets((2, 3), 4)
     teacher, student = make_output(2, 4, 1), make_output(2, 4, 2)
     losses = objective.supervised(teacher, targets)
     if where == "targets":
@@ -253,24 +244,24 @@ def test_every_culprit_is_named() -> None:
         output.maps[0][0] = torch.nan
     targets[2].boxes_cxcywh[0, 0] = torch.nan
     expected = "class logits and the box logits and the ground-truth boxes of images [0, 2]"
-    assert expected in str(build_objective().supervised(output, targets).fault)
+    assert expected in str(yolo_losses().supervised(output, targets).fault)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1])
 def test_alpha_is_a_share(alpha: float) -> None:
     with pytest.raises(ValueError, match=r"alpha=.*allowed are 0"):
-        build_objective(alpha=alpha)
+        yolo_losses(alpha=alpha)
 
 
 def test_a_path_that_would_learn_nothing_is_refused() -> None:
-    off = {f"kd_{name}_gain": 0.0 for name in ("box", "class", "dfl", "feature")}
-    with pytest.raises(ValueError, match="alpha=0 leaves the shallower path to the distillation"):
-        build_objective(alpha=0, **off)
-    assert both_paths(build_objective(alpha=0.5, **off))[1].terms.keys() == GROUND_TRUTH
+    off = {f"distillation__{name}_weight": 0.0 for name in ("box", "class", "dfl", "feature")}
+    with pytest.raises(ValueError, match="alpha=0 leaves the shallower pass to the distillation"):
+        yolo_losses(alpha=0, **off)
+    assert both_paths(yolo_losses(alpha=0.5, **off))[1].terms.keys() == GROUND_TRUTH
 
 
 def test_outputs_and_losses_of_another_wing_are_refused() -> None:
-    objective, targets = build_objective(), make_targets((1,), 4)
+    objective, targets = yolo_losses(), make_targets((1,), 4)
     output = make_output(1, 4, 1)
     with pytest.raises(ValueError, match="DetectorOutput came to the YOLO objective"):
         objective.supervised(DetectorOutput((), ()), targets)

@@ -9,7 +9,7 @@ on to the jobs, as it does with the time of ``${now:}``.
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 T = TypeVar("T")
 
-_NAMED = ("experiment", "sweep", "detector", "data", "seed")
+_NAMED = ("experiment", "detector", "data", "seed")
 """Settings that the path of a study says, and the seed, of which a study may get more later."""
 
 _LONGEST = 120
@@ -60,22 +60,8 @@ def study_name(config: DictConfig) -> str:
         for override in given
     }
     parts = [values.get(group, str(choices[group])) for group in ("detector", "data")]
-    study = chosen_study(choices, config.hydra.overrides.task) or "sweep"
+    study = choices.get("experiment") or "sweep"
     return f"{study}/{'_'.join([*map(_clean, parts), *([_digest(common, 6)] if common else [])])}"
-
-
-def chosen_study(choices: Mapping[str, str | None], task: Iterable[str]) -> str | None:
-    """The experiment, and the sweep where it is not the experiment's own; None without either.
-
-    Args:
-        choices: Options of groups by group.
-        task: The settings that were given.
-    """
-    experiment, sweep = choices.get("experiment"), choices.get("sweep")
-    given = any(str(text).lstrip("+").startswith("sweep=") for text in task)
-    if experiment and sweep and given:
-        return f"{experiment}_{sweep}"
-    return experiment or sweep
 
 
 def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
@@ -86,7 +72,7 @@ def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
         swept: Keys that the sweep varies; none: all settings are named.
 
     Example:
-        >>> job_name(["optim.lr=0.1", "data=bccd"], swept=["optim.lr"])
+        >>> job_name(["recipe.lr=0.1", "data=bccd"], swept=["recipe.lr"])
         'lr_0.1-a4b4bcbb'
     """
     keys = set(swept)
@@ -137,7 +123,7 @@ def sweep_name() -> str | None:
     if not is_sweep():
         return None
     hydra_config = HydraConfig.get()
-    study = chosen_study(hydra_config.runtime.choices, hydra_config.overrides.task)
+    study = hydra_config.runtime.choices.get("experiment")
     return "/".join([*([study] if study else []), Path(hydra_config.sweep.dir).name])
 
 

@@ -26,9 +26,7 @@ _NAMED = frozenset(
         "anydepth.data.fetch.public_sets.dataset_root",
         "anydepth.data.sample.sample_root",
         "anydepth.detr.build.build_detr",
-        "anydepth.detr.objective.build_objective",
         "anydepth.yolo.build.build_yolo",
-        "anydepth.yolo.objective.build_objective",
     }
 )
 # Public classes below these names, of which an object does nothing before a run uses it.

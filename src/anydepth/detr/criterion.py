@@ -70,11 +70,11 @@ class DetrCriterion:
         self,
         *,
         matcher: HungarianMatcher,
-        vfl_weight: float = 1.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
-        vfl_alpha: float = 0.75,
-        vfl_gamma: float = 2.0,
+        vfl_weight: float,
+        l1_weight: float,
+        giou_weight: float,
+        vfl_alpha: float,
+        vfl_gamma: float,
     ) -> None:
         self.weights: dict[Term, float] = {"vfl": vfl_weight, "l1": l1_weight, "giou": giou_weight}
         if min(self.weights.values()) < 0 or not any(self.weights.values()):

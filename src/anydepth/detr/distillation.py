@@ -61,15 +61,15 @@ class DetrDistillation:
     def __init__(
         self,
         *,
-        class_loss: ClassLoss = "auto",
-        class_targets: AutoSource = "auto",
-        box_targets: Source = "teacher",
-        softmax_kl_weight: Weight = "queries/classes",
-        bernoulli_kl_weight: float = 1.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
-        backbone_weight: float = 1.0,
-        neck_weight: float = 1.0,
+        class_loss: ClassLoss,
+        class_targets: AutoSource,
+        box_targets: Source,
+        softmax_kl_weight: Weight,
+        bernoulli_kl_weight: float,
+        l1_weight: float,
+        giou_weight: float,
+        backbone_weight: float,
+        neck_weight: float,
     ) -> None:
         _check_choice("class_loss", class_loss, get_args(ClassLoss))
         _check_choice("class_targets", class_targets, get_args(AutoSource))
@@ -98,6 +98,19 @@ class DetrDistillation:
         self.giou_weight = giou_weight
         self.backbone_weight = backbone_weight
         self.neck_weight = neck_weight
+
+    @property
+    def levels(self) -> frozenset[str]:
+        """Levels of the teacher that any term learns from: ``predictions``, ``features``."""
+        class_weights = {
+            "softmax_kl": (self.softmax_kl_weight,),
+            "bernoulli_kl": (self.bernoulli_kl_weight,),
+            "auto": (self.softmax_kl_weight, self.bernoulli_kl_weight),
+        }[self.class_loss]
+        classes = self.class_targets != "ground_truth" and any(class_weights)
+        boxes = self.box_targets != "ground_truth" and any((self.l1_weight, self.giou_weight))
+        taught = {"predictions": classes or boxes, "features": any((self.backbone_weight, self.neck_weight))}
+        return frozenset(level for level, is_taught in taught.items() if is_taught)
 
     def ground_truth_terms(self, num_classes: int) -> set[Term]:
         """The ground-truth terms that the student's last layer gets, for K = ``num_classes``."""

@@ -81,11 +81,11 @@ class HungarianMatcher:
     def __init__(
         self,
         *,
-        class_cost: float = 2.0,
-        l1_cost: float = 5.0,
-        giou_cost: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
+        class_cost: float,
+        l1_cost: float,
+        giou_cost: float,
+        alpha: float,
+        gamma: float,
     ) -> None:
         costs = {"class_cost": class_cost, "l1_cost": l1_cost, "giou_cost": giou_cost}
         if min(costs.values()) < 0 or not any(costs.values()):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from anydepth.detector import Objective, PassLosses
 from anydepth.detr.criterion import DetrCriterion, GroundTruth
-from anydepth.detr.distillation import AutoSource, ClassLoss, DetrDistillation, Source, Weight
-from anydepth.detr.matcher import Assignment, HungarianMatcher
+from anydepth.detr.distillation import DetrDistillation
+from anydepth.detr.matcher import Assignment
 from anydepth.detr.output import DetrOutput
 from anydepth.layers.precision import disable_autocast
 from anydepth.structures import DetectorOutput, Targets
@@ -43,6 +43,11 @@ class DetrObjective(Objective):
         super().__init__()
         self.criterion = criterion
         self.distillation = distillation
+
+    @property
+    def distilled_levels(self) -> frozenset[str]:
+        """See :attr:`anydepth.detector.Objective.distilled_levels`."""
+        return self.distillation.levels
 
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         """Losses of a training-mode output against ground truth, in float32.
@@ -99,87 +104,10 @@ class DetrObjective(Objective):
         return PassLosses(terms, Supervision(given.truth, assignment), fault)
 
 
-def build_objective(
-    *,
-    match_class_cost: float = 2.0,
-    match_l1_cost: float = 5.0,
-    match_giou_cost: float = 2.0,
-    match_alpha: float = 0.25,
-    match_gamma: float = 2.0,
-    vfl_weight: float = 1.0,
-    vfl_alpha: float = 0.75,
-    vfl_gamma: float = 2.0,
-    l1_weight: float = 5.0,
-    giou_weight: float = 2.0,
-    class_loss: ClassLoss = "auto",
-    class_targets: AutoSource = "auto",
-    box_targets: Source = "teacher",
-    kd_softmax_kl_weight: Weight = "queries/classes",
-    kd_bernoulli_kl_weight: float = 1.0,
-    kd_l1_weight: float = 5.0,
-    kd_giou_weight: float = 2.0,
-    kd_backbone_weight: float = 1.0,
-    kd_neck_weight: float = 1.0,
-) -> DetrObjective:
-    """Build the objective from plain values, as ``conf/distillation/detr*.yaml`` lists and explains them.
-
-    Args:
-        match_class_cost: See :class:`~anydepth.detr.matcher.HungarianMatcher` for the five of matching.
-        match_l1_cost: Cost of the L1 distance.
-        match_giou_cost: Cost of the GIoU.
-        match_alpha: Balance of the focal class cost.
-        match_gamma: Exponent of the focal class cost.
-        vfl_weight: See :class:`~anydepth.detr.criterion.DetrCriterion` for the five of ground truth.
-        vfl_alpha: Weight of negatives.
-        vfl_gamma: Exponent of negatives.
-        l1_weight: Weight of the L1 distance.
-        giou_weight: Weight of 1 - GIoU.
-        class_loss: See :class:`~anydepth.detr.distillation.DetrDistillation` for this and the rest.
-        class_targets: Teacher of the last layer's classes.
-        box_targets: Teacher of the last layer's boxes.
-        kd_softmax_kl_weight: Weight of the class term with ``softmax_kl``.
-        kd_bernoulli_kl_weight: Weight of the class term with ``bernoulli_kl``.
-        kd_l1_weight: Weight of the L1 distance to the teacher's box.
-        kd_giou_weight: Weight of 1 - GIoU with the teacher's box.
-        kd_backbone_weight: Weight of the backbone features.
-        kd_neck_weight: Weight of the neck features.
-
-    Raises:
-        ValueError: A value that its part does not allow.
-    """
-    matcher = HungarianMatcher(
-        class_cost=match_class_cost,
-        l1_cost=match_l1_cost,
-        giou_cost=match_giou_cost,
-        alpha=match_alpha,
-        gamma=match_gamma,
-    )
-    criterion = DetrCriterion(
-        matcher=matcher,
-        vfl_weight=vfl_weight,
-        l1_weight=l1_weight,
-        giou_weight=giou_weight,
-        vfl_alpha=vfl_alpha,
-        vfl_gamma=vfl_gamma,
-    )
-    distillation = DetrDistillation(
-        class_loss=class_loss,
-        class_targets=class_targets,
-        box_targets=box_targets,
-        softmax_kl_weight=kd_softmax_kl_weight,
-        bernoulli_kl_weight=kd_bernoulli_kl_weight,
-        l1_weight=kd_l1_weight,
-        giou_weight=kd_giou_weight,
-        backbone_weight=kd_backbone_weight,
-        neck_weight=kd_neck_weight,
-    )
-    return DetrObjective(criterion=criterion, distillation=distillation)
-
-
 def _as_detr(output: DetectorOutput) -> DetrOutput:
     if not isinstance(output, DetrOutput):
         raise ValueError(
             f"a {type(output).__name__} came to the DETR objective, which needs a DetrOutput: choose the "
-            "distillation group of the detector's own wing"
+            "losses of the detector's own family"
         )
     return output

@@ -1,21 +1,17 @@
 """Short names of settings: the arm of an ablation, or what was asked for on the command line."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from anydepth.report.flat_config import canonical, changes_training, differing_keys
+from anydepth.config.key_effects import GROUPS_WITHOUT_NAME, MOST_TELLING, is_training_key
+from anydepth.report.flat_config import canonical, differing_keys
 from anydepth.report.runs import Run
 
 ARM = "ablation"
 """The configuration group whose options are the arms of an ablation."""
 
-# Group options that say nothing about what was trained, or that others say more shortly.
-_UNTOLD = frozenset(
-    {"callbacks", "debug", "experiment", "hydra", "length", "logger", "paths", "sweep", "trainer"}
-)
-# What tells settings apart is sought in these first.
-_TELLING = ("detector_name", "depth_schedule.", "distillation.", "detector.", "optim.", "data.")
 # Keys in a label that is made of them.
 _MOST_KEYS = 3
 
@@ -49,12 +45,15 @@ def _overrides(run: Run) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in map(str, given):
         key, equals, value = text.lstrip("+").partition("=")
-        group = key.partition("/")[0].partition("@")[0]
-        # Of Hydra, keys of the group, too: how a sweep was run is no part of what was trained.
-        group = "hydra" if group.startswith("hydra.") else group
-        if equals and not text.startswith(("-", "~")) and group not in _UNTOLD and changes_training(key):
+        if equals and not text.startswith(("-", "~")) and not _is_unnamed(key) and is_training_key(key):
             found[key] = value
     return found
+
+
+def _is_unnamed(key: str) -> bool:
+    group = key.partition("@")[0]
+    # How a sweep was run is not part of what was trained: keys of Hydra are not named either.
+    return group in GROUPS_WITHOUT_NAME or re.split(r"[./]", group)[0] == "hydra"
 
 
 def _with_detector(overrides: Mapping[str, str], run: Run) -> Mapping[str, str]:
@@ -95,8 +94,8 @@ def _from_keys(configs: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def _rank(key: str) -> tuple[bool, int, int, str]:
-    telling = [place for place, prefix in enumerate(_TELLING) if key.startswith(prefix)]
-    return key.endswith("_target_"), telling[0] if telling else len(_TELLING), len(key), key
+    telling = [place for place, prefix in enumerate(MOST_TELLING) if key.startswith(prefix)]
+    return key.endswith("_target_"), telling[0] if telling else len(MOST_TELLING), len(key), key
 
 
 def _value(value: object) -> str:

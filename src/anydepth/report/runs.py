@@ -67,6 +67,17 @@ class Run:
         seed = self.config.get("seed", self.provenance.get("seed"))
         return seed if isinstance(seed, int) else None
 
+    @property
+    def distilled_levels(self) -> frozenset[str] | None:
+        """Levels of the deeper pass that taught the shallower one; None: not recorded.
+
+        The objective states them, see :attr:`anydepth.detector.Objective.distilled_levels`.
+        """
+        levels = self.provenance.get("distilled_levels")
+        if not isinstance(levels, list) or not all(isinstance(level, str) for level in levels):
+            return None
+        return frozenset(levels)
+
 
 @dataclass(frozen=True)
 class UnusableRun:
@@ -188,7 +199,7 @@ def _read_run(folder: Path, name: str) -> Run | UnusableRun:
 
 def _other_command(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Which other command left a folder; None: it holds a curve, or it is of training."""
-    if (folder / CURVE_FILE).is_file() or "optim" in config:
+    if (folder / CURVE_FILE).is_file() or "losses" in config:
         return None
     if (folder / "analysis.json").is_file() or "chunk" in config:
         return "anydepth-analyze"

@@ -6,21 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# What neither decides nor describes a result: where it is written, logged and gone on from, and the console.
-# Equal settings apart from these give the same result bit for bit, so that a finished job is not repeated.
-# NOT_TRAINING in report/flat_config.py is longer: it tells which runs are of one setting and may be averaged,
-# though their seeds, devices or curves differ.
-WITHOUT_EFFECT = (
-    "paths",
-    "output",
-    "ckpt_path",
-    "logger",
-    "callbacks.progress",
-    "callbacks.last",
-    "callbacks.gradient_conflict",
-    "non_finite.files",
-    "non_finite.weights",
-)
+from anydepth.config.key_effects import effect_of
 
 
 def config_hash(config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> str:
@@ -51,7 +37,7 @@ def _of_effect(value: Any, folder: str | None, key: str = "") -> Any:
         return {
             name: _of_effect(item, folder, inner[name])
             for name, item in value.items()
-            if inner[name] not in WITHOUT_EFFECT
+            if effect_of(inner[name]) != "nothing"
         }
     if isinstance(value, list):
         return [_of_effect(item, folder, key) for item in value]

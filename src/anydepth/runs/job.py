@@ -24,10 +24,11 @@ from rich import get_console
 from anydepth.config import resolvers
 from anydepth.config.compose import resolve_config
 from anydepth.config.errors import explain, readable_errors
+from anydepth.config.key_effects import effect_of
 from anydepth.config.resolvers import is_sweep
 from anydepth.distributed import is_first_process
 from anydepth.runs import provenance
-from anydepth.runs.identity import WITHOUT_EFFECT, is_resumed, result_hash
+from anydepth.runs.identity import is_resumed, result_hash
 from anydepth.training.checkpointing.newest import AUTO, Newest, newest_checkpoint
 from anydepth.training.checkpointing.read import CheckpointError
 from anydepth.training.checkpointing.sigterm import Terminated, ended_by_sigterm
@@ -404,7 +405,7 @@ def _differences(first: Any, second: Any, folder: str, key: str = "") -> Iterato
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for name in sorted({*first, *second}):
             inner = f"{key}.{name}" if key else str(name)
-            if inner not in WITHOUT_EFFECT:
+            if effect_of(inner) != "nothing":
                 yield from _differences(first.get(name), second.get(name), folder, inner)
     elif first != second and folder not in str(second):
         yield f"{key}: {first} there, {second} here"

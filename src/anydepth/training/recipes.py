@@ -95,12 +95,12 @@ class Recipe(ABC):
         self._check("validate_every_epochs", self.validate_every_epochs >= 1, "1 and above")
         if self.epochs is None and self.minutes is None:
             raise ValueError(
-                "optim.epochs and optim.minutes are both null: the run would never end; give one"
+                "recipe.epochs and recipe.minutes are both null: the run would never end; give one"
             )
 
     def _check(self, name: str, allowed: bool, range_text: str) -> None:
         if not allowed:
-            raise ValueError(f"optim.{name}={getattr(self, name)}: allowed are {range_text}")
+            raise ValueError(f"recipe.{name}={getattr(self, name)}: allowed are {range_text}")
 
     @property
     def loss_scale(self) -> float:
@@ -293,7 +293,9 @@ def parameter_groups(
     """
     backbone = getattr(detector, "backbone", None)
     if not isinstance(backbone, nn.Module):
-        raise ValueError(f"{type(detector).__name__} has no `backbone`: optim.backbone_lr applies to nothing")
+        raise ValueError(
+            f"{type(detector).__name__} has no `backbone`: recipe.backbone_lr applies to nothing"
+        )
     in_backbone = {id(parameter) for parameter in backbone.parameters()}
     endings = ["", "_no_decay"] + ([f"_{apart}"] if apart else [])
     groups: dict[str, list[nn.Parameter]] = {

@@ -99,7 +99,7 @@ class TaskAlignedAssigner:
         ValueError: ``top_k`` below 1 or a negative exponent.
     """
 
-    def __init__(self, *, top_k: int = 10, alpha: float = 0.5, beta: float = 6.0) -> None:
+    def __init__(self, *, top_k: int, alpha: float, beta: float) -> None:
         if top_k < 1:
             raise ValueError(f"top_k={top_k}: allowed is 1 or more anchors per box")
         if alpha < 0 or beta < 0:

@@ -21,7 +21,7 @@ _MAX_DISTANCE = BINS - 1 - 0.01
 class YoloCriterion:
     """Box (1 - CIoU), class (binary cross entropy) and distribution focal losses of one path.
 
-    Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its gain; 0
+    Each is divided by S = max(sum of the soft targets of the batch, 1) and multiplied by its weight; 0
     leaves its term out. The batch is that of all processes, see
     :func:`anydepth.distributed.loss_normalizer`. The published factor, the number of images per step, belongs
     to the learning rate that was chosen for it: see :class:`~anydepth.training.recipes.SGDRecipe`.
@@ -31,9 +31,9 @@ class YoloCriterion:
 
     Args:
         assigner: Assigns anchors to ground truth.
-        box_gain: Gain of 1 - CIoU.
-        class_gain: Gain of the binary cross entropy of all anchors and classes.
-        dfl_gain: Gain of the distribution focal loss of the four distances.
+        box_weight: Weight of 1 - CIoU.
+        class_weight: Weight of the binary cross entropy of all anchors and classes.
+        dfl_weight: Weight of the distribution focal loss of the four distances.
 
     Raises:
         ValueError: A negative gain, or none that is positive.
@@ -43,17 +43,17 @@ class YoloCriterion:
         self,
         *,
         assigner: TaskAlignedAssigner,
-        box_gain: float = 7.5,
-        class_gain: float = 0.5,
-        dfl_gain: float = 1.5,
+        box_weight: float,
+        class_weight: float,
+        dfl_weight: float,
     ) -> None:
-        gains = {"box_gain": box_gain, "class_gain": class_gain, "dfl_gain": dfl_gain}
-        if min(gains.values()) < 0 or not any(gains.values()):
-            raise ValueError(f"gains of the losses {gains}: allowed are 0 or more, and at least one above 0")
+        weights = {"box_weight": box_weight, "class_weight": class_weight, "dfl_weight": dfl_weight}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f"loss weights {weights}: allowed are 0 or more, and at least one above 0")
         self.assigner = assigner
-        self.box_gain = box_gain
-        self.class_gain = class_gain
-        self.dfl_gain = dfl_gain
+        self.box_weight = box_weight
+        self.class_weight = class_weight
+        self.dfl_weight = dfl_weight
 
     def assign(self, predictions: Predictions, truth: GroundTruth) -> Assignment:
         """Assign the anchors of one path to the ground truth, by its own scores and boxes.
@@ -67,7 +67,7 @@ class YoloCriterion:
     def terms(
         self, predictions: Predictions, truth: GroundTruth, assignment: Assignment
     ) -> dict[str, Tensor]:
-        """Losses of one path, float32 scalars with gain: ``box``, ``class`` and ``dfl``.
+        """Losses of one path, float32 scalars weighted: ``box``, ``class`` and ``dfl``.
 
         Without boxes in the batch ``box`` and ``dfl`` are 0, with gradients of 0.
 
@@ -80,17 +80,17 @@ class YoloCriterion:
         targets = assignment.targets[..., None].expand(-1, -1, 4)
         wanted = truth.boxes_xyxy.gather(1, targets) / predictions.strides[:, None]
         terms: dict[str, Tensor] = {}
-        if self.box_gain:
+        if self.box_weight:
             predicted = predictions.boxes_xyxy / predictions.strides[:, None]
-            terms["box"] = self.box_gain * (weights * (1 - complete_iou(predicted, wanted))).sum()
-        if self.class_gain:
-            terms["class"] = self.class_gain * F.binary_cross_entropy_with_logits(
+            terms["box"] = self.box_weight * (weights * (1 - complete_iou(predicted, wanted))).sum()
+        if self.class_weight:
+            terms["class"] = self.class_weight * F.binary_cross_entropy_with_logits(
                 predictions.class_logits, assignment.soft_targets, reduction="sum"
             )
-        if self.dfl_gain:
+        if self.dfl_weight:
             distances = side_distances(wanted, predictions.centres / predictions.strides[:, None])
             loss = distribution_focal_loss(predictions.box_logits, distances)
-            terms["dfl"] = self.dfl_gain * (weights * loss).sum()
+            terms["dfl"] = self.dfl_weight * (weights * loss).sum()
         total = distributed.loss_normalizer(weights.sum())
         return {name: term / total for name, term in terms.items()}
 

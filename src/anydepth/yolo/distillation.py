@@ -49,10 +49,10 @@ class YoloDistillation:
         class_loss: ``softmax_kl`` is the KL divergence of the softmax over classes, as published;
             ``bernoulli_kl`` the sum over classes of the KL divergence of sigmoid scores, which also keeps
             their level; ``auto`` chooses by the number of classes.
-        box_gain: Gain of the box term; 0 skips it.
-        class_gain: Gain of the class term; 0 skips it.
-        dfl_gain: Gain of the term of the distance distributions; 0 skips it.
-        feature_gain: Gain of the feature term; 0 skips it.
+        box_weight: Weight of the box term; 0 skips it.
+        class_weight: Weight of the class term; 0 skips it.
+        dfl_weight: Weight of the term of the distance distributions; 0 skips it.
+        feature_weight: Weight of the feature term; 0 skips it.
         class_temperature: Divides the class logits, of either ``class_loss``.
         dfl_temperature: Divides the logits of the distance bins.
 
@@ -63,23 +63,23 @@ class YoloDistillation:
     def __init__(
         self,
         *,
-        class_loss: ClassLoss = "auto",
-        box_gain: float = 1.2,
-        class_gain: float = 0.4,
-        dfl_gain: float = 0.8,
-        feature_gain: float = 0.4,
-        class_temperature: float = 2.0,
-        dfl_temperature: float = 1.0,
+        class_loss: ClassLoss,
+        box_weight: float,
+        class_weight: float,
+        dfl_weight: float,
+        feature_weight: float,
+        class_temperature: float,
+        dfl_temperature: float,
     ) -> None:
         if class_loss not in get_args(ClassLoss):
             raise ValueError(f"class_loss={class_loss!r}: allowed are {', '.join(get_args(ClassLoss))}")
-        gains = {
-            "box_gain": box_gain,
-            "class_gain": class_gain,
-            "dfl_gain": dfl_gain,
-            "feature_gain": feature_gain,
+        weights = {
+            "box_weight": box_weight,
+            "class_weight": class_weight,
+            "dfl_weight": dfl_weight,
+            "feature_weight": feature_weight,
         }
-        for name, value in gains.items():
+        for name, value in weights.items():
             if value < 0:
                 raise ValueError(f"{name}={value}: allowed is 0 (off) or more")
         for name, value in {
@@ -89,17 +89,21 @@ class YoloDistillation:
             if value <= 0:
                 raise ValueError(f"{name}={value}: allowed is more than 0")
         self.class_loss = class_loss
-        self.box_gain = box_gain
-        self.class_gain = class_gain
-        self.dfl_gain = dfl_gain
-        self.feature_gain = feature_gain
+        self.box_weight = box_weight
+        self.class_weight = class_weight
+        self.dfl_weight = dfl_weight
+        self.feature_weight = feature_weight
         self.class_temperature = class_temperature
         self.dfl_temperature = dfl_temperature
 
     @property
-    def active(self) -> bool:
-        """Whether any term is switched on."""
-        return any((self.box_gain, self.class_gain, self.dfl_gain, self.feature_gain))
+    def levels(self) -> frozenset[str]:
+        """Levels of the teacher that any term learns from: ``predictions``, ``features``."""
+        weights = {
+            "predictions": (self.box_weight, self.class_weight, self.dfl_weight),
+            "features": (self.feature_weight,),
+        }
+        return frozenset(level for level, values in weights.items() if any(values))
 
     def predictions(
         self,
@@ -125,30 +129,30 @@ class YoloDistillation:
         teacher = teacher.detach()
         taught, shared = distilled_weights(student_assignment, teacher_assignment)
         terms: dict[str, Tensor] = {}
-        if self.box_gain:
+        if self.box_weight:
             boxes, wanted = (side.boxes_xyxy / side.strides[:, None] for side in (student, teacher))
-            terms["kd_box"] = self.box_gain * _weighted_mean(1 - complete_iou(boxes, wanted), shared)
-        if self.class_gain:
+            terms["kd_box"] = self.box_weight * _weighted_mean(1 - complete_iou(boxes, wanted), shared)
+        if self.class_weight:
             divergence = self._class_divergence(student.class_logits, teacher.class_logits)
-            terms["kd_class"] = self.class_gain * _weighted_mean(divergence, taught)
-        if self.dfl_gain:
+            terms["kd_class"] = self.class_weight * _weighted_mean(divergence, taught)
+        if self.dfl_weight:
             bins, wanted = (side.box_logits / self.dfl_temperature for side in (student, teacher))
-            terms["kd_dfl"] = self.dfl_gain * _weighted_mean(softmax_kl(bins, wanted).mean(-1), shared)
+            terms["kd_dfl"] = self.dfl_weight * _weighted_mean(softmax_kl(bins, wanted).mean(-1), shared)
         return terms
 
     def features(self, student: YoloOutput, teacher: YoloOutput) -> dict[str, Tensor]:
-        """``kd_feature`` with its gain, a float32 scalar, unless it is switched off.
+        """``kd_feature`` with its weight, a float32 scalar, unless it is switched off.
 
         The maps are those of the strides 16 and 32 of the backbone and all of the neck (layers 6, 8, 14, 17
         and 20 of YOLOv12).
         """
-        if not self.feature_gain:
+        if not self.feature_weight:
             return {}
         ours, theirs = (
             (*output.backbone_features[1:], *output.neck_features) for output in (student, teacher)
         )
         distance = pooled_feature_distance(ours, theirs)
-        return {"kd_feature": self.feature_gain * distance}
+        return {"kd_feature": self.feature_weight * distance}
 
     def _class_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Divergence [B, A] of logits [B, A, K], times the square of the temperature."""

@@ -8,10 +8,10 @@ from torch import Tensor
 from anydepth.detector import Objective, PassLosses
 from anydepth.layers.precision import disable_autocast
 from anydepth.structures import DetectorOutput, Targets
-from anydepth.yolo.assigner import Assignment, GroundTruth, TaskAlignedAssigner
+from anydepth.yolo.assigner import Assignment, GroundTruth
 from anydepth.yolo.criterion import YoloCriterion
 from anydepth.yolo.decode import Predictions, image_size
-from anydepth.yolo.distillation import ClassLoss, YoloDistillation
+from anydepth.yolo.distillation import YoloDistillation
 from anydepth.yolo.finite import find_non_finite
 from anydepth.yolo.output import YoloOutput
 
@@ -36,7 +36,7 @@ class YoloObjective(Objective):
     deeper path.
 
     Terms are named ``box``, ``class`` and ``dfl``, and ``kd_box``, ``kd_class``, ``kd_dfl`` and
-    ``kd_feature``; those of a gain of 0 are left out.
+    ``kd_feature``; those of a weight of 0 are left out.
 
     Args:
         criterion: Losses against ground truth.
@@ -44,23 +44,27 @@ class YoloObjective(Objective):
         alpha: Share of the ground truth in the shallower path: 1 is ground truth alone, 0 none of it.
 
     Raises:
-        ValueError: alpha outside [0, 1], or alpha = 0 with every distillation gain 0.
+        ValueError: alpha outside [0, 1], or alpha = 0 with every distillation weight 0.
     """
 
-    def __init__(
-        self, *, criterion: YoloCriterion, distillation: YoloDistillation, alpha: float = 0.2
-    ) -> None:
+    def __init__(self, *, criterion: YoloCriterion, distillation: YoloDistillation, alpha: float) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha}: allowed are 0 (distillation alone) to 1 (ground truth alone)")
-        if not alpha and not distillation.active:
+        if not alpha and not distillation.levels:
             raise ValueError(
-                "alpha=0 leaves the shallower path to the distillation, and its gains are all 0: raise alpha "
-                "or one of the kd_*_gain"
+                "alpha=0 leaves the shallower pass to the distillation, and its weights are all 0: raise "
+                "alpha or a weight of losses.distillation"
             )
         self.criterion = criterion
         self.distillation = distillation
         self.alpha = alpha
+
+    @property
+    def distilled_levels(self) -> frozenset[str]:
+        """See :attr:`anydepth.detector.Objective.distilled_levels`."""
+        # alpha = 1 multiplies every distillation term by 0.
+        return self.distillation.levels if self.alpha < 1 else frozenset()
 
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         """Losses of an output against ground truth, in float32.
@@ -124,62 +128,10 @@ class YoloObjective(Objective):
         return PassLosses(terms, Supervision(given.truth, assignment), fault)
 
 
-def build_objective(
-    *,
-    assign_top_k: int = 10,
-    assign_alpha: float = 0.5,
-    assign_beta: float = 6.0,
-    box_gain: float = 7.5,
-    class_gain: float = 0.5,
-    dfl_gain: float = 1.5,
-    alpha: float = 0.2,
-    class_loss: ClassLoss = "auto",
-    kd_box_gain: float = 1.2,
-    kd_class_gain: float = 0.4,
-    kd_dfl_gain: float = 0.8,
-    kd_feature_gain: float = 0.4,
-    kd_class_temperature: float = 2.0,
-    kd_dfl_temperature: float = 1.0,
-) -> YoloObjective:
-    """Build the objective from plain values, as ``conf/distillation/yolo*.yaml`` lists and explains them.
-
-    Args:
-        assign_top_k: See :class:`~anydepth.yolo.assigner.TaskAlignedAssigner` for the three of assignment.
-        assign_alpha: Exponent of the score.
-        assign_beta: Exponent of the overlap.
-        box_gain: See :class:`~anydepth.yolo.criterion.YoloCriterion` for the three of ground truth.
-        class_gain: Gain of the class loss.
-        dfl_gain: Gain of the distribution focal loss.
-        alpha: Share of the ground truth in the shallower path, see :class:`YoloObjective`.
-        class_loss: See :class:`~anydepth.yolo.distillation.YoloDistillation` for this and the rest.
-        kd_box_gain: Gain of the box term.
-        kd_class_gain: Gain of the class term.
-        kd_dfl_gain: Gain of the term of the distance distributions.
-        kd_feature_gain: Gain of the feature term.
-        kd_class_temperature: Divides the class logits.
-        kd_dfl_temperature: Divides the logits of the distance bins.
-
-    Raises:
-        ValueError: A value that its part does not allow.
-    """
-    assigner = TaskAlignedAssigner(top_k=assign_top_k, alpha=assign_alpha, beta=assign_beta)
-    criterion = YoloCriterion(assigner=assigner, box_gain=box_gain, class_gain=class_gain, dfl_gain=dfl_gain)
-    distillation = YoloDistillation(
-        class_loss=class_loss,
-        box_gain=kd_box_gain,
-        class_gain=kd_class_gain,
-        dfl_gain=kd_dfl_gain,
-        feature_gain=kd_feature_gain,
-        class_temperature=kd_class_temperature,
-        dfl_temperature=kd_dfl_temperature,
-    )
-    return YoloObjective(criterion=criterion, distillation=distillation, alpha=alpha)
-
-
 def _as_yolo(output: DetectorOutput) -> YoloOutput:
     if not isinstance(output, YoloOutput):
         raise ValueError(
             f"a {type(output).__name__} came to the YOLO objective, which needs a YoloOutput: choose the "
-            "distillation group of the detector's own wing"
+            "losses of the detector's own family"
         )
     return output

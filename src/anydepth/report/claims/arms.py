@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from anydepth.config.key_effects import effect_of
 from anydepth.report.flat_config import differing_keys
+from anydepth.report.runs import Run
 from anydepth.report.settings import Setting
 
 Role = Literal[
@@ -30,17 +32,6 @@ HOW_TO_TRAIN: Mapping[Role, str] = {
 }
 """The override by which a run takes a role."""
 
-# In which roles differ by what they are; score and depths of the validation may follow. Losses against ground
-# truth are none of it.
-_OF_THE_ROLE = (
-    "depth_schedule.",
-    "validation.",
-    "distillation.kd_",
-    "distillation.alpha",
-    "distillation.class_targets",
-    "distillation.box_targets",
-    "distillation.class_loss",
-)
 FIXED_DEPTH: Mapping[str, str] = {
     **{f"rtdetr_{name}": f"detr_{name}" for name in ("r18", "r34", "r50", "r101", "swin_t")},
     **{f"yolov12_{name}": f"yolo_{name}" for name in ("n", "s", "l", "x")},
@@ -77,15 +68,15 @@ class Cast:
     others: Mapping[Role, tuple[str, ...]]
 
 
-def role_of(config: Mapping[str, Any]) -> Role | None:
-    """The role of a run with this configuration; None: none that a claim asks for.
+def role_of(run: Run) -> Role | None:
+    """Return the role of a run; None: none that a claim asks for.
 
-    Args:
-        config: As in ``config.yaml``.
+    What teaches the shallower pass is what the run's objective stated when it trained, whatever package the
+    objective is from.
     """
+    config = run.config
     schedule = config.get("depth_schedule")
-    losses = config.get("distillation")
-    if not isinstance(schedule, Mapping) or not isinstance(losses, Mapping):
+    if not isinstance(schedule, Mapping):
         return None
     depths, random_points = schedule.get("depths"), schedule.get("random_points", 0)
     if is_fixed_depth(config) and depths != ["full"]:
@@ -94,12 +85,12 @@ def role_of(config: Mapping[str, Any]) -> Role | None:
         return "full only"
     if depths == ["minimal"] and not random_points:
         return "minimal only"
-    taught = _taught_by(losses) if schedule.get("distill", True) else (False, False)
-    if taught is None:
+    levels = run.distilled_levels if schedule.get("distill", True) else frozenset()
+    if levels is None:
         return None
     if depths == ["full", "minimal"] and not random_points:
-        return _EXTREMES[taught]
-    if random_points and all(taught) and depths in (["full", "minimal"], ["full"]):
+        return _EXTREMES.get(levels)
+    if random_points and levels == _BOTH_LEVELS and depths in (["full", "minimal"], ["full"]):
         return "sandwich" if "minimal" in depths else "random"
     return None
 
@@ -145,7 +136,7 @@ def further_differences(first: Setting, second: Setting) -> tuple[str, ...]:
     if _any_of_fixed_depth(first, second):
         told |= {"detector_name", *_OF_FIXED_DEPTH}
     keys = differing_keys([first.config, second.config])
-    return tuple(key for key in keys if not key.startswith(_OF_THE_ROLE) and key not in told)
+    return tuple(key for key in keys if effect_of(key) != "arm" and key not in told)
 
 
 def fixed_depth_differences(first: Setting, second: Setting) -> tuple[str, ...]:
@@ -155,18 +146,19 @@ def fixed_depth_differences(first: Setting, second: Setting) -> tuple[str, ...]:
     return tuple(key for key in differing_keys([first.config, second.config]) if key in _OF_FIXED_DEPTH)
 
 
-_EXTREMES: Mapping[tuple[bool, bool], Role] = {
-    (True, True): "any-depth",
-    (True, False): "prediction only",
-    (False, True): "feature only",
-    (False, False): "without distillation",
+_BOTH_LEVELS = frozenset({"predictions", "features"})
+_EXTREMES: Mapping[frozenset[str], Role] = {
+    _BOTH_LEVELS: "any-depth",
+    frozenset({"predictions"}): "prediction only",
+    frozenset({"features"}): "feature only",
+    frozenset(): "without distillation",
 }
 
 
 def _cast(detector: str, settings: Sequence[Setting]) -> Cast:
     by_role: dict[Role, list[Setting]] = {}
     for setting in settings:
-        role = role_of(setting.runs[0].config)
+        role = role_of(setting.runs[0])
         if role is not None:
             by_role.setdefault(role, []).append(setting)
     # Without the method, nothing is compared; that its baselines are there is still worth saying.
@@ -210,43 +202,3 @@ def _alike(first: Setting, second: Setting) -> bool:
 
 def _any_of_fixed_depth(*settings: Setting) -> bool:
     return any(is_fixed_depth(setting.runs[0].config) for setting in settings)
-
-
-# -- what the shallower path learns from -----------------------------------------------------------------
-
-
-def _taught_by(losses: Mapping[str, Any]) -> tuple[bool, bool] | None:
-    """Whether predictions and features of the deeper path teach; None: losses of no wing that is known."""
-    target = str(losses.get("_target_", ""))
-    try:
-        if target.startswith("anydepth.detr."):
-            return _taught_detr(losses)
-        if target.startswith("anydepth.yolo."):
-            return _taught_yolo(losses)
-    except (KeyError, TypeError):
-        return None
-    return None
-
-
-def _taught_detr(losses: Mapping[str, Any]) -> tuple[bool, bool]:
-    weights = {
-        "softmax_kl": ("kd_softmax_kl_weight",),
-        "bernoulli_kl": ("kd_bernoulli_kl_weight",),
-        "auto": ("kd_softmax_kl_weight", "kd_bernoulli_kl_weight"),
-    }[losses["class_loss"]]
-    classes = losses["class_targets"] != "ground_truth" and _any_above_zero(losses, weights)
-    box_weights = ("kd_l1_weight", "kd_giou_weight")
-    boxes = losses["box_targets"] != "ground_truth" and _any_above_zero(losses, box_weights)
-    return classes or boxes, _any_above_zero(losses, ("kd_backbone_weight", "kd_neck_weight"))
-
-
-def _taught_yolo(losses: Mapping[str, Any]) -> tuple[bool, bool]:
-    # alpha = 1 multiplies every distillation term by 0.
-    taught = losses["alpha"] < 1
-    gains = ("kd_class_gain", "kd_box_gain", "kd_dfl_gain")
-    return taught and _any_above_zero(losses, gains), taught and _any_above_zero(losses, ("kd_feature_gain",))
-
-
-def _any_above_zero(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """A weight in words, as ``queries/classes``, is above zero."""
-    return any(isinstance(losses[name], str) or losses[name] > 0 for name in names)

@@ -223,10 +223,10 @@ def _cautions(cast: Cast, role: Role) -> Iterator[str]:
 
 def _less_truth(setting: Setting) -> Iterator[str]:
     """What sets feature distillation of the YOLO wing apart besides the missing teacher of predictions."""
-    share = setting.config.get("distillation.alpha")
+    share = setting.config.get("losses.alpha")
     if isinstance(share, int | float) and 0 < share < 1:
         yield (
             f'In "{setting.label}" the shallower path keeps {share:g} of its losses against ground truth '
-            f"(distillation.alpha={share:g}) and nothing stands in for the rest, so that it also learns less "
+            f"(losses.alpha={share:g}) and nothing stands in for the rest, so that it also learns less "
             "from ground truth than without distillation."
         )

@@ -31,7 +31,7 @@ class ProcessGuard(pl.Callback):
 
     Args:
         facts: Gives what has to be equal: values by name, by the kind of thing they are, e.g.
-            ``{"setting": {"optim.lr": "0.1"}}``. Called where there are several processes only.
+            ``{"setting": {"recipe.lr": "0.1"}}``. Called where there are several processes only.
         remedies: What to do about a difference, by kind.
     """
 

@@ -247,15 +247,15 @@ class StepWatch:
         policy = self.policy
         if policy.action == "stop":
             raise NonFiniteStepError(
-                f"{message}\nLower the learning rate (optim.lr), lengthen the warm-up (optim.warmup_steps), "
-                "clip gradients harder (optim.clip_norm), or look for damaged boxes in these "
-                "images. non_finite.action=skip leaves such steps out and goes on"
+                f"{message}\nLower the learning rate (recipe.lr), lengthen the warm-up "
+                "(recipe.warmup_steps), clip gradients harder (recipe.clip_norm), or look for damaged "
+                "boxes in these images. non_finite.action=skip leaves such steps out and goes on"
             )
         if self._in_a_row > policy.limit_in_a_row:
             raise NonFiniteStepError(
                 f"{message}\nThe {policy.limit_in_a_row} steps before it were skipped as well "
                 "(non_finite.limit_in_a_row): training has diverged. Go on from a checkpoint before with a "
-                "lower learning rate (optim.lr)"
+                "lower learning rate (recipe.lr)"
             )
         if self.skipped > policy.limit:
             raise NonFiniteStepError(
