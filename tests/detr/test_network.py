@@ -192,18 +192,18 @@ def test_anchors_at_the_border_of_fine_maps_are_invalid() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"stem": "wide"}, "stem='wide': allowed are 'deep' and 'plain'"),
-        ({"block": "wide"}, "block='wide': allowed are 'basic', 'bottleneck' and 'swin'"),
+        ({"stem": "wide"}, r"stem='wide': a ResNet \(block=\w+\) has the stem 'deep' or 'plain'"),
+        ({"block": "wide"}, "block='wide': allowed are 'basic', 'bottleneck', 'swin'"),
         ({"blocks": [2, 2, 2]}, "give four numbers each"),
         ({"blocks": [2, 1, 2, 2]}, "an any-depth stage needs 2 blocks"),
         ({"neck_blocks": 2}, "blocks=2: an any-depth neck needs at least 3"),
         ({"heads": 3}, "is no multiple of heads=3"),
         ({"input_size": [64, 65]}, "image size 64x65.*multiples of 32"),
-        ({"input_size": [64]}, "give height and width"),
+        ({"input_size": [64]}, r"expected \[height, width\]"),
         ({"minimal_decoder_layers": 4}, r"minimal_decoder_layers=4: allowed are 1\.\.3"),
         ({"minimal_decoder_layers": 0}, r"minimal_decoder_layers=0: allowed are 1\.\.3"),
         ({"num_queries": 0}, "num_queries=0"),
-        ({"class_names": ["a"]}, "1 class names came for num_classes=5"),
+        ({"class_names": ["a"]}, "got 1 class names, expected num_classes=5"),
         ({"image_mean": [0.5]}, r"\[0\.5\]: give one value for each of R, G and B"),
     ],
 )

@@ -242,7 +242,7 @@ def test_the_report_prints_counts_first_names_and_what_to_do(deep: DetrDetector)
     text = str(load_weights(build_again(deep), file))
     assert text.splitlines()[0] == "the given dictionary: weights of RT-DETR v1"
     assert "not in the file, kept as initialised: 1 (decoder.enc_output.0.bias)" in text
-    assert "left over in the file: 4 (extra.0, extra.1, extra.2, ...)" in text
+    assert "left over in the file: 4 (extra.0, extra.1, extra.2 and 1 more)" in text
     assert "note: skip norms have the statistics of the full path" in text
 
 

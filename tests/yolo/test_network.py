@@ -143,7 +143,7 @@ def test_the_head_maps_have_the_published_shapes() -> None:
         ({"widths": [16, 32, 64]}, r"widths=.*give five"),
         ({"backbone_units": [2, 2, 2]}, r"backbone_units=\[2, 2, 2\]: give four"),
         ({"neck_units": [2, 2, 2, 0]}, r"neck_units=.*1 and above"),
-        ({"input_size": [256]}, "give height and width"),
+        ({"input_size": [256]}, r"expected \[height, width\]"),
         ({"input_size": [250, 256]}, "multiples of 32, e.g. 224x256"),
         ({"nms_iou": 1.5}, r"nms_iou=1\.5: allowed are 0 to 1"),
         ({"nms_detections": 0}, "nms_detections=0: allowed are 1 and above"),

@@ -1,11 +1,9 @@
-"""Builds a detector of the DETR wing from plain values: the recipe behind every ``conf/detector`` file."""
+"""Builds a detector of the DETR family from the plain values of a ``conf/detector`` file."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from anydepth.detector import plain_config
-from anydepth.detr.backbones.resnet import Block, ResNet, Stem
-from anydepth.detr.backbones.swin import SwinTransformer
+from anydepth.detr.backbones.table import build_backbone
 from anydepth.detr.decoder import RTDETRDecoder
 from anydepth.detr.detector import DenoisingConfig, DetrDetector
 from anydepth.detr.neck import HybridEncoder
@@ -15,10 +13,10 @@ from anydepth.images import Fit
 def build_detr(
     *,
     num_classes: int,
-    block: Block | Literal["swin"],
+    block: str,
     blocks: Sequence[int],
     widths: Sequence[int],
-    stem: Stem | Literal["patch"],
+    stem: str,
     stochastic_depth: float,
     any_depth: bool,
     switchable_norms: bool,
@@ -47,13 +45,14 @@ def build_detr(
 
     Args:
         num_classes: K.
-        block: Residual block of the backbone: ``basic`` or ``bottleneck`` (ResNets) or ``swin``.
+        block: Kind of backbone: ``basic`` or ``bottleneck`` (ResNets), ``swin``, or one of another package,
+            see :mod:`anydepth.detr.backbones.table`.
         blocks: Residual blocks per stage.
         widths: Width per stage; of a Swin Transformer multiples of 32.
-        stem: Of a ResNet ``deep`` (RT-DETR weights fit) or ``plain`` (AnyDepth and ADN weights fit); of a
-            Swin Transformer ``patch``.
-        stochastic_depth: How often the last block of a Swin Transformer drops its residual branches in
-            training; a ResNet takes only 0.
+        stem: Stem of the backbone: for a ResNet ``deep`` (RT-DETR weights fit) or ``plain`` (AnyDepth and
+            ADN weights fit), for a Swin Transformer ``patch``.
+        stochastic_depth: Probability with which the last block of a Swin Transformer drops its residual
+            branches in training; 0 for a ResNet.
         any_depth: Split stages into essential and refinement paths.
         switchable_norms: Two norm sets on essential paths; False shares one.
         freeze_backbone_norms: Backbone norms become buffers and the stem's convolutions are not trained;
@@ -84,10 +83,10 @@ def build_detr(
     """
     config = plain_config(locals())
     if len(input_size) != 2:
-        raise ValueError(f"input_size={list(input_size)}: give height and width")
+        raise ValueError(f"got input_size={list(input_size)}, expected [height, width] in pixels")
     if class_names is not None and len(class_names) != num_classes:
-        raise ValueError(f"{len(class_names)} class names came for num_classes={num_classes}")
-    backbone = _make_backbone(
+        raise ValueError(f"got {len(class_names)} class names, expected num_classes={num_classes}")
+    backbone = build_backbone(
         block=block,
         blocks=blocks,
         widths=widths,
@@ -130,47 +129,4 @@ def build_detr(
         image_mean=image_mean,
         image_std=image_std,
         config=config,
-    )
-
-
-def _make_backbone(
-    *,
-    block: Block | Literal["swin"],
-    blocks: Sequence[int],
-    widths: Sequence[int],
-    stem: Stem | Literal["patch"],
-    stochastic_depth: float,
-    any_depth: bool,
-    switchable_norms: bool,
-    frozen: bool,
-) -> ResNet | SwinTransformer:
-    """The backbone that ``block`` names; settings of the other kind are refused rather than ignored."""
-    if block not in ("basic", "bottleneck", "swin"):
-        raise ValueError(f"block={block!r}: allowed are 'basic', 'bottleneck' and 'swin'")
-    if block == "swin":
-        if stem != "patch":
-            raise ValueError(f"stem={stem!r}: a Swin Transformer (block=swin) has only the stem 'patch'")
-        return SwinTransformer(
-            blocks=blocks,
-            widths=widths,
-            any_depth=any_depth,
-            switchable_norms=switchable_norms,
-            stochastic_depth=stochastic_depth,
-            frozen_stem=frozen,
-        )
-    if stem == "patch":
-        raise ValueError(f"stem='patch': a ResNet (block={block}) has the stems 'deep' and 'plain'")
-    if stochastic_depth:
-        raise ValueError(
-            f"stochastic_depth={stochastic_depth}: a ResNet (block={block}) drops no residual branches; "
-            "give 0, or block=swin"
-        )
-    return ResNet(
-        block=block,
-        blocks=blocks,
-        widths=widths,
-        stem=stem,
-        any_depth=any_depth,
-        switchable_norms=switchable_norms,
-        frozen=frozen,
     )

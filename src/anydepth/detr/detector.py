@@ -9,8 +9,7 @@ from torch import Tensor
 
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, check_images, check_input_size
-from anydepth.detr.backbones.resnet import ResNet
-from anydepth.detr.backbones.swin import SwinTransformer
+from anydepth.detr.backbones.base import Backbone
 from anydepth.detr.decoder import DecoderOutput, RTDETRDecoder
 from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.neck import HybridEncoder
@@ -61,7 +60,7 @@ class DetrDetector(Detector):
     def __init__(
         self,
         *,
-        backbone: ResNet | SwinTransformer,
+        backbone: Backbone,
         neck: HybridEncoder,
         decoder: RTDETRDecoder,
         minimal_decoder_layers: int,

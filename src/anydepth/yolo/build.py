@@ -1,4 +1,4 @@
-"""Builds a detector of the YOLO wing from plain values: behind every ``conf/detector/yolo*`` file."""
+"""Builds a detector of the YOLO family from the plain values of a ``conf/detector`` file."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -63,7 +63,7 @@ def build_yolo(
     if backbone_c3k2_unit not in get_args(C3k2Unit):
         raise ValueError(f"backbone_c3k2_unit={backbone_c3k2_unit!r}: allowed are 'bottleneck' and 'c3k'")
     if class_names is not None and len(class_names) != num_classes:
-        raise ValueError(f"{len(class_names)} class names came for num_classes={num_classes}")
+        raise ValueError(f"got {len(class_names)} class names, expected num_classes={num_classes}")
     backbone = YoloBackbone(
         widths=widths,
         units=backbone_units,
@@ -99,7 +99,7 @@ def _check_lengths(
     widths: Sequence[int], backbone_units: Sequence[int], neck_units: Sequence[int], input_size: Sequence[int]
 ) -> None:
     if len(input_size) != 2:
-        raise ValueError(f"input_size={list(input_size)}: give height and width")
+        raise ValueError(f"got input_size={list(input_size)}, expected [height, width] in pixels")
     if len(widths) != 5 or any(width % 8 for width in widths) or any(width % 64 for width in widths[3:]):
         raise ValueError(
             f"widths={list(widths)}: give five multiples of 8, the last two of 64 (heads of 32 channels)"

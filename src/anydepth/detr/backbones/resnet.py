@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from anydepth.detr.backbones.base import Backbone, BackboneKind
 from anydepth.layers.conv import ConvNorm
 from anydepth.layers.norm import SwitchableNorm, batch_norm
 from anydepth.layers.stage import DepthStage, check_stages, essential_count
@@ -113,7 +114,7 @@ class Shortcut(nn.Module):
         return projected
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Stem and four stages; the maps of stages 2 to 4 go to the neck.
 
     Args:
@@ -146,8 +147,6 @@ class ResNet(nn.Module):
         frozen: bool = False,
     ) -> None:
         super().__init__()
-        if block not in ("basic", "bottleneck"):
-            raise ValueError(f"block={block!r}: allowed are 'basic' and 'bottleneck'")
         check_stages(blocks, widths, any_depth=any_depth)
         block_type = BasicBlock if block == "basic" else Bottleneck
         self.stem = _make_stem(stem, widths[0], frozen)
@@ -228,8 +227,50 @@ def _make_stem(kind: Stem, width: int, frozen: bool) -> nn.Sequential:
     if kind == "deep":
         half = width // 2
         convs = [conv(3, half, 3, 2), conv(half, half, 3, 1), conv(half, width, 3, 1)]
-    elif kind == "plain":
-        convs = [conv(3, width, 7, 2)]
     else:
-        raise ValueError(f"stem={kind!r}: allowed are 'deep' and 'plain'")
+        convs = [conv(3, width, 7, 2)]
     return nn.Sequential(*convs, nn.MaxPool2d(3, stride=2, padding=1))
+
+
+def _build(
+    block: Block,
+    *,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    stem: str,
+    stochastic_depth: float,
+    any_depth: bool,
+    switchable_norms: bool,
+    frozen: bool,
+) -> ResNet:
+    del stochastic_depth  # A ResNet has none: 0, as the table checks.
+    return ResNet(
+        block=block,
+        blocks=blocks,
+        widths=widths,
+        stem="deep" if stem == "deep" else "plain",
+        any_depth=any_depth,
+        switchable_norms=switchable_norms,
+        frozen=frozen,
+    )
+
+
+_STEMS = {"deep": "backbone.stem.2.conv.weight", "plain": ""}
+BASIC = BackboneKind(
+    label="a ResNet",
+    build=partial(_build, "basic"),
+    stems=_STEMS,
+    marker="backbone.stages.0.0.conv1.conv.weight",
+    block_weight="conv1.conv.weight",
+    sizes={(2, 2, 2, 2): ("r18", "ResNet-18"), (3, 4, 6, 3): ("r34", "ResNet-34")},
+)
+"""ResNet-18 and 34."""
+BOTTLENECK = BackboneKind(
+    label="a ResNet",
+    build=partial(_build, "bottleneck"),
+    stems=_STEMS,
+    marker="backbone.stages.0.0.conv3.conv.weight",
+    block_weight="conv1.conv.weight",
+    sizes={(3, 4, 6, 3): ("r50", "ResNet-50"), (3, 4, 23, 3): ("r101", "ResNet-101")},
+)
+"""ResNet-50 and 101."""

@@ -14,6 +14,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import MLP, StochasticDepth
 
 from anydepth import distributed
+from anydepth.detr.backbones.base import Backbone, BackboneKind
 from anydepth.layers.norm import layer_norm
 from anydepth.layers.stage import DepthStage, check_stages, essential_count
 
@@ -102,7 +103,7 @@ class SwinBlock(nn.Module):
         return kept
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(Backbone):
     """Stem and four stages; the maps of stages 2 to 4 go to the neck, without a final norm.
 
     The second, fourth, ... block of a stage has shifted windows. Maps are padded to multiples of the window
@@ -212,3 +213,36 @@ def _channels_last(features: Tensor) -> Tensor:
 def _channels_first(features: Tensor) -> Tensor:
     """[B, H, W, C] -> [B, C, H, W]."""
     return features.permute(0, 3, 1, 2)
+
+
+def _build(
+    *,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    stem: str,
+    stochastic_depth: float,
+    any_depth: bool,
+    switchable_norms: bool,
+    frozen: bool,
+) -> SwinTransformer:
+    del stem  # There is one stem, as the table checks.
+    return SwinTransformer(
+        blocks=blocks,
+        widths=widths,
+        any_depth=any_depth,
+        switchable_norms=switchable_norms,
+        stochastic_depth=stochastic_depth,
+        frozen_stem=frozen,
+    )
+
+
+SWIN = BackboneKind(
+    label="a Swin Transformer",
+    build=_build,
+    stems={"patch": ""},
+    marker="backbone.stages.0.0.attn.qkv.weight",
+    block_weight="attn.qkv.weight",
+    has_stochastic_depth=True,
+    sizes={(2, 2, 6, 2): ("swin_t", "Swin-T")},
+)
+"""Swin-T."""

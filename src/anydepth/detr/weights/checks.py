@@ -1,4 +1,4 @@
-"""Refuses files that do not fit a detector of this wing, whatever their shapes say."""
+"""Checks that refuse files which do not fit a detector of this family, whatever their shapes say."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from anydepth.detr.backbones.table import all_backbones
 from anydepth.weights.files import WeightsError
 from anydepth.weights.plan import Kinds, Plan, plain_names
 
@@ -17,56 +18,38 @@ KINDS = Kinds(
         r"num_batches_tracked$|relative_position_index$|^decoder\.(anchors|valid_mask)$|n(um)?_points_scale$"
     ),
 )
-# Backbones that named detectors have: how these end, and what people call the backbone.
-_SIZES: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {
-    ("basic", (2, 2, 2, 2)): ("r18", "ResNet-18"),
-    ("basic", (3, 4, 6, 3)): ("r34", "ResNet-34"),
-    ("bottleneck", (3, 4, 6, 3)): ("r50", "ResNet-50"),
-    ("bottleneck", (3, 4, 23, 3)): ("r101", "ResNet-101"),
-    ("swin", (2, 2, 6, 2)): ("swin_t", "Swin-T"),
-}
-# A weight that every block of a kind has.
-_BLOCK_WEIGHTS = ("conv1.conv.weight", "attn.qkv.weight")
 
 
 @dataclass(frozen=True)
-class _Backbone:
-    """What tells backbones apart."""
+class _Found:
+    """The backbone that weights are of."""
 
-    stem: str
     block: str
+    stem: str
     blocks: tuple[int, ...]
+    size: tuple[str, str] | None
 
     @classmethod
-    def of(cls, has: Callable[[str], bool]) -> "_Backbone":
-        blocks = []
-        for stage in range(4):
-            count = 0
-            while any(has(f"backbone.stages.{stage}.{count}.{weight}") for weight in _BLOCK_WEIGHTS):
-                count += 1
-            blocks.append(count)
-        block, stem = "basic", "plain"
-        if has("backbone.stages.0.0.attn.qkv.weight"):
-            block, stem = "swin", "patch"
-        elif has("backbone.stages.0.0.conv3.conv.weight"):
-            block = "bottleneck"
-        if has("backbone.stem.2.conv.weight"):
-            stem = "deep"
-        return cls(stem=stem, block=block, blocks=tuple(blocks))
+    def among(cls, has: Callable[[str], bool]) -> "_Found":
+        """Return the backbone whose weights ``has`` knows by their plain names."""
+        for block, kind in all_backbones():  # noqa: B007 (the last one stands for files without a backbone)
+            if has(kind.marker):
+                break
+        blocks = kind.blocks_in(has)
+        return cls(block, kind.stem_in(has), blocks, kind.sizes.get(blocks))
 
     @property
     def described(self) -> str:
-        size = _SIZES.get((self.block, self.blocks))
-        return f"{list(self.blocks)} {self.block} blocks" + (f" ({size[1]})" if size else "")
+        return f"{list(self.blocks)} {self.block} blocks" + (f" ({self.size[1]})" if self.size else "")
 
 
 def check_architecture(plan: Plan, origin: str) -> None:
     """Refuse backbones of another stem or depth, also where every shape happens to fit."""
-    theirs = _Backbone.of(lambda plain: plan.find(plain) is not None)
+    theirs = _Found.among(lambda plain: plan.find(plain) is not None)
     plains = set(plain_names(plan.own).values())
-    ours = _Backbone.of(plains.__contains__)
+    ours = _Found.among(plains.__contains__)
     if (theirs.block, theirs.blocks) != (ours.block, ours.blocks):
-        size = _SIZES.get((theirs.block, theirs.blocks))
+        size = theirs.size
         remedy = f"detr_{size[0]} or rtdetr_{size[0]}" if size else "a detector with those blocks"
         raise WeightsError(
             f"{origin}: its backbone has {theirs.described}, the detector's {ours.described}: build {remedy}"

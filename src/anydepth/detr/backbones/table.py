@@ -1,0 +1,95 @@
+"""Backbones by name: the table that building, loading of weights and messages read.
+
+A package adds one of its own with an entry point of the group ``anydepth.backbones``, whose name is the value
+of ``block`` in a detector preset, and whose object is a :class:`~anydepth.detr.backbones.base.BackboneKind`.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
+
+from anydepth.detr.backbones.base import Backbone, BackboneKind
+from anydepth.detr.backbones.resnet import BASIC, BOTTLENECK
+from anydepth.detr.backbones.swin import SWIN
+
+ENTRY_POINTS = "anydepth.backbones"
+
+BACKBONES: dict[str, BackboneKind] = {"swin": SWIN, "bottleneck": BOTTLENECK, "basic": BASIC}
+"""By the value of ``block`` in a preset. The first whose marker a file has is the backbone of the file."""
+
+
+def backbone_names() -> tuple[str, ...]:
+    """Return the names of all backbones, those of other packages last."""
+    return (*BACKBONES, *(found.name for found in entry_points(group=ENTRY_POINTS)))
+
+
+def find_backbone(name: str) -> BackboneKind:
+    """Return a backbone by its name.
+
+    Raises:
+        ValueError: There is none of that name, or the entry point leads to something else.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    for found in entry_points(group=ENTRY_POINTS, name=name):
+        kind = found.load()
+        if not isinstance(kind, BackboneKind):
+            raise ValueError(
+                f"entry point {name} of {ENTRY_POINTS} leads to a {type(kind).__name__}, expected a "
+                "BackboneKind"
+            )
+        return kind
+    raise ValueError(f"block={name!r}: allowed are {', '.join(map(repr, sorted(backbone_names())))}")
+
+
+def all_backbones() -> Iterator[tuple[str, BackboneKind]]:
+    """Yield every backbone by name; those of other packages first, as their markers are the more special."""
+    for found in entry_points(group=ENTRY_POINTS):
+        yield found.name, find_backbone(found.name)
+    yield from BACKBONES.items()
+
+
+def build_backbone(
+    *,
+    block: str,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    stem: str,
+    stochastic_depth: float,
+    any_depth: bool,
+    switchable_norms: bool,
+    frozen: bool,
+) -> Backbone:
+    """Build the backbone that ``block`` names; settings that it does not have are refused, not ignored.
+
+    Args:
+        block: One of :func:`backbone_names`.
+        blocks: See :class:`~anydepth.detr.backbones.base.BackboneBuilder` for this and the rest.
+        widths: Width per stage.
+        stem: Stem of the backbone.
+        stochastic_depth: Probability of dropping residual branches.
+        any_depth: Whether stages are split.
+        switchable_norms: Whether essential paths have two norm sets.
+        frozen: Whether norms and stem are frozen.
+
+    Raises:
+        ValueError: A value that the backbone does not take; the message says what is allowed.
+    """
+    kind = find_backbone(block)
+    if stem not in kind.stems:
+        allowed = " or ".join(map(repr, kind.stems))
+        raise ValueError(f"stem={stem!r}: {kind.label} (block={block}) has the stem {allowed}; give that one")
+    if stochastic_depth and not kind.has_stochastic_depth:
+        others = ", ".join(f"block={name}" for name, found in all_backbones() if found.has_stochastic_depth)
+        raise ValueError(
+            f"stochastic_depth={stochastic_depth}: {kind.label} (block={block}) drops no residual branches; "
+            f"give 0, or {others}"
+        )
+    return kind.build(
+        blocks=blocks,
+        widths=widths,
+        stem=stem,
+        stochastic_depth=stochastic_depth,
+        any_depth=any_depth,
+        switchable_norms=switchable_norms,
+        frozen=frozen,
+    )
