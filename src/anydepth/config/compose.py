@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
-from anydepth.config import resolvers
+from anydepth.config import presets, resolvers
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
 
@@ -21,6 +21,7 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1]
 VERSION_BASE = "1.3"
 
 resolvers.register()
+presets.register()
 
 
 def config_dir() -> Path:
@@ -44,8 +45,21 @@ def config_places() -> tuple[Path, Path]:
 
 
 def option_names(group: str) -> tuple[str, ...]:
-    """The options of a configuration group, e.g. of ``detector``, in alphabetical order."""
-    return tuple(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
+    """Return the options of a configuration group, e.g. of ``detector``, in alphabetical order.
+
+    They are those of ``conf/`` and of installed packages. Files that begin with ``_`` are parts of others.
+    """
+    folders = (config_dir(), *presets.preset_folders())
+    return tuple(
+        sorted(
+            {
+                path.stem
+                for folder in folders
+                for path in (folder / group).glob("*.yaml")
+                if not path.stem.startswith("_")
+            }
+        )
+    )
 
 
 def compose(
@@ -64,8 +78,11 @@ def compose(
     hydra_state = GlobalHydra.instance()
     running, hydra_state.hydra = hydra_state.hydra, None
     try:
-        with hydra.initialize_config_dir(
-            str(config_dir()), version_base=VERSION_BASE, job_name=config_name or "app"
+        with (
+            hydra.initialize_config_dir(
+                str(config_dir()), version_base=VERSION_BASE, job_name=config_name or "app"
+            ),
+            checked_composition(),
         ):
             config = hydra.compose(config_name, list(overrides), return_hydra_config=hydra_config)
     finally:

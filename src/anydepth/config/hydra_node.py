@@ -4,16 +4,18 @@ Beside the nodes that a run builds, Hydra builds callbacks, launchers and sweepe
 sets environment variables, all from the node ``hydra`` of a configuration whose files may be anybody's.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from anydepth.config.renamed import RenamedKeyError, check_groups, check_overrides, explain_missing
 from anydepth.config.targets import TargetError, check_targets, find_target
 from anydepth.utils.messages import short_repr
 
@@ -43,14 +45,22 @@ def checked_composition() -> Iterator[None]:
 
     @wraps(original)
     def load(*arguments: Any, **keywords: Any) -> DictConfig:
-        config: DictConfig = original(*arguments, **keywords)
+        given = inspect.signature(original).bind(*arguments, **keywords).arguments
         try:
+            check_overrides(given.get("overrides", ()))
+            config: DictConfig = original(*arguments, **keywords)
+            check_groups(config)
             check_hydra_node(config)
-        except TargetError as error:
-            # Of its own errors, Hydra tells the message alone.
+        except (TargetError, RenamedKeyError) as error:
+            # Of its own errors, Hydra shows the message alone.
             raise ConfigCompositionException(
                 "\n".join([str(error), *getattr(error, "__notes__", [])])
             ) from error
+        except HydraException as error:
+            explained = explain_missing(str(error))
+            if not explained:
+                raise
+            raise ConfigCompositionException(f"{error}{explained}") from error
         return config
 
     setattr(ConfigLoaderImpl, _LOADS, load)

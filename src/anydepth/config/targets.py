@@ -10,12 +10,19 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, cast
 
 from anydepth.utils.messages import short_repr
 
 ALLOW_VARIABLE = "ANYDEPTH_ALLOW_TARGETS"
 """The environment variable that allows further targets. No configuration file can set it."""
+
+ENTRY_POINTS = "anydepth.targets"
+"""Group of entry points by which an installed package allows its own targets: whoever installs it trusts it.
+
+``name = mypackage.losses:MyObjective`` allows one object, ``name = mypackage`` all that is defined in it."""
 
 # Functions that conf/ builds with, and Hydra's own parts. Other functions of this package write files where
 # they are told to.
@@ -145,9 +152,18 @@ def _is_allowed(real: str, found: object) -> bool:
 
 
 def _given(name: str) -> bool:
-    """Whether the user's environment allows a name."""
-    patterns = os.environ.get(ALLOW_VARIABLE, "").split(",")
+    """Whether the user's environment or an installed package allows a name."""
+    patterns = [*os.environ.get(ALLOW_VARIABLE, "").split(","), *_packages_targets()]
     return any(fnmatchcase(name, pattern.strip()) for pattern in patterns if pattern.strip())
+
+
+@cache
+def _packages_targets() -> tuple[str, ...]:
+    """Patterns of what installed packages allow: one object, or everything that a module defines."""
+    return tuple(
+        f"{found.module}.{found.attr}" if found.attr else f"{found.module}.*"
+        for found in entry_points(group=ENTRY_POINTS)
+    )
 
 
 def _locate(name: str) -> object:
