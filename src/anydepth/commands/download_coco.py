@@ -1,24 +1,20 @@
-"""Download COCO 2017 and unpack it into the layout that ``data=coco`` reads.
+"""``anydepth-data download``: fetch COCO 2017 and unpack it into the layout that ``data=coco`` reads.
 
-    python scripts/download_coco.py                                # training and validation, 20.4 GB to fetch
-    python scripts/download_coco.py --splits val --folder /data/coco
-
-Everything may be interrupted and started again: downloads go on where they stopped, and what is complete is
-left alone. Checksums and the number of images are verified.
+Imports nothing slow: :mod:`anydepth.commands.data_options` takes the splits and the terms from here.
 """
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
-from anydepth.data.errors import DataError
 from anydepth.data.fetch.archives import Archive, check_space_for, install
 from anydepth.data.fetch.console import download_bar
 
-_HOST = "http://images.cocodataset.org"  # Its https certificate is of another name; the checksums protect.
+_HOST = (
+    "http://images.cocodataset.org"  # Its https certificate names another host; checksums protect instead.
+)
 
 TERMS = """\
 COCO 2017 (https://cocodataset.org/#termsofuse)
@@ -72,38 +68,30 @@ ANNOTATIONS = Archive(
 )
 
 
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    archives: Mapping[str, tuple[Archive, ...]] = ARCHIVES,
-    annotations: Archive = ANNOTATIONS,
-) -> int:
-    """Run the script.
+def run(options: argparse.Namespace) -> int:
+    """Print the terms of use, then download and unpack the splits.
 
     Args:
-        argv: The command line without the program; None: that of the process.
-        archives: The archives of each split; tests give small ones.
-        annotations: The archive of the training and validation annotations.
+        options: See :func:`anydepth.commands.data_options.parse_download`.
 
     Returns:
-        0, or 1 after an error, which is printed.
+        The exit status, 0.
+
+    Raises:
+        DataError: There is too little space, or an archive cannot be downloaded or unpacked; the archives
+            before it are installed.
     """
-    arguments = _parser(archives).parse_args(argv)
-    chosen = [
-        archive for split, of_split in archives.items() if split in arguments.splits for archive in of_split
-    ]
-    if {"train", "val"} & set(arguments.splits):
-        chosen.insert(0, annotations)
+    chosen = [archive for split, parts in ARCHIVES.items() if split in options.splits for archive in parts]
+    if {"train", "val"} & set(options.splits):
+        chosen.insert(0, ANNOTATIONS)
     console = Console(highlight=False, soft_wrap=True)
     console.print(TERMS)
-    try:
-        check_space_for(chosen, arguments.folder, keep_archives=arguments.keep_archives)
-        for archive in chosen:
-            _install(archive, arguments.folder, arguments.keep_archives, console)
-    except DataError as error:
-        console.print(f"[red]error:[/red] {error}")
-        return 1
-    console.print(f"{arguments.folder} is complete: anydepth-train data=coco data.root={arguments.folder}")
+    check_space_for(chosen, options.folder, keep_archives=options.keep_archives)
+    for archive in chosen:
+        _install(archive, options.folder, options.keep_archives, console)
+    console.print(
+        f"{options.folder} is complete: anydepth-train data=coco data.root={options.folder}", markup=False
+    )
     return 0
 
 
@@ -113,28 +101,3 @@ def _install(archive: Archive, folder: Path, keep_archive: bool, console: Consol
         return
     with download_bar(archive.name, console) as show:
         install(archive, folder, keep_archive=keep_archive, progress=show)
-
-
-def _parser(archives: Mapping[str, tuple[Archive, ...]]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=TERMS, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        choices=sorted(archives),
-        default=["train", "val"],
-        metavar="SPLIT",
-        help="train (19.3 GB), val (0.8 GB), test (6.6 GB, without ground truth); default: train val",
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path("datasets/coco"), help="where to; default datasets/coco"
-    )
-    parser.add_argument(
-        "--keep-archives", action="store_true", help="leave the zip files in the folder after unpacking"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

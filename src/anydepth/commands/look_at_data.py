@@ -1,21 +1,13 @@
-"""Pictures of training batches with their boxes, as the network gets them: look before you train.
-
-Usage: ``python scripts/look_at_data.py [--batches 2] [--epochs 0 590] [OVERRIDE ...]``
-
-Overrides are those of ``anydepth-train``, e.g. ``data=coco detector=yolo_n augmentation=yolo_n``. One picture
-is one batch. The console tells how many boxes there are and how small they get, in pixels of the input.
-"""
+"""``anydepth-data look``: draw training batches with their boxes, as the network gets them."""
 
 import argparse
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 import torch
 from PIL import Image
 from rich import get_console
 from rich.table import Table
-from torch import Tensor
 
 from anydepth.config.compose import compose, instantiate
 from anydepth.config.errors import readable_errors
@@ -26,9 +18,18 @@ from anydepth.results.pictures import Panel, grid, save_picture, side_by_side
 from anydepth.structures import Batch, Detections
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the batches, and print what is in them."""
-    options = _options(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Draw the batches, and print their numbers and sizes of boxes.
+
+    Args:
+        options: See :func:`anydepth.commands.data_options.parse_look`.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        SystemExit: A setting or a data set that cannot be used; the message is printed.
+    """
     with readable_errors():
         config = compose("train", [*options.overrides, f"paths.output_dir={options.out}"])
         module: DetectionDataModule = instantiate(config["data"])
@@ -36,30 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         module.setup("fit")
         table = Table("epoch", "batch", "images", "boxes", "without", "median side", "smallest")
         for epoch in options.epochs:
-            for number, batch in enumerate(_batches(module, epoch, options.batches)):
+            for number, batch in enumerate(_read_batches(module, epoch, options.batches)):
                 path = options.out / f"epoch{epoch}_batch{number}.jpg"
-                save_picture(_sheet(batch, module.class_names, options.columns), path)
-                table.add_row(str(epoch), str(number), *_figures(batch))
+                save_picture(_draw_sheet(batch, module.class_names, options.columns), path)
+                table.add_row(str(epoch), str(number), *_statistics(batch))
         get_console().print(table)
-        get_console().print(f"pictures: {options.out}", highlight=False, soft_wrap=True)
+        get_console().print(f"pictures: {options.out}", highlight=False, soft_wrap=True, markup=False)
+    return 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Draw training batches with their boxes, as the network gets them.",
-        epilog="Overrides are those of anydepth-train: data=custom data.root=/my/data detector=yolo_s ...",
-    )
-    parser.add_argument("--batches", type=int, default=2, help="batches of each epoch (default: 2)")
-    parser.add_argument(
-        "--epochs", type=int, nargs="+", default=[0], help="e.g. 0 595: the last epochs of YOLO are not mixed"
-    )
-    parser.add_argument("--columns", type=int, default=4, help="images side by side (default: 4)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/look_at_data"), help="folder to write to")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    return parser.parse_intermixed_args(arguments)
-
-
-def _batches(module: DetectionDataModule, epoch: int, count: int) -> Iterator[Batch]:
+def _read_batches(module: DetectionDataModule, epoch: int, count: int) -> Iterator[Batch]:
     loader = module.train_dataloader()
     assert isinstance(loader.sampler, EpochSampler)
     loader.sampler.set_epoch(epoch)
@@ -67,19 +54,19 @@ def _batches(module: DetectionDataModule, epoch: int, count: int) -> Iterator[Ba
     return islice(batches, count)
 
 
-def _sheet(batch: Batch, class_names: Sequence[str], columns: int) -> Image.Image:
+def _draw_sheet(batch: Batch, class_names: Sequence[str], columns: int) -> Image.Image:
     height, width = batch.images.shape[-2:]
     pictures = []
     for image, targets, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
-        corners = cxcywh_to_xyxy(targets.boxes_cxcywh) * torch.tensor([width, height] * 2)
-        boxes = Detections(corners, torch.ones(len(targets)), targets.labels)
+        boxes_xyxy = cxcywh_to_xyxy(targets.boxes_cxcywh) * torch.tensor([width, height] * 2)  # [N, 4] pixels
+        boxes = Detections(boxes_xyxy, torch.ones(len(targets)), targets.labels)
         pictures.append(
             side_by_side(image, [Panel(f"image {image_id}", boxes, show_scores=False)], class_names)
         )
-    return grid([_beside(pictures[start : start + columns]) for start in range(0, len(pictures), columns)])
+    return grid([_join_row(pictures[start : start + columns]) for start in range(0, len(pictures), columns)])
 
 
-def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
+def _join_row(pictures: Sequence[Image.Image]) -> Image.Image:
     row = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
     left = 0
     for picture in pictures:
@@ -88,14 +75,10 @@ def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
     return row
 
 
-def _figures(batch: Batch) -> list[str]:
-    """Images, boxes, images without boxes, median and smallest side of boxes in pixels."""
-    size = torch.tensor(batch.images.shape[:-3:-1])
-    sides: Tensor = torch.cat([targets.boxes_cxcywh[:, 2:] for targets in batch.targets]) * size
+def _statistics(batch: Batch) -> list[str]:
+    """Return the row of a batch: images, boxes, images without boxes, median and smallest side in pixels."""
+    size = torch.tensor(batch.images.shape[:-3:-1])  # [2] width, height
+    sides = torch.cat([targets.boxes_cxcywh[:, 2:] for targets in batch.targets]) * size  # [N, 2] pixels
     empty = sum(len(targets) == 0 for targets in batch.targets)
     counts = [str(len(batch)), str(len(sides)), str(empty)]
     return [*counts, *([f"{sides.median():.0f}", f"{sides.min():.1f}"] if len(sides) else ["-", "-"])]
-
-
-if __name__ == "__main__":
-    main()
