@@ -48,7 +48,7 @@ test-slow: setup ## Run the tests that take long (ARGS="--record" writes docs/sl
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/slow_tests.py -n $(TEST_WORKERS) --dist loadscope $(ARGS)
 
 look-at-data: setup ## Draw training batches with their boxes (ARGS="data=custom data.root=... augmentation=yolo")
-	$(BIN)/python scripts/look_at_data.py $(ARGS)
+	$(BIN)/anydepth-data look $(ARGS)
 
 bench-data: setup ## Images per second of the loader, beside torchvision's (ARGS="--data ROOT", --help)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_data.py $(ARGS)

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -15,13 +14,13 @@ import pytest
 from coco_files import MakeCoco
 from shard_files import Shards, assert_same_samples, files_of_at_most, flip
 
+from anydepth.commands.data import main
 from anydepth.data.coco.index import CocoIndex
 from anydepth.data.errors import DataError
 from anydepth.data.shards.plan import plan_parts
 from anydepth.data.shards.source import open_stream
 from anydepth.data.shards.writer import Progress, write_shards
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_stream.py"
 SHARD_MB = 0.016
 
 
@@ -214,22 +213,17 @@ def test_a_disk_that_fills_up_at_the_last_moment_leaves_no_manifest(
 # -- the command -------------------------------------------------------------------------------------------
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
 def test_the_command_prepares_splits_with_the_categories_of_training(
-    make_coco: MakeCoco, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_coco: MakeCoco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The validation json of its own would call the dog class 0."""
+    """With the categories of the validation json alone, the dog would be class 0."""
     make_coco(annotations=[{"image_id": 100, "category_id": 3, "bbox": [1, 1, 5, 5]}])
     make_coco(
         folder="val",
         categories=[(7, "dog")],
         annotations=[{"image_id": 90, "category_id": 7, "bbox": [1, 1, 5, 5]}],
     )
-    run(monkeypatch, tmp_path, tmp_path / "out", "--workers", 1)
+    assert main(["shards", str(tmp_path), str(tmp_path / "out"), "--workers", "1"]) == 0
     output = capsys.readouterr().err
     assert f"{tmp_path / 'out' / 'val'}: complete: 3 images, 1 boxes, 2 classes in 1 shards" in output
     val = open_stream(tmp_path / "out" / "val")
@@ -242,7 +236,17 @@ def test_the_command_killed_at_any_time_is_gone_on_with(shards: Shards, tmp_path
     """Killed when its first shard is there; the result is that of an undisturbed run."""
     folder = tmp_path / "out"
     source = ["--json", shards.files.json_path, "--images", shards.files.images, folder]
-    command = [sys.executable, SCRIPT, *source, "--shard-mb", SHARD_MB, "--workers", 2]
+    command = [
+        sys.executable,
+        "-m",
+        "anydepth.commands.data",
+        "shards",
+        *source,
+        "--shard-mb",
+        SHARD_MB,
+        "--workers",
+        2,
+    ]
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE)
     while not list(folder.glob("shard-*.bin")) and process.poll() is None:
         time.sleep(0.001)
@@ -263,20 +267,34 @@ def test_the_command_killed_at_any_time_is_gone_on_with(shards: Shards, tmp_path
     [
         (["out"], "give either the data set's folder"),
         (["--json", "x.json", "out"], "belong together"),
-        (["root", "out", "--categories", "x.json"], "--categories goes with --json"),
-        (["nowhere", "out"], "error: nowhere: no such folder"),
+        (["root", "out", "--categories", "x.json"], "--categories needs --json"),
     ],
 )
-def test_the_command_says_what_is_missing(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_command_refuses_options_that_do_not_belong_together(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["shards", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_names_a_missing_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        run(monkeypatch, *arguments)
-    assert caught.value.code not in (0, None)
-    assert message in capsys.readouterr().err + str(caught.value)
+    assert main(["shards", "nowhere", "out"]) == 1
+    assert capsys.readouterr().err.startswith("error: nowhere: no such folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_command_says_how_to_resume(
+    tmp_path: Path, make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    make_coco(annotations=[{"image_id": 100, "category_id": 3, "bbox": [1, 1, 5, 5]}])
+    monkeypatch.setattr("anydepth.commands.prepare_shards.write_shards", interrupt)
+    assert main(["shards", str(tmp_path), str(tmp_path / "out"), "--splits", "train"]) == 1
+    assert "interrupted; run the same command again to resume" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_names_do_not_leave_the_image_folder(coco: Path, name: str) -> None:
 
 
 def test_links_in_the_image_folder_are_the_users_own_and_are_followed(coco: Path) -> None:
-    """As ``scripts/import_dataset.py --link`` makes data sets of them."""
+    """``anydepth-data import --link`` builds data sets of such links."""
     (coco / "images" / "0.png").unlink()
     (coco / "images" / "0.png").symlink_to(coco / "outside.png")
     assert load(coco, json.dumps(COCO)).read_image(0).shape == (3, 20, 30)

@@ -16,7 +16,7 @@ from anydepth.data.source import SampleSource
 
 
 class StreamingDataModule(DetectionDataModule):
-    """A data set in shards, as ``scripts/prepare_stream.py`` writes them.
+    """A data set in shards, as ``anydepth-data shards`` writes them.
 
     Args:
         root: Folder, or its address (``s3://``, ``http://``, ``https://``), that holds a folder per split.

@@ -27,7 +27,7 @@ _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _COUNT = re.compile("[0-9]{1,9}")
 _LEAVES = (
     "that is not in the folder of data.yaml. Move the file or the images there; or, if you trust who wrote "
-    "it, allow paths to anywhere (--anywhere of scripts/import_dataset.py)"
+    "it, allow paths to anywhere (anydepth-data import --anywhere)"
 )
 # Far outside the image: the numbers are pixels, not shares.
 _NO_SHARE = (-1.0, 2.0)

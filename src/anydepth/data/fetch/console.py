@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -10,8 +11,11 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from anydepth.data.convert.dataset import ForeignDataset
 from anydepth.data.fetch.download import Progress
+
+if TYPE_CHECKING:
+    # It imports torch, which downloads do not need.
+    from anydepth.data.convert.dataset import ForeignDataset
 
 _SHOWN = 3
 
@@ -36,7 +40,7 @@ def download_bar(name: str, console: Console) -> Iterator[Progress]:
         bars.update(task, description=name)
 
 
-def print_summary(dataset: ForeignDataset, console: Console) -> None:
+def print_summary(dataset: "ForeignDataset", console: Console) -> None:
     """Images and boxes of each split and class, what was left out and why, and what to look at."""
     console.print(_table(dataset))
     reasons: dict[str, list[str]] = defaultdict(list)
@@ -49,7 +53,7 @@ def print_summary(dataset: ForeignDataset, console: Console) -> None:
         console.print(f"note: {remark}", markup=False)
 
 
-def _table(dataset: ForeignDataset) -> Table:
+def _table(dataset: "ForeignDataset") -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     counts = {

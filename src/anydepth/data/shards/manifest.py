@@ -153,7 +153,7 @@ def read_manifest(path: Path, where: str) -> Manifest:
     if entry.values.get("format") != _FORMAT or entry.values.get("version") != _VERSION:
         raise DataError(
             f"{where}: not a manifest of shards in version {_VERSION}; give the folder of one split that "
-            "scripts/prepare_stream.py wrote, or prepare it again with this version"
+            "`anydepth-data shards` wrote, or prepare it again with this version"
         )
     manifest = Manifest(
         categories=categories_of({"categories": entry.values.get("categories")}, Path(where)),

@@ -146,7 +146,7 @@ def open_stream(
     attempts: int = 5,
     backoff_s: float = 1.0,
 ) -> Stream:
-    """Open a split that ``scripts/prepare_stream.py`` wrote.
+    """Open a split that ``anydepth-data shards`` wrote.
 
     Args:
         location: Its folder on this machine, or the address of that folder: ``s3://``, ``http://`` or
@@ -171,8 +171,8 @@ def _open_folder(folder: Path) -> Stream:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file; give the folder of one split that scripts/prepare_stream.py wrote to its "
-            "end (run it again if it was interrupted)"
+            f"{path}: no such file; give the folder of one split that `anydepth-data shards` "
+            "completed (run it again if it was interrupted)"
         )
     manifest = read_manifest(path, str(path))
     check_engine_index(folder, manifest)

@@ -1,4 +1,4 @@
-"""Files of single training steps, from which ``scripts/reproduce_step.py`` runs them again."""
+"""Files of single training steps, which ``anydepth-replay`` runs again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,7 +119,7 @@ class StepRecorder:
         except (OSError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError.
             return f"\nThe step could not be written to {path}: {error}"
-        return f"\nRun it again with: python scripts/reproduce_step.py {path}"
+        return f"\nRun it again with: anydepth-replay {path}"
 
     def _run(self, step: RecordedStep) -> dict[str, Any]:
         device = str(step.batch.images.device.type)

@@ -1,10 +1,9 @@
-"""A run meets a bad step, leaves it out, and the script runs that step again."""
+"""A run meets a bad step and skips it, and ``anydepth-replay`` runs that step again."""
 
 import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from rich import get_console
 
+from anydepth.commands import replay_step
 from anydepth.config.targets import TargetError
 from anydepth.train import run
 from anydepth.training.checkpointing.read import read_checkpoint
@@ -36,8 +36,8 @@ class Spoil(pl.Callback):
 
 
 @pytest.fixture(scope="module")
-def spoilt(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run with a bad step, and what it showed."""
+def bad_run(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the console output of a run with two bad steps."""
     folder = tmp_path_factory.mktemp("run")
     settings = (
         "non_finite.action=skip",
@@ -49,8 +49,8 @@ def spoilt(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> tu
     return folder, shown.get()
 
 
-def test_a_run_goes_on_and_counts(spoilt: tuple[Path, str]) -> None:
-    folder, shown = spoilt
+def test_a_run_continues_and_counts(bad_run: tuple[Path, str]) -> None:
+    folder, shown = bad_run
     assert "step 1 of epoch 0 is NaN or infinite and was not taken:\npath 'full': gradient of " in shown
     assert "step 3 of epoch 1 is NaN or infinite and was not taken:\npath 'full': loss " in shown
     assert "skipped 2 of at most 100 steps" in shown
@@ -60,56 +60,78 @@ def test_a_run_goes_on_and_counts(spoilt: tuple[Path, str]) -> None:
     checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert checkpoint["numbers"] == {"skipped": 2, "in_a_row": 1, "overflows": 0, "recorded": 2}
     assert checkpoint["callbacks"]["WeightAveraging"]["updates"] == 2
-    assert checkpoint["global_step"] == 4, "the schedule goes on"
+    assert checkpoint["global_step"] == 4, "the schedule continues"
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
-def test_losses_come_out_the_same(spoilt: tuple[Path, str], script: ModuleType) -> None:
-    """To the bit: the size of the step, the noise of denoising and the weights are those of the run."""
-    file = spoilt[0] / "non_finite" / "step_1_rank_0.pt"
-    assert str(file) in spoilt[1]
-    full, minimal = script.reproduce(file)
+def test_losses_are_those_of_the_run(bad_run: tuple[Path, str]) -> None:
+    """To the bit: the input size, the noise of denoising and the weights are those of the run."""
+    file = bad_run[0] / "non_finite" / "step_1_rank_0.pt"
+    assert str(file) in bad_run[1]
+    full, minimal = replay_step.replay(file)
     assert (full.name, minimal.name) == ("full", "minimal")
-    for path in (full, minimal):
-        assert path.terms == path.recorded
-        assert path.finite, "the gradient was spoilt by the test, not by the step"
-        assert "recorded" not in str(path)
-    other, _ = script.reproduce(file, spoilt[0] / "checkpoints" / "last.ckpt")
+    for one in (full, minimal):
+        assert one.terms == one.recorded
+        assert one.finite, "the test made the gradient NaN, not the step"
+        assert "recorded" not in str(one)
+    other, _ = replay_step.replay(file, bad_run[0] / "checkpoints" / "last.ckpt")
     assert other.terms != other.recorded
     assert "recorded: " in str(other)
 
 
-def test_what_was_not_finite_is_so_again(spoilt: tuple[Path, str], script: ModuleType) -> None:
-    for path in script.reproduce(spoilt[0] / "non_finite" / "step_3_rank_0.pt"):
-        assert not path.finite
-        assert "ground-truth boxes" in path.fault
-        assert math.isnan(path.terms["l1"] if path.name == "full" else path.terms["aux_l1"])
-        assert "not finite: gradient of " in str(path)
+def test_a_step_that_was_not_finite_is_not_finite_again(bad_run: tuple[Path, str]) -> None:
+    replayed = replay_step.replay(bad_run[0] / "non_finite" / "step_3_rank_0.pt")
+    assert [one.name for one in replayed] == ["full", "minimal"]
+    for one in replayed:
+        assert not one.finite
+        assert "ground-truth boxes" in one.fault
+        assert math.isnan(one.terms["l1"] if one.name == "full" else one.terms["aux_l1"])
+        assert "not finite: gradient of " in str(one)
 
 
-def test_what_is_missing_or_damaged_is_named(
-    spoilt: tuple[Path, str], script: ModuleType, tmp_path: Path
+def test_the_command_prints_the_message_the_losses_and_the_verdict(
+    bad_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = spoilt[0] / "non_finite" / "step_1_rank_0.pt"
+    replay_step.main([str(bad_run[0] / "non_finite" / "step_3_rank_0.pt")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step 3 of epoch 1 is NaN or infinite")
+    assert "pass full" in lines
+    assert "pass minimal" in lines
+    assert lines[-1] == "not finite again"
+
+
+def test_a_missing_file_ends_the_command_with_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        replay_step.main([str(tmp_path / "none.pt")])
+    assert caught.value.code == 1
+    assert "none.pt: no such file" in capsys.readouterr().err
+
+
+def test_missing_and_damaged_files_are_named(bad_run: tuple[Path, str], tmp_path: Path) -> None:
+    file = bad_run[0] / "non_finite" / "step_1_rank_0.pt"
     alone = tmp_path / file.name
     alone.write_bytes(file.read_bytes())
-    with pytest.raises(FileNotFoundError, match=r"step_1_weights\.pt: no such weights; give --weights"):
-        script.reproduce(alone)
+    with pytest.raises(
+        FileNotFoundError, match=r"step_1_weights\.pt: no such file; give weights with --weights"
+    ):
+        replay_step.replay(alone)
     alone.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(StepFileError, match="no complete file of a step"):
-        script.reproduce(alone)
+        replay_step.replay(alone)
     torch.save({"format": 1}, alone)
     with pytest.raises(StepFileError, match="damaged"):
-        script.reproduce(alone)
+        replay_step.replay(alone)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        script.reproduce(tmp_path / "none.pt")
+        replay_step.replay(tmp_path / "none.pt")
 
 
-def test_a_file_executes_nothing(spoilt: tuple[Path, str], script: ModuleType, tmp_path: Path) -> None:
-    folder = spoilt[0] / "non_finite"
+def test_a_file_executes_nothing(bad_run: tuple[Path, str], tmp_path: Path) -> None:
+    folder = bad_run[0] / "non_finite"
     plain = torch.load(folder / "step_1_rank_0.pt", weights_only=True)
     plain["run"]["config"]["recipe"] = {"_target_": "os.system", "command": f"touch {tmp_path}/executed"}
     torch.save(plain, tmp_path / "step_1_rank_0.pt")
     with pytest.raises(TargetError, match=r"_target_ os\.system"):
-        script.reproduce(tmp_path / "step_1_rank_0.pt", folder / "step_1_weights.pt")
+        replay_step.replay(tmp_path / "step_1_rank_0.pt", folder / "step_1_weights.pt")
     assert not (tmp_path / "executed").exists()

@@ -1,12 +1,12 @@
-"""The import script, from the command line to the data module."""
+"""``anydepth-data import``, from the command line to the data module."""
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from anydepth.commands.data import main
 from anydepth.data.datamodule import CocoDataModule
 
 BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
@@ -41,11 +41,9 @@ def yolo(tmp_path: Path) -> Path:
     return root
 
 
-def test_voc_folder_becomes_a_data_set(
-    script: ModuleType, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_voc_folder_becomes_a_data_set(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert script.main([str(voc), str(out), "--val-share", "0.2", "--seed", "3"]) == 0
+    assert main(["import", str(voc), str(out), "--val-share", "0.2", "--seed", "3"]) == 0
 
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=out)
     assert (len(data.index("train")), len(data.val_index)) == (8, 2)
@@ -57,8 +55,8 @@ def test_voc_folder_becomes_a_data_set(
     assert ["bee", "7", "2"] in table or ["bee", "8", "1"] in table
 
 
-def test_yolo_folder_becomes_a_data_set_of_links(script: ModuleType, yolo: Path, tmp_path: Path) -> None:
-    assert script.main([str(yolo), str(tmp_path / "out"), "--link"]) == 0
+def test_yolo_folder_becomes_a_data_set_of_links(yolo: Path, tmp_path: Path) -> None:
+    assert main(["import", str(yolo), str(tmp_path / "out"), "--link"]) == 0
 
     assert (tmp_path / "out" / "images" / "train" / "a.png").is_symlink()
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=tmp_path / "out")
@@ -66,18 +64,18 @@ def test_yolo_folder_becomes_a_data_set_of_links(script: ModuleType, yolo: Path,
 
 
 def test_what_was_left_out_is_listed_with_its_reason(
-    script: ModuleType, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (yolo / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n0 0.5 0.5 0 0\n")
 
-    script.main([str(yolo), str(tmp_path / "out")])
+    main(["import", str(yolo), str(tmp_path / "out")])
 
     listed = f"left out 1 boxes without a positive size: {yolo / 'labels' / 'train' / 'a.txt'}, line 2"
     assert listed in capsys.readouterr().out
 
 
-def test_options_of_voc_reach_it(script: ModuleType, voc: Path, tmp_path: Path) -> None:
-    script.main([str(voc), str(tmp_path / "out"), "--zero-based", "--keep-difficult"])
+def test_options_of_voc_reach_it(voc: Path, tmp_path: Path) -> None:
+    main(["import", str(voc), str(tmp_path / "out"), "--zero-based", "--keep-difficult"])
 
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=tmp_path / "out")
     assert data.index("train").boxes_xywh[0].tolist() == [2, 3, 7, 5]
@@ -87,30 +85,30 @@ def test_options_of_voc_reach_it(script: ModuleType, voc: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("option", ["--zero-based", "--keep-difficult"])
 def test_options_of_voc_are_refused_for_yolo(
-    script: ModuleType, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    assert script.main([str(yolo), str(tmp_path / "out"), option]) == 1
-    assert "are for Pascal VOC, but this is a YOLO data set" in capsys.readouterr().out
+    assert main(["import", str(yolo), str(tmp_path / "out"), option]) == 1
+    assert "are for Pascal VOC, but this is a YOLO data set" in capsys.readouterr().err
 
 
 def test_error_is_one_line_and_nothing_is_written(
-    script: ModuleType, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (yolo / "labels" / "val" / "a.txt").write_text("7 0.5 0.5 0.5 0.5\n")
 
-    assert script.main([str(yolo), str(tmp_path / "out")]) == 1
+    assert main(["import", str(yolo), str(tmp_path / "out")]) == 1
     path = yolo / "labels" / "val" / "a.txt"
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().err == (
         f"error: {path}, line 1: class 7, but {yolo / 'data.yaml'} names [0]\n"
     )
     assert not (tmp_path / "out").exists()
 
 
 def test_existing_result_is_refused_before_anything_is_read(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
 
-    assert script.main(["nowhere", str(tmp_path / "out")]) == 1
-    assert "already holds something" in capsys.readouterr().out
+    assert main(["import", "nowhere", str(tmp_path / "out")]) == 1
+    assert "already holds something" in capsys.readouterr().err

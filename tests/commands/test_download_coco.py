@@ -1,4 +1,4 @@
-"""The COCO script, from a server on this machine to the layout that ``data=coco`` reads."""
+"""``anydepth-data download``, from a server on this machine to the layout that ``data=coco`` reads."""
 
 import hashlib
 import io
@@ -6,13 +6,13 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from anydepth.commands import download_coco
+from anydepth.commands.data import main
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.fetch.archives import Archive
 from failing_server import FailingServer, serve
@@ -73,22 +73,21 @@ def small(archive: Archive, server: FailingServer, counts: Mapping[str, int]) ->
 
 
 @pytest.fixture
-def tables(script: ModuleType, server: FailingServer) -> dict[str, Any]:
+def small_archives(server: FailingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command downloads small archives from the server instead of COCO's."""
     counts = {"train2017": 3, "val2017": 2, "test2017": 2}
-    return {
-        "archives": {
-            split: tuple(small(archive, server, counts) for archive in archives)
-            for split, archives in script.ARCHIVES.items()
-        },
-        "annotations": small(script.ANNOTATIONS, server, counts),
+    archives = {
+        split: tuple(small(archive, server, counts) for archive in parts)
+        for split, parts in download_coco.ARCHIVES.items()
     }
+    monkeypatch.setattr(download_coco, "ARCHIVES", archives)
+    monkeypatch.setattr(download_coco, "ANNOTATIONS", small(download_coco.ANNOTATIONS, server, counts))
 
 
-def test_result_is_what_the_data_module_reads(
-    script: ModuleType, tables: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("small_archives")
+def test_result_is_what_the_data_module_reads(tmp_path: Path) -> None:
     folder = tmp_path / "coco"
-    assert script.main(["--folder", str(folder)], **tables) == 0
+    assert main(["download", "--folder", str(folder)]) == 0
 
     data = CocoDataModule(input_size=(32, 32), batch_size=1, num_workers=0, root=folder)
     assert (len(data.index("train")), len(data.val_index)) == (3, 2)
@@ -98,10 +97,11 @@ def test_result_is_what_the_data_module_reads(
     assert visible == {"annotations", "train2017", "val2017"}
 
 
+@pytest.mark.usefixtures("small_archives")
 def test_terms_are_shown_before_anything_is_fetched(
-    script: ModuleType, tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.main(["--folder", str(tmp_path), "--splits", "val"], **tables)
+    main(["download", "--folder", str(tmp_path), "--splits", "val"])
 
     shown = capsys.readouterr().out
     assert "Creative Commons Attribution 4.0" in shown
@@ -109,10 +109,9 @@ def test_terms_are_shown_before_anything_is_fetched(
     assert shown.index("Flickr") < shown.index("val2017.zip")
 
 
-def test_splits_fetch_only_their_archives(
-    script: ModuleType, tables: dict[str, Any], server: FailingServer, tmp_path: Path
-) -> None:
-    assert script.main(["--folder", str(tmp_path), "--splits", "test", "--keep-archives"], **tables) == 0
+@pytest.mark.usefixtures("small_archives")
+def test_splits_fetch_only_their_archives(server: FailingServer, tmp_path: Path) -> None:
+    assert main(["download", "--folder", str(tmp_path), "--splits", "test", "--keep-archives"]) == 0
 
     assert len(server.ranges) == 2
     assert (tmp_path / "annotations" / "image_info_test-dev2017.json").exists()
@@ -120,27 +119,26 @@ def test_splits_fetch_only_their_archives(
     assert (tmp_path / "test2017.zip").exists()
 
 
-def test_failure_is_one_line_and_the_next_run_goes_on(
-    script: ModuleType,
-    tables: dict[str, Any],
-    server: FailingServer,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.usefixtures("small_archives")
+def test_failure_is_one_line_and_the_next_run_resumes(
+    server: FailingServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.script = [{}, {"status": 403}]
-    assert script.main(["--folder", str(tmp_path)], **tables) == 1
-    assert "error: " in capsys.readouterr().out
+    assert main(["download", "--folder", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
     assert (tmp_path / "annotations" / "instances_train2017.json").exists()
 
-    assert script.main(["--folder", str(tmp_path)], **tables) == 0
+    assert main(["download", "--folder", str(tmp_path)]) == 0
     assert len(server.ranges) == 4  # Annotations once, the refused one, and each image archive.
 
 
-def test_published_table_names_each_split_and_the_numbers_of_images(script: ModuleType) -> None:
+def test_published_table_names_each_split_and_the_numbers_of_images() -> None:
     """https://cocodataset.org/#download: 118K, 5K and 41K images; exact numbers from the papers' splits."""
     counts = {
         path: count
-        for archives in script.ARCHIVES.values()
+        for archives in download_coco.ARCHIVES.values()
         for archive in archives
         for path, count in archive.contents.items()
         if not path.endswith(".json")

@@ -1,17 +1,8 @@
-"""Run a training step that was NaN or infinite again, and print the losses and gradients of its paths.
-
-Usage: ``python scripts/reproduce_step.py RUN/non_finite/step_7_rank_0.pt``
-
-Training writes such files where a step is not finite (``non_finite.files``), each process one with its
-images, and the weights that the step began with beside them. The images of all processes are put together:
-one process takes the step that several took. Give other weights with ``--weights``, e.g. those of a
-checkpoint before, to see whether the images or the weights are to blame. Equal random numbers need the kind
-of device that trained.
-"""
+"""``anydepth-replay``: run a training step that was NaN or infinite again, and print losses and gradients."""
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +21,36 @@ from anydepth.training.non_finite.diagnosis import names_of_non_finite
 from anydepth.training.non_finite.recorder import RecordedStep, weights_beside, whole_step
 from anydepth.weights.files import read_state_dict
 
-# Relative difference of losses that are called equal: processes add up in another order than one alone.
-TOLERANCE = 1e-3
+# Largest relative difference of losses that count as equal: several processes sum in another order than one.
+RELATIVE_TOLERANCE = 1e-3
+# For losses near zero, of which a relative difference says nothing.
+ABSOLUTE_TOLERANCE = 1e-6
+
+_DESCRIPTION = """\
+Run a training step that was NaN or infinite again, and print the losses and gradients of its passes.
+
+Training writes a file of each step that is not finite (`non_finite.files`), one per process with its images,
+and beside them the weights that the step started from. The images of all processes are joined: one process
+takes the step that several took. Give other weights with --weights, e.g. an earlier checkpoint, to see
+whether the images or the weights are to blame. Equal random numbers need the kind of device that trained."""
+
+_EXAMPLES = """\
+examples:
+  anydepth-replay RUN/non_finite/step_7_rank_0.pt
+  anydepth-replay RUN/non_finite/step_7_rank_0.pt --weights RUN/checkpoints/last.ckpt --device cpu"""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came out of a path of the step.
+class ReplayedPass:
+    """Losses and gradients of one pass of a step that was run again.
 
     Attributes:
-        name: Of the path.
+        name: Name of the pass.
         terms: Losses by name.
-        recorded: What they were in training.
-        norm: Of the gradient of their sum.
-        bad: The parameters whose gradients are not finite, in words; empty where there are none.
-        fault: What the losses found wrong; empty where they found nothing.
+        recorded: Losses of the same names in training.
+        norm: Norm of the gradient of their sum.
+        bad: Parameters whose gradients are not finite, as text; empty if there are none.
+        fault: Fault that the losses found; empty if they found none.
     """
 
     name: str
@@ -56,14 +62,14 @@ class Outcome:
 
     @property
     def finite(self) -> bool:
-        """Whether all numbers are."""
+        """Whether all losses and gradients are finite."""
         return not self.bad and not self.fault and all(map(math.isfinite, self.terms.values()))
 
     def __str__(self) -> str:
-        lines = [f"path {self.name}"]
+        lines = [f"pass {self.name}"]
         for name, value in self.terms.items():
-            was = self.recorded.get(name, math.nan)
-            remark = "" if _equal(value, was) else f"   recorded: {was:.6g}"
+            recorded = self.recorded.get(name, math.nan)
+            remark = "" if _equal(value, recorded) else f"   recorded: {recorded:.6g}"
             lines.append(f"  {name:14} {value:12.6g}{remark}")
         lines.append(f"  {'gradient norm':14} {self.norm:12.6g}")
         lines += [f"  not finite: gradient of {self.bad}"] if self.bad else []
@@ -71,44 +77,44 @@ class Outcome:
         return "\n".join(lines)
 
 
-def reproduce(file: Path, weights: Path | None = None, device: str | None = None) -> list[Outcome]:
+def replay(file: Path, weights: Path | None = None, device: str | None = None) -> list[ReplayedPass]:
     """Run the step of a file again.
 
     Args:
-        file: Of one of the processes.
-        weights: To begin with; None: those beside the file.
-        device: None: the kind that trained, where there is one.
+        file: File of the step, from any of the processes.
+        weights: Weights to start from; None: the weights beside the file.
+        device: ``cpu`` or ``cuda``; None: the kind that trained, if it is available.
 
     Returns:
-        Its paths, in their order.
+        The passes of the step, in the order in which they ran.
 
     Raises:
         FileNotFoundError: The file, or weights, are missing.
-        ValueError: A file that cannot be used; the message says why.
+        ValueError: A file cannot be used; the message says why.
     """
     step, missing = whole_step(file)
     if missing:
-        print(f"Without the images of processes {list(missing)}: losses differ from those of the run")
-    where = torch.device(device or (step.run["device"] if _available(step.run["device"]) else "cpu"))
-    if where.type != step.run["device"]:
-        print(f"The run trained on {step.run['device']}: other random numbers than there")
+        print(f"The images of processes {list(missing)} are missing: losses differ from those of the run")
+    target = torch.device(device or (step.run["device"] if _is_available(step.run["device"]) else "cpu"))
+    if target.type != step.run["device"]:
+        print(f"The run trained on {step.run['device']}: random numbers differ on {target.type}")
     config = step.run["config"]
-    detector = _detector(config, step.run["num_classes"])
-    _load(detector, weights or weights_beside(file, step))
+    detector = _build_detector(config, step.run["num_classes"])
+    _load_weights(detector, weights or weights_beside(file, step))
     torch.set_float32_matmul_precision(config["float32_matmul"])
-    module = _module(config, detector, step).to(where)
-    batch = step.batch.to(where)
+    module = _build_module(config, detector, step).to(target)
+    batch = step.batch.to(target)
     parameters = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    found = []
-    with _precision(config["trainer"]["precision"], where):
+    replayed = []
+    with _autocast(config["trainer"]["precision"], target):
         for graph in module.replay(batch, step.place):
-            with disable_autocast(where):
+            with disable_autocast(target):
                 gradients = dict(
                     zip(parameters, graph.gradients(list(parameters.values()), keep=False), strict=True)
                 )
             present = [gradient for gradient in gradients.values() if gradient is not None]
-            found.append(
-                Outcome(
+            replayed.append(
+                ReplayedPass(
                     name=graph.path.name,
                     terms={name: float(value.detach()) for name, value in graph.losses.terms.items()},
                     recorded=step.terms.get(graph.path.name, {}),
@@ -117,18 +123,18 @@ def reproduce(file: Path, weights: Path | None = None, device: str | None = None
                     fault=str(graph.losses.fault or ""),
                 )
             )
-    return found
+    return replayed
 
 
-def _detector(config: Mapping[str, Any], num_classes: int) -> Detector:
+def _build_detector(config: Mapping[str, Any], num_classes: int) -> Detector:
     settings = {k: v for k, v in config["detector"].items() if k not in ("_target_", "num_classes")}
     return zoo.build(config["detector_name"], num_classes, **settings)
 
 
-def _load(detector: Detector, weights: Path) -> None:
+def _load_weights(detector: Detector, weights: Path) -> None:
     if not weights.is_file():
         raise FileNotFoundError(
-            f"{weights}: no such weights; give --weights FILE, e.g. a checkpoint of the run"
+            f"{weights}: no such file; give weights with --weights FILE, e.g. a checkpoint of the run"
         )
     if weights.suffix == ".ckpt":
         checkpoint = read_checkpoint(weights)
@@ -141,7 +147,7 @@ def _load(detector: Detector, weights: Path) -> None:
         zoo.load_weights(detector, weights)
 
 
-def _module(config: Mapping[str, Any], detector: Detector, step: RecordedStep) -> DetectionModule:
+def _build_module(config: Mapping[str, Any], detector: Detector, step: RecordedStep) -> DetectionModule:
     module = DetectionModule(
         detector=detector,
         objective=instantiate(config["losses"]),
@@ -156,39 +162,50 @@ def _module(config: Mapping[str, Any], detector: Detector, step: RecordedStep) -
     return module.train()
 
 
-def _precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     if precision not in ("16-mixed", "bf16-mixed"):
         return nullcontext()
-    # Lightning has no float16 on CPUs and takes bfloat16 in its place.
+    # Lightning replaces float16 by bfloat16 on CPUs.
     half = torch.float16 if precision == "16-mixed" and device.type != "cpu" else torch.bfloat16
     return torch.autocast(device.type, dtype=half, cache_enabled=False)
 
 
-def _available(device: str) -> bool:
+def _is_available(device: str) -> bool:
     return device == "cpu" or (device == "cuda" and torch.cuda.is_available())
 
 
 def _equal(first: float, second: float) -> bool:
     if not (math.isfinite(first) and math.isfinite(second)):
         return str(first) == str(second)
-    return math.isclose(first, second, rel_tol=TOLERANCE, abs_tol=1e-6)
+    return math.isclose(first, second, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
 
 
 @readable_errors()
-def main() -> None:
-    """Read the command line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Console script ``anydepth-replay``.
+
+    Args:
+        argv: The command line without the program; None: the command line of the process.
+    """
+    options = _parser().parse_args(argv)
+    print(whole_step(options.file)[0].message)
+    replayed = replay(options.file, options.weights, options.device)
+    for one in replayed:
+        print(one)
+    print("all numbers are finite" if all(one.finite for one in replayed) else "not finite again")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="anydepth-replay",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="step_N_rank_R.pt of a run's folder non_finite")
     parser.add_argument("--weights", type=Path, help="checkpoint or weights; default: those beside the file")
     parser.add_argument("--device", help="cpu or cuda; default: the kind that trained")
-    options = parser.parse_args()
-    print(whole_step(options.file)[0].message)
-    found = reproduce(options.file, options.weights, options.device)
-    for path in found:
-        print(path)
-    print("all numbers are finite" if all(path.finite for path in found) else "not finite again")
+    return parser
 
 
 if __name__ == "__main__":

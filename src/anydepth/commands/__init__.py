@@ -1,0 +1,1 @@
+"""User tools behind the console scripts ``anydepth-data`` and ``anydepth-replay``."""

@@ -1,0 +1,64 @@
+"""``anydepth-data import``: convert a data set of Pascal VOC xmls or YOLO text files to COCO format."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from anydepth.data.convert.dataset import (
+    ForeignDataset,
+    files_below,
+    refuse_filled,
+    split_off_val,
+    write_coco,
+)
+from anydepth.data.convert.voc import read_voc
+from anydepth.data.convert.yolo import read_yolo
+from anydepth.data.errors import DataError
+from anydepth.data.fetch.console import print_summary
+
+
+def run(options: argparse.Namespace) -> int:
+    """Import a data set and print its summary.
+
+    Args:
+        options: See :func:`anydepth.commands.data_options.parse_import`.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        DataError: The data set cannot be read or written; nothing was written.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    refuse_filled(options.out)
+    dataset = _read(options)
+    split_off_val(dataset, options.val_share, options.seed)
+    write_coco(dataset, options.out, link="symbolic" if options.link else "hard")
+    print_summary(dataset, console)
+    console.print(f"anydepth-train data=custom data.root={options.out}", markup=False)
+    return 0
+
+
+def _read(options: argparse.Namespace) -> ForeignDataset:
+    kind = options.format if options.format != "auto" else _detect_format(options.source)
+    voc_settings = {
+        "images": options.images,
+        "annotations": options.annotations,
+        "zero_based": options.zero_based,
+        "keep_difficult": options.keep_difficult,
+    }
+    if kind == "voc" or options.images is not None:
+        return read_voc(options.source, **voc_settings)
+    if any(voc_settings.values()):
+        raise DataError(
+            "--images, --annotations, --zero-based and --keep-difficult are for Pascal VOC, but this is a "
+            "YOLO data set; leave them out, or give --format voc"
+        )
+    return read_yolo(options.source, anywhere=options.anywhere)
+
+
+def _detect_format(source: Path) -> str:
+    if source.is_dir() and any(path.suffix.lower() == ".xml" for path in files_below(source)):
+        return "voc"
+    return "yolo"

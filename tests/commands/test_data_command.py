@@ -1,0 +1,82 @@
+"""``anydepth-data``: its sub-commands, their help, and the console scripts of the package."""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from anydepth.commands import replay_step
+from anydepth.commands.data import COMMANDS, main
+
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+SCRIPTS: dict[str, str] = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["scripts"]
+
+
+def test_the_sub_commands_are_those_of_the_documentation() -> None:
+    assert list(COMMANDS) == ["import", "download", "shards", "look"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_sub_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: anydepth-data {name} ")
+    _, _, examples = shown.partition("examples:\n")
+    assert examples.lstrip().startswith(f"anydepth-data {name} ")
+
+
+def test_help_of_replay_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        replay_step.main(["--help"])
+    assert caught.value.code == 0
+    assert "\n  anydepth-replay RUN/non_finite/step_7_rank_0.pt\n" in capsys.readouterr().out
+
+
+def test_help_lists_the_sub_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"  {name:10}{command.summary}\n" in shown
+    assert "\n  anydepth-data import bees/ datasets/bees\n" in shown
+
+    assert main([]) == 2
+    assert capsys.readouterr().out == shown
+
+
+def test_an_unknown_sub_command_lists_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["nonsense", "--help"])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "nonsense" in message
+    assert all(name in message for name in COMMANDS)
+
+
+def test_help_waits_for_nothing_slow() -> None:
+    """In a process of its own, as this one has imported everything."""
+    code = (
+        "import sys\n"
+        "from anydepth.commands import data, data_options\n"
+        "slow = {'torch', 'lightning', 'hydra', 'matplotlib'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {slow}' if slow else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_declared_console_script_exists(name: str) -> None:
+    module, _, function = SCRIPTS[name].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_tools_for_users_are_declared() -> None:
+    assert SCRIPTS["anydepth-data"] == "anydepth.commands.data:main"
+    assert SCRIPTS["anydepth-replay"] == "anydepth.commands.replay_step:main"
