@@ -22,10 +22,10 @@ def _logits(detector: Detector, depth: str) -> torch.Tensor:
     return logits
 
 
-def _rewrite(path: Path, **changes: str) -> Path:
-    """The same weights file with other metadata."""
+def _rewrite(path: Path, **changes: str | None) -> Path:
+    """The same weights file with other metadata; None removes a key."""
     with safe_open(path, framework="pt") as file:
-        metadata = {**file.metadata(), **changes}
+        metadata = {key: value for key, value in {**file.metadata(), **changes}.items() if value is not None}
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     changed = path.with_name("changed.safetensors")
     save_file(weights, changed, metadata)
@@ -122,8 +122,39 @@ def test_weights_of_another_architecture_are_refused(small_detector: Detector, t
     config = {**small_detector.config, "decoder_layers": 3, "num_queries": 12}
     with pytest.raises(zoo.ZooError, match=r"do not fit.*\d+ missing \(e\.g\. decoder\."):
         anydepth.load(_rewrite(path, config=json.dumps(config)))
-    with pytest.raises(zoo.ZooError, match="unknown detector 'detr_r9'"):
-        anydepth.load(_rewrite(path, config=json.dumps({**config, "name": "detr_r9"})))
+
+
+def test_a_detector_of_ones_own_preset_is_loaded_without_the_preset(
+    small_detector: Detector, tmp_path: Path
+) -> None:
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    renamed = json.dumps({**small_detector.config, "name": "mine"})
+    loaded = anydepth.load(_rewrite(path, config=renamed))
+    assert loaded.config["name"] == "mine"
+    assert torch.equal(_logits(loaded, "minimal"), _logits(small_detector.eval(), "minimal"))
+    # A file of before builders were written has nothing but the name.
+    with pytest.raises(zoo.ZooError, match="unknown detector 'mine'"):
+        anydepth.load(_rewrite(path, config=renamed, builder=None))
+    older = _rewrite(path, builder=None)
+    assert torch.equal(_logits(anydepth.load(older), "minimal"), _logits(loaded, "minimal"))
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        ("os.system", "not among what a configuration may build"),
+        ("anydepth.data.fetch.public_sets.dataset_root", "does not return a Detector"),
+        ("anydepth.training.callbacks.progress.ConsoleProgress", "does not return a Detector"),
+        ("anydepth.detr.build.gone", "check the spelling"),
+        ("", "_target_ ''"),
+    ],
+)
+def test_a_file_builds_nothing_but_detectors(
+    small_detector: Detector, tmp_path: Path, builder: str, message: str
+) -> None:
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    with pytest.raises(zoo.ZooError, match=message):
+        anydepth.load(_rewrite(path, builder=builder))
 
 
 def test_a_newer_layout_is_refused(small_detector: Detector, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class Detector(nn.Module, ABC):
         class_names: One name per class; "0", "1", ... until a data set or a weights file names them.
         input_size: (height, width) in pixels that evaluation and prediction resize to.
         fit: Whether they keep the aspect ratio.
-        config: The plain values that :func:`anydepth.build` builds an equal detector from.
+        config: Plain values that :func:`anydepth.build` builds an equal detector from.
+        builder: Full name of the function or class that built it from these values; saved with the weights.
     """
 
     depth_space: DepthSpace
@@ -42,6 +43,7 @@ class Detector(nn.Module, ABC):
     input_size: tuple[int, int]
     fit: Fit
     config: Mapping[str, object]
+    builder: str
 
     @property
     @abstractmethod

@@ -151,13 +151,12 @@ def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Dete
     Raises:
         ValueError: ``detector.num_classes`` contradicts the data, or initial weights that cannot be used.
     """
-    settings = {key: value for key, value in config["detector"].items() if key != "_target_"}
-    wanted = settings.pop("num_classes")
+    wanted = config["detector"]["num_classes"]
     if wanted not in (None, data.num_classes):
         raise ValueError(
             f"detector.num_classes={wanted}, but the data set has {data.num_classes} classes: leave it null"
         )
-    detector = zoo.build(config["detector_name"], data.num_classes, **settings)
+    detector = zoo.build_configured(config["detector_name"], config["detector"], data.num_classes)
     detector.reset_classes(data.class_names)
     if config["weights"]:
         report = zoo.load_weights(detector, config["weights"])

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import safe_open
@@ -46,8 +46,8 @@ class ZooError(ValueError):
 
 
 def names() -> tuple[str, ...]:
-    """Names of the detectors that :func:`build` knows."""
-    return tuple(name for name in option_names("detector") if not name.startswith("_"))
+    """Return the names of the detectors that :func:`build` knows: presets, also of installed packages."""
+    return option_names("detector")
 
 
 def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
@@ -70,29 +70,87 @@ def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
         >>> detector.num_classes, str(detector.depth_space.full)
         (1, 'full')
     """
-    return _recipe(name, num_classes, overrides)()
+    return _named(name, num_classes, overrides).build()
 
 
-def _recipe(name: str, num_classes: int, overrides: Mapping[str, object]) -> Callable[[], Detector]:
-    """What :func:`build` does once the configuration is composed and the overrides are known to exist."""
+def build_configured(name: str, settings: Mapping[str, object], num_classes: int) -> Detector:
+    """Build the detector of a composed configuration, wherever its preset lies.
+
+    Args:
+        name: Name of the preset, under which the detector is saved.
+        settings: Node ``detector`` of the configuration with its ``_target_``; plain values.
+        num_classes: K.
+
+    Raises:
+        TargetError: The target must not be built, or does not exist.
+        ZooError: The target does not return a detector.
+        ValueError: A value that the detector refuses.
+    """
+    keywords = {key: value for key, value in settings.items() if key != "_target_"}
+    keywords["num_classes"] = num_classes
+    return _Blueprint(name, str(settings["_target_"]), keywords).build()
+
+
+@dataclass(frozen=True)
+class _Blueprint:
+    """What a detector is built from.
+
+    Attributes:
+        name: Name of its preset.
+        target: Full name of the function or class that builds it.
+        keywords: Arguments of the target.
+    """
+
+    name: str
+    target: str
+    keywords: Mapping[str, Any]
+
+    def build(self) -> Detector:
+        detector = find_builder(self.target)(**deepcopy(dict(self.keywords)))
+        if not isinstance(detector, Detector):
+            raise ZooError(f"{self.target} returned a {type(detector).__name__}, expected a Detector")
+        detector.config = {"name": self.name, **self.keywords}
+        detector.builder = self.target
+        return detector
+
+
+def find_builder(target: str) -> Callable[..., Detector]:
+    """Return the function or class that builds a detector, if a configuration or a weights file may name it.
+
+    Args:
+        target: Full name, e.g. ``anydepth.detr.build.build_detr``; see
+            :func:`anydepth.config.targets.find_target` for how other packages allow theirs.
+
+    Raises:
+        TargetError: It must not be built, or does not exist.
+        ZooError: It does not say that it returns a detector, so that it is not called.
+    """
+    found = find_target(target)
+    try:
+        returned = found if isinstance(found, type) else get_type_hints(found).get("return")
+    except (NameError, TypeError) as error:
+        raise ZooError(
+            f"{target}: its annotations cannot be read ({error}); import what they name"
+        ) from error
+    if not (isinstance(returned, type) and issubclass(returned, Detector)):
+        raise ZooError(
+            f"{target} does not return a Detector by its annotation: give it one, as in `def build(...) -> "
+            "MyDetector`, or name a subclass of anydepth.detector.Detector"
+        )
+    return found
+
+
+def _named(name: str, num_classes: int, overrides: Mapping[str, object]) -> _Blueprint:
+    """The blueprint of a preset, once its overrides are known to exist."""
     if name not in names():
         raise ZooError(f"unknown detector {short_repr(name)}: known are {', '.join(names())}")
     keywords = deepcopy(_settings(name))
-    builder = find_target(str(keywords.pop("_target_")))
+    target = str(keywords.pop("_target_"))
     unknown = sorted(set(overrides) - set(keywords))
     if unknown:
         allowed = ", ".join(sorted(set(keywords) - {"num_classes"}))
         raise ZooError(f"detector {name!r} has no setting {', '.join(unknown)}: allowed are {allowed}")
-    keywords |= {**overrides, "num_classes": num_classes}
-
-    def build_it() -> Detector:
-        detector = builder(**keywords)
-        if not isinstance(detector, Detector):
-            raise ZooError(f"conf/detector/{name}.yaml builds a {type(detector).__name__}, not a Detector")
-        detector.config = {"name": name, **keywords}
-        return detector
-
-    return build_it
+    return _Blueprint(name, target, {**keywords, **overrides, "num_classes": num_classes})
 
 
 @cache
@@ -142,6 +200,7 @@ def save(detector: Detector, path: str | Path) -> Path:
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps({**config, "num_classes": detector.num_classes}),
+        "builder": detector.builder,
         "class_names": json.dumps(list(detector.class_names)),
     }
     weights = {key: value.cpu().contiguous() for key, value in detector.state_dict().items()}
@@ -165,14 +224,14 @@ def load(path: str | Path) -> Detector:
     contents = _read(Path(path))
     _check_sizes(contents, Path(path))
     try:
-        recipe = _recipe(contents.name, len(contents.class_names), contents.overrides)
+        blueprint = _blueprint_of(contents)
         with torch.device("meta"):
-            sketch = recipe()
+            sketch = blueprint.build()
     # Builders check values, not types: which exception a list in place of a number raises is Python's affair.
     except Exception as error:
         raise ZooError(f"{path}: its detector cannot be built: {error}") from error
     _check_fit(sketch, contents.weights, Path(path))
-    detector = recipe()
+    detector = blueprint.build()
     detector.load_state_dict(dict(contents.weights))
     detector.reset_classes(contents.class_names)
     return detector.eval()
@@ -214,11 +273,24 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) 
     return detector.load_weights(source)
 
 
+def _blueprint_of(contents: "_Contents") -> _Blueprint:
+    """The blueprint in a weights file; files of before builders were written have presets of this package."""
+    num_classes = len(contents.class_names)
+    if contents.builder is None or contents.name in names():
+        # The preset adds what an older file lacks.
+        named = _named(contents.name, num_classes, contents.overrides)
+        if contents.builder in (None, named.target):
+            return named
+    keywords = {**contents.overrides, "num_classes": num_classes}
+    return _Blueprint(contents.name, str(contents.builder), keywords)
+
+
 @dataclass(frozen=True)
 class _Contents:
     """What a weights file holds."""
 
     name: str
+    builder: str | None
     overrides: Mapping[str, object]
     class_names: tuple[str, ...]
     weights: Mapping[str, Tensor]
@@ -257,7 +329,7 @@ def _read(path: Path) -> _Contents:
         raise ZooError(
             f"{path}: its description of the detector is damaged ({short_repr(error)}); copy it again"
         ) from error
-    return _Contents(str(name), config, tuple(class_names), weights)
+    return _Contents(str(name), metadata.get("builder"), config, tuple(class_names), weights)
 
 
 def _check_sizes(contents: _Contents, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Configuration of other packages: presets that an installed package adds to the groups of ``conf/``.
 
-A package names the folder of its presets with an entry point of the group ``anydepth.presets``, whose value is
-the module that holds it, e.g. ``mypackage.conf`` with ``mypackage/conf/detector/mine.yaml`` in it.
+A package names the folder of its presets with an entry point of the group ``anydepth.presets``, whose value
+is the module that holds it, e.g. ``mypackage.conf`` with ``mypackage/conf/detector/mine.yaml`` in it.
 """
 
 from importlib.metadata import entry_points

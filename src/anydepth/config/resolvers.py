@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 _NAMED = ("experiment", "detector", "data", "seed")
 """Settings that the path of a study says, and the seed, of which a study may get more later."""
+
+_NOT_CHOSEN = ("family", "dataset_kind", "hydra")
+"""Groups whose option detector or data set choose, and Hydra's own."""
 
 _LONGEST = 120
 """Characters of a job's folder before its hash; file systems take 255 bytes."""
@@ -92,6 +96,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name_of, replace=True)
     OmegaConf.register_new_resolver("output_folder", output_folder, replace=True)
+    OmegaConf.register_new_resolver("option_list", option_list, replace=True)
 
 
 def record_sweep(config: DictConfig) -> None:
@@ -154,6 +159,25 @@ def output_folder(single: str) -> str:
         single: The folder of a single run.
     """
     return str(HydraConfig.get().runtime.output_dir) if is_sweep() else single
+
+
+def option_list(*, _root_: DictConfig) -> str:
+    """Return the groups of a command with the options that a user may choose, a line each, for its help.
+
+    Parts of other options, pointers and what detector and data set choose are left out. Presets in a folder
+    given with ``--config-dir`` and those of installed packages are among the options.
+    """
+    if not GlobalHydra.instance().is_initialized():
+        return ""
+    loader = GlobalHydra.instance().config_loader()
+    lines = []
+    used = [str(group) for group in _root_.hydra.runtime.choices]
+    groups = [group for group in loader.list_groups("") if group in used]
+    for group in [*groups, "hydra/launcher", "hydra/sweeper"]:
+        options = [name for name in loader.get_group_options(group) if not name.startswith("_")]
+        if options and group not in _NOT_CHOSEN:
+            lines.append(f"{group}: {', '.join(options)}")
+    return "\n".join(lines)
 
 
 def _run_name_of(folder: str | None, *, _root_: DictConfig) -> str:
