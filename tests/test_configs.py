@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
@@ -79,10 +80,33 @@ def test_ablations_fit_both_wings(name: str, detector: str) -> None:
     assert check_targets(resolve_config(config)) > 10
 
 
+def _included(path: Path) -> set[str]:
+    """Files of the same group that an option includes by name."""
+    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+    return {entry for entry in defaults if isinstance(entry, str)}
+
+
 def test_parts_of_options_belong_to_options() -> None:
-    for path in config_dir().rglob("_*.yaml"):
-        users = [other for other in path.parent.glob("*.yaml") if path.stem in other.read_text()]
+    parts = list(config_dir().rglob("_*.yaml"))
+    assert parts
+    for path in parts:
+        users = [
+            other for other in path.parent.glob("*.yaml") if other != path and path.stem in _included(other)
+        ]
         assert users, f"{path} is part of nothing"
+
+
+def test_pointers_lead_to_options_of_their_group() -> None:
+    """Every family has one for every kind of data set, and its name says nothing about what it holds."""
+    for group in ("recipe", "augmentation"):
+        pointers = {path.stem: path for path in (config_dir() / group / "default").glob("*.yaml")}
+        families, kinds = option_names("family"), option_names("dataset_kind")
+        assert set(pointers) == {f"{family}_{kind}" for family in families for kind in kinds}
+        for path in pointers.values():
+            document = yaml.safe_load(path.read_text())
+            assert document.keys() == {"defaults"}
+            (target,) = document["defaults"]
+            assert target.removeprefix(f"/{group}/") in option_names(group)
 
 
 @pytest.mark.parametrize("group", CHOSEN)

@@ -8,7 +8,9 @@ Example:
 """
 
 import os
-from typing import TYPE_CHECKING, Any
+
+# Not from typing, whose import takes longer than all the rest; type checkers take it for true.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from anydepth.zoo import build, build_losses, load, load_weights, save
@@ -21,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 __all__ = ["build", "build_losses", "load", "load_weights", "save"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Imported when first used: `import anydepth` must stay quick and free of the training dependencies.
     if name in __all__:
         from anydepth import zoo

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from anydepth.config.compose import compose, instantiate, option_names, resolve_config
+from anydepth.config.compose import compose, instantiate, option_names
 from anydepth.config.targets import find_target
 from anydepth.data.coco.packing import MOST_CATEGORIES
 from anydepth.detector import Detector, Objective
@@ -156,7 +158,14 @@ def _named(name: str, num_classes: int, overrides: Mapping[str, object]) -> _Blu
 @cache
 def _settings(name: str) -> dict[str, Any]:
     """What ``detector=NAME`` composes to; kept, as composing takes as long as building a small network."""
-    return dict(resolve_config(compose(None, [f"+detector={name}"]))["detector"])
+    try:
+        config = compose(None, [f"+detector={name}"])
+    except ConfigCompositionException:
+        # A preset that overrides losses or recipe composes only with them around it, which takes longer.
+        config = compose("train", [f"detector={name}"])
+    settings = OmegaConf.to_container(config.detector, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
 
 
 def build_losses(name: str, overrides: Sequence[str] = ()) -> Objective:

@@ -1,0 +1,1 @@
+"""A detector family in miniature: one map of class scores and boxes, with two stages that may be skipped."""

@@ -1,0 +1,159 @@
+"""Code of other packages comes in by doors: presets, entry points, targets; nothing in this package names it.
+
+``tests/packages/spotter`` is a third detector family in miniature, with losses, presets, and a backbone for
+AnyDepth-DETR. Its commands run in processes of their own, as a package is found when a process starts.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SPOTTER = REPOSITORY / "tests" / "packages" / "spotter"
+Run = Callable[..., str]
+SMALL = (
+    *("trainer.accelerator=cpu", "trainer.limit_train_batches=4", "trainer.limit_val_batches=2"),
+    *("recipe.minutes=null", "recipe.epochs=1", "data.num_workers=0", "data.batch_size=2"),
+    *("data.eval_batch_size=4", "callbacks.progress=null", "logger=none"),
+    *("curve.latency_repetitions=0", "curve.pictures=0", "curve.compatibility_images=2"),
+)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package and its entry points, as an installer leaves it."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    shutil.copytree(SPOTTER / "spotter", folder / "spotter", ignore=shutil.ignore_patterns("__pycache__"))
+    project = tomllib.loads((SPOTTER / "pyproject.toml").read_text())["project"]
+    described = folder / f"{project['name']}-{project['version']}.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    groups = [
+        "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())])
+        for group, points in project["entry-points"].items()
+    ]
+    (described / "entry_points.txt").write_text("\n".join(groups))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(installed: Path) -> Run:
+    """Runs Python with the package installed, and gives what it prints."""
+
+    def run_python(*arguments: str) -> str:
+        done = _start(installed, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run_python
+
+
+def _start(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with a folder of installed packages, without what the tests themselves allow."""
+    paths = [str(site), str(REPOSITORY / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment.pop("ANYDEPTH_ALLOW_TARGETS", None)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+def test_a_third_family_trains_is_saved_loaded_evaluated_and_compared(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shown = run("-m", "anydepth.train", "detector=spotter", *SMALL, f"hydra.run.dir={folder}")
+    assert "early+late" in shown or "full" in shown
+    curve = json.loads((folder / "depth_curve.json").read_text())
+    assert [row["depth"] for row in curve["rows"]] == ["full", "late", "minimal"]
+    assert curve["rows"][0]["gflops"] > curve["rows"][-1]["gflops"] > 0
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["distilled_levels"] == ["attention", "predictions"]
+    code = f"""
+        import anydepth, torch
+        detector = anydepth.load({str(folder / "weights.safetensors")!r})
+        assert type(detector).__module__ == "spotter.detector", type(detector)
+        assert detector.config["name"] == "spotter" and not detector.training
+        other = anydepth.build("spotter", num_classes=detector.num_classes)
+        report = anydepth.load_weights(other, {str(folder / "weights.safetensors")!r})
+        assert len(report.loaded) == len(detector.state_dict()) and not report.missing, report
+        images = torch.rand(1, 3, 64, 64)
+        assert torch.equal(other.eval()(images, "minimal").scores, detector(images, "minimal").scores)
+        from anydepth.report.runs import find_runs
+        (found,), unusable = find_runs([{str(folder)!r}])
+        assert found.distilled_levels == frozenset({{"attention", "predictions"}}) and not unusable
+    """
+    run("-c", textwrap.dedent(code))
+    evaluated = tmp_path / "evaluation"
+    run(
+        *("-m", "anydepth.evaluate", f"weights={folder / 'weights.safetensors'}", "depths=[minimal]"),
+        *(f"output={evaluated}", "device=cpu", "latency.repetitions=0", "data.num_workers=0"),
+    )
+    assert (evaluated / "depth_curve.json").is_file()
+
+
+def test_a_backbone_of_another_package_is_built_and_counted(run: Run) -> None:
+    code = """
+        import anydepth
+        detector = anydepth.build("detr_plain", num_classes=2, input_size=[64, 64])
+        assert type(detector.backbone).__module__ == "spotter.backbone"
+        costs = detector.measure_depth_costs()
+        assert all(cost > 0 for cost in costs.refinements), costs
+        state = detector.state_dict()
+        assert len(anydepth.load_weights(detector, state).loaded) == len(state)
+        try:
+            anydepth.build("detr_plain", stem="deep")
+        except ValueError as error:
+            assert "a plain backbone (block=plain) has the stem 'small'" in str(error), error
+        else:
+            raise AssertionError("stem=deep was taken")
+    """
+    run("-c", textwrap.dedent(code))
+
+
+def test_options_of_other_packages_are_listed(run: Run) -> None:
+    shown = run("-m", "anydepth.train", "--help")
+    (detectors,) = [line for line in shown.splitlines() if line.startswith("detector:")]
+    assert {"spotter", "detr_plain", "detr_tiny"} <= set(detectors.removeprefix("detector: ").split(", "))
+    groups = {line.partition(":")[0] for line in shown.partition("== Values ==")[0].splitlines()}
+    assert not {"family", "dataset_kind", "recipe/default", "augmentation/default"} & groups
+
+
+def test_without_its_entry_point_nothing_of_a_package_is_built(installed: Path, tmp_path: Path) -> None:
+    """The same package, installed without allowing its targets: its preset composes and builds nothing."""
+    closed = tmp_path / "site-packages"
+    shutil.copytree(installed, closed)
+    (points,) = closed.glob("*.dist-info/entry_points.txt")
+    points.write_text(points.read_text().replace("[anydepth.targets]", "[somebody.else]"))
+    done = _start(closed, "-c", "import anydepth; anydepth.build('spotter', num_classes=2)")
+    assert done.returncode != 0
+    assert "spotter.detector.SpotDetector is not among what a configuration may build" in done.stderr
+
+
+def test_a_preset_is_one_file_in_a_folder_of_ones_own(run: Run, tmp_path: Path) -> None:
+    presets = {
+        "detector": "defaults: [detr_tiny]\nnum_queries: 20\ninput_size: [64, 64]\n",
+        "data": f"defaults: [custom]\nroot: {tmp_path / 'bees'}\nbatch_size: 2\n",
+    }
+    for group, text in presets.items():
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / "mine.yaml").write_text(text)
+    shutil.copytree(REPOSITORY / "src" / "anydepth" / "data" / "sample", tmp_path / "bees")
+    folder = tmp_path / "run"
+    run(
+        *("-m", "anydepth.train", f"--config-dir={tmp_path / 'conf'}", "detector=mine", "data=mine"),
+        *(*SMALL, f"hydra.run.dir={folder}"),
+    )
+    assert json.loads((folder / "depth_curve.json").read_text())["detector"] == "mine"
+    # The file needs neither the preset nor the folder it lies in.
+    weights = str(folder / "weights.safetensors")
+    code = f"import anydepth; print(anydepth.load({weights!r}).config['num_queries'])"
+    assert run("-c", code).strip() == "20"
