@@ -131,7 +131,7 @@ def test_bomb_is_stopped(tmp_path: Path) -> None:
     "body",
     [b"no archive", zipped(FILES)[:1500], tarred(FILES, "w:gz")[:80]],
     # The bytes of an archive hold the time at which it was packed.
-    ids=["none", "zip cut short", "tar cut short"],
+    ids=["none", "truncated zip", "truncated tar"],
 )
 def test_damaged_archive_is_named(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "packed").write_bytes(body)
@@ -182,7 +182,7 @@ def test_missing_content_is_restored_beside_the_rest(archive: Archive, tmp_path:
 def test_wrong_number_of_files_installs_nothing(archive: Archive, tmp_path: Path) -> None:
     wrong = replace(archive, contents={"annotations/x.json": 1, "val": 3})
 
-    with pytest.raises(ArchiveError, match="holds 2 files at val, published were 3"):
+    with pytest.raises(ArchiveError, match="got 2 files at val, expected 3"):
         install(wrong, tmp_path, keep_archive=True)
     assert set(content_of(tmp_path)) == {"set.zip"}
 

@@ -95,7 +95,7 @@ def test_explicit_paths_win_over_the_root(root: Path) -> None:
 
 
 def test_a_json_without_its_images_is_refused(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.val_json=a\.json and data\.val_images=None: give both"):
+    with pytest.raises(ValueError, match=r"data\.val_json=a\.json and data\.val_images=None; give both"):
         make_module(root, val_json="a.json")
 
 
@@ -104,7 +104,7 @@ def test_what_is_not_found_is_said_with_the_remedy(root: Path, tmp_path: Path) -
         make_module(root).setup("test")
     with pytest.raises(DataError, match=r"nowhere: no such folder; give .*data\.root"):
         make_module(tmp_path / "nowhere").setup("fit")
-    with pytest.raises(DataError, match=r"no train data: give data\.root, or data\.train_json"):
+    with pytest.raises(DataError, match=r"no train data; give data\.root, or data\.train_json"):
         CocoDataModule(input_size=(8, 8), batch_size=1).setup("fit")
 
 
@@ -151,7 +151,7 @@ def test_order_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert orders == [train_ids(make_module(root, seed=1), epoch) for epoch in range(6)]
     assert len({str(order) for order in orders}) > 3
     assert orders != [train_ids(make_module(root, seed=2), epoch) for epoch in range(6)]
-    # Five images in batches of two: the last one is left out.
+    # Five images in batches of two: the last one is dropped.
     assert [len(ids) for ids in orders[0]] == [2, 2]
 
 
@@ -192,7 +192,7 @@ def test_starting_a_loader_does_not_touch_the_global_random_numbers(root: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: allowed are whole numbers from 1"),
+        ({"batch_size": 0}, "batch_size=0, expected a whole number from 1"),
         ({"eval_batch_size": 0}, "eval_batch_size=0"),
         ({"num_workers": -1}, "num_workers=-1"),
         ({"seed": -1}, "seed=-1"),
@@ -317,7 +317,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(
 
 def test_resuming_an_epoch_with_other_batches_says_what_happens(root: Path, tmp_path: Path) -> None:
     recorded_epochs(make_module(root), tmp_path / "run", Interruption(0, 1))
-    with pytest.warns(UserWarning, match="by 1 processes with data.batch_size=2; with other numbers"):
+    with pytest.warns(UserWarning, match="by 1 processes with data.batch_size=2, and this run differs"):
         recorded_epochs(
             make_module(root, batch_size=1), tmp_path / "run", ckpt_path=tmp_path / "run" / "last.ckpt"
         )

@@ -279,7 +279,7 @@ def test_wrong_checksum_names_both_and_removes_the_part(
     with pytest.raises(DownloadError) as raised:
         fetch(server, path, **{"sha256": None, algorithm: expected})
 
-    assert f"its {algorithm} is {found}, expected was {expected}" in str(raised.value)
+    assert f"its {algorithm} is {found}, expected {expected}" in str(raised.value)
     assert names(path) == set()
 
 
@@ -295,7 +295,7 @@ def test_failed_replacement_keeps_the_former_file(server: FailingServer, path: P
 def test_server_with_a_file_of_another_size_is_refused_before_its_body(
     server: FailingServer, path: Path
 ) -> None:
-    with pytest.raises(DownloadError, match="the server has 300,000 bytes, expected were 299,999"):
+    with pytest.raises(DownloadError, match="the server has 300,000 bytes, expected 299,999"):
         fetch(server, path, size=len(BODY) - 1)
     assert names(path) == set()
 

@@ -121,7 +121,7 @@ def test_only_an_empty_folder_is_replaced(dataset: ForeignDataset, tmp_path: Pat
     (tmp_path / "out").mkdir()
     if filled:
         (tmp_path / "out" / "mine").write_text("kept")
-        with pytest.raises(DataError, match="out: already holds something; give a new folder"):
+        with pytest.raises(DataError, match="out: not an empty folder; give a new folder"):
             write_coco(dataset, tmp_path / "out")
         assert (tmp_path / "out" / "mine").read_text() == "kept"
     else:
@@ -157,7 +157,7 @@ def test_share_of_the_training_images_becomes_validation(count: int, share: floa
 
     assert len(dataset.splits["val"]) == val
     assert sorted(stems(dataset.splits["train"]) + stems(dataset.splits["val"])) == list(range(count))
-    assert "no validation split came with the data" in dataset.remarks[0]
+    assert "the data has no validation split" in dataset.remarks[0]
 
 
 def test_choice_is_that_of_the_seed() -> None:
@@ -179,7 +179,7 @@ def test_a_validation_split_that_is_there_stays(dataset: ForeignDataset) -> None
 
 
 def test_one_image_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="1 training images: at least 2 are needed"):
+    with pytest.raises(DataError, match="got 1 training images, expected at least 2"):
         split_off_val(many(1), 0.1, seed=0)
 
 

@@ -150,13 +150,13 @@ def test_other_images_are_refused_and_nothing_is_left_but_the_next_try(
 def test_folder_with_something_else_is_refused(server: FailingServer, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
 
-    with pytest.raises(DataError, match="already holds something"):
+    with pytest.raises(DataError, match="not an empty folder"):
         dataset_root("bccd", tmp_path)
     assert server.ranges == []
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name=bcd: known public data sets are bccd, pets, voc"):
+    with pytest.raises(DataError, match="name=bcd, expected one of bccd, pets, voc"):
         dataset_root("bcd", tmp_path)
 
 

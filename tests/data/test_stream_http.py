@@ -249,7 +249,7 @@ def test_a_truncated_shard_is_not_cached(server: FailingServer, cache: Path, cut
     server.files["/train/shard-00000.bin"] = server.files["/train/shard-00000.bin"][: -cut or None][cut:]
     if cut == 0:
         server.files["/train/shard-00000.bin"] += b"more"
-    with pytest.raises(DataError, match=r"shard-00000\.bin.* expected were"):
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* expected [0-9,]+"):
         source.read(0)
     assert cached(cache) == []
 
@@ -259,7 +259,7 @@ def test_an_altered_shard_is_not_cached(server: FailingServer, cache: Path) -> N
     data = bytearray(server.files["/train/shard-00000.bin"])
     data[len(data) // 2] ^= 1
     server.files["/train/shard-00000.bin"] = bytes(data)
-    with pytest.raises(DataError, match=r"shard-00000\.bin.* its sha256 is .*, expected was"):
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* its sha256 is .*, expected [0-9a-f]+"):
         source.read(0)
     assert cached(cache) == []
     assert source.read(2).image_id == 80
@@ -356,9 +356,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(server: FailingServer, cache: P
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("ftp://host/train", "give a folder on this machine, or an address beginning with s3://"),
-        ("file:///data/train", "give a folder on this machine"),
-        ("http:///train", "give a folder on this machine"),
+        ("ftp://host/train", "give a local folder, or an address with s3://"),
+        ("file:///data/train", "give a local folder"),
+        ("http:///train", "give a local folder"),
         ("https://host/train?token=1", "without anything after"),
     ],
 )
@@ -369,7 +369,7 @@ def test_addresses_that_are_not_fetched_are_refused(address: str, message: str, 
 
 
 def test_options_of_s3_are_refused_elsewhere(cache: Path) -> None:
-    with pytest.raises(DataError, match=r"storage_options are for s3:// alone; remove endpoint_url"):
+    with pytest.raises(DataError, match=r"storage_options are only for s3://; remove endpoint_url"):
         open_stream("http://host/x", cache_dir=cache, storage_options={"endpoint_url": "x"})
 
 

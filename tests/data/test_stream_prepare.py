@@ -17,7 +17,7 @@ from shard_files import Shards, assert_same_samples, files_of_at_most, flip
 from anydepth.commands.data import main
 from anydepth.data.coco.index import CocoIndex
 from anydepth.data.errors import DataError
-from anydepth.data.shards.plan import plan_parts
+from anydepth.data.shards.plan import plan_shards
 from anydepth.data.shards.source import open_stream
 from anydepth.data.shards.writer import Progress, write_shards
 
@@ -67,8 +67,8 @@ def test_an_image_that_vanishes_stops_parallel_processes(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anydepth.data.shards.writer._START_METHOD", "fork")
-    parts = plan_parts(shards.index, SHARD_MB * 1e6)
-    monkeypatch.setattr("anydepth.data.shards.writer.plan_parts", lambda *_: parts)
+    parts = plan_shards(shards.index, SHARD_MB * 1e6)
+    monkeypatch.setattr("anydepth.data.shards.writer.plan_shards", lambda *_: parts)
     (shards.files.images / "3.png").unlink()
     with pytest.raises(DataError, match=r"image id 70: .*3\.png: No such file.* run the same command again"):
         write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB, workers=2)
@@ -190,7 +190,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_complete(
     with files_of_at_most(limit), pytest.raises(DataError) as caught:
         write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert os.strerror(errno.EFBIG) in str(caught.value)
-    assert "run the same command again to go on" in str(caught.value)
+    assert "run the same command again to resume" in str(caught.value)
     assert {path.name for path in folder.iterdir()} <= {".prepare.lock", "prepared.json"}
     write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert contents(folder) == contents(shards.folder)

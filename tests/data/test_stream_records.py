@@ -88,7 +88,7 @@ def test_every_cut_is_noticed() -> None:
 
 
 def test_a_record_of_another_row_is_noticed() -> None:
-    with pytest.raises(RecordError, match="there is row 5 where row 6 should be"):
+    with pytest.raises(RecordError, match="got row 5, expected row 6"):
         unpack_record(pack_record(record()), 6)
 
 

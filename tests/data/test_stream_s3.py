@@ -166,10 +166,10 @@ def test_an_altered_object_is_not_cached(failing: FailingServer, tmp_path: Path)
     data = bytearray(failing.files["/pictures/coco/train/shard-00000.bin"])
     data[3000] ^= 1
     failing.files["/pictures/coco/train/shard-00000.bin"] = bytes(data)
-    with pytest.raises(DataError, match=r"shard-00000\.bin.* its sha256 is .*, expected was"):
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* its sha256 is .*, expected [0-9a-f]+"):
         source.read(0)
     failing.files["/pictures/coco/train/shard-00000.bin"] = bytes(data[:-9])
-    with pytest.raises(DataError, match=r"shard-00000\.bin.* it holds .* bytes, expected were"):
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* it holds .* bytes, expected [0-9,]+"):
         source.read(0)
     assert cached(tmp_path) == []
 

@@ -172,7 +172,9 @@ def test_splits_with_other_categories_are_refused(make_coco: MakeCoco, root: Pat
     files = make_coco(annotations=[BOX], categories=[(7, "dog")], folder="test")
     write_shards(CocoIndex.load(files.json_path, files.images), root / "shards" / "test")
     module = from_shards(str(root / "shards"), tmp_path / "cache")
-    with pytest.raises(DataError, match=r"has 1 categories, .* has 2; prepare all splits with the same"):
+    with pytest.raises(
+        DataError, match=r"got 1 categories, expected the 2 of .*; prepare all splits with the same"
+    ):
         module.index("test")
 
 

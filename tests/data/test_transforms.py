@@ -273,11 +273,14 @@ def test_multi_scale_size_is_a_function_of_seed_and_step_and_draws_as_often_as_g
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PhotometricDistort(p=1.5), "p=1.5: allowed are probabilities"),
-        (lambda: PhotometricDistort(hue=(-0.6, 0)), "hue=.*give two rising numbers between -0.5 and 0.5"),
-        (lambda: PhotometricDistort(contrast=(1.5, 0.5)), "contrast=.*two rising numbers"),
+        (lambda: PhotometricDistort(p=1.5), "p=1.5, expected a probability"),
+        (
+            lambda: PhotometricDistort(hue=(-0.6, 0)),
+            "hue=.*expected two ascending numbers between -0.5 and 0.5",
+        ),
+        (lambda: PhotometricDistort(contrast=(1.5, 0.5)), "contrast=.*two ascending numbers"),
         (lambda: ZoomOut(side_range=(0.5, 2)), "side_range=.*between 1.0"),
-        (lambda: ZoomOut(fill=300), "fill=300: allowed are 0 to 255"),
+        (lambda: ZoomOut(fill=300), "fill=300, expected 0 to 255"),
         (lambda: IoUCrop(scale=(0.3, 1.2)), "scale=.*between 0.0 and 1.0"),
         (lambda: IoUCrop(min_iou=()), "give at least one threshold"),
         (lambda: IoUCrop(trials=0), "trials=0"),

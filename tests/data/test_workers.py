@@ -11,7 +11,7 @@ import pytest
 PARENT = """
 import os, signal, subprocess, sys, time
 from torch.utils.data import DataLoader
-from anydepth.data.workers import outlive_sigterm
+from anydepth.data.workers import ignore_foreign_sigterm
 
 class Slow:
     def __len__(self):
@@ -21,18 +21,18 @@ class Slow:
         return os.getpid()
 
 if __name__ == "__main__":
-    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=ignore_foreign_sigterm))
     worker = int(next(loader)[0])
     # From a stranger: the worker goes on.
     subprocess.run(["kill", "-TERM", str(worker)], check=True)
     assert [int(found[0]) for found in loader] == [worker] * 3
-    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=ignore_foreign_sigterm))
     worker = int(next(loader)[0])
     # From the process that it works for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.kill(worker, signal.SIGTERM)
     assert os.waitpid(worker, 0)[1] == 0
-    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=ignore_foreign_sigterm))
     print(int(next(loader)[0]), flush=True)
     if sys.argv[1] == "exit":
         raise SystemExit(3)

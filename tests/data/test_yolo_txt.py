@@ -223,20 +223,20 @@ def test_test_split_without_labels_is_left_out_and_listed(root: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2 0.5 0.5 0.2 0.4", r"class 2, but .*data\.yaml names \[0, 1\]"),
-        ("-1 0.5 0.5 0.2 0.4", r"class -1, but .* names \[0, 1\]"),
-        ("cat 0.5 0.5 0.2 0.4", r"'cat 0\.5 .*'; give a class id and numbers"),
-        ("0.5 0.5 0.5 0.2 0.4", "give a class id and numbers"),
-        ("0 0.5 x 0.2 0.4", "give a class id and numbers"),
-        ("0 0.5 nan 0.2 0.4", "give a class id and numbers"),
-        ("0,0.5,0.5,0.2,0.4", "give a class id and numbers"),
-        ("0", "0 numbers after the class; give 4"),
-        ("0 0.5 0.5 0.2", "3 numbers after the class; give 4"),
+        ("2 0.5 0.5 0.2 0.4", r"got class 2, expected one of \[0, 1\] from .*data\.yaml"),
+        ("-1 0.5 0.5 0.2 0.4", r"got class -1, expected one of \[0, 1\]"),
+        ("cat 0.5 0.5 0.2 0.4", r"'cat 0\.5 .*'; expected a class id and numbers"),
+        ("0.5 0.5 0.5 0.2 0.4", "expected a class id and numbers"),
+        ("0 0.5 x 0.2 0.4", "expected a class id and numbers"),
+        ("0 0.5 nan 0.2 0.4", "expected a class id and numbers"),
+        ("0,0.5,0.5,0.2,0.4", "expected a class id and numbers"),
+        ("0", "0 numbers after the class, expected 4"),
+        ("0 0.5 0.5 0.2", "3 numbers after the class, expected 4"),
         (
             "0 0.5 0.5 0.2 0.4 0.9",
-            "5 numbers after the class; .* a confidence, .* remove it",
+            "5 numbers after the class, .* the score of a detection, remove it",
         ),
-        ("0 320 240 50 60", "shares of the image's width and height, from 0 to 1, not pixels"),
+        ("0 320 240 50 60", "relative to the image's width and height, from 0 to 1, not pixels"),
     ],
 )
 def test_bad_lines_name_file_and_line(root: Path, line: str, message: str) -> None:
@@ -249,13 +249,13 @@ def test_bad_lines_name_file_and_line(root: Path, line: str, message: str) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: images/train\nnames: 3\n", "'names' is 3; give a list of names"),
-        ("train: images/train\nnames: {a: cat}\n", "give a list of names, or one per class id"),
+        ("train: images/train\nnames: 3\n", "'names' is 3, expected a list of names"),
+        ("train: images/train\nnames: {a: cat}\n", "expected a list of names or one name per class id"),
         ("train: images/train\nnames: [cat, cat]\n", "give at least one, each only once"),
         ("train: images/train\nnames: []\n", "give at least one"),
         ("train: images/train\nnames: [cat]\nnc: 3\n", "'nc' is 3, but 'names' has 1"),
         ("train: nowhere\nnames: [cat, dog]\n", "'train' is nowhere, but there is no .*nowhere"),
-        ("train: [images/train\nnames: [cat]\n", "no YAML file"),
+        ("train: [images/train\nnames: [cat]\n", "not a YAML file"),
         ("train: images/train\nnames: [cat, dog]\nkpt_shape: 3\n", "'kpt_shape' is 3"),
     ],
 )
