@@ -78,7 +78,7 @@ def test_every_kind_is_unpacked(tmp_path: Path, body: bytes) -> None:
     assert content_of(tmp_path / "out") == FILES
 
 
-def test_only_what_is_asked_for_is_written(tmp_path: Path) -> None:
+def test_only_requested_files_are_written(tmp_path: Path) -> None:
     (tmp_path / "packed").write_bytes(zipped(FILES | {"valley/c.jpg": b""}))
 
     unpack(tmp_path / "packed", tmp_path / "out", limit_bytes=10_000, only=("val", "readme"))
@@ -160,7 +160,7 @@ def test_contents_arrive_and_nothing_else(archive: Archive, tmp_path: Path, keep
     assert not (tmp_path / ".set.zip.unpacking").exists()
 
 
-def test_what_is_installed_is_not_fetched_again(
+def test_installed_contents_are_not_fetched_again(
     archive: Archive, server: FailingServer, tmp_path: Path
 ) -> None:
     install(archive, tmp_path)
@@ -204,7 +204,7 @@ def test_space_counts_archives_only_while_they_are_there(
         check_space_for([large, large], tmp_path, keep_archives=keep)
 
 
-def test_what_is_installed_needs_no_space(archive: Archive, tmp_path: Path) -> None:
+def test_installed_contents_need_no_space(archive: Archive, tmp_path: Path) -> None:
     install(archive, tmp_path)
 
     check_space_for([replace(archive, size=10**18)], tmp_path, keep_archives=False)

@@ -1,4 +1,4 @@
-"""The packed index: what it keeps, what it repairs and what it refuses."""
+"""The packed index: kept content, repairs and refused files."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ def test_labels_are_contiguous_in_the_order_of_category_ids(make_coco: MakeCoco)
     assert index.labels.tolist() == [0, 1]
 
 
-def test_crowd_is_no_training_target_but_stays_in_the_ground_truth(make_coco: MakeCoco) -> None:
+def test_crowd_is_not_a_training_target_but_stays_in_the_ground_truth(make_coco: MakeCoco) -> None:
     index = load(make_coco(annotations=[CAT, CROWD]))
     boxes, labels = index.training_boxes(0)
     assert boxes.tolist() == [[5, 6, 25, 16]]
@@ -112,12 +112,12 @@ def test_real_coco_files_give_the_ground_truth_that_pycocotools_reads(
     assert not index.repairs
 
 
-# -- what rules the labels --------------------------------------------------------------------------------
+# -- categories and labels --------------------------------------------------------------------------------
 
 
-def test_training_categories_rule_the_labels_of_other_splits(make_coco: MakeCoco) -> None:
+def test_training_categories_define_the_labels_of_other_splits(make_coco: MakeCoco) -> None:
     train = load(make_coco(annotations=[CAT]))
-    # The val json does not know the cat, so on its own the dog would be label 0.
+    # The val json lacks the cat, so that on its own the dog would be label 0.
     val = make_coco(annotations=[DOG], categories=[(7, "dog")], folder="val")
     assert load(val, categories=train.categories).labels.tolist() == [1]
 
@@ -155,7 +155,7 @@ def test_categories_longer_than_a_piece_of_the_file_are_found(
         assert read_categories(files.json_path).names == ("cät", "dög ]}")
 
 
-def test_categories_are_read_where_their_key_occurs_twice(make_coco: MakeCoco) -> None:
+def test_categories_are_read_if_their_key_occurs_twice(make_coco: MakeCoco) -> None:
     files = make_coco()
     files.document["info"] = {"categories": [1, 2]}
     assert read_categories(files.rewrite().json_path).names == ("cat", "dog")
@@ -280,7 +280,7 @@ def test_a_wrong_json_is_refused_with_file_id_and_remedy(
         (b"\xff\xfe\x00", "cannot be read .* give a json file in UTF-8"),
     ],
 )
-def test_a_file_that_is_no_coco_json_is_refused_with_its_name(
+def test_a_file_that_is_not_a_coco_json_is_refused_with_its_name(
     make_coco: MakeCoco, content: bytes, message: str
 ) -> None:
     files = make_coco()
@@ -317,7 +317,7 @@ def test_images_in_subfolders_are_found(make_coco: MakeCoco) -> None:
         load(files.rewrite())
 
 
-def test_training_without_any_box_to_learn_from_is_refused(make_coco: MakeCoco) -> None:
+def test_training_without_training_boxes_is_refused(make_coco: MakeCoco) -> None:
     empty = make_coco(annotations=[])
     with pytest.raises(DataError, match="no image holds a box to learn from"):
         load(empty, for_training=True)
@@ -337,7 +337,7 @@ def describe(index: CocoIndex, sender: Connection) -> None:
     sender.send((index.to_coco_dict(), index.training_boxes(0)[0].tolist()))
 
 
-def test_a_worker_that_starts_afresh_is_handed_the_index_without_its_arrays(
+def test_a_spawned_worker_receives_the_index_without_its_arrays(
     make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = load(make_coco(annotations=[CAT, DOG] * 2000))

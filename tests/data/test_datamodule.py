@@ -1,4 +1,4 @@
-"""The data module: layouts, loaders, and what a user chooses with data=..."""
+"""The data module: layouts, loaders, and the choices of data=..."""
 
 import os
 import signal
@@ -99,7 +99,7 @@ def test_a_json_without_its_images_is_refused(root: Path) -> None:
         make_module(root, val_json="a.json")
 
 
-def test_what_is_not_found_is_said_with_the_remedy(root: Path, tmp_path: Path) -> None:
+def test_missing_data_is_reported_with_the_remedy(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no test split; looked for .*data\.test_json and data\.test_images"):
         make_module(root).setup("test")
     with pytest.raises(DataError, match=r"nowhere: no such folder; give .*data\.root"):
@@ -121,7 +121,7 @@ def test_classes_are_known_before_the_data_is_loaded(root: Path) -> None:
         module.setup("fit")
 
 
-def test_training_categories_rule_validation(make_coco: MakeCoco, tmp_path: Path) -> None:
+def test_training_categories_define_the_labels_of_validation(make_coco: MakeCoco, tmp_path: Path) -> None:
     make_coco(annotations=[BOX])
     make_coco(annotations=[BOX], categories=[(7, "dog")], folder="val")
     module = make_module(tmp_path)
@@ -137,7 +137,7 @@ def test_a_validation_split_alone_brings_its_own_categories(make_coco: MakeCoco,
     assert module.class_names == ("dog",)
 
 
-def test_a_malformed_training_json_is_not_passed_over(root: Path) -> None:
+def test_a_malformed_training_json_is_not_ignored(root: Path) -> None:
     (root / "annotations" / "instances_train.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"instances_train\.json: not a json file"):
         make_module(root).num_classes  # noqa: B018
@@ -250,7 +250,7 @@ def test_repaired_boxes_are_reported_once(make_coco: MakeCoco, tmp_path: Path) -
         module.setup("fit")
 
 
-def test_lightning_keeps_the_sampler_and_tells_it_the_epoch(root: Path, tmp_path: Path) -> None:
+def test_lightning_keeps_the_sampler_and_sets_its_epoch(root: Path, tmp_path: Path) -> None:
     module, recorder = make_module(root, seed=1), Recorder()
     trainer = Trainer(
         max_epochs=3,
@@ -293,7 +293,7 @@ def test_before_and_after_an_interruption_the_images_are_exactly_those_of_the_ep
     assert before + after == whole
 
 
-class Deadly(FileSource):
+class LethalSource(FileSource):
     """Kills the process that reads the image of this row."""
 
     def read(self, row: int) -> AnnotatedImage:
@@ -306,7 +306,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = make_module(root, num_workers=1)
-    source = Deadly(module.index("train"))
+    source = LethalSource(module.index("train"))
     module.source = lambda name: source  # type: ignore[method-assign, return-value]
     with pytest.raises(SystemExit), readable_errors():
         recorded_epochs(module, tmp_path / "run")
@@ -315,7 +315,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(
     assert "ckpt_path=RUN/checkpoints/last.ckpt" in message
 
 
-def test_resuming_an_epoch_with_other_batches_says_what_happens(root: Path, tmp_path: Path) -> None:
+def test_resuming_an_epoch_with_other_batches_warns(root: Path, tmp_path: Path) -> None:
     recorded_epochs(make_module(root), tmp_path / "run", Interruption(0, 1))
     with pytest.warns(UserWarning, match="by 1 processes with data.batch_size=2, and this run differs"):
         recorded_epochs(
@@ -383,7 +383,9 @@ def test_configured_augmentation_is_that_of_the_classes() -> None:
         ("yolo_tiny", "sample", RTDETRAugmentation),
     ],
 )
-def test_the_augmentation_follows_wing_and_data(root: Path, detector: str, data: str, expected: type) -> None:
+def test_the_augmentation_follows_family_and_data(
+    root: Path, detector: str, data: str, expected: type
+) -> None:
     where = [] if data == "sample" else [f"data.root={root}"]
     assert isinstance(from_config(data, f"detector={detector}", *where).augmentation, expected)
 

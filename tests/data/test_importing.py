@@ -1,4 +1,4 @@
-"""Foreign data sets written as COCO: whole or not at all, and read back by the data module."""
+"""Data sets of other formats written as COCO: completely or not at all, and read back by the data module."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_data_module_reads_what_was_written(dataset: ForeignDataset, tmp_path: P
     assert len(list(data.val_dataloader())) == 1
 
 
-def test_area_is_that_of_the_outline_where_there_is_one(dataset: ForeignDataset, tmp_path: Path) -> None:
+def test_area_is_that_of_the_outline_if_there_is_one(dataset: ForeignDataset, tmp_path: Path) -> None:
     write_coco(dataset, tmp_path / "out")
 
     annotations = json_of(tmp_path / "out", "train")["annotations"]
@@ -129,7 +129,7 @@ def test_only_an_empty_folder_is_replaced(dataset: ForeignDataset, tmp_path: Pat
         assert (tmp_path / "out" / "images").is_dir()
 
 
-def test_a_set_without_a_box_to_learn_is_refused(dataset: ForeignDataset, tmp_path: Path) -> None:
+def test_a_data_set_without_training_boxes_is_refused(dataset: ForeignDataset, tmp_path: Path) -> None:
     images = dataset.splits["train"]
     dataset.splits["train"] = [images[2]]
 
@@ -183,7 +183,7 @@ def test_one_image_cannot_be_split() -> None:
         split_off_val(many(1), 0.1, seed=0)
 
 
-def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
+def test_hidden_files_are_not_pictures(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     for name in ("._a.jpg", ".cache/b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Flat polygons, and what a window shows of them."""
+"""Flat polygons, and their visible part in a window."""
 
 from itertools import pairwise
 
@@ -124,7 +124,7 @@ def test_clipped_polygons_known_by_hand(
 
 def test_objects_without_a_polygon_are_clipped_as_boxes_and_whole_ones_keep_their_box() -> None:
     boxes = np.array([[-4, 2, 5, 6], [1, 1, 4, 4], [1, 1, 4, 4]], np.float32)
-    # The polygon of the last object is smaller than its box, which says more than what is visible.
+    # The polygon of the last object is smaller than its box; a box inside the window is kept.
     outlines = outlines_of([[], [], [[(2, 2), (3, 2), (3, 3)]]])
     assert clip_objects(boxes, outlines, WINDOW).tolist() == [[0, 2, 5, 6], [1, 1, 4, 4], [1, 1, 4, 4]]
     assert clip_objects(boxes, None, WINDOW)[0].tolist() == [0, 2, 5, 6]

@@ -1,4 +1,4 @@
-"""The polygons of a json: which are kept, and that they stay with their boxes."""
+"""The polygons of a json: the kept ones, and their boxes."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def load(files: CocoFiles, **options: Any) -> CocoIndex:
 
 
 def polygons(outlines: Outlines | None) -> list[list[list[float]]]:
-    """By object and ring, x, y, x, y, ..."""
+    """Return x, y, x, y, ... by object and ring."""
     assert outlines is not None
     rings = [
         outlines.points[start:end].ravel().tolist()
@@ -64,7 +64,7 @@ def test_outlines_stay_with_the_boxes_that_training_sees(make_coco: MakeCoco) ->
     assert (outlines.points.dtype, outlines.ring_starts.dtype) == (np.float32, np.int64)
 
 
-def test_outlines_are_left_out_unless_asked_for(make_coco: MakeCoco) -> None:
+def test_outlines_are_dropped_unless_requested(make_coco: MakeCoco) -> None:
     files = make_coco(annotations=[annotation([5, 6, 20, 10], [TRIANGLE])])
     without = CocoIndex.load(files.json_path, files.images)
     assert without.outlines_of(0) is None
@@ -95,7 +95,7 @@ def test_malformed_outlines_are_counted_once_and_their_boxes_stay(make_coco: Mak
     assert str(files.json_path) in report
 
 
-def test_boxes_and_outlines_are_complained_of_in_one_report(make_coco: MakeCoco) -> None:
+def test_problems_of_boxes_and_outlines_come_in_one_report(make_coco: MakeCoco) -> None:
     reports: list[str] = []
     load(
         make_coco(annotations=[annotation([5, 5, 0, 10], 5), annotation([5, 5, 9, 9], 5)]),

@@ -116,7 +116,7 @@ def test_processes_that_ask_at_once_fetch_once(server: FailingServer, tmp_path: 
     assert len(server.ranges) == 1
 
 
-def test_archive_packed_anew_is_accepted_for_its_images(
+def test_repacked_archive_is_accepted_for_its_images(
     server: FailingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = dataset_root("bccd", tmp_path / "reference")

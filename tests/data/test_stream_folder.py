@@ -1,4 +1,4 @@
-"""Shards in a folder: equal to the files they were made from, refused when anything is wrong with them."""
+"""Shards in a folder: equal to the files they were made from, and refused if anything is wrong with them."""
 
 import io
 import json
@@ -272,7 +272,7 @@ def test_a_manifest_that_is_wrong_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\0"])
-def test_a_manifest_that_is_no_json_is_refused(shards: Shards, text: str) -> None:
+def test_a_manifest_that_is_not_a_json_is_refused(shards: Shards, text: str) -> None:
     (shards.folder / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json"):
         open_stream(shards.folder)
@@ -287,7 +287,7 @@ def test_a_manifest_that_is_no_json_is_refused(shards: Shards, text: str) -> Non
         _set("chunks", 0, "filename", value="../shard-00000.bin"),
     ],
 )
-def test_an_engine_list_that_asks_for_anything_else_is_refused(
+def test_an_engine_list_that_requests_anything_else_is_refused(
     shards: Shards, change: Callable[[dict[str, Any]], None]
 ) -> None:
     path = shards.folder / "index.json"
@@ -299,7 +299,7 @@ def test_an_engine_list_that_asks_for_anything_else_is_refused(
 
 
 def _replace_annotations(shards: Shards, **changes: np.ndarray[Any, Any]) -> None:
-    """With a manifest that fits: whoever can alter one file can alter both."""
+    """Adapt the manifest, too: an attacker who can alter one file can alter both."""
     path = shards.folder / "annotations.npz"
     with np.load(path) as archive:
         arrays = dict(archive)
@@ -368,7 +368,7 @@ def test_file_names_that_lead_out_of_the_folder_are_refused(shards: Shards) -> N
 
 
 def test_compressed_annotations_are_refused(shards: Shards) -> None:
-    """They could unfold to any size."""
+    """They could expand to any size."""
     path = shards.folder / "annotations.npz"
     packed = io.BytesIO()
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:

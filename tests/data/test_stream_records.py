@@ -1,4 +1,4 @@
-"""Records of a shard: what is packed comes back, and whatever happened to the bytes is noticed."""
+"""Records of a shard: they unpack as packed, and every change of their bytes is noticed."""
 
 import struct
 import zlib
@@ -52,7 +52,7 @@ def test_a_record_comes_back_as_it_was(annotations: int) -> None:
     assert_equal(unpack_record(pack_record(packed), 5), packed)
 
 
-def test_outlines_of_the_objects_that_are_learnt_come_back() -> None:
+def test_outlines_of_the_training_objects_come_back() -> None:
     packed = record(outlines=OUTLINES)
     assert_equal(unpack_record(pack_record(packed), 5), packed)
 

@@ -63,7 +63,7 @@ def test_zero_based_files_are_taken_as_they_are(root: Path) -> None:
     assert dataset.remarks == []
 
 
-def test_pixel_zero_is_remarked_and_stays_in_the_image(root: Path) -> None:
+def test_pixel_zero_gives_a_remark_and_stays_in_the_image(root: Path) -> None:
     path = xml(root / "Annotations" / "a.xml", one(), one(box=(0, 5, 20, 20)))
 
     dataset = read_voc(root)
@@ -88,7 +88,7 @@ def test_a_real_file_of_bccd(root: Path) -> None:
     assert {item.class_name for item in image.objects} == {"RBC"}
 
 
-def test_parts_of_a_person_are_no_objects(root: Path) -> None:
+def test_parts_of_a_person_are_not_objects(root: Path) -> None:
     part = one("head", (2, 2, 3, 3)).replace("object>", "part>")
     xml(root / "Annotations" / "a.xml", one("person", more=part))
 
@@ -134,13 +134,13 @@ def test_image_without_objects_is_kept(root: Path) -> None:
 
 
 def test_image_without_xml_and_xml_without_image_are_left_out_and_listed(root: Path) -> None:
-    lonely = picture(root / "JPEGImages" / "b.png")
-    widow = xml(root / "Annotations" / "c.xml", one())
+    without_xml = picture(root / "JPEGImages" / "b.png")
+    without_image = xml(root / "Annotations" / "c.xml", one())
 
     dataset = read_voc(root)
 
     assert len(dataset.splits["train"]) == 1
-    assert [where for _, where in dataset.skipped] == [str(lonely), str(widow)]
+    assert [where for _, where in dataset.skipped] == [str(without_xml), str(without_image)]
 
 
 @pytest.mark.parametrize("name", ["x.JPG", "x.png", "x.webp", "x.JpEg", "sub/deep/x.bmp"])
@@ -215,7 +215,7 @@ def test_lists_choose_the_splits(root: Path) -> None:
     assert dataset.class_names == ("c", "cat", "d")
 
 
-def test_trainval_is_for_training_where_there_is_no_train(root: Path) -> None:
+def test_trainval_is_for_training_if_there_is_no_train(root: Path) -> None:
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "ImageSets" / "Main" / "trainval.txt").write_text("a\n")
     (root / "ImageSets" / "Main" / "val.txt").write_text("a\n")

@@ -259,9 +259,7 @@ def test_mixup_weighs_two_views_about_evenly_and_keeps_the_objects_of_both() -> 
         ({"affine": RandomAffine()}, 0, 0),
     ],
 )
-def test_partners_are_loaded_where_they_are_needed(
-    parts: dict[str, object], partners: int, loaded: int
-) -> None:
+def test_partners_are_loaded_only_if_needed(parts: dict[str, object], partners: int, loaded: int) -> None:
     yolo = YOLOAugmentation(**parts)  # type: ignore[arg-type]
     assert yolo.partners == partners
     calls = []

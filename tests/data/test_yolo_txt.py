@@ -134,13 +134,13 @@ def test_shares_are_of_the_upright_picture(root: Path) -> None:
 
 def test_broken_picture_and_lonely_label_are_left_out_and_listed(root: Path) -> None:
     (root / "images" / "train" / "broken.jpg").write_bytes(b"no picture")
-    lonely = label(root / "labels" / "train" / "lonely.txt", "0 0.5 0.5 0.2 0.4")
+    orphan = label(root / "labels" / "train" / "orphan.txt", "0 0.5 0.5 0.2 0.4")
 
     dataset = read_yolo(root)
 
     assert len(dataset.splits["train"]) == 1
     assert [reason for reason, _ in dataset.skipped] == ["unreadable images", "label files without an image"]
-    assert dataset.skipped[1][1] == str(lonely)
+    assert dataset.skipped[1][1] == str(orphan)
 
 
 # -- layouts ----------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_paths_are_found_from_base_from_file_and_as_exports_write_them(root: Pat
 
 
 @pytest.mark.parametrize("inside", ["images/{}/x.jpg", "{}/images/x.jpg", "{}/x.jpg"])
-def test_folders_are_splits_where_there_is_only_a_list_of_names(tmp_path: Path, inside: str) -> None:
+def test_folders_are_splits_if_there_is_only_a_list_of_names(tmp_path: Path, inside: str) -> None:
     for split in ("train", "valid"):
         image = picture(tmp_path / inside.format(split))
         label(Path(str(image).replace("images", "labels")).with_suffix(".txt"), "0 0.5 0.5 0.2 0.4")
@@ -266,7 +266,7 @@ def test_bad_yaml_is_named(root: Path, text: str, message: str) -> None:
         read_yolo(root / "data.yaml")
 
 
-def test_labels_in_the_wrong_place_are_no_empty_images(root: Path) -> None:
+def test_labels_in_the_wrong_place_are_not_empty_images(root: Path) -> None:
     (root / "labels").rename(root / "annotations")
 
     with pytest.raises(DataError, match=r"no image of train has a label file; .*labels/train/a\.txt"):

@@ -163,23 +163,23 @@ def _receive_all(transfer: _Transfer, attempts: int, backoff_s: float) -> None:
 
 def _receive_some(transfer: _Transfer) -> None:
     """Try once to receive the bytes after the end of the part."""
-    begin = _size_of(transfer.part)
-    if transfer.size is not None and begin > transfer.size:
+    start = _size_of(transfer.part)
+    if transfer.size is not None and start > transfer.size:
         transfer.part.unlink()
-        begin = 0
-    if transfer.size is not None and begin == transfer.size:
+        start = 0
+    if transfer.size is not None and start == transfer.size:
         return
     if transfer.size is not None:
-        _check_space(transfer, transfer.size - begin)
+        _check_space(transfer, transfer.size - start)
     headers = {"User-Agent": "anydepth", "Accept-Encoding": "identity"}
-    if begin:
-        headers["Range"] = f"bytes={begin}-"
+    if start:
+        headers["Range"] = f"bytes={start}-"
     try:
         with _OPENER.open(request.Request(transfer.url, headers=headers), timeout=_TIMEOUT_S) as response:
-            _store(transfer, response, begin)
+            _store(transfer, response, start)
     except error.HTTPError as answer:
-        if answer.code == 416 and begin:
-            _handle_416(transfer, answer.headers, begin)
+        if answer.code == 416 and start:
+            _handle_416(transfer, answer.headers, start)
         else:
             _raise_for_status(transfer, answer)
     except error.URLError as problem:
@@ -190,10 +190,10 @@ def _receive_some(transfer: _Transfer) -> None:
         raise _TransientError(f"the connection broke ({problem or type(problem).__name__})") from problem
 
 
-def _handle_416(transfer: _Transfer, headers: Message, begin: int) -> None:
+def _handle_416(transfer: _Transfer, headers: Message, start: int) -> None:
     """Handle an unsatisfiable range: the part is complete, or belongs to another version of the file."""
     match = re.fullmatch(r"bytes \*/(\d+)", headers.get("Content-Range", ""))
-    if match is None or int(match[1]) != begin:
+    if match is None or int(match[1]) != start:
         transfer.part.unlink()
         _receive_some(transfer)
 
@@ -218,9 +218,9 @@ def _seconds_until(moment: datetime) -> float:
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
 
 
-def _store(transfer: _Transfer, response: http.client.HTTPResponse, asked: int) -> None:
+def _store(transfer: _Transfer, response: http.client.HTTPResponse, requested: int) -> None:
     """Append the body of a response to the part; a server that ignores ranges starts again at 0."""
-    begin, total = _content_extent(response, asked)
+    start, total = _content_extent(response, requested)
     if transfer.size is not None and total is not None and total != transfer.size:
         raise DownloadError(
             f"{transfer.url}: the server has {total:,} bytes, expected {transfer.size:,}; the file has "
@@ -228,22 +228,22 @@ def _store(transfer: _Transfer, response: http.client.HTTPResponse, asked: int) 
         )
     total = total if total is not None else transfer.size
     if total is not None:
-        _check_space(transfer, total - begin)
+        _check_space(transfer, total - start)
     with transfer.part.open("ab", buffering=0) as file:
-        if begin < _size_of(transfer.part):
-            file.truncate(begin)
-        done = _copy(transfer, response, file, begin, total)
+        if start < _size_of(transfer.part):
+            file.truncate(start)
+        done = _copy(transfer, response, file, start, total)
     if total is not None and done != total:
         raise _TransientError(f"the body ended after {done:,} of {total:,} bytes")
 
 
-def _content_extent(response: http.client.HTTPResponse, asked: int) -> tuple[int, int | None]:
+def _content_extent(response: http.client.HTTPResponse, requested: int) -> tuple[int, int | None]:
     """Return the position of the first byte of a body, and the size of the whole file if it is known."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != asked:
+        if match is None or int(match[1]) != requested:
             raise _TransientError(f"the server sent another range than requested ({match and match[0]})")
-        return asked, None if match[2] == "*" else int(match[2])
+        return requested, None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
 

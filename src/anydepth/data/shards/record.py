@@ -100,10 +100,10 @@ def unpack_record(data: bytes, row: int) -> Record:
     Raises:
         RecordError: The bytes are truncated, altered, or the record of another row.
     """
-    begin = _PREFIX.size + _HEADER.size
-    if len(data) < begin:
+    header_end = _PREFIX.size + _HEADER.size
+    if len(data) < header_end:
         raise RecordError(
-            f"the record of row {row} is truncated: got {len(data)} bytes, expected at least {begin}"
+            f"the record of row {row} is truncated: got {len(data)} bytes, expected at least {header_end}"
         )
     magic, checksum = _PREFIX.unpack_from(data)
     if magic != _MAGIC or zlib.crc32(memoryview(data)[_PREFIX.size :]) != checksum:
@@ -115,7 +115,7 @@ def unpack_record(data: bytes, row: int) -> Record:
         raise RecordError(f"got row {found}, expected row {row}")
     layout = _layout(annotations, *extents)
     sizes = [np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout]
-    places = list(accumulate([*sizes, name_bytes, image_bytes], initial=begin))
+    places = list(accumulate([*sizes, name_bytes, image_bytes], initial=header_end))
     if places[-1] != len(data):
         raise RecordError(
             f"the record of row {row} holds {len(data)} bytes, expected {places[-1]} by its header"
