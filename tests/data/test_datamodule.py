@@ -196,7 +196,7 @@ def test_starting_a_loader_does_not_touch_the_global_random_numbers(root: Path) 
         ({"eval_batch_size": 0}, "eval_batch_size=0"),
         ({"num_workers": -1}, "num_workers=-1"),
         ({"seed": -1}, "seed=-1"),
-        ({"input_size": [640]}, r"input_size=\[640\]: give \[height, width\]"),
+        ({"input_size": [640]}, r"input_size=\[640\], expected \[height, width\]"),
         ({"input_size": [640, 0]}, "input_size="),
     ],
 )
@@ -207,7 +207,7 @@ def test_impossible_settings_are_refused(root: Path, options: dict[str, Any], me
 
 def test_a_batch_larger_than_the_data_is_refused_before_training(root: Path) -> None:
     with pytest.raises(
-        DataError, match=r"5 training images on 1 processes .* set data\.batch_size to 5 or less"
+        DataError, match=r"got 5 training images on 1 processes, .* set data\.batch_size to 5 or less"
     ):
         make_module(root, batch_size=6).setup("fit")
     make_module(root, batch_size=5).setup("fit")

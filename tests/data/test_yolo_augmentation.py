@@ -285,11 +285,11 @@ def test_partners_are_loaded_only_if_needed(parts: dict[str, object], partners: 
         (lambda: YOLOAugmentation(fill=256), "fill=256, expected 0 to 255"),
         (
             lambda: YOLOAugmentation(mosaic=Mosaic())(VIEWS[0], loaders(VIEWS[:2]), generator(), (S, S)),
-            "2 partners: give 3, or none at all",
+            "2 partners, expected 3; give none at all",
         ),
         (
             lambda: YOLOAugmentation(turn=Turn(transpose=0.5))(VIEWS[0], (), generator(), (S, 2 * S)),
-            "transpose=0.5 with a size of 96 x 192: .* takes a square size; set transpose to 0",
+            "transpose=0.5 with a size of 96 x 192; .* requires a square size: set transpose to 0",
         ),
         (lambda: letter_box_frame((0, 5), (S, S)), r"\(0, 5\) in a frame of \(96, 96\).*sides from 1"),
     ],
