@@ -145,7 +145,7 @@ def voc(tmp_path: Path) -> Path:
 )
 def test_xmls_that_nest_or_spell_strangely_are_refused_at_once(voc: Path, xml: bytes) -> None:
     (voc / "a.xml").write_bytes(xml)
-    with pytest.raises(DataError, match=r"a\.xml: no Pascal VOC xml"):
+    with pytest.raises(DataError, match=r"a\.xml: not a Pascal VOC xml"):
         read_voc(voc)
 
 
@@ -173,8 +173,8 @@ def yaml_of(folder: Path, text: str) -> Path:
         ('train: images\nnames: [a]\nkpt_shape: ["²", 3]\n', "'kpt_shape' is"),
         ("train: " + "x" * 5000 + "\nnames: [a]\n", "'train' is xxx"),
         ("names: " + "[" * 5000, "not a YAML file .*nests too deep"),
-        ('train: images\nnames: ["\\uD800"]\n', "no text that UTF-8 can hold"),
-        ("names: &me [*me]\n", "recursive node|holds itself"),
+        ('train: images\nnames: ["\\uD800"]\n', "cannot be encoded in UTF-8"),
+        ("names: &me [*me]\n", "recursive node|contains itself"),
     ],
     ids=["digit", "digits", "keypoints", "long", "deep", "half", "itself"],
 )
@@ -200,7 +200,7 @@ def test_references_that_stand_for_billions_of_values_are_refused(yolo: Path) ->
 def test_a_yaml_of_others_reads_no_folder_but_its_own(yolo: Path, text: str) -> None:
     (yolo / "list.txt").write_text("../private/images/a.png\n")
     yaml_of(yolo, f"{text.replace('PRIVATE', str(yolo.parent / 'private'))}\nnames: [a]\n")
-    with pytest.raises(DataError, match=r"leads to .*private.*not in the folder of data\.yaml.*--anywhere"):
+    with pytest.raises(DataError, match=r"leads to .*private.*outside the folder of data\.yaml.*--anywhere"):
         read_yolo(yolo)
     (image,) = read_yolo(yolo, anywhere=True).splits["train"]
     assert image.path == yolo.parent / "private" / "images" / "a.png"
@@ -251,7 +251,7 @@ def test_an_archive_whose_names_are_no_text_is_damaged(tmp_path: Path) -> None:
 
 def test_postscript_is_not_given_to_ghostscript_whatever_its_suffix(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg", "EPS")
-    with pytest.raises(ImageError, match="of an unknown format"):
+    with pytest.raises(ImageError, match="in an unknown format"):
         read_image(tmp_path / "a.jpg")
 
 
