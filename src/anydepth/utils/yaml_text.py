@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 500_000
-"""Length of a text, which takes seconds to parse; the configuration of a run is about 10,000 long."""
+MAX_LENGTH = 500_000
+"""Characters of a text, which takes seconds to parse; the configuration of a run is about 10,000 long."""
 MAX_VALUES = 200_000
-"""Values after the expansion of references: about as many as a text of ``MAX_BYTES`` holds without any."""
+"""Values after the expansion of references: about as many as a text of ``MAX_LENGTH`` holds without any."""
 MAX_LEVELS = 50
 """Depth of nested containers: more than any configuration needs, far below Python's recursion limit."""
 
@@ -31,8 +31,8 @@ def load_yaml(text: str, *, as_text: bool = False) -> Any:
         YamlTextError: The text is not YAML, is too long, nests too deep, expands to too many values or
             contains itself, or holds characters that UTF-8 cannot encode.
     """
-    if len(text) > MAX_BYTES:
-        raise YamlTextError(f"got {len(text):,} characters, expected at most {MAX_BYTES:,}")
+    if len(text) > MAX_LENGTH:
+        raise YamlTextError(f"got {len(text):,} characters, expected at most {MAX_LENGTH:,}")
     try:
         # Both loaders create only plain containers; malformed numbers and dates raise errors of several
         # kinds.
