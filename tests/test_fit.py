@@ -1,4 +1,4 @@
-"""How detectors fit images to their input, and find the way back to pixels of the image."""
+"""Fitting images to the input of detectors, and mapping detections back to pixels of the image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,10 @@ Small = Callable[[str, str], Detector]
 
 @pytest.fixture
 def small(build_small: Build) -> Small:
-    """Builds a detector of a wing that fits images in some way; equal weights each time."""
+    """Return a function that builds a small detector of a family with a fit, always with equal weights."""
 
-    def build(wing: str, fit: str) -> Detector:
-        if wing == "detr":
+    def build(family: str, fit: str) -> Detector:
+        if family == "detr":
             return build_small(fit=fit)
         torch.manual_seed(0)
         return zoo.build(
@@ -30,13 +30,13 @@ def small(build_small: Build) -> Small:
     return build
 
 
-@pytest.mark.parametrize("wing", ["detr", "yolo"])
+@pytest.mark.parametrize("family", ["detr", "yolo"])
 @pytest.mark.parametrize("original", [(40, 90), (90, 40), (64, 64), (33, 35)])
-def test_detections_in_a_letter_boxed_image_are_those_in_the_boxed_picture_moved_back(
-    wing: str, original: tuple[int, int], small: Small
+def test_detections_in_a_letter_boxed_image_are_those_in_the_boxed_picture_mapped_back(
+    family: str, original: tuple[int, int], small: Small
 ) -> None:
     image = torch.randint(0, 256, (3, *original), dtype=torch.uint8)
-    stretching, boxing = small(wing, "stretch"), small(wing, "letter_box")
+    stretching, boxing = small(family, "stretch"), small(family, "letter_box")
     boxed = letter_box_image(image, stretching.input_size)
     expected = stretching.predict(boxed, threshold=0)[0]
     found = boxing.predict(image, threshold=0)[0]
@@ -52,7 +52,7 @@ def test_detections_in_a_letter_boxed_image_are_those_in_the_boxed_picture_moved
 def test_the_way_to_fit_is_saved_with_the_weights(tmp_path: Path, small: Small) -> None:
     for fit in ("stretch", "letter_box"):
         assert zoo.load(zoo.save(small("detr", fit), tmp_path / f"{fit}.safetensors")).fit == fit
-    with pytest.raises(ValueError, match="fit='pad': allowed are stretch and letter_box"):
+    with pytest.raises(ValueError, match="fit='pad', expected stretch or letter_box"):
         small("yolo", "pad")
 
 

@@ -1,4 +1,4 @@
-"""Reading pictures of every kind, and the one way to resize them."""
+"""Reading pictures of every kind, and resizing them."""
 
 import struct
 import warnings
@@ -27,7 +27,7 @@ from anydepth.images import (
 
 Pixels = NDArray[np.uint8]
 PICTURE: Pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
-"""Two rows and three columns, every pixel another colour."""
+"""Two rows and three columns of distinct colours."""
 
 
 def as_array(path: Path, *, upright: bool = True) -> Pixels:
@@ -113,7 +113,7 @@ TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
     8: lambda stored: np.rot90(stored, 1),
 }
-"""What to do with stored pixels to see them upright, as TIFF 6.0 and Exif 2.32 define tag 274."""
+"""Transforms from stored pixels to upright ones, as TIFF 6.0 and Exif 2.32 define tag 274."""
 
 
 @pytest.mark.parametrize("orientation", TURNS)
@@ -143,14 +143,14 @@ def test_truncated_picture_is_refused_with_its_name(tmp_path: Path, suffix: str)
         read_image(path)
 
 
-def test_a_file_that_is_no_picture_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_picture_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not a picture", encoding="utf-8")
     with pytest.raises(ImageError, match=r"notes\.jpg: not a readable image"):
         read_image(tmp_path / "notes.jpg")
 
 
 def test_a_missing_file_and_a_folder_are_refused_with_their_name(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"gone\.jpg: no such file; check the path"):
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such file; check its name"):
         read_image(tmp_path / "gone.jpg")
     with pytest.raises(ImageError, match="give a readable image file"):
         read_image(tmp_path)
@@ -234,5 +234,5 @@ def test_letter_boxing_keeps_the_aspect_and_is_grey_beside() -> None:
     assert fitted[:, :16].eq(114).all()
     assert fitted[:, 48:].eq(114).all()
     assert torch.equal(to_unit_range(fitted), fit_image(image / 255, (64, 64), "letter_box"))
-    with pytest.raises(ValueError, match="fit='crop': allowed are stretch and letter_box"):
+    with pytest.raises(ValueError, match="fit='crop', expected stretch or letter_box"):
         check_fit("crop")

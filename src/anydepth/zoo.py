@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anydepth.config.compose import compose, instantiate, option_names
 from anydepth.config.targets import find_target
-from anydepth.data.coco.packing import MOST_CATEGORIES
+from anydepth.data.coco.packing import MAX_CATEGORIES
 from anydepth.detector import Detector, Objective
 from anydepth.utils.files import atomic_path
 from anydepth.utils.messages import short_repr
@@ -347,8 +347,8 @@ def _check_sizes(contents: _Contents, path: Path) -> None:
     Raises:
         ZooError: Names the setting.
     """
-    if not 1 <= len(contents.class_names) <= MOST_CATEGORIES:
-        raise ZooError(f"{path}: {len(contents.class_names)} classes; allowed are 1 to {MOST_CATEGORIES}")
+    if not 1 <= len(contents.class_names) <= MAX_CATEGORIES:
+        raise ZooError(f"{path}: {len(contents.class_names)} classes; allowed are 1 to {MAX_CATEGORIES}")
     for key, value in contents.overrides.items():
         largest = _LARGEST.get(key, _LARGEST_OTHER)
         if isinstance(value, list) and len(value) > 64:

@@ -49,7 +49,7 @@ def test_voc_folder_becomes_a_data_set(voc: Path, tmp_path: Path, capsys: pytest
     assert (len(data.index("train")), len(data.val_index)) == (8, 2)
     shown = capsys.readouterr().out
     assert f"anydepth-train data=custom data.root={out}" in shown
-    assert "note: no validation split came with the data: 2 training images became it" in shown
+    assert "note: the data has no validation split: 2 training images were moved to one" in shown
     table = [line.split() for line in shown.splitlines()]
     assert ["images", "8", "2"] in table
     assert ["bee", "7", "2"] in table or ["bee", "8", "1"] in table
@@ -70,7 +70,7 @@ def test_what_was_left_out_is_listed_with_its_reason(
 
     main(["import", str(yolo), str(tmp_path / "out")])
 
-    listed = f"left out 1 boxes without a positive size: {yolo / 'labels' / 'train' / 'a.txt'}, line 2"
+    listed = f"skipped 1 boxes without a positive size: {yolo / 'labels' / 'train' / 'a.txt'}, line 2"
     assert listed in capsys.readouterr().out
 
 
@@ -99,7 +99,7 @@ def test_error_is_one_line_and_nothing_is_written(
     assert main(["import", str(yolo), str(tmp_path / "out")]) == 1
     path = yolo / "labels" / "val" / "a.txt"
     assert capsys.readouterr().err == (
-        f"error: {path}, line 1: class 7, but {yolo / 'data.yaml'} names [0]\n"
+        f"error: {path}, line 1: got class 7, expected one of [0] from {yolo / 'data.yaml'}\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -111,4 +111,4 @@ def test_existing_result_is_refused_before_anything_is_read(
     (tmp_path / "out" / "mine").write_text("kept")
 
     assert main(["import", "nowhere", str(tmp_path / "out")]) == 1
-    assert "already holds something" in capsys.readouterr().err
+    assert "not an empty folder" in capsys.readouterr().err

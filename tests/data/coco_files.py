@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CocoFiles:
-    """A json, the folder of its images, and what the json says."""
+    """A json, its image folder, and its content."""
 
     json_path: Path
     images: Path

@@ -1,4 +1,4 @@
-"""Pictures whose pixels say what they show, and a plain mosaic to compare with."""
+"""Pictures whose pixels identify their objects, and a simple mosaic as the reference."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,14 +22,14 @@ def plain(view: View) -> tuple[Tensor, Tensor]:
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """Of up to 16 labels; far from each other, from the background and from grey."""
+    """Return the colour of one of 16 labels; far from the others, the background and grey."""
     return 255 * (label % 2), 30 * (label // 2), 255 * (1 - label % 2)
 
 
 def painted(
     height: int, width: int, boxes: Sequence[Sequence[int]], *, first_label: int = 0, outlined: bool = False
 ) -> View:
-    """Each box is filled with the colour of its label; later boxes hide earlier ones."""
+    """Paint each box in the colour of its label; later boxes cover earlier ones."""
     image = torch.full((height, width, 3), BACKGROUND, dtype=torch.uint8)
     for number, (x0, y0, x1, y1) in enumerate(boxes):
         image[y0:y1, x0:x1] = torch.tensor(colour_of(first_label + number), dtype=torch.uint8)
@@ -42,7 +42,7 @@ def painted(
 
 
 def rectangles(boxes: Sequence[Sequence[float]]) -> Outlines:
-    """The boxes as polygons."""
+    """Return the boxes as polygons."""
     rings = [[(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, y0, x1, y1 in boxes]
     starts = np.arange(len(boxes) + 1, dtype=np.int64)
     return Outlines(np.array(rings, np.float32).reshape(-1, 2), 4 * starts, starts)
@@ -53,12 +53,12 @@ def loaders(views: Sequence[View]) -> list[Callable[[], View]]:
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """In float, so that nothing is rounded on the way."""
+    """Resize in float, so that no intermediate result is rounded."""
     return F.resize(image.float(), list(size), antialias=True)
 
 
 def mapped(canvas: Tensor, scale: float, shift: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """Every output pixel is looked up between four pixels of the canvas; beside it is the fill."""
+    """Interpolate every output pixel between four pixels of the canvas; outside it is the fill."""
     rows = (torch.arange(size[0]) + 0.5 - shift[1]) / scale
     columns = (torch.arange(size[1]) + 0.5 - shift[0]) / scale
     grid = torch.stack(torch.meshgrid(columns / canvas.shape[2], rows / canvas.shape[1], indexing="xy"), -1)

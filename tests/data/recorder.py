@@ -1,4 +1,4 @@
-"""Training that learns nothing and notes which images it is given."""
+"""Training that learns nothing and records its images."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,7 @@ Seen = list[tuple[int, int]]
 
 
 class Recorder(LightningModule):
-    """Learns nothing; notes which images it is given."""
+    """Module that learns nothing and records its images."""
 
     def __init__(self, seen: Seen | None = None) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Recorder(LightningModule):
 
 
 class Interruption(Callback):
-    """Ends a run as a lost machine would, after so many batches of an epoch."""
+    """Interrupts a run like a machine failure, after this many batches of an epoch."""
 
     def __init__(self, epoch: int, batches: int) -> None:
         self.at = (epoch, batches)
@@ -55,7 +55,7 @@ def recorded_epochs(
     ckpt_path: Path | None = None,
     seen: Seen | None = None,
 ) -> Seen:
-    """What three epochs give, with a checkpoint ``last.ckpt`` after each step."""
+    """Run three epochs with a checkpoint ``last.ckpt`` after each step, and return the recorded images."""
     recorder = Recorder(seen)
     checkpoint = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
     trainer = Trainer(
@@ -68,7 +68,7 @@ def recorded_epochs(
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
-    # Lightning turns an interruption into an exit.
+    # Lightning turns a KeyboardInterrupt into an exit.
     with suppress(SystemExit):
         trainer.fit(recorder, datamodule=module, ckpt_path=ckpt_path, weights_only=True)
     return recorder.seen

@@ -1,4 +1,4 @@
-"""A small data set in shards on disk, and what tests do with one."""
+"""A small data set in shards on disk, and helpers of its tests."""
 
 import contextlib
 import resource
@@ -16,14 +16,14 @@ from anydepth.data.source import FileSource, SampleSource
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards, and the files that they were made from."""
+    """Shards, and the files they were made from."""
 
     files: CocoFiles
     index: CocoIndex
     folder: Path
 
     def contents(self, prefix: str = "") -> dict[str, bytes]:
-        """Every file by its address on a server."""
+        """Return every file by its address on a server."""
         return {f"{prefix}/{path.name}": path.read_bytes() for path in self.folder.iterdir()}
 
     def shard(self, number: int) -> Path:
@@ -31,7 +31,7 @@ class Shards:
 
 
 def assert_same_samples(found: SampleSource, index: CocoIndex) -> None:
-    """Every row is what the files hold, bit by bit."""
+    """Assert that every row equals the files bit by bit."""
     expected = FileSource(index)
     assert len(found) == len(expected)
     for row in range(len(expected)):
@@ -56,7 +56,7 @@ def flip(path: Path, place: int) -> None:
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Writing further fails as on a full disk."""
+    """Let writes beyond this size fail as on a full disk."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

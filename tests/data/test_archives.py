@@ -78,7 +78,7 @@ def test_every_kind_is_unpacked(tmp_path: Path, body: bytes) -> None:
     assert content_of(tmp_path / "out") == FILES
 
 
-def test_only_what_is_asked_for_is_written(tmp_path: Path) -> None:
+def test_only_requested_files_are_written(tmp_path: Path) -> None:
     (tmp_path / "packed").write_bytes(zipped(FILES | {"valley/c.jpg": b""}))
 
     unpack(tmp_path / "packed", tmp_path / "out", limit_bytes=10_000, only=("val", "readme"))
@@ -131,7 +131,7 @@ def test_bomb_is_stopped(tmp_path: Path) -> None:
     "body",
     [b"no archive", zipped(FILES)[:1500], tarred(FILES, "w:gz")[:80]],
     # The bytes of an archive hold the time at which it was packed.
-    ids=["none", "zip cut short", "tar cut short"],
+    ids=["none", "truncated zip", "truncated tar"],
 )
 def test_damaged_archive_is_named(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "packed").write_bytes(body)
@@ -160,7 +160,7 @@ def test_contents_arrive_and_nothing_else(archive: Archive, tmp_path: Path, keep
     assert not (tmp_path / ".set.zip.unpacking").exists()
 
 
-def test_what_is_installed_is_not_fetched_again(
+def test_installed_contents_are_not_fetched_again(
     archive: Archive, server: FailingServer, tmp_path: Path
 ) -> None:
     install(archive, tmp_path)
@@ -182,7 +182,7 @@ def test_missing_content_is_restored_beside_the_rest(archive: Archive, tmp_path:
 def test_wrong_number_of_files_installs_nothing(archive: Archive, tmp_path: Path) -> None:
     wrong = replace(archive, contents={"annotations/x.json": 1, "val": 3})
 
-    with pytest.raises(ArchiveError, match="holds 2 files at val, published were 3"):
+    with pytest.raises(ArchiveError, match="got 2 files at val, expected 3"):
         install(wrong, tmp_path, keep_archive=True)
     assert set(content_of(tmp_path)) == {"set.zip"}
 
@@ -204,7 +204,7 @@ def test_space_counts_archives_only_while_they_are_there(
         check_space_for([large, large], tmp_path, keep_archives=keep)
 
 
-def test_what_is_installed_needs_no_space(archive: Archive, tmp_path: Path) -> None:
+def test_installed_contents_need_no_space(archive: Archive, tmp_path: Path) -> None:
     install(archive, tmp_path)
 
     check_space_for([replace(archive, size=10**18)], tmp_path, keep_archives=False)

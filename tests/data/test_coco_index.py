@@ -1,4 +1,4 @@
-"""The packed index: what it keeps, what it repairs and what it refuses."""
+"""The packed index: kept content, repairs and refused files."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ def test_labels_are_contiguous_in_the_order_of_category_ids(make_coco: MakeCoco)
     assert index.labels.tolist() == [0, 1]
 
 
-def test_crowd_is_no_training_target_but_stays_in_the_ground_truth(make_coco: MakeCoco) -> None:
+def test_crowd_is_not_a_training_target_but_stays_in_the_ground_truth(make_coco: MakeCoco) -> None:
     index = load(make_coco(annotations=[CAT, CROWD]))
     boxes, labels = index.training_boxes(0)
     assert boxes.tolist() == [[5, 6, 25, 16]]
@@ -112,12 +112,12 @@ def test_real_coco_files_give_the_ground_truth_that_pycocotools_reads(
     assert not index.repairs
 
 
-# -- what rules the labels --------------------------------------------------------------------------------
+# -- categories and labels --------------------------------------------------------------------------------
 
 
-def test_training_categories_rule_the_labels_of_other_splits(make_coco: MakeCoco) -> None:
+def test_training_categories_define_the_labels_of_other_splits(make_coco: MakeCoco) -> None:
     train = load(make_coco(annotations=[CAT]))
-    # The val json does not know the cat, so on its own the dog would be label 0.
+    # The val json lacks the cat, so that on its own the dog would be label 0.
     val = make_coco(annotations=[DOG], categories=[(7, "dog")], folder="val")
     assert load(val, categories=train.categories).labels.tolist() == [1]
 
@@ -151,11 +151,11 @@ def test_categories_longer_than_a_piece_of_the_file_are_found(
     files.json_path.write_text(text.replace('"images"', '"images" broken'), encoding="utf-8")
     # Every length cuts the table at another place, once in the middle of a letter of two bytes.
     for length in (1, 30, 31, 32, 33, 10_000):
-        monkeypatch.setattr("anydepth.data.coco.categories._FIRST_PART", length)
+        monkeypatch.setattr("anydepth.data.coco.categories._FIRST_BYTES", length)
         assert read_categories(files.json_path).names == ("cät", "dög ]}")
 
 
-def test_categories_are_read_where_their_key_occurs_twice(make_coco: MakeCoco) -> None:
+def test_categories_are_read_if_their_key_occurs_twice(make_coco: MakeCoco) -> None:
     files = make_coco()
     files.document["info"] = {"categories": [1, 2]}
     assert read_categories(files.rewrite().json_path).names == ("cat", "dog")
@@ -205,16 +205,20 @@ BROKEN: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "no images key": (("images",), None, "'images' is missing"),
     "no annotations key": (("annotations",), None, "'annotations' is missing"),
     "no categories key": (("categories",), None, "'categories' is missing"),
-    "images no list": (("images",), {"1": 2}, "'images' is a dict; give a list"),
+    "images no list": (("images",), {"1": 2}, "'images' is a dict, expected a list"),
     "no images": (("images",), [], "'images' is empty"),
     "no categories": (("categories",), [], "'categories' is empty"),
-    "image no object": (("images", 0), 5, r"images\[0\] is a int; give an object"),
-    "image without id": (("images", 0, "id"), None, "image number 0: 'id' is missing; give a whole number"),
-    "image id a text": (("images", 0, "id"), "7", "image id '7': 'id' is '7'; give a whole number"),
-    "image id too large": (("images", 0, "id"), 2**70, "give a whole number from"),
+    "image no object": (("images", 0), 5, r"images\[0\] is a int, expected an object"),
+    "image without id": (
+        ("images", 0, "id"),
+        None,
+        "image number 0: 'id' is missing, expected a whole number",
+    ),
+    "image id a text": (("images", 0, "id"), "7", "image id '7': 'id' is '7', expected a whole number"),
+    "image id too large": (("images", 0, "id"), 2**70, "expected a whole number from"),
     "image id twice": (("images", 0, "id"), 90, "image ids must be unique.*: 90; renumber"),
     "height missing": (("images", 0, "height"), None, "image id 100: 'height' is missing"),
-    "width zero": (("images", 0, "width"), 0, "image id 100: 'width' is 0; give a whole number from 1"),
+    "width zero": (("images", 0, "width"), 0, "image id 100: 'width' is 0, expected a whole number from 1"),
     "file name missing": (("images", 0, "file_name"), None, "image id 100: 'file_name' is missing"),
     "file name climbs": (("images", 0, "file_name"), "../0.png", "image id 100: .*leaves the image folder"),
     "file name climbs later": (("images", 0, "file_name"), "a/../../0.png", "leaves the image folder"),
@@ -235,16 +239,16 @@ BROKEN: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "bbox missing": (
         ("annotations", 0, "bbox"),
         None,
-        "annotation id 500: 'bbox' is missing; give a list of 4",
+        "annotation id 500: 'bbox' is missing, expected a list of 4",
     ),
     "bbox too short": (
         ("annotations", 0, "bbox"),
         [1, 2, 3],
-        r"'bbox' is \[1, 2, 3\]; give a list of 4 numbers",
+        r"'bbox' is \[1, 2, 3\], expected a list of 4 numbers",
     ),
-    "bbox of texts": (("annotations", 0, "bbox"), ["1", 2, 3, 4], "give a list of 4 numbers"),
-    "crowd of 2": (("annotations", 0, "iscrowd"), 2, "'iscrowd' is 2; give 0 or 1"),
-    "area a text": (("annotations", 0, "area"), "big", "'area' is 'big'; give a number or leave it out"),
+    "bbox of texts": (("annotations", 0, "bbox"), ["1", 2, 3, 4], "expected a list of 4 numbers"),
+    "crowd of 2": (("annotations", 0, "iscrowd"), 2, "'iscrowd' is 2, expected 0 or 1"),
+    "area a text": (("annotations", 0, "area"), "big", "'area' is 'big', expected a number"),
     "category without name": (("categories", 0, "name"), None, "category id 3: 'name' is missing"),
     "category id twice": (("categories", 0, "id"), 7, "category ids must be unique.*: 7"),
 }
@@ -271,12 +275,12 @@ def test_a_wrong_json_is_refused_with_file_id_and_remedy(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"images": [', "not a json file .* cut short or damaged"),
-        (b"[]", "holds a list, but a COCO json is an object"),
+        (b'{"images": [', "not a json file .* truncated or damaged"),
+        (b"[]", "got a list, expected a COCO json: an object"),
         (b"\xff\xfe\x00", "cannot be read .* give a json file in UTF-8"),
     ],
 )
-def test_a_file_that_is_no_coco_json_is_refused_with_its_name(
+def test_a_file_that_is_not_a_coco_json_is_refused_with_its_name(
     make_coco: MakeCoco, content: bytes, message: str
 ) -> None:
     files = make_coco()
@@ -287,7 +291,7 @@ def test_a_file_that_is_no_coco_json_is_refused_with_its_name(
 
 def test_a_missing_json_or_image_folder_is_named(make_coco: MakeCoco, tmp_path: Path) -> None:
     files = make_coco(annotations=[CAT])
-    with pytest.raises(DataError, match=r"gone\.json: no such file; check the path"):
+    with pytest.raises(DataError, match=r"gone\.json: no such file; check the location"):
         CocoIndex.load(tmp_path / "gone.json", files.images)
     with pytest.raises(DataError, match=r"nowhere: no such folder, but .*instances_train\.json names images"):
         CocoIndex.load(files.json_path, tmp_path / "nowhere")
@@ -313,7 +317,7 @@ def test_images_in_subfolders_are_found(make_coco: MakeCoco) -> None:
         load(files.rewrite())
 
 
-def test_training_without_any_box_to_learn_from_is_refused(make_coco: MakeCoco) -> None:
+def test_training_without_training_boxes_is_refused(make_coco: MakeCoco) -> None:
     empty = make_coco(annotations=[])
     with pytest.raises(DataError, match="no image holds a box to learn from"):
         load(empty, for_training=True)
@@ -333,7 +337,7 @@ def describe(index: CocoIndex, sender: Connection) -> None:
     sender.send((index.to_coco_dict(), index.training_boxes(0)[0].tolist()))
 
 
-def test_a_worker_that_starts_afresh_is_handed_the_index_without_its_arrays(
+def test_a_spawned_worker_receives_the_index_without_its_arrays(
     make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = load(make_coco(annotations=[CAT, DOG] * 2000))
@@ -358,5 +362,5 @@ def test_a_worker_that_starts_afresh_is_handed_the_index_without_its_arrays(
 
 def test_more_categories_than_labels_can_count_are_refused(make_coco: MakeCoco) -> None:
     files = make_coco(categories=[(number, str(number)) for number in range(2**15)])
-    with pytest.raises(DataError, match="32768 categories; at most 32767 are possible"):
+    with pytest.raises(DataError, match="got 32768 categories, expected at most 32767"):
         CocoIndex.load(files.json_path, files.images)

@@ -1,4 +1,4 @@
-"""The fast way of reading a json tells the same as the tolerant one, for right and for wrong files."""
+"""The typed and the tolerant reader of a json agree, on valid and on malformed files."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="/\\:\0."), min_
 
 @st.composite
 def usual_documents(draw: st.DrawFn) -> dict[str, Any]:
-    """Documents as programs write them, some keys too many and some that may be absent."""
+    """Documents as programs write them, with additional keys and without optional ones."""
     image_ids = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     category_ids = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     side = st.integers(1, 2**31 - 1)
@@ -56,8 +56,8 @@ def usual_documents(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def told(tables: CocoTables) -> list[Any]:
-    """Everything in tables, in a form that compares; NaN equals NaN here."""
+def comparable(tables: CocoTables) -> list[Any]:
+    """Return the content of tables in a form that compares; NaN equals NaN here."""
     outlines = None
     if tables.rings is not None:
         found = [tables.rings(position) for position in range(len(tables.rows))]
@@ -68,9 +68,9 @@ def told(tables: CocoTables) -> list[Any]:
 
 
 def outcome(read: Any, path: Path, outlines: bool) -> object:
-    """What reading a file gives, or what it is refused with."""
+    """Return what a reader reads, or its error."""
     try:
-        return told(read(path, None, outlines=outlines))
+        return comparable(read(path, None, outlines=outlines))
     except DataError as error:
         return str(error)
 
@@ -85,13 +85,13 @@ ROUNDS = settings(max_examples=100, deadline=None, suppress_health_check=list(He
 
 @ROUNDS
 @given(document=usual_documents(), outlines=st.booleans(), indent=st.sampled_from([None, 1]))
-def test_the_fast_way_takes_usual_files_and_tells_the_same(
+def test_the_typed_reader_accepts_usual_files_and_reads_the_same(
     folder: Path, document: dict[str, Any], outlines: bool, indent: int | None
 ) -> None:
     path = folder / "usual.json"
     path.write_text(json.dumps(document, indent=indent), encoding="utf-8")
     fast = typed_tables(path, None, outlines=outlines)
-    assert told(fast) == told(tolerant_tables(path, None, outlines=outlines))
+    assert comparable(fast) == comparable(tolerant_tables(path, None, outlines=outlines))
 
 
 DOCUMENT: dict[str, Any] = {
@@ -110,7 +110,7 @@ DOCUMENT: dict[str, Any] = {
     ],
     "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}],
 }
-# Whatever a program may write: other types, other spellings of a number, values beyond what the arrays hold.
+# Values that a program may write: other types, other spellings of a number, values beyond the arrays' range.
 STRANGE = [
     None,
     True,
@@ -203,7 +203,7 @@ def test_a_damaged_file_is_read_or_refused_alike(
     path.write_bytes(content)
     expected = outcome(tolerant_tables, path, False)
     found = outcome(read_tables, path, False)
-    # Bytes that are no text are not seen where the fast way skips what nobody needs.
+    # The typed reader does not notice bytes that are not UTF-8 in values that it skips.
     assert found == expected or "cannot be read" in str(expected)
 
 
@@ -220,7 +220,7 @@ def test_a_byte_order_mark_does_not_make_a_file_unusual(tmp_path: Path) -> None:
     assert fast.categories.names == ("Bäume",)
 
 
-def test_what_the_types_do_not_foresee_is_read_all_the_same(tmp_path: Path) -> None:
+def test_what_the_types_do_not_cover_is_still_read(tmp_path: Path) -> None:
     document = {
         "images": [{"id": 1.0, "height": 4, "width": 5, "file_name": "a.jpg"}],
         "annotations": [

@@ -1,4 +1,4 @@
-"""The data module: layouts, loaders, and what a user chooses with data=..."""
+"""The data module: layouts, loaders, and the choices of data=..."""
 
 import os
 import signal
@@ -95,16 +95,16 @@ def test_explicit_paths_win_over_the_root(root: Path) -> None:
 
 
 def test_a_json_without_its_images_is_refused(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.val_json=a\.json and data\.val_images=None: give both"):
+    with pytest.raises(ValueError, match=r"data\.val_json=a\.json and data\.val_images=None; give both"):
         make_module(root, val_json="a.json")
 
 
-def test_what_is_not_found_is_said_with_the_remedy(root: Path, tmp_path: Path) -> None:
+def test_missing_data_is_reported_with_the_remedy(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no test split; looked for .*data\.test_json and data\.test_images"):
         make_module(root).setup("test")
     with pytest.raises(DataError, match=r"nowhere: no such folder; give .*data\.root"):
         make_module(tmp_path / "nowhere").setup("fit")
-    with pytest.raises(DataError, match=r"no train data: give data\.root, or data\.train_json"):
+    with pytest.raises(DataError, match=r"no train data; give data\.root, or data\.train_json"):
         CocoDataModule(input_size=(8, 8), batch_size=1).setup("fit")
 
 
@@ -121,7 +121,7 @@ def test_classes_are_known_before_the_data_is_loaded(root: Path) -> None:
         module.setup("fit")
 
 
-def test_training_categories_rule_validation(make_coco: MakeCoco, tmp_path: Path) -> None:
+def test_training_categories_define_the_labels_of_validation(make_coco: MakeCoco, tmp_path: Path) -> None:
     make_coco(annotations=[BOX])
     make_coco(annotations=[BOX], categories=[(7, "dog")], folder="val")
     module = make_module(tmp_path)
@@ -137,7 +137,7 @@ def test_a_validation_split_alone_brings_its_own_categories(make_coco: MakeCoco,
     assert module.class_names == ("dog",)
 
 
-def test_a_malformed_training_json_is_not_passed_over(root: Path) -> None:
+def test_a_malformed_training_json_is_not_ignored(root: Path) -> None:
     (root / "annotations" / "instances_train.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"instances_train\.json: not a json file"):
         make_module(root).num_classes  # noqa: B018
@@ -151,7 +151,7 @@ def test_order_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert orders == [train_ids(make_module(root, seed=1), epoch) for epoch in range(6)]
     assert len({str(order) for order in orders}) > 3
     assert orders != [train_ids(make_module(root, seed=2), epoch) for epoch in range(6)]
-    # Five images in batches of two: the last one is left out.
+    # Five images in batches of two: the last one is dropped.
     assert [len(ids) for ids in orders[0]] == [2, 2]
 
 
@@ -192,11 +192,11 @@ def test_starting_a_loader_does_not_touch_the_global_random_numbers(root: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: allowed are whole numbers from 1"),
+        ({"batch_size": 0}, "batch_size=0, expected a whole number from 1"),
         ({"eval_batch_size": 0}, "eval_batch_size=0"),
         ({"num_workers": -1}, "num_workers=-1"),
         ({"seed": -1}, "seed=-1"),
-        ({"input_size": [640]}, r"input_size=\[640\]: give \[height, width\]"),
+        ({"input_size": [640]}, r"input_size=\[640\], expected \[height, width\]"),
         ({"input_size": [640, 0]}, "input_size="),
     ],
 )
@@ -207,7 +207,7 @@ def test_impossible_settings_are_refused(root: Path, options: dict[str, Any], me
 
 def test_a_batch_larger_than_the_data_is_refused_before_training(root: Path) -> None:
     with pytest.raises(
-        DataError, match=r"5 training images on 1 processes .* set data\.batch_size to 5 or less"
+        DataError, match=r"got 5 training images on 1 processes, .* set data\.batch_size to 5 or less"
     ):
         make_module(root, batch_size=6).setup("fit")
     make_module(root, batch_size=5).setup("fit")
@@ -250,7 +250,7 @@ def test_repaired_boxes_are_reported_once(make_coco: MakeCoco, tmp_path: Path) -
         module.setup("fit")
 
 
-def test_lightning_keeps_the_sampler_and_tells_it_the_epoch(root: Path, tmp_path: Path) -> None:
+def test_lightning_keeps_the_sampler_and_sets_its_epoch(root: Path, tmp_path: Path) -> None:
     module, recorder = make_module(root, seed=1), Recorder()
     trainer = Trainer(
         max_epochs=3,
@@ -293,7 +293,7 @@ def test_before_and_after_an_interruption_the_images_are_exactly_those_of_the_ep
     assert before + after == whole
 
 
-class Deadly(FileSource):
+class LethalSource(FileSource):
     """Kills the process that reads the image of this row."""
 
     def read(self, row: int) -> AnnotatedImage:
@@ -306,7 +306,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = make_module(root, num_workers=1)
-    source = Deadly(module.index("train"))
+    source = LethalSource(module.index("train"))
     module.source = lambda name: source  # type: ignore[method-assign, return-value]
     with pytest.raises(SystemExit), readable_errors():
         recorded_epochs(module, tmp_path / "run")
@@ -315,9 +315,9 @@ def test_a_killed_worker_ends_the_run_with_one_message(
     assert "ckpt_path=RUN/checkpoints/last.ckpt" in message
 
 
-def test_resuming_an_epoch_with_other_batches_says_what_happens(root: Path, tmp_path: Path) -> None:
+def test_resuming_an_epoch_with_other_batches_warns(root: Path, tmp_path: Path) -> None:
     recorded_epochs(make_module(root), tmp_path / "run", Interruption(0, 1))
-    with pytest.warns(UserWarning, match="by 1 processes with data.batch_size=2; with other numbers"):
+    with pytest.warns(UserWarning, match="by 1 processes with data.batch_size=2, and this run differs"):
         recorded_epochs(
             make_module(root, batch_size=1), tmp_path / "run", ckpt_path=tmp_path / "run" / "last.ckpt"
         )
@@ -383,7 +383,9 @@ def test_configured_augmentation_is_that_of_the_classes() -> None:
         ("yolo_tiny", "sample", RTDETRAugmentation),
     ],
 )
-def test_the_augmentation_follows_wing_and_data(root: Path, detector: str, data: str, expected: type) -> None:
+def test_the_augmentation_follows_family_and_data(
+    root: Path, detector: str, data: str, expected: type
+) -> None:
     where = [] if data == "sample" else [f"data.root={root}"]
     assert isinstance(from_config(data, f"detector={detector}", *where).augmentation, expected)
 

@@ -163,7 +163,7 @@ def test_boxes_of_a_batch_share_their_memory(make_coco: MakeCoco) -> None:
     assert first == second
 
 
-def test_a_bad_image_is_skipped_where_that_is_asked_for(make_coco: MakeCoco) -> None:
+def test_a_bad_image_is_skipped_if_requested(make_coco: MakeCoco) -> None:
     files = make_coco(annotations=BOXES)
     (files.images / "1.png").write_bytes(b"no picture")
     with pytest.raises(BadImageError, match=r"1\.png: not a readable image .*data\.on_bad_image=skip"):
@@ -175,7 +175,7 @@ def test_a_bad_image_is_skipped_where_that_is_asked_for(make_coco: MakeCoco) -> 
     assert "image id 90" in batch.skipped[0]
 
 
-def test_a_folder_of_bad_images_is_not_skipped_for_ever(make_coco: MakeCoco) -> None:
+def test_a_folder_of_bad_images_is_not_skipped_endlessly(make_coco: MakeCoco) -> None:
     files = make_coco()
     for path in files.images.iterdir():
         path.write_bytes(b"")
@@ -205,8 +205,8 @@ class Pair:
         return View.of(torch.cat(pictures, dim=2), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 
 
-class Counting(FileSource):
-    """Notes which rows are decoded."""
+class RecordingSource(FileSource):
+    """Records which rows are decoded."""
 
     def __init__(self, index: CocoIndex) -> None:
         super().__init__(index)
@@ -219,7 +219,7 @@ class Counting(FileSource):
 
 def test_partners_are_mixed_in_and_decoded_once(make_coco: MakeCoco) -> None:
     files = make_coco(annotations=BOXES)
-    source = Counting(CocoIndex.load(files.json_path, files.images))
+    source = RecordingSource(CocoIndex.load(files.json_path, files.images))
     dataset = DetectionDataset(source=source, size=(20, 40), augmentation=Pair(), cached_images=2)
     alone = [resize_keeping_type(source.read(row).image, (20, 20)) for row in range(3)]
     source.rows.clear()
@@ -228,11 +228,11 @@ def test_partners_are_mixed_in_and_decoded_once(make_coco: MakeCoco) -> None:
     assert first.image_id == 80
     assert first.original_size == (20, 20)
     assert torch.equal(first.image[..., :20], alone[2])
-    # Partners are kept no larger than the network needs them, so they are resized twice.
+    # Partners are cached no larger than the network input, so that they are resized twice.
     assert (first.image[..., 20:].float() - alone[0].float()).abs().mean() < 16
     assert torch.equal(first.image[..., 20:], second.image[..., :20])
     dataset[SampleKey(0, 1, (0,))]
-    # Only two are kept: for image 1 the one was forgotten that was used longest ago.
+    # Only two are cached: image 1 replaced the least recently used one.
     assert source.rows == [2, 0, 1, 0]
 
 

@@ -1,4 +1,4 @@
-"""Fetching files: going on after failures, refusing what is wrong, never a half-written file."""
+"""Downloads: resuming after failures, refusing wrong files, never leaving an incomplete one."""
 
 import hashlib
 import threading
@@ -47,7 +47,7 @@ def names(path: Path) -> set[str]:
     return {entry.name for entry in path.parent.iterdir() if not entry.name.endswith(".lock")}
 
 
-# -- what arrives -----------------------------------------------------------------------------------------
+# -- results ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_processes_that_want_the_same_file_fetch_it_once(server: FailingServer, 
     assert len(server.ranges) == 1
 
 
-# -- going on ---------------------------------------------------------------------------------------------
+# -- resuming ---------------------------------------------------------------------------------------------
 
 
-def test_broken_transfer_goes_on_where_it_stopped(
+def test_broken_transfer_resumes_where_it_stopped(
     server: FailingServer, path: Path, waits: list[float]
 ) -> None:
     server.script = [{"cut": 100_000}, {"cut": 50_000}]
@@ -117,7 +117,7 @@ def test_broken_transfer_goes_on_where_it_stopped(
     assert server.ranges == [None, "bytes=100000-", "bytes=150000-"]
 
 
-def test_next_call_goes_on_where_the_last_gave_up(server: FailingServer, path: Path) -> None:
+def test_next_call_resumes_where_the_last_gave_up(server: FailingServer, path: Path) -> None:
     server.script = [{"cut": 100_000}]
     with pytest.raises(DownloadError, match=r"100,000 of 300,000 bytes.*100,000 bytes are kept in .*\.part"):
         fetch(server, path, attempts=1)
@@ -140,7 +140,7 @@ def test_server_that_ignores_ranges_starts_again(
     assert path.read_bytes() == BODY
 
 
-def test_server_that_ignores_ranges_and_always_breaks_is_given_up(
+def test_server_that_ignores_ranges_and_always_breaks_is_abandoned(
     server: FailingServer, path: Path, waits: list[float]
 ) -> None:
     server.script = [{"cut": 100_000, "ignore_range": True}] * 10
@@ -179,7 +179,7 @@ def test_complete_part_needs_no_bytes_from_the_server(server: FailingServer, pat
 
 
 @pytest.mark.parametrize("known", [{}, {"size": len(BODY)}], ids=["unknown size", "known size"])
-def test_part_longer_than_the_file_is_fetched_anew(
+def test_part_longer_than_the_file_is_fetched_again(
     server: FailingServer, path: Path, known: dict[str, int]
 ) -> None:
     path.parent.mkdir()
@@ -190,7 +190,7 @@ def test_part_longer_than_the_file_is_fetched_anew(
     assert path.read_bytes() == BODY
 
 
-def test_part_of_an_earlier_call_is_not_trusted_where_nothing_could_check_it(
+def test_part_of_an_earlier_call_is_not_trusted_if_nothing_can_verify_it(
     server: FailingServer, path: Path
 ) -> None:
     path.parent.mkdir()
@@ -201,7 +201,7 @@ def test_part_of_an_earlier_call_is_not_trusted_where_nothing_could_check_it(
     assert path.read_bytes() == BODY
 
 
-def test_body_without_a_length_that_ends_early_is_gone_on_with(
+def test_body_without_a_length_that_ends_early_is_resumed(
     server: FailingServer, path: Path, waits: list[float]
 ) -> None:
     server.script = [{"cut": 100_000, "no_length": True}]
@@ -215,7 +215,7 @@ def test_body_without_a_length_that_ends_early_is_gone_on_with(
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_passing_failures_are_tried_again_with_growing_waits(
+def test_transient_failures_are_retried_with_growing_waits(
     server: FailingServer, path: Path, waits: list[float], status: int
 ) -> None:
     server.script = [{"status": status}] * 3
@@ -227,7 +227,7 @@ def test_passing_failures_are_tried_again_with_growing_waits(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-def test_lasting_failures_are_not_tried_again(server: FailingServer, path: Path, status: int) -> None:
+def test_permanent_failures_are_not_retried(server: FailingServer, path: Path, status: int) -> None:
     server.script = [{"status": status}] * 3
 
     with pytest.raises(DownloadError, match=f"answered {status}.*check the address"):
@@ -279,7 +279,7 @@ def test_wrong_checksum_names_both_and_removes_the_part(
     with pytest.raises(DownloadError) as raised:
         fetch(server, path, **{"sha256": None, algorithm: expected})
 
-    assert f"its {algorithm} is {found}, expected was {expected}" in str(raised.value)
+    assert f"its {algorithm} is {found}, expected {expected}" in str(raised.value)
     assert names(path) == set()
 
 
@@ -295,7 +295,7 @@ def test_failed_replacement_keeps_the_former_file(server: FailingServer, path: P
 def test_server_with_a_file_of_another_size_is_refused_before_its_body(
     server: FailingServer, path: Path
 ) -> None:
-    with pytest.raises(DownloadError, match="the server has 300,000 bytes, expected were 299,999"):
+    with pytest.raises(DownloadError, match="the server has 300,000 bytes, expected 299,999"):
         fetch(server, path, size=len(BODY) - 1)
     assert names(path) == set()
 
@@ -333,7 +333,7 @@ def test_endless_redirects_end(server: FailingServer, path: Path) -> None:
 # -- the disk ---------------------------------------------------------------------------------------------
 
 
-def test_too_little_space_is_said_before_anything_is_asked(server: FailingServer, path: Path) -> None:
+def test_too_little_space_is_reported_before_any_request(server: FailingServer, path: Path) -> None:
     with pytest.raises(DownloadError, match=r"needs 1000000000.00 GB in .*new, but .* GB are free there"):
         fetch(server, path, size=10**18)
     assert server.ranges == []

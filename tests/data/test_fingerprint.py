@@ -1,4 +1,4 @@
-"""The fingerprint of data: equal for equal annotations, however they are stored; another for any change."""
+"""The fingerprint of data: equal for equal annotations in any storage, different after any change."""
 
 from collections.abc import Callable
 from pathlib import Path

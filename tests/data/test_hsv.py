@@ -62,5 +62,5 @@ def test_no_jitter_keeps_colours_up_to_the_rounding_of_the_conversion() -> None:
 
 @pytest.mark.parametrize("name", ["hue", "saturation", "value"])
 def test_impossible_strengths_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}=1.5: allowed are 0 to 1"):
+    with pytest.raises(ValueError, match=rf"{name}=1.5, expected 0 to 1"):
         HSVJitter(**{name: 1.5})

@@ -1,4 +1,4 @@
-"""Foreign data sets written as COCO: whole or not at all, and read back by the data module."""
+"""Data sets of other formats written as COCO: completely or not at all, and read back by the data module."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_data_module_reads_what_was_written(dataset: ForeignDataset, tmp_path: P
     assert len(list(data.val_dataloader())) == 1
 
 
-def test_area_is_that_of_the_outline_where_there_is_one(dataset: ForeignDataset, tmp_path: Path) -> None:
+def test_area_is_that_of_the_outline_if_there_is_one(dataset: ForeignDataset, tmp_path: Path) -> None:
     write_coco(dataset, tmp_path / "out")
 
     annotations = json_of(tmp_path / "out", "train")["annotations"]
@@ -121,7 +121,7 @@ def test_only_an_empty_folder_is_replaced(dataset: ForeignDataset, tmp_path: Pat
     (tmp_path / "out").mkdir()
     if filled:
         (tmp_path / "out" / "mine").write_text("kept")
-        with pytest.raises(DataError, match="out: already holds something; give a new folder"):
+        with pytest.raises(DataError, match="out: not an empty folder; give a new folder"):
             write_coco(dataset, tmp_path / "out")
         assert (tmp_path / "out" / "mine").read_text() == "kept"
     else:
@@ -129,7 +129,7 @@ def test_only_an_empty_folder_is_replaced(dataset: ForeignDataset, tmp_path: Pat
         assert (tmp_path / "out" / "images").is_dir()
 
 
-def test_a_set_without_a_box_to_learn_is_refused(dataset: ForeignDataset, tmp_path: Path) -> None:
+def test_a_data_set_without_training_boxes_is_refused(dataset: ForeignDataset, tmp_path: Path) -> None:
     images = dataset.splits["train"]
     dataset.splits["train"] = [images[2]]
 
@@ -157,7 +157,7 @@ def test_share_of_the_training_images_becomes_validation(count: int, share: floa
 
     assert len(dataset.splits["val"]) == val
     assert sorted(stems(dataset.splits["train"]) + stems(dataset.splits["val"])) == list(range(count))
-    assert "no validation split came with the data" in dataset.remarks[0]
+    assert "the data has no validation split" in dataset.remarks[0]
 
 
 def test_choice_is_that_of_the_seed() -> None:
@@ -179,11 +179,11 @@ def test_a_validation_split_that_is_there_stays(dataset: ForeignDataset) -> None
 
 
 def test_one_image_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="1 training images: at least 2 are needed"):
+    with pytest.raises(DataError, match="got 1 training images, expected at least 2"):
         split_off_val(many(1), 0.1, seed=0)
 
 
-def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
+def test_hidden_files_are_not_pictures(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     for name in ("._a.jpg", ".cache/b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(b"")

@@ -30,7 +30,7 @@ def private_bytes() -> int:
 
 
 def read_all(shared: SharedArrays, sender: Connection) -> None:
-    """What a worker does: read everything; it tells the sum and how much memory of its own that took."""
+    """Work as a worker: read everything, and send the sum and the private memory that it took."""
     before = private_bytes()
     total = float(shared.arrays["ones"].sum())
     sender.send((total, private_bytes() - before, shared.arrays["ones"].flags.writeable))
@@ -48,7 +48,7 @@ def assert_equal(found: SharedArrays, expected: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(found.arrays[name], array)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells private memory")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux reports private memory")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_the_arrays_without_a_copy(method: str) -> None:
     context: Any = multiprocessing.get_context(method)

@@ -1,4 +1,4 @@
-"""Flat polygons, and what a window shows of them."""
+"""Flat polygons, and their visible part in a window."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import rectangles
 
-from anydepth.data.augment.affine import AxisMap, clip_objects, objects_to_keep
+from anydepth.data.augment.affine import AxisMap, clip_objects, select_visible_objects
 from anydepth.data.outlines import Outlines
 
 WINDOW = (0.0, 0.0, 10.0, 8.0)
@@ -53,22 +53,22 @@ def test_taking_objects_is_indexing_a_list_of_them(
 def test_joining_is_adding_lists(
     first: list[list[list[tuple[float, float]]]], second: list[list[list[tuple[float, float]]]]
 ) -> None:
-    joined = Outlines.joined([outlines_of(first), Outlines.none_of(2), outlines_of(second)])
+    joined = Outlines.concatenate([outlines_of(first), Outlines.empty(2), outlines_of(second)])
     assert objects_of(joined) == [*first, [], [], *second]
 
 
 @given(Objects)
 def test_mirroring_twice_is_no_change(objects: list[list[list[tuple[float, float]]]]) -> None:
     mirror = AxisMap((-1.0, 1.0), (20.0, 0.0))
-    assert objects_of(mirror.outlines(mirror.outlines(outlines_of(objects)))) == objects
+    assert objects_of(mirror.map_outlines(mirror.map_outlines(outlines_of(objects)))) == objects
 
 
 def test_maps_compose_and_invert() -> None:
     first, second = AxisMap((2.0, -0.5), (3.0, 1.0)), AxisMap((-1.5, 4.0), (0.5, 7.0))
     boxes = np.array([[1, 2, 5, 9], [0, 0, 1, 1]], np.float32)
-    assert np.allclose(first.then(second).boxes(boxes), second.boxes(first.boxes(boxes)))
-    assert np.allclose(first.inverse().boxes(first.boxes(boxes)), boxes)
-    assert first.rectangle((1, 2, 5, 9)) == tuple(first.boxes(boxes)[0].tolist())
+    assert np.allclose(first.then(second).map_boxes(boxes), second.map_boxes(first.map_boxes(boxes)))
+    assert np.allclose(first.inverse().map_boxes(first.map_boxes(boxes)), boxes)
+    assert first.map_rectangle((1, 2, 5, 9)) == tuple(first.map_boxes(boxes)[0].tolist())
 
 
 def shown_by_painting(ring: list[tuple[float, float]]) -> list[float]:
@@ -124,7 +124,7 @@ def test_clipped_polygons_known_by_hand(
 
 def test_objects_without_a_polygon_are_clipped_as_boxes_and_whole_ones_keep_their_box() -> None:
     boxes = np.array([[-4, 2, 5, 6], [1, 1, 4, 4], [1, 1, 4, 4]], np.float32)
-    # The polygon of the last object is smaller than its box, which says more than what is visible.
+    # The polygon of the last object is smaller than its box; a box inside the window is kept.
     outlines = outlines_of([[], [], [[(2, 2), (3, 2), (3, 3)]]])
     assert clip_objects(boxes, outlines, WINDOW).tolist() == [[0, 2, 5, 6], [1, 1, 4, 4], [1, 1, 4, 4]]
     assert clip_objects(boxes, None, WINDOW)[0].tolist() == [0, 2, 5, 6]
@@ -146,7 +146,7 @@ def test_small_hidden_and_thin_objects_are_dropped() -> None:
         np.float32,
     )
     outlined = np.array([True] * 3 + [False, False, True, True, False])
-    kept = objects_to_keep(before, after, outlined)
+    kept = select_visible_objects(before, after, outlined)
     assert kept.tolist() == [False, True, False, False, True, False, True, False]
 
 

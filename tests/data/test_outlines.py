@@ -1,4 +1,4 @@
-"""The polygons of a json: which are kept, and that they stay with their boxes."""
+"""The polygons of a json: the kept ones, and their boxes."""
 
 import json
 import pickle
@@ -11,7 +11,7 @@ from coco_files import CocoFiles, MakeCoco
 from pycocotools.coco import COCO
 
 from anydepth.data.coco.index import CocoIndex
-from anydepth.data.outlines import Outlines, rings_of
+from anydepth.data.outlines import Outlines, parse_rings
 from anydepth.data.source import FileSource
 
 TRIANGLE = [5, 6, 25, 6, 5, 16]
@@ -27,7 +27,7 @@ def load(files: CocoFiles, **options: Any) -> CocoIndex:
 
 
 def polygons(outlines: Outlines | None) -> list[list[list[float]]]:
-    """By object and ring, x, y, x, y, ..."""
+    """Return x, y, x, y, ... by object and ring."""
     assert outlines is not None
     rings = [
         outlines.points[start:end].ravel().tolist()
@@ -64,7 +64,7 @@ def test_outlines_stay_with_the_boxes_that_training_sees(make_coco: MakeCoco) ->
     assert (outlines.points.dtype, outlines.ring_starts.dtype) == (np.float32, np.int64)
 
 
-def test_outlines_are_left_out_unless_asked_for(make_coco: MakeCoco) -> None:
+def test_outlines_are_dropped_unless_requested(make_coco: MakeCoco) -> None:
     files = make_coco(annotations=[annotation([5, 6, 20, 10], [TRIANGLE])])
     without = CocoIndex.load(files.json_path, files.images)
     assert without.outlines_of(0) is None
@@ -90,12 +90,12 @@ def test_malformed_outlines_are_counted_once_and_their_boxes_stay(make_coco: Mak
     assert len(index.training_boxes(0)[0]) == 11
     assert polygons(index.outlines_of(0)) == [[]] * 9 + [[TRIANGLE], []]
     (report,) = reports
-    assert "6 outlines were left out, because their 'segmentation' is no list of polygons" in report
+    assert "6 outlines were dropped, because their 'segmentation' is not a list of polygons" in report
     assert "annotation ids: 500, 501, 502, 503, 504 and 1 more" in report
     assert str(files.json_path) in report
 
 
-def test_boxes_and_outlines_are_complained_of_in_one_report(make_coco: MakeCoco) -> None:
+def test_problems_of_boxes_and_outlines_come_in_one_report(make_coco: MakeCoco) -> None:
     reports: list[str] = []
     load(
         make_coco(annotations=[annotation([5, 5, 0, 10], 5), annotation([5, 5, 9, 9], 5)]),
@@ -104,14 +104,14 @@ def test_boxes_and_outlines_are_complained_of_in_one_report(make_coco: MakeCoco)
     (report,) = reports
     # The outline of the box that was dropped is of no interest.
     assert "1 without a positive size" in report
-    assert "1 outlines were left out" in report
+    assert "1 outlines were dropped" in report
 
 
 @pytest.mark.parametrize(
     "values", [[1, 2, 3, 4, 5, float("nan")], [0, 0, 0, 0, 0, 10**400], [0, 0, 0, 0, 0, -1e39]]
 )
 def test_a_ring_with_a_point_nowhere_is_malformed(values: list[float]) -> None:
-    assert rings_of([values]) is None
+    assert parse_rings([values]) is None
 
 
 @pytest.mark.parametrize(("name", "split"), [("coco128", "train2017"), ("tinycoco", "val2017")])

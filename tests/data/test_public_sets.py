@@ -116,7 +116,7 @@ def test_processes_that_ask_at_once_fetch_once(server: FailingServer, tmp_path: 
     assert len(server.ranges) == 1
 
 
-def test_archive_packed_anew_is_accepted_for_its_images(
+def test_repacked_archive_is_accepted_for_its_images(
     server: FailingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = dataset_root("bccd", tmp_path / "reference")
@@ -150,13 +150,13 @@ def test_other_images_are_refused_and_nothing_is_left_but_the_next_try(
 def test_folder_with_something_else_is_refused(server: FailingServer, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
 
-    with pytest.raises(DataError, match="already holds something"):
+    with pytest.raises(DataError, match="not an empty folder"):
         dataset_root("bccd", tmp_path)
     assert server.ranges == []
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name=bcd: known public data sets are bccd, pets, voc"):
+    with pytest.raises(DataError, match="name=bcd, expected one of bccd, pets, voc"):
         dataset_root("bcd", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The order of an epoch: shares, shuffling, shards, partners, and going on in the middle."""
+"""The order of an epoch: shares, shuffling, shards, partners, and resuming in the middle."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -89,7 +89,7 @@ def test_a_process_reads_a_few_shards_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("shard_starts", [None, starts(50, 7)])
-def test_an_interrupted_epoch_goes_on_with_the_next_unseen_sample(
+def test_an_interrupted_epoch_resumes_with_the_next_unseen_sample(
     shard_starts: NDArray[np.int64] | None,
 ) -> None:
     source = Rows(50, shard_starts)
@@ -127,7 +127,7 @@ def test_partners_come_from_recent_batches_of_the_same_lane(count: int) -> None:
 
 
 def test_workers_that_divide_the_lanes_find_partners_among_what_they_decoded() -> None:
-    """What the cache of a worker is for: after the start it decodes hardly more than one image per sample."""
+    """The purpose of a worker's cache: after the start it decodes hardly more than one image per sample."""
     batch_size, pool, workers = 4, 32, 2
     keys = list(EpochSampler(source=Rows(4000), seed=0, batch_size=batch_size, partners=3, partner_pool=pool))
     decoded = 0

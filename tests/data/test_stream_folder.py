@@ -1,4 +1,4 @@
-"""Shards in a folder: equal to the files they were made from, refused when anything is wrong with them."""
+"""Shards in a folder: equal to the files they were made from, and refused if anything is wrong with them."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from shard_files import Shards, assert_same_samples, flip
 
 from anydepth.data.coco.index import CocoIndex
 from anydepth.data.errors import DataError
-from anydepth.data.shards.engine import engine
+from anydepth.data.shards.engine import import_engine
 from anydepth.data.shards.manifest import StoredFile
 from anydepth.data.shards.record import unpack_record
 from anydepth.data.shards.source import ShardSource, open_stream
@@ -82,9 +82,9 @@ def test_outlines_are_those_of_the_json(make_coco: MakeCoco, tmp_path: Path) -> 
 def test_the_folder_is_an_ordinary_data_set_of_the_engine(
     shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine("streaming")
+    import_engine("streaming")
     monkeypatch.setattr("litdata.helpers._LITDATA_DISABLE_VERSION_CHECK", 1)
-    items = list(engine("streaming").StreamingDataset(str(shards.folder)))
+    items = list(import_engine("streaming").StreamingDataset(str(shards.folder)))
     assert [unpack_record(bytes(item), row).image_id for row, item in enumerate(items)] == list(
         range(100, 0, -10)
     )
@@ -136,7 +136,7 @@ def test_reading_keeps_no_shard_open_or_mapped(shards: Shards) -> None:
 
 @pytest.mark.parametrize("row", [-1, 10])
 def test_rows_outside_are_refused(shards: Shards, row: int) -> None:
-    with pytest.raises(IndexError, match="there are rows 0 to 9"):
+    with pytest.raises(IndexError, match="expected 0 to 9"):
         open_stream(shards.folder).source.read(row)
 
 
@@ -203,7 +203,7 @@ def test_shards_in_each_others_place_are_noticed(shards: Shards) -> None:
     first, second = shards.shard(0).read_bytes(), shards.shard(1).read_bytes()
     assert len(first) == len(second)
     shards.shard(0).write_bytes(second)
-    with pytest.raises(DataError, match="there is row 2 where row 0 should be"):
+    with pytest.raises(DataError, match="got row 2, expected row 0"):
         open_stream(shards.folder).source.read(0)
 
 
@@ -241,19 +241,19 @@ def _set(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (_set("format", value="webdataset"), "not a manifest of shards"),
         (_set("version", value=2), "in version 1"),
-        (_set("images", value=11), "hold 10 images, but it counts 11"),
+        (_set("images", value=11), "hold 10 images, expected 11 by its count"),
         (_set("images", value=True), "'images' is True"),
-        (_set("boxes", value=23), "counts 10 and 23"),
+        (_set("boxes", value=23), "expected 10 and 23 from manifest.json"),
         (_set("shards", value=[]), "at least one shard"),
         (_set("shards", 0, value=3), "'file' is None"),
         (_set("shards", 1, "file", value="../../etc/passwd"), "shard 1: 'file' is '../../etc/passwd'"),
-        (_set("shards", 1, "file", value="shard-00000.bin"), "allowed is 'shard-00001.bin'"),
+        (_set("shards", 1, "file", value="shard-00000.bin"), "expected 'shard-00001.bin'"),
         (_set("shards", 1, "bytes", value=2**40), "'bytes' is 1099511627776"),
         (_set("shards", 1, "bytes", value=-1), "'bytes' is -1"),
         (_set("shards", 1, "rows", value=1.5), "'rows' is 1.5"),
         (_set("shards", 1, "sha256", value="0" * 63), "64 hexadecimal digits"),
         (_set("annotations", value=None), "'annotations' is None"),
-        (_set("annotations", "file", value="/x.npz"), "allowed is 'annotations.npz'"),
+        (_set("annotations", "file", value="/x.npz"), "expected 'annotations.npz'"),
         (_set("annotations", "sha256", value="0" * 64), "its sha256 is"),
         (_set("categories", value=[]), "'categories' is empty"),
         (_set("categories", 0, "id", value=7), "category ids must be unique"),
@@ -272,7 +272,7 @@ def test_a_manifest_that_is_wrong_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\0"])
-def test_a_manifest_that_is_no_json_is_refused(shards: Shards, text: str) -> None:
+def test_a_manifest_that_is_not_a_json_is_refused(shards: Shards, text: str) -> None:
     (shards.folder / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json"):
         open_stream(shards.folder)
@@ -287,7 +287,7 @@ def test_a_manifest_that_is_no_json_is_refused(shards: Shards, text: str) -> Non
         _set("chunks", 0, "filename", value="../shard-00000.bin"),
     ],
 )
-def test_an_engine_list_that_asks_for_anything_else_is_refused(
+def test_an_engine_list_that_requests_anything_else_is_refused(
     shards: Shards, change: Callable[[dict[str, Any]], None]
 ) -> None:
     path = shards.folder / "index.json"
@@ -299,7 +299,7 @@ def test_an_engine_list_that_asks_for_anything_else_is_refused(
 
 
 def _replace_annotations(shards: Shards, **changes: np.ndarray[Any, Any]) -> None:
-    """With a manifest that fits: whoever can alter one file can alter both."""
+    """Adapt the manifest, too: an attacker who can alter one file can alter both."""
     path = shards.folder / "annotations.npz"
     with np.load(path) as archive:
         arrays = dict(archive)
@@ -368,7 +368,7 @@ def test_file_names_that_lead_out_of_the_folder_are_refused(shards: Shards) -> N
 
 
 def test_compressed_annotations_are_refused(shards: Shards) -> None:
-    """They could unfold to any size."""
+    """They could expand to any size."""
     path = shards.folder / "annotations.npz"
     packed = io.BytesIO()
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
@@ -388,7 +388,7 @@ def test_labels_of_no_class_inside_a_record_are_refused(shards: Shards) -> None:
     path.write_text(json.dumps(document))
     _replace_annotations(shards, labels=np.zeros(24, np.int16))
     source = open_stream(shards.folder).source
-    with pytest.raises(DataError, match="labels that are no class"):
+    with pytest.raises(DataError, match="labels that are not classes"):
         [source.read(row) for row in range(10)]
 
 

@@ -17,7 +17,7 @@ from shard_files import Shards, assert_same_samples, files_of_at_most, flip
 from anydepth.commands.data import main
 from anydepth.data.coco.index import CocoIndex
 from anydepth.data.errors import DataError
-from anydepth.data.shards.plan import plan_parts
+from anydepth.data.shards.plan import plan_shards
 from anydepth.data.shards.source import open_stream
 from anydepth.data.shards.writer import Progress, write_shards
 
@@ -25,7 +25,7 @@ SHARD_MB = 0.016
 
 
 def prepare(shards: Shards, **options: object) -> list[Progress]:
-    """Write the shards again, and return what was reported."""
+    """Write the shards again, and return the progress reports."""
     seen: list[Progress] = []
     settings = {"shard_mb": SHARD_MB, "report": seen.append, **options}
     write_shards(shards.index, shards.folder, **settings)  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def test_preparing_again_keeps_every_byte(shards: Shards) -> None:
 def test_parallel_processes_write_the_same_bytes(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forked here, which spares them imports of several seconds; the command below starts them afresh."""
+    """Forked here, which saves imports of several seconds; the command below spawns them."""
     monkeypatch.setattr("anydepth.data.shards.writer._START_METHOD", "fork")
     seen: list[Progress] = []
     write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB, workers=2, report=seen.append)
@@ -67,8 +67,8 @@ def test_an_image_that_vanishes_stops_parallel_processes(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anydepth.data.shards.writer._START_METHOD", "fork")
-    parts = plan_parts(shards.index, SHARD_MB * 1e6)
-    monkeypatch.setattr("anydepth.data.shards.writer.plan_parts", lambda *_: parts)
+    parts = plan_shards(shards.index, SHARD_MB * 1e6)
+    monkeypatch.setattr("anydepth.data.shards.writer.plan_shards", lambda *_: parts)
     (shards.files.images / "3.png").unlink()
     with pytest.raises(DataError, match=r"image id 70: .*3\.png: No such file.* run the same command again"):
         write_shards(shards.index, tmp_path / "other", shard_mb=SHARD_MB, workers=2)
@@ -84,7 +84,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(shards: Shards) -> N
     assert contents(shards.folder) == before
 
 
-def test_an_interrupted_run_is_gone_on_with(shards: Shards) -> None:
+def test_an_interrupted_run_is_resumed(shards: Shards) -> None:
     before = contents(shards.folder)
     shutil.rmtree(shards.folder)
 
@@ -100,7 +100,7 @@ def test_an_interrupted_run_is_gone_on_with(shards: Shards) -> None:
     assert contents(shards.folder) == before
 
 
-def test_interrupting_again_does_not_forget_what_was_finished(shards: Shards) -> None:
+def test_interrupting_again_keeps_the_finished_shards(shards: Shards) -> None:
     (shards.folder / "manifest.json").unlink()
 
     def interrupt(progress: Progress) -> None:
@@ -111,8 +111,8 @@ def test_interrupting_again_does_not_forget_what_was_finished(shards: Shards) ->
     assert prepare(shards)[-1].kept == 5
 
 
-def test_a_changed_image_is_written_anew_into_its_shard_alone(shards: Shards) -> None:
-    """Of an unfinished split; a finished one is not changed unasked."""
+def test_a_changed_image_rewrites_only_its_shard(shards: Shards) -> None:
+    """In an unfinished split; a finished one is not changed by default."""
     (shards.folder / "manifest.json").unlink()
     shutil.copy(shards.files.images / "0.png", shards.files.images / "5.png")
     assert prepare(shards)[-1].kept == 4
@@ -129,7 +129,7 @@ def test_changed_boxes_are_noticed(shards: Shards) -> None:
     assert_same_samples(open_stream(shards.folder).source, index)
 
 
-def test_a_complete_split_of_other_contents_is_not_overwritten_unasked(shards: Shards) -> None:
+def test_a_complete_split_of_other_contents_is_not_overwritten_by_default(shards: Shards) -> None:
     before = contents(shards.folder)
     with pytest.raises(DataError, match=r"holds a complete split of other images .* --overwrite"):
         prepare(shards, shard_mb=0.032)
@@ -190,7 +190,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_complete(
     with files_of_at_most(limit), pytest.raises(DataError) as caught:
         write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert os.strerror(errno.EFBIG) in str(caught.value)
-    assert "run the same command again to go on" in str(caught.value)
+    assert "run the same command again to resume" in str(caught.value)
     assert {path.name for path in folder.iterdir()} <= {".prepare.lock", "prepared.json"}
     write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert contents(folder) == contents(shards.folder)
@@ -232,7 +232,7 @@ def test_the_command_prepares_splits_with_the_categories_of_training(
 
 
 @pytest.mark.slow
-def test_the_command_killed_at_any_time_is_gone_on_with(shards: Shards, tmp_path: Path) -> None:
+def test_the_command_killed_at_any_time_is_resumed(shards: Shards, tmp_path: Path) -> None:
     """Killed when its first shard is there; the result is that of an undisturbed run."""
     folder = tmp_path / "out"
     source = ["--json", shards.files.json_path, "--images", shards.files.images, folder]
@@ -256,7 +256,7 @@ def test_the_command_killed_at_any_time_is_gone_on_with(shards: Shards, tmp_path
     assert not (folder / "manifest.json").exists()
     with pytest.raises(DataError, match="no such file"):
         open_stream(folder)
-    # Rarely is a process killed within a write of its progress: this file is what that leaves.
+    # A process is rarely killed while it writes its progress: this file is the leftover of that.
     (folder / ".prepared.123.partial.json").write_text('{"shard-00000.bin": [')
     write_shards(shards.index, folder, shard_mb=SHARD_MB)
     assert contents(folder) == contents(shards.folder)

@@ -1,4 +1,4 @@
-"""Records of a shard: what is packed comes back, and whatever happened to the bytes is noticed."""
+"""Records of a shard: they unpack as packed, and every change of their bytes is noticed."""
 
 import struct
 import zlib
@@ -52,7 +52,7 @@ def test_a_record_comes_back_as_it_was(annotations: int) -> None:
     assert_equal(unpack_record(pack_record(packed), 5), packed)
 
 
-def test_outlines_of_the_objects_that_are_learnt_come_back() -> None:
+def test_outlines_of_the_training_objects_come_back() -> None:
     packed = record(outlines=OUTLINES)
     assert_equal(unpack_record(pack_record(packed), 5), packed)
 
@@ -88,7 +88,7 @@ def test_every_cut_is_noticed() -> None:
 
 
 def test_a_record_of_another_row_is_noticed() -> None:
-    with pytest.raises(RecordError, match="there is row 5 where row 6 should be"):
+    with pytest.raises(RecordError, match="got row 5, expected row 6"):
         unpack_record(pack_record(record()), 6)
 
 

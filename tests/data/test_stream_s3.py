@@ -1,4 +1,4 @@
-"""Shards in a bucket: of moto's server, and of one that fails in all the ways object stores do."""
+"""Shards in a bucket: of moto's server, and of one that fails in all the usual ways."""
 
 import errno
 import multiprocessing
@@ -40,7 +40,7 @@ def bucket(shards: Shards) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def failing(shards: Shards) -> Iterator[FailingServer]:
-    """As much of S3 as reading takes: a question for the size, then the object itself."""
+    """As much of S3 as reading takes: a request for the size, then the object itself."""
     with serve(shards.contents("/pictures/coco/train")) as server:
         server.delay_s = 0.0
         methods = {"do_HEAD": _head, "do_GET": _slow(server.RequestHandlerClass)}
@@ -89,7 +89,7 @@ def test_samples_are_those_of_the_files(bucket: dict[str, Any], shards: Shards, 
 
 
 @pytest.mark.parametrize("address", ["s3://pictures/coco/other", "s3://elsewhere/coco/train"])
-def test_what_is_not_there_is_named_at_once(bucket: dict[str, Any], tmp_path: Path, address: str) -> None:
+def test_a_missing_object_is_named_at_once(bucket: dict[str, Any], tmp_path: Path, address: str) -> None:
     with pytest.raises(DataError, match=rf"{address}/manifest\.json: the server answered 404"):
         open_stream(address, cache_dir=tmp_path, storage_options=bucket, backoff_s=100)
 
@@ -109,7 +109,9 @@ def test_credentials_appear_in_no_message(failing: FailingServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}, {"status": 429}, {"cut": 4000}])
-def test_what_may_pass_is_tried_again(failing: FailingServer, tmp_path: Path, fault: dict[str, int]) -> None:
+def test_transient_failures_are_retried(
+    failing: FailingServer, tmp_path: Path, fault: dict[str, int]
+) -> None:
     source = opened(failing, tmp_path).source
     before = len(failing.ranges)
     failing.script = [fault, fault]
@@ -121,7 +123,7 @@ def test_processes_fetch_each_shard_once_between_them(failing: FailingServer, tm
     source = opened(failing, tmp_path).source
     before = len(failing.ranges)
     context = multiprocessing.get_context("fork")
-    # An object takes long enough to come for the others to ask for it meanwhile.
+    # An object takes long enough for the others to request it meanwhile.
     failing.delay_s = 0.1
     processes = [context.Process(target=source.read, args=(0,)) for _ in range(3)]
     for process in processes:
@@ -166,10 +168,10 @@ def test_an_altered_object_is_not_cached(failing: FailingServer, tmp_path: Path)
     data = bytearray(failing.files["/pictures/coco/train/shard-00000.bin"])
     data[3000] ^= 1
     failing.files["/pictures/coco/train/shard-00000.bin"] = bytes(data)
-    with pytest.raises(DataError, match=r"shard-00000\.bin.* its sha256 is .*, expected was"):
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* its sha256 is .*, expected [0-9a-f]+"):
         source.read(0)
     failing.files["/pictures/coco/train/shard-00000.bin"] = bytes(data[:-9])
-    with pytest.raises(DataError, match=r"shard-00000\.bin.* it holds .* bytes, expected were"):
+    with pytest.raises(DataError, match=r"shard-00000\.bin.* it holds .* bytes, expected [0-9,]+"):
         source.read(0)
     assert cached(tmp_path) == []
 

@@ -116,7 +116,7 @@ def test_before_and_after_an_interruption_a_stream_gives_each_image_of_the_epoch
     assert len(set(epoch)) == len(epoch) == COUNT
 
 
-def test_a_store_that_stops_ends_the_run_and_nothing_is_lost_when_it_goes_on(
+def test_a_store_that_stops_ends_the_run_and_nothing_is_lost_when_it_resumes(
     root: Path, tmp_path: Path
 ) -> None:
     with served(root) as server:
@@ -149,7 +149,7 @@ def test_a_stream_knows_classes_ground_truth_and_sizes_without_a_json(root: Path
     assert one.image_ids == other.image_ids
 
 
-def test_an_altered_shard_is_an_error_even_where_bad_images_are_skipped(root: Path, tmp_path: Path) -> None:
+def test_an_altered_shard_is_an_error_even_if_bad_images_are_skipped(root: Path, tmp_path: Path) -> None:
     shard = root / "shards" / "train" / "shard-00000.bin"
     flip(shard, shard.stat().st_size // 2)
     module = StreamingDataModule(
@@ -172,7 +172,9 @@ def test_splits_with_other_categories_are_refused(make_coco: MakeCoco, root: Pat
     files = make_coco(annotations=[BOX], categories=[(7, "dog")], folder="test")
     write_shards(CocoIndex.load(files.json_path, files.images), root / "shards" / "test")
     module = from_shards(str(root / "shards"), tmp_path / "cache")
-    with pytest.raises(DataError, match=r"has 1 categories, .* has 2; prepare all splits with the same"):
+    with pytest.raises(
+        DataError, match=r"got 1 categories, expected the 2 of .*; prepare all splits with the same"
+    ):
         module.index("test")
 
 

@@ -150,7 +150,7 @@ def test_every_box_stays_with_its_pixels_and_its_label(
 
 @settings(max_examples=40, deadline=None)
 @given(view=pictures(), seed=Seeds)
-def test_recolouring_only_what_is_seen_gives_what_one_part_after_another_gives(view: View, seed: int) -> None:
+def test_recolouring_only_the_visible_part_equals_one_transform_after_another(view: View, seed: int) -> None:
     noise = torch.randint(0, 256, view.image.shape, generator=generator(seed), dtype=torch.uint8)
     view = View.of((view.image // 2 + noise // 2), view.boxes_xyxy, view.labels)
     together = RTDETR(view, (), generator(seed), SIZE)

@@ -1,4 +1,4 @@
-"""Augmentations. In most tests a pixel holds its own column and row, so that it tells where it came from."""
+"""Augmentations. In most tests a pixel holds its own column and row, which identify its origin."""
 
 from collections.abc import Callable
 
@@ -83,7 +83,7 @@ def test_contrast_comes_first_in_half_of_the_cases() -> None:
     assert 35 <= count <= 65
 
 
-def test_channels_are_permuted_only_where_wanted() -> None:
+def test_channels_are_permuted_only_if_wanted() -> None:
     view = View.of(
         torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1), torch.zeros(0, 4), torch.zeros(0)
     )
@@ -181,8 +181,8 @@ def test_crops_are_as_large_as_those_of_torchvision() -> None:
 
 
 @pytest.mark.parametrize("boxes", [[], [[5, 5, 8, 8]]])
-def test_crop_ends_where_no_crop_can_satisfy_it(boxes: list[list[float]]) -> None:
-    # torchvision draws for ever here: a box of 9 px² never covers half of a crop.
+def test_crop_ends_if_no_crop_can_satisfy_it(boxes: list[list[float]]) -> None:
+    # torchvision never stops drawing here: a box of 9 px² never covers half of a crop.
     view = coordinate_view(boxes)
     image, _ = plain(IoUCrop(p=1.0, min_iou=(0.5,))(view, generator()))
     assert image.shape == (3, HEIGHT, WIDTH)
@@ -273,11 +273,14 @@ def test_multi_scale_size_is_a_function_of_seed_and_step_and_draws_as_often_as_g
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PhotometricDistort(p=1.5), "p=1.5: allowed are probabilities"),
-        (lambda: PhotometricDistort(hue=(-0.6, 0)), "hue=.*give two rising numbers between -0.5 and 0.5"),
-        (lambda: PhotometricDistort(contrast=(1.5, 0.5)), "contrast=.*two rising numbers"),
+        (lambda: PhotometricDistort(p=1.5), "p=1.5, expected a probability"),
+        (
+            lambda: PhotometricDistort(hue=(-0.6, 0)),
+            "hue=.*expected two ascending numbers between -0.5 and 0.5",
+        ),
+        (lambda: PhotometricDistort(contrast=(1.5, 0.5)), "contrast=.*two ascending numbers"),
         (lambda: ZoomOut(side_range=(0.5, 2)), "side_range=.*between 1.0"),
-        (lambda: ZoomOut(fill=300), "fill=300: allowed are 0 to 255"),
+        (lambda: ZoomOut(fill=300), "fill=300, expected 0 to 255"),
         (lambda: IoUCrop(scale=(0.3, 1.2)), "scale=.*between 0.0 and 1.0"),
         (lambda: IoUCrop(min_iou=()), "give at least one threshold"),
         (lambda: IoUCrop(trials=0), "trials=0"),

@@ -63,14 +63,14 @@ def test_zero_based_files_are_taken_as_they_are(root: Path) -> None:
     assert dataset.remarks == []
 
 
-def test_pixel_zero_is_remarked_and_stays_in_the_image(root: Path) -> None:
+def test_pixel_zero_gives_a_remark_and_stays_in_the_image(root: Path) -> None:
     path = xml(root / "Annotations" / "a.xml", one(), one(box=(0, 5, 20, 20)))
 
     dataset = read_voc(root)
 
     assert dataset.splits["train"][0].objects[1].box_xyxy == (0, 4, 20, 20)
     assert len(dataset.remarks) == 1
-    assert f"1 boxes begin at pixel 0, which VOC does not have, e.g. {path}, line 7" in dataset.remarks[0]
+    assert f"1 boxes start at pixel 0, which VOC does not have, e.g. {path}, line 7" in dataset.remarks[0]
     assert "--zero-based" in dataset.remarks[0]
 
 
@@ -88,7 +88,7 @@ def test_a_real_file_of_bccd(root: Path) -> None:
     assert {item.class_name for item in image.objects} == {"RBC"}
 
 
-def test_parts_of_a_person_are_no_objects(root: Path) -> None:
+def test_parts_of_a_person_are_not_objects(root: Path) -> None:
     part = one("head", (2, 2, 3, 3)).replace("object>", "part>")
     xml(root / "Annotations" / "a.xml", one("person", more=part))
 
@@ -134,13 +134,13 @@ def test_image_without_objects_is_kept(root: Path) -> None:
 
 
 def test_image_without_xml_and_xml_without_image_are_left_out_and_listed(root: Path) -> None:
-    lonely = picture(root / "JPEGImages" / "b.png")
-    widow = xml(root / "Annotations" / "c.xml", one())
+    without_xml = picture(root / "JPEGImages" / "b.png")
+    without_image = xml(root / "Annotations" / "c.xml", one())
 
     dataset = read_voc(root)
 
     assert len(dataset.splits["train"]) == 1
-    assert [where for _, where in dataset.skipped] == [str(lonely), str(widow)]
+    assert [where for _, where in dataset.skipped] == [str(without_xml), str(without_image)]
 
 
 @pytest.mark.parametrize("name", ["x.JPG", "x.png", "x.webp", "x.JpEg", "sub/deep/x.bmp"])
@@ -157,7 +157,7 @@ def test_two_images_of_one_name_are_listed(root: Path) -> None:
     dataset = read_voc(root)
 
     assert len(dataset.splits["train"]) == 1
-    assert [reason for reason, _ in dataset.skipped] == ["files with the name of another"]
+    assert [reason for reason, _ in dataset.skipped] == ["files with the name of another file"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_picture_of_another_size_is_left_out_and_listed(root: Path) -> None:
 
     assert dataset.splits["train"] == []
     ((reason, where),) = dataset.skipped
-    assert reason == "images of another size than their xml says"
+    assert reason == "images with another size than in their xml"
     assert f"{path}, line 2: (40, 61)" in where
 
 
@@ -215,7 +215,7 @@ def test_lists_choose_the_splits(root: Path) -> None:
     assert dataset.class_names == ("c", "cat", "d")
 
 
-def test_trainval_is_for_training_where_there_is_no_train(root: Path) -> None:
+def test_trainval_is_for_training_if_there_is_no_train(root: Path) -> None:
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "ImageSets" / "Main" / "trainval.txt").write_text("a\n")
     (root / "ImageSets" / "Main" / "val.txt").write_text("a\n")
@@ -249,13 +249,13 @@ def test_folders_of_other_names_can_be_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        (one(box=("x", 1, 2, 3)), 5, "<xmin> is 'x'; give a number of pixels"),
-        (one(box=(1, "nan", 2, 3)), 5, "<ymin> is 'nan'; give a number of pixels"),
+        (one(box=("x", 1, 2, 3)), 5, "<xmin> is 'x', expected a number of pixels"),
+        (one(box=(1, "nan", 2, 3)), 5, "<ymin> is 'nan', expected a number of pixels"),
         (one(box=(1, 2, "", 3)), 5, "the object has no <bndbox><xmax>; add it"),
         ("<object><name>cat</name></object>", 3, "the object has no <bndbox><xmin>; add it"),
         (one(name=""), 4, "the object has no <name>; add it"),
-        (one(more="<difficult>maybe</difficult>"), 4, "'difficult' is 'maybe'; give 0 or 1"),
-        (one() + "<object>", 7, "no xml (mismatched tag); repair it"),
+        (one(more="<difficult>maybe</difficult>"), 4, "'difficult' is 'maybe', expected 0 or 1"),
+        (one() + "<object>", 7, "not an xml (mismatched tag); repair it"),
     ],
 )
 def test_bad_objects_name_file_and_line(root: Path, text: str, line: int, message: str) -> None:
@@ -269,7 +269,7 @@ def test_bad_objects_name_file_and_line(root: Path, text: str, line: int, messag
 def test_another_kind_of_xml_is_refused(root: Path) -> None:
     (root / "Annotations" / "a.xml").write_text("<html></html>")
 
-    with pytest.raises(DataError, match=r"a\.xml: no Pascal VOC xml \(its outermost element is <html>"):
+    with pytest.raises(DataError, match=r"a\.xml: not a Pascal VOC xml \(its outermost element is <html>"):
         read_voc(root)
 
 
@@ -278,7 +278,7 @@ def test_entities_are_refused(root: Path, entity: str) -> None:
     doctype = f"<!DOCTYPE annotation [<!ENTITY e {entity}>]>"
     (root / "Annotations" / "a.xml").write_text(f"{doctype}<annotation>{one('&e;')}</annotation>")
 
-    with pytest.raises(DataError, match=r"a\.xml: no Pascal VOC xml \(it declares a document type"):
+    with pytest.raises(DataError, match=r"a\.xml: not a Pascal VOC xml \(it declares a document type"):
         read_voc(root)
 
 
@@ -294,7 +294,7 @@ def test_listed_image_that_is_missing_names_the_list_and_its_line(root: Path) ->
 def test_folder_without_xmls_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")
 
-    with pytest.raises(DataError, match="no xml file; give the folder of a Pascal VOC data set"):
+    with pytest.raises(DataError, match="no xml file found; give the folder of a Pascal VOC data set"):
         read_voc(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The processes of loaders and SIGTERM."""
+"""Data loader workers and SIGTERM."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 PARENT = """
 import os, signal, subprocess, sys, time
 from torch.utils.data import DataLoader
-from anydepth.data.workers import outlive_sigterm
+from anydepth.data.workers import ignore_foreign_sigterm
 
 class Slow:
     def __len__(self):
@@ -21,18 +21,18 @@ class Slow:
         return os.getpid()
 
 if __name__ == "__main__":
-    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=ignore_foreign_sigterm))
     worker = int(next(loader)[0])
-    # From a stranger: the worker goes on.
+    # From another process: the worker continues.
     subprocess.run(["kill", "-TERM", str(worker)], check=True)
     assert [int(found[0]) for found in loader] == [worker] * 3
-    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=ignore_foreign_sigterm))
     worker = int(next(loader)[0])
-    # From the process that it works for.
+    # From its parent process.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.kill(worker, signal.SIGTERM)
     assert os.waitpid(worker, 0)[1] == 0
-    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=outlive_sigterm))
+    loader = iter(DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=ignore_foreign_sigterm))
     print(int(next(loader)[0]), flush=True)
     if sys.argv[1] == "exit":
         raise SystemExit(3)
@@ -40,9 +40,11 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal")
+@pytest.mark.skipif(
+    not hasattr(signal, "sigwaitinfo"), reason="this system does not report the sender of a signal"
+)
 @pytest.mark.parametrize(("way", "code"), [("exit", 3), ("kill", -signal.SIGKILL)])
-def test_a_worker_outlives_the_signal_of_others_but_not_its_parent(way: str, code: int) -> None:
+def test_a_worker_ignores_sigterm_unless_its_parent_sends_it(way: str, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", PARENT, way], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     worker, end = int(done.stdout.split()[-1]), time.monotonic() + 60

@@ -14,11 +14,11 @@ from pictures import BACKGROUND, colour_of, generator, loaders, mapped, painted,
 from PIL import Image
 from torch import Tensor
 
-from anydepth.data.augment.affine import AxisMap, RandomAffine, scaled_about_centre
+from anydepth.data.augment.affine import AxisMap, RandomAffine, scale_about_centre
 from anydepth.data.augment.copy_paste import CopyPaste
 from anydepth.data.augment.hsv import HSVJitter
 from anydepth.data.augment.mosaic import MixUp, Mosaic
-from anydepth.data.augment.scene import Scene, letter_boxed, resampled
+from anydepth.data.augment.scene import Scene, letter_box_scene, resample
 from anydepth.data.augment.view import Turn, View
 from anydepth.data.augment.yolo import YOLOAugmentation
 from anydepth.images import letter_box_frame, letter_box_image
@@ -67,7 +67,7 @@ def test_pixels_and_boxes_are_those_of_a_mosaic_painted_as_a_whole(
     scene = Mosaic()(VIEWS[0], loaders(VIEWS[1:]), generator(seed), (S, S))
     x, y = (int(edge) for edge in scene.tiles[0].window[2:])
     canvas, boxes = painted_mosaic(x, y)
-    view = scene.seen_through(scaled_about_centre(scene.size, scale, centre), (S, S), fill=114)
+    view = scene.render(scale_about_centre(scene.size, scale, centre), (S, S), fill=114)
     shift = (centre[0] - scale * S, centre[1] - scale * S)
     expected = mapped(canvas, scale, shift, (S, S))
     image, found = plain(view)
@@ -94,7 +94,7 @@ def test_shrinking_averages_instead_of_picking_pixels() -> None:
     stripes = (255 * (torch.arange(400) % 2)).to(torch.uint8).expand(3, 400, 400)
     view = View.of(stripes, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     image, _ = plain(
-        letter_boxed(view, (S, S)).seen_through(scaled_about_centre((S, S), 0.5, (48, 48)), (S, S), 114)
+        letter_box_scene(view, (S, S)).render(scale_about_centre((S, S), 0.5, (48, 48)), (S, S), 114)
     )
     assert (image[:, 30:60, 30:60].float() - 127.5).abs().max() < 20
 
@@ -112,7 +112,7 @@ def test_cutting_a_part_out_first_changes_pixels_by_rounding_at_most(
     left, top = start[0] * (250 - step * size[1]), start[1] * (240 - step * size[0])
     part = (left, top, left + step * size[1], top + step * size[0])
     expected = Image.fromarray(image.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, box=part)
-    found = resampled(image.permute(2, 0, 1), part, size)
+    found = resample(image.permute(2, 0, 1), part, size)
     # Pillow places parts in single precision, and rounds twice: once for each axis.
     assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2
 
@@ -169,15 +169,15 @@ def test_letter_box_frames_known_by_hand(
 
 
 def scene_with(boxes: list[tuple[int, int, int, int]], outlined: bool = True) -> Scene:
-    return letter_boxed(painted(S, S, boxes, outlined=outlined), (S, S))
+    return letter_box_scene(painted(S, S, boxes, outlined=outlined), (S, S))
 
 
 def test_mirror_images_of_objects_are_pasted_with_box_and_label() -> None:
     scene = CopyPaste(share=1.0)(scene_with([(5, 10, 25, 40), (60, 60, 90, 80)]))
-    image, boxes = plain(scene.seen_through(NOWHERE, (S, S), 114))
+    image, boxes = plain(scene.render(NOWHERE, (S, S), 114))
     assert boxes.tolist() == [[5, 10, 25, 40], [60, 60, 90, 80], [71, 10, 91, 40], [6, 60, 36, 80]]
     assert scene.labels.tolist() == [0, 1, 0, 1]
-    before, _ = plain(scene_with([(5, 10, 25, 40), (60, 60, 90, 80)]).seen_through(NOWHERE, (S, S), 114))
+    before, _ = plain(scene_with([(5, 10, 25, 40), (60, 60, 90, 80)]).render(NOWHERE, (S, S), 114))
     changed = (image != before).any(dim=0)
     # Pillow's polygons include their border.
     assert changed[10:40, 71:91].all()
@@ -193,8 +193,8 @@ def test_only_the_inside_of_a_polygon_is_pasted() -> None:
     view = painted(S, S, [(10, 10, 40, 40)])
     triangle = rectangles([(10, 10, 40, 40)]).take(np.array([0]))
     triangle.points[:] = [(10, 10), (40, 10), (10, 40), (10, 40)]
-    scene = CopyPaste(share=1.0)(letter_boxed(view._replace(outlines=triangle), (S, S)))
-    image, _ = plain(scene.seen_through(NOWHERE, (S, S), 114))
+    scene = CopyPaste(share=1.0)(letter_box_scene(view._replace(outlines=triangle), (S, S)))
+    image, _ = plain(scene.render(NOWHERE, (S, S), 114))
     assert image[:, 13, 83].tolist() == list(colour_of(0))
     assert image[:, 37, 59].tolist() == [BACKGROUND] * 3
 
@@ -259,9 +259,7 @@ def test_mixup_weighs_two_views_about_evenly_and_keeps_the_objects_of_both() -> 
         ({"affine": RandomAffine()}, 0, 0),
     ],
 )
-def test_partners_are_loaded_where_they_are_needed(
-    parts: dict[str, object], partners: int, loaded: int
-) -> None:
+def test_partners_are_loaded_only_if_needed(parts: dict[str, object], partners: int, loaded: int) -> None:
     yolo = YOLOAugmentation(**parts)  # type: ignore[arg-type]
     assert yolo.partners == partners
     calls = []
@@ -278,20 +276,20 @@ def test_partners_are_loaded_where_they_are_needed(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mosaic(p=1.5), "p=1.5: allowed are probabilities"),
-        (lambda: CopyPaste(share=-0.1), "share=-0.1: allowed are probabilities"),
-        (lambda: CopyPaste(max_cover=2), "max_cover=2: allowed are 0 to 1"),
-        (lambda: RandomAffine(scale=1.0), "scale=1.0: allowed are 0 to below 1"),
-        (lambda: RandomAffine(translate=0.6), "translate=0.6: allowed are 0 to 0.5"),
-        (lambda: MixUp(alpha=0), "alpha=0: allowed are whole numbers from 1"),
-        (lambda: YOLOAugmentation(fill=256), "fill=256: allowed are 0 to 255"),
+        (lambda: Mosaic(p=1.5), "p=1.5, expected a probability"),
+        (lambda: CopyPaste(share=-0.1), "share=-0.1, expected a probability"),
+        (lambda: CopyPaste(max_cover=2), "max_cover=2, expected 0 to 1"),
+        (lambda: RandomAffine(scale=1.0), "scale=1.0, expected 0 to below 1"),
+        (lambda: RandomAffine(translate=0.6), "translate=0.6, expected 0 to 0.5"),
+        (lambda: MixUp(alpha=0), "alpha=0, expected a whole number from 1"),
+        (lambda: YOLOAugmentation(fill=256), "fill=256, expected 0 to 255"),
         (
             lambda: YOLOAugmentation(mosaic=Mosaic())(VIEWS[0], loaders(VIEWS[:2]), generator(), (S, S)),
-            "2 partners: give 3, or none at all",
+            "2 partners, expected 3; give none at all",
         ),
         (
             lambda: YOLOAugmentation(turn=Turn(transpose=0.5))(VIEWS[0], (), generator(), (S, 2 * S)),
-            "transpose=0.5 with a size of 96 x 192: .* takes a square size; set transpose to 0",
+            "transpose=0.5 with a size of 96 x 192; .* requires a square size: set transpose to 0",
         ),
         (lambda: letter_box_frame((0, 5), (S, S)), r"\(0, 5\) in a frame of \(96, 96\).*sides from 1"),
     ],

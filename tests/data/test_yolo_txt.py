@@ -134,13 +134,13 @@ def test_shares_are_of_the_upright_picture(root: Path) -> None:
 
 def test_broken_picture_and_lonely_label_are_left_out_and_listed(root: Path) -> None:
     (root / "images" / "train" / "broken.jpg").write_bytes(b"no picture")
-    lonely = label(root / "labels" / "train" / "lonely.txt", "0 0.5 0.5 0.2 0.4")
+    orphan = label(root / "labels" / "train" / "orphan.txt", "0 0.5 0.5 0.2 0.4")
 
     dataset = read_yolo(root)
 
     assert len(dataset.splits["train"]) == 1
     assert [reason for reason, _ in dataset.skipped] == ["unreadable images", "label files without an image"]
-    assert dataset.skipped[1][1] == str(lonely)
+    assert dataset.skipped[1][1] == str(orphan)
 
 
 # -- layouts ----------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_paths_are_found_from_base_from_file_and_as_exports_write_them(root: Pat
 
 
 @pytest.mark.parametrize("inside", ["images/{}/x.jpg", "{}/images/x.jpg", "{}/x.jpg"])
-def test_folders_are_splits_where_there_is_only_a_list_of_names(tmp_path: Path, inside: str) -> None:
+def test_folders_are_splits_if_there_is_only_a_list_of_names(tmp_path: Path, inside: str) -> None:
     for split in ("train", "valid"):
         image = picture(tmp_path / inside.format(split))
         label(Path(str(image).replace("images", "labels")).with_suffix(".txt"), "0 0.5 0.5 0.2 0.4")
@@ -223,20 +223,20 @@ def test_test_split_without_labels_is_left_out_and_listed(root: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2 0.5 0.5 0.2 0.4", r"class 2, but .*data\.yaml names \[0, 1\]"),
-        ("-1 0.5 0.5 0.2 0.4", r"class -1, but .* names \[0, 1\]"),
-        ("cat 0.5 0.5 0.2 0.4", r"'cat 0\.5 .*'; give a class id and numbers"),
-        ("0.5 0.5 0.5 0.2 0.4", "give a class id and numbers"),
-        ("0 0.5 x 0.2 0.4", "give a class id and numbers"),
-        ("0 0.5 nan 0.2 0.4", "give a class id and numbers"),
-        ("0,0.5,0.5,0.2,0.4", "give a class id and numbers"),
-        ("0", "0 numbers after the class; give 4"),
-        ("0 0.5 0.5 0.2", "3 numbers after the class; give 4"),
+        ("2 0.5 0.5 0.2 0.4", r"got class 2, expected one of \[0, 1\] from .*data\.yaml"),
+        ("-1 0.5 0.5 0.2 0.4", r"got class -1, expected one of \[0, 1\]"),
+        ("cat 0.5 0.5 0.2 0.4", r"'cat 0\.5 .*'; expected a class id and numbers"),
+        ("0.5 0.5 0.5 0.2 0.4", "expected a class id and numbers"),
+        ("0 0.5 x 0.2 0.4", "expected a class id and numbers"),
+        ("0 0.5 nan 0.2 0.4", "expected a class id and numbers"),
+        ("0,0.5,0.5,0.2,0.4", "expected a class id and numbers"),
+        ("0", "0 numbers after the class, expected 4"),
+        ("0 0.5 0.5 0.2", "3 numbers after the class, expected 4"),
         (
             "0 0.5 0.5 0.2 0.4 0.9",
-            "5 numbers after the class; .* a confidence, .* remove it",
+            "5 numbers after the class, .* the score of a detection, remove it",
         ),
-        ("0 320 240 50 60", "shares of the image's width and height, from 0 to 1, not pixels"),
+        ("0 320 240 50 60", "relative to the image's width and height, from 0 to 1, not pixels"),
     ],
 )
 def test_bad_lines_name_file_and_line(root: Path, line: str, message: str) -> None:
@@ -249,13 +249,13 @@ def test_bad_lines_name_file_and_line(root: Path, line: str, message: str) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: images/train\nnames: 3\n", "'names' is 3; give a list of names"),
-        ("train: images/train\nnames: {a: cat}\n", "give a list of names, or one per class id"),
+        ("train: images/train\nnames: 3\n", "'names' is 3, expected a list of names"),
+        ("train: images/train\nnames: {a: cat}\n", "expected a list of names or one name per class id"),
         ("train: images/train\nnames: [cat, cat]\n", "give at least one, each only once"),
         ("train: images/train\nnames: []\n", "give at least one"),
         ("train: images/train\nnames: [cat]\nnc: 3\n", "'nc' is 3, but 'names' has 1"),
         ("train: nowhere\nnames: [cat, dog]\n", "'train' is nowhere, but there is no .*nowhere"),
-        ("train: [images/train\nnames: [cat]\n", "no YAML file"),
+        ("train: [images/train\nnames: [cat]\n", "not a YAML file"),
         ("train: images/train\nnames: [cat, dog]\nkpt_shape: 3\n", "'kpt_shape' is 3"),
     ],
 )
@@ -266,7 +266,7 @@ def test_bad_yaml_is_named(root: Path, text: str, message: str) -> None:
         read_yolo(root / "data.yaml")
 
 
-def test_labels_in_the_wrong_place_are_no_empty_images(root: Path) -> None:
+def test_labels_in_the_wrong_place_are_not_empty_images(root: Path) -> None:
     (root / "labels").rename(root / "annotations")
 
     with pytest.raises(DataError, match=r"no image of train has a label file; .*labels/train/a\.txt"):

@@ -32,12 +32,12 @@ from anydepth.config.hydra_node import check_hydra_node
 from anydepth.config.targets import TargetError, check_targets
 from anydepth.data.coco.categories import read_categories
 from anydepth.data.coco.index import CocoIndex
-from anydepth.data.convert.dataset import picture_sizes
+from anydepth.data.convert.dataset import read_picture_sizes
 from anydepth.data.convert.voc import read_voc
 from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError
 from anydepth.depth import DepthCosts, DepthError, DepthSpace
-from anydepth.images import ImageError, decode_image, most_pixels
+from anydepth.images import ImageError, decode_image, max_pixels
 from anydepth.report.runs import ReportError, find_runs
 from anydepth.training.checkpointing.read import (
     CheckpointError,
@@ -258,7 +258,7 @@ def images(folder: Path) -> Boundary:
         path = folder / "x.jpg"
         path.write_bytes(data)
         with contextlib.suppress(DataError):
-            upright, stored = picture_sizes(path)
+            upright, stored = read_picture_sizes(path)
             assert sorted(upright) == sorted(stored)
         found = []
         with warnings.catch_warnings():
@@ -273,7 +273,7 @@ def images(folder: Path) -> Boundary:
                 assert image.dtype == torch.uint8
                 assert image.ndim == 3
                 assert image.shape[0] == 3
-                assert 0 < image.shape[1] * image.shape[2] <= most_pixels()
+                assert 0 < image.shape[1] * image.shape[2] <= max_pixels()
                 found.append(image)
         assert len(found) in (0, times), "read once and refused once"
         assert times == 1 or not found or torch.equal(*found), "read differently"

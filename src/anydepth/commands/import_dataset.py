@@ -7,8 +7,8 @@ from rich.console import Console
 
 from anydepth.data.convert.dataset import (
     ForeignDataset,
+    check_empty_folder,
     files_below,
-    refuse_filled,
     split_off_val,
     write_coco,
 )
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         DataError: The data set cannot be read or written; nothing was written.
     """
     console = Console(highlight=False, soft_wrap=True)
-    refuse_filled(options.out)
+    check_empty_folder(options.out)
     dataset = _read(options)
     split_off_val(dataset, options.val_share, options.seed)
     write_coco(dataset, options.out, link="symbolic" if options.link else "hard")

@@ -1,4 +1,4 @@
-"""Data sets as Lightning loads them."""
+"""Lightning data modules: loaders, classes and ground truth of a data set."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from anydepth.data.dataset import DetectionDataset, OnBadImage, Sample, collate
 from anydepth.data.errors import DataError, DataWarning
 from anydepth.data.sampling import LANES, EpochSampler
 from anydepth.data.source import FileSource, SampleSource
-from anydepth.data.workers import outlive_sigterm
+from anydepth.data.workers import ignore_foreign_sigterm
 from anydepth.images import Fit, check_fit
 
 
 class LoadingSettings(TypedDict, total=False):
-    """The arguments of :class:`DetectionDataModule`, which its kinds pass on."""
+    """Arguments of :class:`DetectionDataModule`, which its subclasses pass on."""
 
     input_size: Sequence[int]
     fit: Fit
@@ -43,25 +43,25 @@ class DetectionDataModule(LightningDataModule):
     """Loaders, classes and ground truth of one data set; batches are :class:`anydepth.structures.Batch`.
 
     The order of an epoch is a function of (seed, epoch), and the augmentation of an image of (seed, epoch,
-    image), in whatever process it is made: a resumed run sees what the first one would have seen, and begins
-    in the middle of an epoch with the first image that was not trained on. In distributed training each
-    process draws its own share; for evaluation Lightning shares the images out and may give some of them
-    twice, which whoever collects detections has to undo by image id.
+    image), whichever process computes them: a resumed run sees the images that the uninterrupted one would
+    have seen, and starts in the middle of an epoch with the first image that was not trained on. In
+    distributed training each process draws its own share; for evaluation Lightning splits the images among
+    the processes and may repeat some, so that the collector of detections must drop duplicates by image id.
 
     Args:
         input_size: (height, width) in pixels that images are resized to.
-        fit: Whether that keeps their aspect ratio.
+        fit: Whether resizing keeps their aspect ratio; see :data:`anydepth.images.Fit`.
         batch_size: Training images per step and process.
         eval_batch_size: Images per step and process in evaluation; None means ``batch_size``.
-        num_workers: Processes that load images, per process that trains; 0 loads in the latter.
+        num_workers: Worker processes that load images, per training process; 0 loads in the training process.
         seed: Seed of order and augmentation, from 0.
-        augmentation: What training does to images; None only resizes them.
-        partner_pool: Images that those which an augmentation mixes into another are drawn from. About eight
-            times as many decoded images are kept in memory by all workers together.
-        epochs: Length of the training, None where it is limited otherwise.
-        unmixed_epochs: The last epochs, in which no image is mixed into another; without ``epochs`` there
-            are none.
-        on_bad_image: What an image that cannot be read leads to: ``raise`` or ``skip``.
+        augmentation: Augmentation of training images; None only resizes them.
+        partner_pool: Number of recent images from which the partners of an image are drawn: those that an
+            augmentation mixes into it. All workers together cache about eight times as many decoded images.
+        epochs: Length of the training in epochs; None if it is limited otherwise.
+        unmixed_epochs: Number of final epochs in which no image is mixed into another; ignored if ``epochs``
+            is None.
+        on_bad_image: Action on an image that cannot be read: ``raise`` or ``skip``.
     """
 
     def __init__(
@@ -81,58 +81,60 @@ class DetectionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if len(input_size) != 2 or min(input_size) < 1:
-            raise ValueError(f"input_size={list(input_size)}: give [height, width] in pixels")
+            raise ValueError(f"got input_size={list(input_size)}, expected [height, width] in pixels")
         self.input_size = (int(input_size[0]), int(input_size[1]))
         check_fit(fit)
         self.fit: Fit = fit
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.eval_batch_size = _at_least(
+        self.batch_size = _check_at_least("batch_size", batch_size, 1)
+        self.eval_batch_size = _check_at_least(
             "eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size, 1
         )
-        self.num_workers = _at_least("num_workers", num_workers, 0)
-        self.seed = _at_least("seed", seed, 0)
+        self.num_workers = _check_at_least("num_workers", num_workers, 0)
+        self.seed = _check_at_least("seed", seed, 0)
         self.augmentation = augmentation
-        self.partner_pool = _at_least("partner_pool", partner_pool, 1)
+        self.partner_pool = _check_at_least("partner_pool", partner_pool, 1)
         self.epochs = epochs
-        self.unmixed_epochs = _at_least("unmixed_epochs", unmixed_epochs, 0)
+        self.unmixed_epochs = _check_at_least("unmixed_epochs", unmixed_epochs, 0)
         if on_bad_image not in get_args(OnBadImage):
-            raise ValueError(f"on_bad_image={on_bad_image!r}: allowed are {', '.join(get_args(OnBadImage))}")
+            raise ValueError(
+                f"got on_bad_image={on_bad_image!r}, expected one of {', '.join(get_args(OnBadImage))}"
+            )
         self.on_bad_image = on_bad_image
 
-    # -- what a kind of data set has to say ----------------------------------------------------------------
+    # -- what a subclass provides --------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def categories(self) -> Categories:
-        """The categories of the training split; of another split where no training split is there.
+        """Categories of the training split, or of another split if there is no training split.
 
-        Only they are read, so that a detector can be built before the data set is loaded.
+        Nothing else is read, so that a detector can be built before the data set is loaded.
 
         Raises:
-            DataError: No split, or one without usable categories.
+            DataError: There is no split, or its categories are unusable.
         """
 
     @abstractmethod
     def index(self, name: SplitName) -> CocoIndex:
-        """Boxes and sizes of a split, read at the first call.
+        """Return the boxes and sizes of a split, read at the first call.
 
         Raises:
-            DataError: Anything that is wrong with it.
+            DataError: The split is missing or malformed.
         """
 
     @abstractmethod
     def source(self, name: SplitName) -> SampleSource:
-        """The images of a split.
+        """Return the images of a split.
 
         Raises:
-            DataError: Anything that is wrong with it.
+            DataError: The split is missing or malformed.
         """
 
     # -- classes and ground truth --------------------------------------------------------------------------
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes K."""
         return len(self.categories.ids)
 
     @property
@@ -150,13 +152,13 @@ class DetectionDataModule(LightningDataModule):
         """Boxes and sizes of the validation split."""
         return self.index("val")
 
-    # -- what Lightning calls ------------------------------------------------------------------------------
+    # -- Lightning hooks -----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Read and check what the stage needs, before it starts.
+        """Read and check the data of a stage before it starts.
 
         Raises:
-            DataError: Anything that is wrong with the data, or too few images for one batch.
+            DataError: The data is missing or malformed, or has too few images for one batch.
         """
         if stage == "fit":
             self._check_batch_size()
@@ -166,7 +168,7 @@ class DetectionDataModule(LightningDataModule):
             self.index("test")
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Augmented training batches; an incomplete last one is left out."""
+        """Return augmented training batches; an incomplete last one is dropped."""
         partners = 0 if self.augmentation is None else self.augmentation.partners
         source = self.source("train")
         lanes_per_worker = -(-LANES // max(self.num_workers, 1))
@@ -190,20 +192,20 @@ class DetectionDataModule(LightningDataModule):
             mixed_epochs=None if self.epochs is None else self.epochs - self.unmixed_epochs,
         )
         if self.trainer is not None:
-            # Workers draw batches before Lightning says which epoch it is.
+            # Workers prefetch batches before Lightning sets the epoch of the sampler.
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"])
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Validation batches in the order of the json."""
+        """Return validation batches in the order of the json."""
         return self.eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Test batches in the order of the json."""
+        """Return test batches in the order of the json."""
         return self.eval_dataloader("test")
 
     def eval_dataloader(self, name: SplitName) -> DataLoader[Sample]:
-        """Batches of any split, in the order of the json and without augmentation."""
+        """Return batches of any split, in the order of the json and without augmentation."""
         dataset = DetectionDataset(
             source=self.source(name), size=self.input_size, fit=self.fit, on_bad_image=self.on_bad_image
         )
@@ -218,8 +220,8 @@ class DetectionDataModule(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": collate,
-            "worker_init_fn": outlive_sigterm,
-            # Without its own generator, a loader takes a number from the global one each time it starts.
+            "worker_init_fn": ignore_foreign_sigterm,
+            # Without its own generator, a loader draws from the global one each time it starts.
             "generator": torch.Generator().manual_seed(self.seed),
         }
         if sampler is None:
@@ -231,12 +233,12 @@ class DetectionDataModule(LightningDataModule):
         share = images // self._world_size
         if share == 0:
             raise DataError(
-                f"{images} training images for {self._world_size} processes; set trainer.devices to {images} "
-                "or less"
+                f"got {images} training images for {self._world_size} processes, expected one per process at "
+                f"least; set trainer.devices to {images} or less"
             )
         if self.batch_size > share:
             raise DataError(
-                f"{images} training images on {self._world_size} processes are fewer than one batch of "
+                f"got {images} training images on {self._world_size} processes, fewer than one batch of "
                 f"{self.batch_size} each; set data.batch_size to {share} or less"
             )
 
@@ -250,11 +252,12 @@ class DetectionDataModule(LightningDataModule):
 
 
 class CocoDataModule(DetectionDataModule):
-    """A data set in COCO format, in files.
+    """A data set of COCO json files and image files.
 
     Args:
         root: Folder of the data set in one of the layouts of :func:`anydepth.data.coco.layout.find_split`.
-        train_json: With ``train_images``, used instead of what ``root`` holds; so for the other splits.
+        train_json: Annotations of the training split; with ``train_images``, they override ``root``. The
+            other splits are overridden in the same way.
         train_images: Folder that the file names in ``train_json`` are relative to.
         val_json: See ``train_json``.
         val_images: See ``train_images``.
@@ -277,10 +280,10 @@ class CocoDataModule(DetectionDataModule):
     ) -> None:
         super().__init__(**settings)
         self._root = None if root is None else Path(root)
-        self._given: dict[SplitName, Split | None] = {
-            "train": _given_split("train", train_json, train_images),
-            "val": _given_split("val", val_json, val_images),
-            "test": _given_split("test", test_json, test_images),
+        self._explicit: dict[SplitName, Split | None] = {
+            "train": _explicit_split("train", train_json, train_images),
+            "val": _explicit_split("val", val_json, val_images),
+            "test": _explicit_split("test", test_json, test_images),
         }
         self._indices: dict[SplitName, CocoIndex] = {}
 
@@ -296,16 +299,16 @@ class CocoDataModule(DetectionDataModule):
         return read_categories(self.split("train").json_path)
 
     def split(self, name: SplitName) -> Split:
-        """Json and image folder of a split.
+        """Return the json and the image folder of a split.
 
         Raises:
             DataError: It was not given and is not found under the root.
         """
-        given = self._given[name]
+        given = self._explicit[name]
         if given is not None:
             return given
         if self._root is None:
-            raise DataError(f"no {name} data: give data.root, or data.{name}_json and data.{name}_images")
+            raise DataError(f"no {name} data; give data.root, or data.{name}_json and data.{name}_images")
         return find_split(self._root, name)
 
     def index(self, name: SplitName) -> CocoIndex:
@@ -319,7 +322,7 @@ class CocoDataModule(DetectionDataModule):
                 for_training=name == "train",
                 outlines=name == "train" and self.augmentation is not None and self.augmentation.outlines,
                 annotated=name != "test",
-                report=_report_once,
+                report=_warn_on_rank_zero,
             )
         return self._indices[name]
 
@@ -333,7 +336,7 @@ class TrainLoader(DataLoader[Sample]):
 
     Args:
         dataset: See ``DataLoader``.
-        module: Whose trainer knows how many batches of the epoch are done.
+        module: Data module whose trainer counts the batches of the epoch that are done.
         settings: See ``DataLoader``.
     """
 
@@ -342,47 +345,47 @@ class TrainLoader(DataLoader[Sample]):
         self._module = module
 
     def state_dict(self) -> dict[str, int]:
-        """What the meaning of a number of batches depends on."""
-        if not isinstance(self.sampler, EpochSampler):  # Lightning takes another one for `overfit_batches`.
+        """Return the settings that the batch count of a checkpoint depends on."""
+        if not isinstance(self.sampler, EpochSampler):  # Lightning replaces it for `overfit_batches`.
             return {}
         return {"processes": self.sampler.num_replicas, "batch_size": self.sampler.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next pass with the first batch that was not trained on."""
+        """Start the next pass over the data with the first batch that was not trained on."""
         if not state or not isinstance(self.sampler, EpochSampler):
             return
         if state != self.state_dict():
             rank_zero_warn(
                 f"the checkpoint was written in the middle of an epoch by {state['processes']} processes "
-                f"with data.batch_size={state['batch_size']}; with other numbers, some images of this epoch "
-                "come twice or not at all. The next epoch is whole again"
+                f"with data.batch_size={state['batch_size']}, and this run differs: some images of this "
+                "epoch come twice or not at all. The next epoch is complete again"
             )
         trainer = self._module.trainer
         assert trainer is not None
         epoch = trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"]
         batches = trainer.fit_loop.epoch_loop.batch_progress.state_dict()
-        # After its last batch an epoch counts as processed only later than checkpoints are written.
+        # Checkpoints of the last batch are written before Lightning counts its epoch as processed.
         if batches["is_last_batch"]:
             self.sampler.set_epoch(epoch + 1)
         else:
             self.sampler.resume(epoch, batches["current"]["processed"])
 
 
-def _report_once(message: str) -> None:
+def _warn_on_rank_zero(message: str) -> None:
     rank_zero_warn(message, category=DataWarning)
 
 
-def _at_least(name: str, value: int, least: int) -> int:
+def _check_at_least(name: str, value: int, least: int) -> int:
     if value < least:
-        raise ValueError(f"{name}={value}: allowed are whole numbers from {least}")
+        raise ValueError(f"got {name}={value}, expected a whole number from {least}")
     return value
 
 
-def _given_split(name: str, json_path: str | Path | None, images: str | Path | None) -> Split | None:
+def _explicit_split(name: str, json_path: str | Path | None, images: str | Path | None) -> Split | None:
     if json_path is None and images is None:
         return None
     if json_path is None or images is None:
         raise ValueError(
-            f"data.{name}_json={json_path} and data.{name}_images={images}: give both, or neither"
+            f"got data.{name}_json={json_path} and data.{name}_images={images}; give both, or neither"
         )
     return Split(Path(json_path), Path(images))

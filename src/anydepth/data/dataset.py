@@ -12,29 +12,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anydepth.data.augment.view import Augmentation, View, drop_small_boxes
+from anydepth.data.augment.view import Augmentation, View, drop_small_boxes, image_size
 from anydepth.data.errors import BadImageError, DataError
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, SampleSource
-from anydepth.images import Fit, check_fit, fit_image, place_image, resize_keeping_type
+from anydepth.images import Fit, check_fit, fit_image, place_image
 from anydepth.layers.boxes import xyxy_to_cxcywh
 from anydepth.structures import Batch, Targets
 
 OnBadImage = Literal["raise", "skip"]
-# Images in a row that cannot be read: then the folder is gone, or the disk.
-_MOST_BAD_IN_A_ROW = 20
+_MAX_BAD_IN_A_ROW = 20
+"""Single damaged files rarely follow each other; this many in a row mean that the folder or the disk is gone,
+and going through a whole data set of unreadable files would only delay the error."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as the network will see it.
+    """One image and its targets in the input size of the network.
 
     Attributes:
         image: [3, h, w] uint8 RGB.
-        targets: Boxes and labels in its frame, without crowd regions.
-        image_id: The data set's id.
-        original_size: (height, width) in pixels of the image that the boxes of the json lie in.
-        skipped: What was wrong with images that this one, or one mixed into it, stands in for.
+        targets: Boxes and labels in the frame of ``image``, without crowd regions.
+        image_id: The data set's id of the image.
+        original_size: (height, width) in pixels of the original image, the frame of the json's boxes.
+        skipped: Error messages of the unreadable images that this one, or one mixed into it, replaces.
     """
 
     image: Tensor
@@ -45,17 +46,17 @@ class Sample:
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Reads, augments and resizes the images of a source.
+    """Map-style dataset that reads, augments and resizes the images of a source.
 
     Args:
-        source: Where the images come from.
+        source: Source of the images.
         size: (height, width) in pixels that images are resized to.
-        fit: Whether that keeps their aspect ratio.
-        augmentation: What training does to an image before it is resized; None leaves it as it is.
+        fit: Whether resizing keeps their aspect ratio; see :data:`anydepth.images.Fit`.
+        augmentation: Augmentation of an image before it is resized; None leaves it unchanged.
         seed: Seed of the augmentation.
-        on_bad_image: ``raise``, or ``skip``: the next image that can be read stands in for one that cannot,
-            and the sample says so. In evaluation that image comes twice and counts once.
-        cached_images: Decoded images that each process keeps for being mixed into others.
+        on_bad_image: ``raise``, or ``skip``: the next readable image replaces an unreadable one, and the
+            sample records why. In evaluation the replacement comes twice and counts once.
+        cached_images: Number of decoded images that each process caches to mix them into others.
     """
 
     def __init__(
@@ -77,21 +78,20 @@ class DetectionDataset(Dataset[Sample]):
         self.seed = seed
         self.on_bad_image = on_bad_image
         self.cached_images = cached_images
-        self._cache: OrderedDict[int, _Decoded] = OrderedDict()
+        self._cache: OrderedDict[int, tuple[View, int, tuple[int, int]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        """One sample; a plain row means epoch 0 and no partners.
+        """Return one sample; a plain row means epoch 0 and no partners.
 
         Raises:
-            DataError: An image cannot be read and must not be skipped, or the source is gone.
+            DataError: An image cannot be read and must not be skipped, or the source is missing.
         """
         epoch, row, partners = key if isinstance(key, SampleKey) else SampleKey(0, key)
         skipped: list[str] = []
-        decoded = self._decode(row, skipped, reduced=bool(partners))
-        view = decoded.view
+        view, image_id, original_size = self._decode(row, skipped, shrink=bool(partners))
         if self.augmentation is not None:
             loaders: list[Callable[[], View]] = [
                 partial(self._partner, partner, skipped) for partner in partners
@@ -100,85 +100,66 @@ class DetectionDataset(Dataset[Sample]):
             view = drop_small_boxes(view, self.size)
         height, width = view.image.shape[-2:]
         canvas, offset = place_image((height, width), self.size, self.fit)
-        # Corners, not sides, are clamped: a box may leave its image by what the index takes for rounding.
+        # Corners, not sides, are clamped: the index keeps boxes that leave their image by rounding errors.
         corners = view.boxes_xyxy.as_subclass(Tensor).clamp(min=0).minimum(torch.tensor([width, height] * 2))
-        placed = (corners + torch.tensor(offset[::-1] * 2)) / torch.tensor(canvas[::-1] * 2)
+        # [N, 4], normalised by the canvas.
+        boxes_xyxy = (corners + torch.tensor(offset[::-1] * 2)) / torch.tensor(canvas[::-1] * 2)
         return Sample(
             image=fit_image(view.image.as_subclass(Tensor), self.size, self.fit),
-            targets=Targets(xyxy_to_cxcywh(placed), view.labels),
-            image_id=decoded.image_id,
-            original_size=decoded.size,
+            targets=Targets(xyxy_to_cxcywh(boxes_xyxy), view.labels),
+            image_id=image_id,
+            original_size=original_size,
             skipped=tuple(skipped),
         )
 
     def _partner(self, row: int, skipped: list[str]) -> View:
-        return self._decode(row, skipped, reduced=True).view
+        view, _, _ = self._decode(row, skipped, shrink=True)
+        return view
 
-    def _decode(self, row: int, skipped: list[str], *, reduced: bool) -> "_Decoded":
-        """An image of this row or, if it must be skipped, of the next row that can be read.
+    def _decode(self, row: int, skipped: list[str], *, shrink: bool) -> tuple[View, int, tuple[int, int]]:
+        """Decode the image of this row or, if that is skipped, of the next readable row.
 
         Args:
-            row: Of the image.
-            skipped: Takes the message of each image that is skipped.
-            reduced: Shrink it to what mixing needs, and remember it.
+            row: Row of the image.
+            skipped: List to which the message of each skipped image is appended.
+            shrink: Whether to shrink the image to the size that mixing needs, and cache it.
+
+        Returns:
+            The view, the data set's id of its image, and the (height, width) of that before shrinking.
         """
-        if not reduced:
-            return _Decoded.of(self._read(row, skipped))
-        if row in self._cache:
+        if shrink and row in self._cache:
             self._cache.move_to_end(row)
             return self._cache[row]
-        decoded = _Decoded.of(self._read(row, skipped)).shrunk(max(self.size))
+        raw = self._read(row, skipped)
+        boxes, labels = torch.from_numpy(raw.boxes_xyxy), torch.from_numpy(raw.labels)
+        view = View.of(raw.image, boxes, labels, raw.outlines)
+        size = image_size(raw.image)
+        if not shrink:
+            return view, raw.image_id, size
+        decoded = view.shrink(max(self.size)), raw.image_id, size
         self._cache[row] = decoded
         if len(self._cache) > self.cached_images:
             self._cache.popitem(last=False)
         return decoded
 
     def _read(self, row: int, skipped: list[str]) -> AnnotatedImage:
-        for attempt in range(_MOST_BAD_IN_A_ROW):
+        for attempt in range(_MAX_BAD_IN_A_ROW):
             try:
                 return self.source.read((row + attempt) % len(self.source))
             except BadImageError as error:
                 if self.on_bad_image == "raise":
                     raise BadImageError(
-                        f"{error}. Or set data.on_bad_image=skip: other images stand in, and a list is kept"
+                        f"{error}. Or set data.on_bad_image=skip to replace such images and to list them"
                     ) from error
                 skipped.append(str(error))
         raise DataError(
-            f"{_MOST_BAD_IN_A_ROW} images in a row cannot be read, the last one: {skipped[-1]}. This is no "
-            "single bad image: check the disk and the folder"
+            f"{_MAX_BAD_IN_A_ROW} images in a row cannot be read, the last one: {skipped[-1]}. These are not "
+            "single bad images: check the disk and the folder"
         )
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A decoded image with its boxes, and what is known of its file."""
-
-    view: View
-    image_id: int
-    size: tuple[int, int]
-
-    @classmethod
-    def of(cls, raw: AnnotatedImage) -> "_Decoded":
-        boxes, labels = torch.from_numpy(raw.boxes_xyxy), torch.from_numpy(raw.labels)
-        height, width = raw.image.shape[-2:]
-        return cls(View.of(raw.image, boxes, labels, raw.outlines), raw.image_id, (height, width))
-
-    def shrunk(self, longest: int) -> "_Decoded":
-        """With the longer side of the picture at most ``longest`` pixels."""
-        height, width = self.size
-        factor = longest / max(height, width)
-        if factor >= 1:
-            return self
-        size = max(1, round(height * factor)), max(1, round(width * factor))
-        image = resize_keeping_type(self.view.image.as_subclass(Tensor), size)
-        scale = size[1] / width, size[0] / height
-        boxes = self.view.boxes_xyxy.as_subclass(Tensor) * torch.tensor(scale * 2)
-        outlines = None if self.view.outlines is None else self.view.outlines.moved(scale, (0.0, 0.0))
-        return _Decoded(View.of(image, boxes, self.view.labels, outlines), self.image_id, self.size)
-
-
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The random numbers of one sample: equal wherever and in whatever order samples are made."""
+    """Return the random generator of one sample; it does not depend on process or order of samples."""
     mixed = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 
@@ -186,8 +167,8 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size into a batch.
 
-    The boxes of a batch share one piece of memory: between processes every piece costs an open file, of which
-    a system allows only so many.
+    The boxes of a batch share one storage: passing a storage between processes costs an open file descriptor,
+    and systems limit their number.
     """
     counts = [len(sample.targets) for sample in samples]
     boxes = torch.cat([sample.targets.boxes_cxcywh for sample in samples])

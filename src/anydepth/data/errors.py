@@ -4,15 +4,15 @@ import warnings
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as it is; the message names the file, the id and the remedy."""
+    """A data set cannot be used as it is; the message names the file, the id and the remedy."""
 
 
 class BadImageError(DataError):
-    """One image of a data set that cannot be used, while others may be fine."""
+    """A single image of a data set cannot be used, while others may be fine."""
 
 
 class DataWarning(UserWarning):
-    """Something in a data set that was repaired."""
+    """Something in a data set was repaired."""
 
 
 def warn(message: str) -> None:

@@ -1,4 +1,4 @@
-"""The polygons around objects, in flat arrays."""
+"""Outlines: the polygons around objects, in flat arrays."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_LEAST_NUMBERS = 6  # Three points.
-_FARTHEST = 2**31  # Of a point from the corner of its image, in pixels.
+_MIN_NUMBERS = 6
+"""Coordinates of a ring: three points are the fewest that enclose an area."""
+_MAX_COORDINATE = 2**31
+"""Pixels: image sides are below it (``coco.tables.MAX_SIDE``), so that no point of an object reaches it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outlines:
     """The polygons around objects, of one image or of many, in flat arrays.
 
-    An object may consist of several rings of at least three points, because something stands in front of it;
-    an object without a polygon (a crowd region, or a data set with boxes alone) has none.
+    An occluded object may consist of several rings of at least three points; an object without a polygon (a
+    crowd region, or a data set with boxes alone) has none.
 
     Attributes:
         points: [P, 2] float32, x and y in pixels.
@@ -29,17 +31,17 @@ class Outlines:
     object_starts: NDArray[np.int64]
 
     @classmethod
-    def none_of(cls, count: int) -> "Outlines":
-        """``count`` objects without a polygon."""
+    def empty(cls, count: int) -> "Outlines":
+        """Return the outlines of ``count`` objects without a polygon."""
         return cls(np.zeros((0, 2), np.float32), np.zeros(1, np.int64), np.zeros(count + 1, dtype=np.int64))
 
     @classmethod
-    def joined(cls, parts: Sequence["Outlines"]) -> "Outlines":
-        """The objects of all parts, one part after the other."""
+    def concatenate(cls, parts: Sequence["Outlines"]) -> "Outlines":
+        """Concatenate the objects of all parts."""
         return cls(
             np.concatenate([part.points for part in parts]),
-            _joined_starts([part.ring_starts for part in parts]),
-            _joined_starts([part.object_starts for part in parts]),
+            _concatenate_starts([part.ring_starts for part in parts]),
+            _concatenate_starts([part.object_starts for part in parts]),
         )
 
     def __len__(self) -> int:
@@ -47,22 +49,22 @@ class Outlines:
 
     @property
     def outlined(self) -> NDArray[np.bool_]:
-        """[N] whether an object has a polygon."""
+        """Whether each object has a polygon [N]."""
         return np.diff(self.object_starts) > 0
 
     def take(self, objects: NDArray[np.int64]) -> "Outlines":
-        """Only these objects, in this order; ``objects`` is [M] positions."""
-        rings, object_starts = _spans(self.object_starts, objects)
-        points, ring_starts = _spans(self.ring_starts, rings)
+        """Select objects by their positions [M], in this order."""
+        rings, object_starts = _gather_spans(self.object_starts, objects)
+        points, ring_starts = _gather_spans(self.ring_starts, rings)
         return Outlines(self.points[points], ring_starts, object_starts)
 
-    def moved(self, scale: tuple[float, float], shift: tuple[float, float]) -> "Outlines":
-        """Every point times ``scale`` plus ``shift``, both (x, y); a negative scale mirrors."""
+    def transform(self, scale: tuple[float, float], shift: tuple[float, float]) -> "Outlines":
+        """Multiply every point by ``scale`` and add ``shift``, both (x, y); a negative scale mirrors."""
         points = (self.points * np.array(scale) + np.array(shift)).astype(np.float32)
         return Outlines(points, self.ring_starts, self.object_starts)
 
     def rings(self) -> Iterator[NDArray[np.float32]]:
-        """The rings of all objects, [p, 2] each."""
+        """Iterate over the rings of all objects, [p, 2] each."""
         for start, end in zip(self.ring_starts[:-1], self.ring_starts[1:], strict=True):
             yield self.points[start:end]
 
@@ -71,15 +73,15 @@ Rings = list[NDArray[np.float32]]
 """The rings of one object, each as x, y, x, y, ..."""
 
 
-def rings_of(segmentation: object) -> Rings | None:
-    """What a json says of an object's outline.
+def parse_rings(segmentation: object) -> Rings | None:
+    """Parse the ``segmentation`` of an annotation.
 
     Args:
-        segmentation: A list of polygons (x, y, x, y, ...); run lengths of a mask, nothing and empty lists
-            are an object without polygon.
+        segmentation: A list of polygons (x, y, x, y, ...). Run lengths of a mask, None and empty lists mean
+            an object without a polygon.
 
     Returns:
-        The rings; None where it is malformed, even in one ring only: half an outline would be a wrong one.
+        The rings; None if any of them is malformed, because half an outline would be a wrong one.
     """
     if segmentation is None or isinstance(segmentation, dict) or segmentation in ([], [[]]):
         return []
@@ -94,17 +96,17 @@ def rings_of(segmentation: object) -> Rings | None:
 
 
 def _is_ring(ring: object) -> bool:
-    # Without numpy, whose calls cost more than such short lists take.
-    if not isinstance(ring, list) or len(ring) < _LEAST_NUMBERS or len(ring) % 2:
+    # Without numpy: its call overhead exceeds the work on such short lists.
+    if not isinstance(ring, list) or len(ring) < _MIN_NUMBERS or len(ring) % 2:
         return False
     try:
-        return min(ring) > -_FARTHEST and max(ring) < _FARTHEST and math.isfinite(sum(ring))
+        return min(ring) > -_MAX_COORDINATE and max(ring) < _MAX_COORDINATE and math.isfinite(sum(ring))
     except TypeError:
         return False
 
 
 def pack_outlines(objects: Iterable[Rings]) -> Outlines:
-    """Put the rings of many objects into flat arrays."""
+    """Pack the rings of many objects into flat arrays."""
     points = bytearray()
     ring_ends, object_ends = [0], [0]
     for rings in objects:
@@ -119,16 +121,16 @@ def pack_outlines(objects: Iterable[Rings]) -> Outlines:
     )
 
 
-def _spans(
+def _gather_spans(
     starts: NDArray[np.int64], picked: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The members of the picked spans, and where each span starts among them."""
+    """Return the members of the picked spans, and the start of each span among them."""
     lengths = starts[picked + 1] - starts[picked]
     new_starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     members = np.arange(new_starts[-1]) + np.repeat(starts[picked] - new_starts[:-1], lengths)
     return members, new_starts
 
 
-def _joined_starts(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _concatenate_starts(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     lengths = np.concatenate([np.diff(part) for part in parts])
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -9,5 +9,5 @@ from pathlib import Path
 
 
 def sample_root() -> Path:
-    """The sample's folder: ``images/{train,val}`` and ``annotations/instances_{train,val}.json``."""
+    """Return the sample's folder of ``images/{train,val}`` and ``annotations/instances_{train,val}.json``."""
     return Path(__file__).with_name("sample")

@@ -1,8 +1,8 @@
-"""The order of an epoch: which process sees which image when, and which others it may be mixed with.
+"""Sampling: the order of the images of an epoch, their processes, and the partners to mix them with.
 
-Everything is a function of (seed, epoch) and of how many processes and images per step there are, computed
-in the process that trains: worker processes are told by the keys they get. A run that is resumed in the
-middle of an epoch therefore goes on with the first image that it had not seen.
+Everything is a function of (seed, epoch), the number of processes and the images per step, computed in the
+training process: worker processes receive it with the keys of their samples. A run that is resumed in the
+middle of an epoch therefore continues with the first image that it had not seen.
 """
 
 from collections.abc import Iterator
@@ -15,23 +15,24 @@ from torch.utils.data import DistributedSampler
 from anydepth.data.source import SampleSource
 
 SHARDS_IN_WINDOW = 8
-"""Shards that each process draws from at a time; more mix better and need more of the cache."""
+"""Shards that each process draws from at a time: more shuffle better, but occupy more of the cache."""
 
 LANES = 8
-"""Batches whose numbers are equal modulo this share their partners: where the number of workers divides it,
-one worker makes all batches of a lane, and finds partners among the images that it has decoded already."""
+"""Number of lanes: batches whose numbers are equal modulo this draw partners from each other. If the number
+of workers divides it, one worker makes all batches of a lane, and finds the partners in its own cache of
+decoded images. 8 suits 1, 2, 4 and 8 workers; more lanes need more images before each lane has a full
+pool."""
 
 
 class SampleKey(NamedTuple):
-    """Which image in which epoch; a sample is a function of this and the seed alone.
+    """Key of a sample, which is a function of the key and the seed alone.
 
-    The epoch and the partners travel with the row because worker processes that outlive an epoch are told
-    nothing else.
+    The epoch and the partners travel with the row because persistent workers receive nothing else.
 
     Attributes:
-        epoch: From 0.
-        row: Of the image.
-        partners: Rows of other images that the augmentation may mix in; none where it must not.
+        epoch: Epoch, from 0.
+        row: Row of the image.
+        partners: Rows of the images that the augmentation may mix in; empty without mixing.
     """
 
     epoch: int
@@ -40,20 +41,22 @@ class SampleKey(NamedTuple):
 
 
 class EpochSampler(DistributedSampler[SampleKey]):
-    """Shuffles by (seed, epoch) and shares the images out among processes.
+    """Distributed sampler that shuffles by (seed, epoch) and splits the images among processes.
 
-    Lightning sets the epoch and leaves samplers of this kind in place. What does not fill a batch in every
-    process is left out; which images these are is drawn anew in each epoch, alike for files and shards.
+    Lightning sets its epoch and does not replace it, because it is a ``DistributedSampler``. Images that do
+    not fill a batch in every process are dropped; they are drawn again in each epoch, equally for files and
+    shards.
 
     Args:
-        source: What to draw from.
+        source: Source of the images.
         seed: Seed of the order.
         batch_size: Images per step and process.
         num_replicas: Number of processes.
-        rank: Which of them this is.
-        partners: How many other images each key names.
-        partner_pool: Images that these are drawn from: the last ones of the same lane (see :data:`LANES`).
-        mixed_epochs: Epochs from this one on name no partners; None: all epochs do.
+        rank: Rank of this process.
+        partners: Number of partners per key.
+        partner_pool: Number of images that partners are drawn from: the last ones of the same lane (see
+            :data:`LANES`).
+        mixed_epochs: Number of epochs with partners, from the first; None means all epochs.
     """
 
     def __init__(
@@ -84,15 +87,15 @@ class EpochSampler(DistributedSampler[SampleKey]):
         self.total_size = self.num_samples * num_replicas
         self._shard_starts = source.shard_starts
         self._count = len(source)
-        self._done = (0, 0)
+        self._resume_point = (0, 0)
 
     def resume(self, epoch: int, batches: int) -> None:
-        """Begin this epoch, which was interrupted, after so many batches; its length stays that of all."""
+        """Resume an interrupted epoch after this many batches; its length remains that of the whole epoch."""
         self.set_epoch(epoch)
-        self._done = (epoch, batches)
+        self._resume_point = (epoch, batches)
 
     def __iter__(self) -> Iterator[SampleKey]:
-        epoch, batches = self._done
+        epoch, batches = self._resume_point
         start = batches * self.batch_size if epoch == self.epoch else 0
         rows = epoch_order(
             self._count,
@@ -102,21 +105,23 @@ class EpochSampler(DistributedSampler[SampleKey]):
             batch_size=self.batch_size,
             shard_starts=self._shard_starts,
         )[self.rank]
-        partners = self._partners(rows)
+        partners = self._draw_partners(rows)
         for position in range(start, len(rows)):
             yield SampleKey(self.epoch, int(rows[position]), tuple(partners[position].tolist()))
 
-    def _partners(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Partners [share, partners] of a process's rows [share]."""
+    def _draw_partners(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Draw the partners [share, partners] of the rows of this process [share]."""
         if not self.partners or (self.mixed_epochs is not None and self.epoch >= self.mixed_epochs):
             return np.empty((len(rows), 0), dtype=np.int64)
-        random = np.random.default_rng((self.seed, self.epoch, self.rank, 1))
-        batches = rows.reshape(-1, self.batch_size)
+        # The 1 keeps this stream of random numbers apart from that of `epoch_order`.
+        rng = np.random.default_rng((self.seed, self.epoch, self.rank, 1))
+        batches = rows.reshape(-1, self.batch_size)  # [n, B]
+        # In a small data set, lanes would be too short to fill their pools.
         lanes = LANES if len(rows) >= LANES * self.partner_pool else 1
-        drawn = np.empty((*batches.shape, self.partners), dtype=np.int64)
+        partners = np.empty((*batches.shape, self.partners), dtype=np.int64)  # [n, B, partners]
         for lane in range(lanes):
-            drawn[lane::lanes] = _draw_recent(batches[lane::lanes], self.partners, self.partner_pool, random)
-        return drawn.reshape(len(rows), self.partners)
+            partners[lane::lanes] = _draw_recent(batches[lane::lanes], self.partners, self.partner_pool, rng)
+        return partners.reshape(len(rows), self.partners)
 
 
 def epoch_order(
@@ -128,44 +133,45 @@ def epoch_order(
     batch_size: int,
     shard_starts: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Rows [processes, share] in the order of an epoch; no row comes twice.
+    """Return the rows [processes, share] of an epoch in order; no row comes twice.
 
     Args:
-        count: Rows there are.
-        seed: From 0.
-        epoch: From 0.
-        processes: That train together.
+        count: Number of rows.
+        seed: Seed of the order, from 0.
+        epoch: Epoch, from 0.
+        processes: Number of training processes.
         batch_size: Images per step and process; ``share`` is a multiple of it.
-        shard_starts: [S + 1] first row of each shard. Rows are then drawn from a few shards at a time, each
-            of which one process reads alone, up to those at the ends of its share.
+        shard_starts: First row of each shard and, last, ``count`` [S + 1]. Rows are then drawn from a few
+            shards at a time, and a shard belongs to one process, except those at the ends of its share.
     """
-    random = np.random.default_rng((seed, epoch))
+    rng = np.random.default_rng((seed, epoch))
     kept = count // (processes * batch_size) * processes * batch_size
-    order: NDArray[np.int64] = random.permutation(count)
+    order: NDArray[np.int64] = rng.permutation(count)  # [count]
     if shard_starts is None:
+        # Batches are dealt to the processes in turn.
         return order[:kept].reshape(-1, processes, batch_size).swapaxes(0, 1).reshape(processes, -1)
-    left_out = np.zeros(count, dtype=bool)
-    left_out[order[kept:]] = True
-    shards = random.permutation(len(shard_starts) - 1)
+    dropped = np.zeros(count, dtype=bool)
+    dropped[order[kept:]] = True  # The same rows as for files.
+    shards = rng.permutation(len(shard_starts) - 1)  # [S]
     rows = np.concatenate([np.arange(shard_starts[shard], shard_starts[shard + 1]) for shard in shards])
-    shares: NDArray[np.int64] = rows[~left_out[rows]].reshape(processes, -1)
-    window = max(1, round(SHARDS_IN_WINDOW * count / len(shards)))
+    shares: NDArray[np.int64] = rows[~dropped[rows]].reshape(processes, -1)  # [processes, share]
+    window = max(1, round(SHARDS_IN_WINDOW * count / len(shards)))  # Rows of as many shards, on average.
     for start in range(0, shares.shape[1], window):
-        random.permuted(shares[:, start : start + window], axis=1, out=shares[:, start : start + window])
+        rng.permuted(shares[:, start : start + window], axis=1, out=shares[:, start : start + window])
     return shares
 
 
 def _draw_recent(
-    batches: NDArray[np.int64], partners: int, pool: int, random: np.random.Generator
+    batches: NDArray[np.int64], partners: int, pool: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Partners [n, B, partners] of batches [n, B], from the last ``pool`` rows up to the end of each batch.
+    """Draw partners [n, B, partners] for batches [n, B] from the last ``pool`` rows up to each batch's end.
 
-    The first batches draw from as many rows, some of which follow them.
+    The first batches draw from the first ``pool`` rows, some of which follow them.
     """
-    rows = batches.reshape(-1)
+    rows = batches.reshape(-1)  # [n * B]
     window = min(pool, len(rows))
-    ends = batches.shape[1] * np.arange(1, len(batches) + 1)
-    first = np.maximum(ends - window, 0)
-    drawn: NDArray[np.int64] = random.integers(0, window, (*batches.shape, partners))
-    picked: NDArray[np.int64] = rows[first[:, None, None] + drawn]
+    ends = batches.shape[1] * np.arange(1, len(batches) + 1)  # [n]
+    first = np.maximum(ends - window, 0)  # [n]
+    offsets: NDArray[np.int64] = rng.integers(0, window, (*batches.shape, partners))  # [n, B, partners]
+    picked: NDArray[np.int64] = rows[first[:, None, None] + offsets]  # [n, B, partners]
     return picked

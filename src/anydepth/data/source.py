@@ -1,4 +1,4 @@
-"""Where images with their boxes come from: files beside a json, or shards of a stream."""
+"""Sources of annotated images: files beside a json, or shards of a stream."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,14 +13,14 @@ from anydepth.data.outlines import Outlines
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedImage:
-    """One image as it is stored, with the boxes that a detector learns from.
+    """One image as it is stored, with its training boxes.
 
     Attributes:
         image: [3, H, W] uint8 RGB.
         boxes_xyxy: [N, 4] float32 in pixels of the image, without crowd regions.
         labels: [N] int64, contiguous classes.
-        image_id: The data set's id.
-        outlines: Of the N boxes; None where the source keeps none.
+        image_id: The data set's id of the image.
+        outlines: Polygons of the N boxes; None if the source keeps none.
     """
 
     image: Tensor
@@ -35,26 +35,27 @@ class SampleSource(Protocol):
 
     @property
     def shard_starts(self) -> NDArray[np.int64] | None:
-        """[S + 1] first row of each shard and the number of rows; None where rows lie in files of their own.
+        """First row of each shard and, last, the number of rows [S + 1]; None if each row has its own file.
 
-        Rows of one shard are read together: the order of an epoch keeps them near each other.
+        The order of an epoch keeps rows of one shard together, so that only a few shards are in use at a
+        time.
         """
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, row: int) -> AnnotatedImage:
-        """The image of a row.
+        """Return the image of a row.
 
         Raises:
             BadImageError: It cannot be read; the message names the file and the image id.
-            DataError: The source itself is damaged or gone.
+            DataError: The source itself is damaged or missing.
         """
         ...
 
 
 class FileSource:
-    """The images of a packed json, in files.
+    """The image files of a packed json.
 
     Args:
         index: The packed json.

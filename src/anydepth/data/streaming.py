@@ -1,4 +1,4 @@
-"""Data sets in shards as Lightning loads them."""
+"""The Lightning data module of data sets in shards."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,13 +16,13 @@ from anydepth.data.source import SampleSource
 
 
 class StreamingDataModule(DetectionDataModule):
-    """A data set in shards, as ``anydepth-data shards`` writes them.
+    """A data set in shards, as ``anydepth-data shards`` writes it.
 
     Args:
-        root: Folder, or its address (``s3://``, ``http://``, ``https://``), that holds a folder per split.
-        cache_dir: Where shards from an address are kept while they are used; None: the user's cache folder.
-        cache_gb: Gigabytes (10^9 bytes) that they may take there.
-        storage_options: For S3, handed to its client.
+        root: Folder or URL (``s3://``, ``http://``, ``https://``) that holds one folder per split.
+        cache_dir: Folder that caches shards from a URL; None means the user's cache folder.
+        cache_gb: Size of that cache in gigabytes (10^9 bytes).
+        storage_options: Options of the S3 client.
         settings: See :class:`DetectionDataModule`.
     """
 
@@ -37,7 +37,7 @@ class StreamingDataModule(DetectionDataModule):
     ) -> None:
         super().__init__(**settings)
         if cache_gb <= 0:
-            raise ValueError(f"cache_gb={cache_gb}: give the gigabytes that shards may take on this disk")
+            raise ValueError(f"got cache_gb={cache_gb}, expected a positive number of gigabytes")
         self._root = str(root).rstrip("/")
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._cache_gb = cache_gb
@@ -56,18 +56,19 @@ class StreamingDataModule(DetectionDataModule):
             raise
 
     def stream(self, name: SplitName) -> Stream:
-        """A split, opened at the first call.
+        """Return a split, opened at the first call.
 
         Raises:
-            DataError: It is not there, damaged, cannot be fetched, or has other categories than the others.
+            DataError: It is missing, damaged, cannot be fetched, or differs from the others in its
+                categories.
         """
-        stream, rules = self._open(name), self.categories
+        stream, reference = self._open(name), self.categories
         own = stream.categories
-        if (own.ids, own.names) != (rules.ids, rules.names):
-            own.ruled_by(rules)
+        if (own.ids, own.names) != (reference.ids, reference.names):
+            own.check_against(reference)
             raise DataError(
-                f"{own.source}: has {len(own.ids)} categories, {rules.source} has {len(rules.ids)}; prepare "
-                "all splits with the same categories in their json"
+                f"{own.source}: got {len(own.ids)} categories, expected the {len(reference.ids)} of "
+                f"{reference.source}; prepare all splits with the same categories in their json"
             )
         return stream
 

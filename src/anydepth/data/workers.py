@@ -1,19 +1,19 @@
-"""The processes of a loader."""
+"""Signal handling of data loader workers."""
 
 import os
 import signal
 import threading
 
 
-def outlive_sigterm(worker: int) -> None:
-    """Have this worker of a loader end with the process it works for: SIGTERM of others does not end it.
+def ignore_foreign_sigterm(worker: int) -> None:
+    """Make this data loader worker ignore SIGTERM unless its parent process sends it.
 
-    Batch systems send that signal to all processes of a run. The one that trains finishes its step and saves
-    it, in which the loss of a worker would interrupt it. It ends its workers by the same signal, so that the
-    sender decides.
+    Batch systems send SIGTERM to all processes of a run. The training process then finishes its step and
+    saves a checkpoint, which the loss of a worker would interrupt. It also ends its workers by SIGTERM, so
+    the sender of the signal has to be told apart.
 
     Args:
-        worker: Its number; that of the signature a loader asks for.
+        worker: Number of the worker; unused, but part of the signature of ``worker_init_fn``.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return

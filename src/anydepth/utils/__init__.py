@@ -1,1 +1,1 @@
-"""Small helpers for files, messages and YAML that know nothing of detectors."""
+"""Small helpers for files, messages and YAML that do not depend on the rest of the package."""

@@ -1,4 +1,4 @@
-"""Writing results so that a file is either complete or not there."""
+"""Atomic writing: a file is either complete or absent."""
 
 import os
 import shutil
@@ -9,16 +9,19 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends without an error.
+    """Provide a temporary file beside ``path`` that replaces it when the block ends without an error.
 
     The temporary name keeps the suffix, by which image and video libraries choose their format. Missing
-    folders are created. After an error nothing is left, and a former file at ``path`` stays as it was.
-    Several processes may write the same file at once: one of them wins, whole.
+    folders are created. After an error nothing is left, and an earlier file at ``path`` is unchanged. Several
+    processes may write the same file at once: the complete file of one of them remains.
 
     Args:
-        path: The file to write.
-        durable: Wait until the content is on the disk before it takes its place, so that not even a power
-            cut leaves an empty file.
+        path: File to write.
+        durable: Whether to wait until the content is on the disk before the replacement, so that not even a
+            power failure leaves an empty file.
+
+    Yields:
+        Name of the temporary file.
 
     Example:
         >>> import tempfile
@@ -42,14 +45,14 @@ def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:
-    """Write a text file in UTF-8, complete or not at all; see :func:`atomic_path`."""
+    """Write a text file in UTF-8, completely or not at all; see :func:`atomic_path`."""
     with atomic_path(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that is removed at the end, whatever happens; what a killed process left is removed."""
+    """Provide an empty folder that is removed at the end, after removing what a killed process left there."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     try:

@@ -1,1 +1,1 @@
-"""Augmentation of training images, RT-DETR's and YOLO's."""
+"""Augmentation of training images as in RT-DETR and in YOLO."""

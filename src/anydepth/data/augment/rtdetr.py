@@ -1,8 +1,9 @@
-"""What training does to images: the list of RT-DETR (Zhao et al., CVPR 2024), most of it from SSD.
+"""The training augmentation of RT-DETR (Zhao et al., CVPR 2024), most of it from SSD.
 
-It gives what the transforms of these names in ``torchvision.transforms.v2`` give, and each strength can be
-set, permuted channels included. All parts draw first, in the published order; then only what will be seen is
-recoloured, and no canvas is made that a crop cuts up again. The pixels are as if one part followed another.
+It is equivalent to the transforms of these names in ``torchvision.transforms.v2``, and every strength can be
+set, including channel permutation. All transforms draw first, in the published order; then only the visible
+part is recoloured, and no canvas is painted of which a crop discards most. The pixels equal those of one
+transform after the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +17,15 @@ from anydepth.data.augment.view import Turn, View
 
 
 class RTDETRAugmentation:
-    """The training list in RT-DETR's order; None leaves a part out.
+    """RT-DETR's transforms in their order; None leaves one out.
 
-    Resizing, dropping boxes below a pixel and normalising follow in the data set, for every image alike.
+    The data set then resizes every image, drops boxes below a pixel and normalises the others.
 
     Args:
-        photometric: Colours.
-        zoom_out: Larger canvas.
-        crop: Part of the image.
-        turn: Flips and right angles.
+        photometric: Colour changes.
+        zoom_out: Placement on a larger canvas.
+        crop: Crop of a part.
+        turn: Flips and rotations by right angles.
     """
 
     partners = 0
@@ -50,12 +51,12 @@ class RTDETRAugmentation:
         generator: torch.Generator,
         size: tuple[int, int],
     ) -> View:
-        """See :class:`anydepth.data.augment.view.Augmentation`; no partner is used, and no size."""
+        """See :class:`anydepth.data.augment.view.Augmentation`; partners and size are not used."""
         recolouring = None if self.photometric is None else self.photometric.draw(generator)
-        frame, fill = Frame.around(view), 0
+        frame, fill = Frame.whole(view), 0
         if self.zoom_out is not None:
             frame, fill = self.zoom_out.draw(frame, generator), self.zoom_out.fill
         if self.crop is not None:
             frame = self.crop.draw(frame, generator)
-        view = frame.view_of(view.image.as_subclass(Tensor), recolouring, fill)
+        view = frame.render(view.image.as_subclass(Tensor), recolouring, fill)
         return view if self.turn is None else self.turn(view, generator)

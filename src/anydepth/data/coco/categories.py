@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.data.coco.json_rows import JsonRow, json_table, read_json, refuse_duplicates
+from anydepth.data.coco.json_rows import JsonRow, check_unique, json_table, read_json
 from anydepth.data.errors import DataError
 from anydepth.utils.messages import join_few
 
-_FIRST_PART = 2**20
+_FIRST_BYTES = 2**20
+"""Bytes in which the table of categories is searched first: far more than usual tables take (a few kB for
+COCO's 80 categories)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Categories:
     Attributes:
         ids: Category id of each label.
         names: Name of each label.
-        source: The json it comes from, for messages.
+        source: Json that defines the categories, for messages.
     """
 
     ids: tuple[int, ...]
@@ -33,20 +35,26 @@ class Categories:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[int, str]], source: Path) -> "Categories":
-        """Categories from ids and names in any order.
+        """Create categories from ids and names in any order.
 
         Raises:
             DataError: An id is given twice.
         """
         ordered = sorted(pairs)
-        refuse_duplicates(np.array([category_id for category_id, _ in ordered]), "category", source)
+        check_unique(np.array([category_id for category_id, _ in ordered]), "category", source)
         return cls(tuple(pair[0] for pair in ordered), tuple(pair[1] for pair in ordered), source)
 
-    def ruled_by(self, reference: "Categories | None") -> "Categories":
-        """The categories that labels follow: those of the training split, if there is one.
+    def check_against(self, reference: "Categories | None") -> "Categories":
+        """Check these categories against those of the training split, which define the labels of all splits.
+
+        Args:
+            reference: Categories of the training split; None if there is none.
+
+        Returns:
+            ``reference``, or these categories if it is None.
 
         Raises:
-            DataError: Names categories that the training split does not have, or names otherwise.
+            DataError: The training split lacks one of these categories, or gives it another name.
         """
         if reference is None:
             return self
@@ -59,13 +67,13 @@ class Categories:
         if wrong:
             raise DataError(
                 f"{self.source}: the training split {reference.source} does not have the categories "
-                f"{join_few(wrong)}. Its categories rule all splits: add them there, or take them out here"
+                f"{join_few(wrong)}. It defines the labels of all splits: add them there, or remove them here"
             )
         return reference
 
 
-def categories_of(document: Mapping[str, Any], path: Path) -> Categories:
-    """The categories of a json, sorted by id.
+def parse_categories(document: Mapping[str, Any], path: Path) -> Categories:
+    """Parse the categories of a json.
 
     Raises:
         DataError: There is none, or one is malformed or given twice.
@@ -78,17 +86,17 @@ def categories_of(document: Mapping[str, Any], path: Path) -> Categories:
 
 
 def read_categories(path: Path) -> Categories:
-    """The categories of a json, where nothing else of it is needed.
+    """Read only the categories of a json.
 
     Raises:
-        DataError: As :func:`read_json` and :func:`categories_of`.
+        DataError: See :func:`read_json` and :func:`parse_categories`.
     """
-    table = _table_of_categories(path)
-    return categories_of(read_json(path) if table is None else {"categories": table}, path)
+    table = _find_category_table(path)
+    return parse_categories(read_json(path) if table is None else {"categories": table}, path)
 
 
-def _table_of_categories(path: Path) -> Any:
-    """The categories without parsing the rest; None where only the whole file tells what is wrong."""
+def _find_category_table(path: Path) -> Any:
+    """Return the table of categories without parsing the rest; None if that requires the whole file."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -96,8 +104,8 @@ def _table_of_categories(path: Path) -> Any:
     found = [match.end() - 1 for match in re.finditer(rb'"categories"\s*:\s*\[', data)]
     if len(found) != 1:
         return None
-    # The end of the table is not known; a part that is cut short does not parse.
-    for size in (_FIRST_PART, len(data)):
+    # The end of the table is not known; a truncated table does not parse.
+    for size in (_FIRST_BYTES, len(data)):
         text = data[found[0] : found[0] + size].decode("utf-8", errors="ignore")
         with contextlib.suppress(ValueError, RecursionError):
             return json.JSONDecoder().raw_decode(text)[0]

@@ -1,4 +1,4 @@
-"""A fingerprint of annotated images: which data a result was made with."""
+"""The fingerprint of annotated images, which identifies the data behind a result."""
 
 import hashlib
 import json
@@ -21,14 +21,13 @@ _COLUMNS = {
 
 
 def fingerprint(indices: Iterable[CocoIndex]) -> str:
-    """SHA-256 over ids, file names, sizes, boxes, labels, crowd flags and class names of some splits.
+    """Hash ids, file names, sizes, boxes, labels, crowd flags and class names of some splits with SHA-256.
 
-    The order of images counts, as training draws from it. Pixels do not, nor where the files lie: files and
-    the shards prepared from them in their order have equal fingerprints. COCO's training split takes about
-    0.1 s.
+    The order of images matters, because training depends on it; pixels and the location of files do not:
+    files and the shards prepared from them have equal fingerprints. COCO's training split takes about 0.1 s.
 
     Args:
-        indices: Of the splits, in an order that counts.
+        indices: Indices of the splits; their order matters.
 
     Returns:
         64 hexadecimal digits.

@@ -1,8 +1,8 @@
-"""A data set in COCO format, packed into flat numpy arrays.
+"""The packed index: a split in COCO format in flat numpy arrays.
 
 The dictionaries of the json cost over twenty times as much memory, and every worker process would copy them
 page by page, because reading a Python object writes its reference count. The arrays lie in memory that worker
-processes share, however they are started.
+processes share, whatever their start method.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anydepth.data.coco.categories import Categories
-from anydepth.data.coco.memory import SharedArrays, return_freed_memory
-from anydepth.data.coco.orientation import image_in_frame
+from anydepth.data.coco.memory import SharedArrays, release_freed_memory
+from anydepth.data.coco.orientation import read_in_json_frame
 from anydepth.data.coco.packing import pack
-from anydepth.data.coco.tables import BoxRepairs, learnt_boxes
+from anydepth.data.coco.tables import BoxRepairs, select_training_boxes
 from anydepth.data.errors import warn
 from anydepth.data.outlines import Outlines
 from anydepth.images import read_image
@@ -29,18 +29,18 @@ class CocoIndex:
     """Images and cleaned boxes of one COCO json. ``I`` images, ``A`` annotations, sorted by image.
 
     Attributes:
-        json_path: Where it was read from.
-        image_root: The folder that file names are relative to.
-        categories: The map from contiguous labels to the data set's category ids.
+        json_path: Json that was read.
+        image_root: Folder that file names are relative to.
+        categories: Map from contiguous labels to the data set's category ids.
         image_ids: [I] int64, in the order of the json.
-        sizes: [I, 2] int32, (height, width) in pixels as the json says.
+        sizes: [I, 2] int32, (height, width) in pixels according to the json.
         boxes_xywh: [A, 4] float64, corner and size in pixels, as COCO stores them.
         labels: [A] int16, contiguous classes in [0, K).
         crowd: [A] bool. Crowd regions are never training targets; evaluation ignores detections in them.
-        areas: [A] float64, square pixels: the json's (of a mask, where there was one), else width x height.
+        areas: [A] float64, square pixels: the json's area (of the mask, if any), else width x height.
         annotation_ids: [A] int64.
         starts: [I + 1] int32; the annotations of image ``i`` are ``starts[i]:starts[i + 1]``.
-        repairs: What was wrong with boxes of the json.
+        repairs: Counts of the boxes that were clipped or dropped.
     """
 
     json_path: Path
@@ -72,17 +72,18 @@ class CocoIndex:
         """Read, check and pack a COCO json.
 
         Args:
-            json_path: The json with ``images``, ``annotations`` and ``categories``.
-            image_root: The folder that ``file_name`` is relative to.
-            categories: The categories of the training split, which rule this split's labels. None: its own.
-            for_training: Refuse a json without any box to learn from.
-            outlines: Keep the polygons of the json too, about 200 MB for COCO's training split.
-            annotated: False takes a json without ``annotations`` as images without ground truth.
-            report: Called at most once, with the counts of boxes that were clipped or dropped, and of
-                outlines that are no polygons.
+            json_path: Json with ``images``, ``annotations`` and ``categories``.
+            image_root: Folder that ``file_name`` is relative to.
+            categories: Categories of the training split, which define the labels; None uses the json's own.
+            for_training: Whether to refuse a json without training boxes.
+            outlines: Whether to keep the polygons of the json, about 200 MB for COCO's training split.
+            annotated: Whether ``annotations`` are required; if False, a json without them holds images
+                without ground truth.
+            report: Called at most once with a message that counts the clipped and dropped boxes and the
+                malformed outlines.
 
         Raises:
-            DataError: Anything that is wrong with the json, or an image that is missing on disk.
+            DataError: The json is malformed, or an image is missing on disk.
         """
         path, root = Path(json_path), Path(image_root)
         packed = pack(
@@ -94,7 +95,7 @@ class CocoIndex:
             annotated=annotated,
             report=report,
         )
-        return_freed_memory()
+        release_freed_memory()
         return cls.from_memory(
             path, root, categories=packed.categories, repairs=packed.repairs, memory=packed.memory
         )
@@ -109,15 +110,15 @@ class CocoIndex:
         repairs: BoxRepairs,
         memory: SharedArrays,
     ) -> "CocoIndex":
-        """The index of these arrays, which are taken as they are; see the attributes for the others.
+        """Create an index of arrays, which are not checked.
 
         Args:
-            json_path: As the attribute.
-            image_root: As the attribute.
-            categories: As the attribute.
-            repairs: As the attribute.
-            memory: The arrays by the names of the attributes, ``names`` (UTF-8) and ``name_starts`` [I + 1],
-                and those of ``Outlines`` where they are kept.
+            json_path: See the attribute.
+            image_root: See the attribute.
+            categories: See the attribute.
+            repairs: See the attribute.
+            memory: Arrays by the names of the attributes, ``names`` (UTF-8) and ``name_starts`` [I + 1], and
+                those of ``Outlines`` if they are kept.
         """
         columns = {
             field.name: memory.arrays[field.name] for field in fields(cls) if field.name in memory.arrays
@@ -152,7 +153,7 @@ class CocoIndex:
 
     @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """The arrays as :meth:`from_memory` takes them."""
+        """The arrays by name, see :meth:`from_memory`."""
         return self._memory.arrays
 
     @property
@@ -164,28 +165,28 @@ class CocoIndex:
         return len(self.image_ids)
 
     def file_name(self, row: int) -> str:
-        """``file_name`` of the image in this row."""
+        """Return the ``file_name`` of the image in this row."""
         names, starts = self._memory.arrays["names"], self._memory.arrays["name_starts"]
         text: bytes = names[starts[row] : starts[row + 1]].tobytes()
         return text.decode("utf-8")
 
     def path(self, row: int) -> Path:
-        """Where the image of this row lies."""
+        """Return the file of the image in this row."""
         return self.image_root / self.file_name(row)
 
     def read_image(self, row: int) -> Tensor:
-        """The picture of this row, [3, H, W] uint8 RGB, in the frame that its boxes lie in.
+        """Read the image of this row, [3, H, W] uint8 RGB, in the frame of its boxes.
 
-        Where the EXIF orientation turns a picture on its side, the json may hold either frame: the one whose
-        size the json gives is used, for pixels, boxes and detections alike. A square picture, or one turned
-        upside down, is taken upright.
+        If the EXIF orientation rotates an image by 90 degrees, the json may hold either frame: the one whose
+        size it gives is used for pixels, boxes and detections alike. A square image, or one rotated by 180
+        degrees, is read upright.
 
         Raises:
             BadImageError: The file cannot be read, or its size fits the json in neither frame.
         """
         path = self.path(row)
         height, width = self.sizes[row].tolist()
-        return image_in_frame(
+        return read_in_json_frame(
             lambda upright: read_image(path, upright=upright),
             (height, width),
             name=str(path),
@@ -193,16 +194,16 @@ class CocoIndex:
         )
 
     def annotations_of(self, row: int) -> slice:
-        """Which annotations belong to the image of this row."""
+        """Return the slice of the annotations of the image in this row."""
         return slice(int(self.starts[row]), int(self.starts[row + 1]))
 
     def training_boxes(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Boxes [N, 4] xyxy in pixels and labels [N] of one image, without crowd regions."""
+        """Return the boxes [N, 4] xyxy in pixels and the labels [N] of one image, without crowd regions."""
         part = self.annotations_of(row)
-        return learnt_boxes(self.boxes_xywh[part], self.labels[part], self.crowd[part])
+        return select_training_boxes(self.boxes_xywh[part], self.labels[part], self.crowd[part])
 
     def outlines_of(self, row: int) -> Outlines | None:
-        """Outlines of the boxes of :meth:`training_boxes`, inside the image; None where none were kept."""
+        """Return the outlines of :meth:`training_boxes`, clipped to the image; None if they were not kept."""
         arrays = self._memory.arrays
         if "points" not in arrays:
             return None
@@ -210,7 +211,7 @@ class CocoIndex:
         first, last = arrays["object_starts"][[part.start, part.stop]]
         ring_starts = arrays["ring_starts"][first : last + 1]
         points = arrays["points"][ring_starts[0] : ring_starts[-1]]
-        # Crowd regions have no rings, so that those of the others follow each other without a gap.
+        # Crowd regions have no rings, so that the rings of the other objects are contiguous.
         starts = arrays["object_starts"][part][~self.crowd[part]]
         return Outlines(
             points=points.clip(0, self.sizes[row, ::-1].astype(np.float32)),
@@ -219,10 +220,10 @@ class CocoIndex:
         )
 
     def to_coco_dict(self, *, contiguous_ids: bool = False) -> dict[str, list[dict[str, Any]]]:
-        """Ground truth as ``pycocotools`` takes it, with the boxes as cleaned and crowd regions marked.
+        """Return the ground truth in the format of ``pycocotools``, with cleaned boxes and crowd flags.
 
         Args:
-            contiguous_ids: Write the label 0..K-1 as ``category_id`` instead of the data set's own id.
+            contiguous_ids: Whether ``category_id`` is the label 0..K-1 instead of the data set's own id.
         """
         ids = range(len(self.category_ids)) if contiguous_ids else self.category_ids
         category_of_label = list(ids)

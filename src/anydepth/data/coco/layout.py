@@ -1,4 +1,4 @@
-"""Where the json and the images of each split lie in the folders that data sets come in."""
+"""Folder layouts of data sets: the json and the image folder of each split."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +20,7 @@ _LAYOUTS = (
     ("annotations/instances_{name}.json", "{name}"),
     ("{name}/_annotations.coco.json", "{name}"),
 )
-# Images alone, for the evaluation server of COCO.
+# Images without ground truth, for the evaluation server of COCO.
 _WITHOUT_TRUTH: dict[SplitName, tuple[tuple[str, str], ...]] = {
     "train": (),
     "val": (),
@@ -36,8 +36,8 @@ class Split:
     """One split of a data set.
 
     Attributes:
-        json_path: Its COCO json.
-        image_root: The folder that the json's file names are relative to.
+        json_path: COCO json of the split.
+        image_root: Folder that the json's file names are relative to.
     """
 
     json_path: Path
@@ -47,13 +47,13 @@ class Split:
 def find_split(root: Path, split: SplitName) -> Split:
     """Find a split in one of the known layouts.
 
-    They are ``annotations/instances_NAME.json`` with the images in ``images/NAME`` or in ``NAME`` (the
+    The layouts are ``annotations/instances_NAME.json`` with the images in ``images/NAME`` or in ``NAME`` (the
     official one of COCO), and ``NAME/_annotations.coco.json`` with the images beside it. NAME is train or
-    train2017; val, val2017 or valid; test or test2017. Without any of them, COCO's test-dev and test images
-    are a test split without ground truth.
+    train2017; val, val2017 or valid; test or test2017. As a fallback, COCO's test-dev and test images are a
+    test split without ground truth.
 
     Raises:
-        DataError: None of them is there; the message lists what was looked for.
+        DataError: None of them exists; the message lists the places searched.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the data set's folder as data.root")

@@ -1,4 +1,4 @@
-"""Memory that processes share, and memory that goes back to the system."""
+"""Arrays in memory shared by processes, and the release of freed memory to the system."""
 
 import ctypes
 import mmap
@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_ALIGNMENT = 64
+_ALIGNMENT = 64  # Bytes of a cache line, which also suits every vector instruction.
 
 _Layout = dict[str, tuple[str, tuple[int, ...], int]]
 """Type, shape and offset in bytes of each array."""
 
 
 class SharedArrays:
-    """Named read-only arrays in one block of memory, of which worker processes keep no copy.
+    """Named read-only arrays in one block of memory that worker processes share without a copy.
 
-    Forked workers inherit the block; workers that start afresh ("spawn", "forkserver") are handed it when
-    they are started. It is a file without a name, in memory where the system has such files: it does not
-    count against /dev/shm, and nothing is left of it however the processes end. Pickled for another purpose
-    (a file, a queue, a copy), and on Windows, the arrays go by value.
+    Forked workers inherit the block; workers with the start methods "spawn" and "forkserver" receive its file
+    descriptor. The block is an anonymous file, in memory if the system supports that: it does not count
+    against /dev/shm, and it vanishes however the processes end. When pickled for another purpose (a file, a
+    queue, a copy), and on Windows, the arrays are copied by value.
 
     Args:
-        descriptor: The open file that is the block; this object closes it.
-        layout: Where each array lies in it.
+        descriptor: Descriptor of the anonymous file; this object closes it.
+        layout: Layout of the arrays in the file.
 
     Attributes:
-        arrays: By name.
-        nbytes: Size of all arrays together.
+        arrays: Arrays by name.
+        nbytes: Size of all arrays together, in bytes.
     """
 
     def __init__(self, descriptor: int, layout: _Layout) -> None:
@@ -50,13 +50,13 @@ class SharedArrays:
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> "SharedArrays":
         """Copy arrays into a new block."""
-        descriptor = _nameless_file()
+        descriptor = _anonymous_file()
         layout: _Layout = {}
         with open(descriptor, "wb", closefd=False) as file:
             for name, array in arrays.items():
                 layout[name] = (array.dtype.str, array.shape, file.tell())
                 file.write(np.ascontiguousarray(array).data)
-                # At least one byte follows, because a file without any cannot be mapped.
+                # At least one byte of padding, because an empty file cannot be mapped.
                 file.write(bytes(_ALIGNMENT - file.tell() % _ALIGNMENT))
         return cls(descriptor, layout)
 
@@ -66,13 +66,13 @@ class SharedArrays:
         return _attach, (DupFd(self._descriptor), self._layout)
 
 
-def return_freed_memory() -> None:
-    """Give memory that was freed back to the system, where the C library (glibc) would keep it."""
+def release_freed_memory() -> None:
+    """Release freed memory to the system if the C library (glibc) would keep it."""
     if os.name == "posix" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
 
-def _nameless_file() -> int:
+def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("anydepth")
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""Which way up a picture is read: in the frame that its boxes lie in."""
+"""EXIF orientation: read a picture in the frame of its boxes."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,25 @@ from anydepth.data.errors import BadImageError
 from anydepth.images import ImageError
 
 
-def image_in_frame(read: Callable[[bool], Tensor], size: tuple[int, int], *, name: str, entry: str) -> Tensor:
-    """A picture in the frame whose size the json gives.
+def read_in_json_frame(
+    read: Callable[[bool], Tensor], size: tuple[int, int], *, name: str, entry: str
+) -> Tensor:
+    """Read a picture in the frame whose size the json gives.
 
-    Where the EXIF orientation turns a picture on its side, the json may hold either frame. A square picture,
-    or one turned upside down, is taken upright.
+    If the EXIF orientation rotates a picture by 90 degrees, the json may hold either frame. A square picture,
+    or one rotated by 180 degrees, is read upright.
 
     Args:
-        read: Reads the picture [3, H, W], upright or (False) as its pixels are stored.
-        size: (height, width) in pixels that the json gives.
-        name: What messages call the picture.
-        entry: What messages call its entry in the json.
+        read: Function that reads the picture [3, H, W], upright (True) or as its pixels are stored (False).
+        size: (height, width) in pixels according to the json.
+        name: Name of the picture in messages.
+        entry: Name of its json entry in messages.
+
+    Returns:
+        [3, H, W] uint8 RGB.
 
     Raises:
-        BadImageError: The picture cannot be read, or its size fits the json in neither frame.
+        BadImageError: The picture cannot be read, or neither frame has the size that the json gives.
     """
     try:
         image = read(True)
@@ -31,7 +36,7 @@ def image_in_frame(read: Callable[[bool], Tensor], size: tuple[int, int], *, nam
         raise BadImageError(f"{entry}: {error}, together with its entry in the json") from error
     if tuple(image.shape[-2:]) != size:
         raise BadImageError(
-            f"{entry}: {name} is {tuple(image.shape[-2:])} pixels (height, width), but the json says "
-            f"{size}; its boxes belong to another picture: correct the json or restore the file"
+            f"{entry}: {name} is {tuple(image.shape[-2:])} pixels (height, width), expected {size} according "
+            "to the json; its boxes belong to another picture: correct the json or restore the file"
         )
     return image

@@ -1,4 +1,4 @@
-"""A packed index in a file: it loads in no time, and without the json."""
+"""Packed index files, which load at once and without the json."""
 
 import zipfile
 from math import prod
@@ -37,12 +37,12 @@ def save_packed(index: CocoIndex, path: Path) -> None:
 
 
 def load_packed(path: Path, where: str, categories: Categories) -> CocoIndex:
-    """Read what :func:`save_packed` wrote.
+    """Read a file that :func:`save_packed` wrote.
 
     Args:
-        path: The file.
-        where: What messages call the folder or address it comes from.
-        categories: The categories that its labels stand for.
+        path: File to read.
+        where: Name of its folder or address in messages.
+        categories: Categories of its labels.
 
     Raises:
         DataError: The file is damaged, or its arrays contradict each other.
@@ -50,7 +50,7 @@ def load_packed(path: Path, where: str, categories: Categories) -> CocoIndex:
     try:
         arrays = _read_arrays(path)
         _check(arrays, len(categories.ids))
-    # Archives are arbitrary bytes; which exception a decoder raises on them is its own affair.
+    # Archives are arbitrary bytes, on which decoders raise exceptions of any kind.
     except Exception as error:
         raise DataError(
             f"{where}: its packed annotations cannot be used ({error}); prepare or copy the shards again"
@@ -68,7 +68,7 @@ def load_packed(path: Path, where: str, categories: Categories) -> CocoIndex:
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     with zipfile.ZipFile(path) as archive:
-        # A compressed member may unfold to any size.
+        # A compressed member may expand to any size.
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed")
         for name in _ARRAYS:
@@ -78,7 +78,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _check_header(archive: zipfile.ZipFile, name: str) -> None:
-    """Refuse a shape that promises more than the member holds: room is made before anything is read."""
+    """Check that a member is as large as its shape says: numpy allocates before it reads."""
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
         read = (
@@ -86,11 +86,11 @@ def _check_header(archive: zipfile.ZipFile, name: str) -> None:
         )
         shape, _, dtype = read(member)
     if any(side < 0 for side in shape) or prod(shape) * dtype.itemsize > archive.getinfo(name).file_size:
-        raise ValueError(f"{name} is {dtype}{list(shape)}, more than its bytes")
+        raise ValueError(f"{name} is {dtype}{list(shape)}, which needs more bytes than the file holds")
 
 
 def _check(arrays: dict[str, NDArray[Any]], num_classes: int) -> None:
-    """Whatever code relies on: types, shapes, and that all indices point somewhere."""
+    """Check types, shapes and that all indices are valid."""
     images, annotations = len(arrays["image_ids"]), len(arrays["labels"])
     shapes = {
         "image_ids": (images,),
@@ -102,12 +102,12 @@ def _check(arrays: dict[str, NDArray[Any]], num_classes: int) -> None:
     }
     for name, array in arrays.items():
         if array.dtype != np.dtype(_TYPES[name]) or array.shape != shapes.get(name, (annotations,)):
-            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, an unexpected type or shape")
     _check_starts(arrays["starts"], annotations)
     _check_starts(arrays["name_starts"], len(arrays["names"]))
     labels, boxes = arrays["labels"], arrays["boxes_xywh"]
     if annotations and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise ValueError(f"labels {labels.min()} to {labels.max()} of {num_classes} classes")
+        raise ValueError(f"got labels {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
     if not np.isfinite(boxes).all() or (boxes[:, 2:] <= 0).any() or (arrays["sizes"] < 1).any():
         raise ValueError("a box or an image has no size")
     for name in ("image_ids", "annotation_ids"):

@@ -1,4 +1,4 @@
-"""From a COCO json to the arrays of its index: read, check, clean, sort by image, share."""
+"""Packing a COCO json into the arrays of its index: read, check, clean, sort by image, share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from anydepth.data.coco.tables import (
     Annotations,
     BoxRepairs,
     CocoTables,
+    check_files_exist,
     clean_boxes,
     pack_names,
-    refuse_missing_files,
 )
 from anydepth.data.coco.tolerant import tolerant_tables
 from anydepth.data.coco.typed import UnusualJsonError, typed_tables
@@ -24,18 +24,18 @@ from anydepth.data.errors import DataError
 from anydepth.data.outlines import Outlines, Rings, pack_outlines
 from anydepth.utils.messages import join_few
 
-# Labels take two bytes each.
-MOST_CATEGORIES = 2**15 - 1
+MAX_CATEGORIES = 2**15 - 1
+"""Labels are stored as int16."""
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
-    """What a :class:`anydepth.data.coco.index.CocoIndex` is made of.
+class PackedIndex:
+    """The parts of a :class:`anydepth.data.coco.index.CocoIndex`.
 
     Attributes:
-        categories: The categories that rule the labels.
-        repairs: What was wrong with boxes of the json.
-        memory: The arrays of the index, ``names`` and ``name_starts``, and those of ``Outlines`` if kept.
+        categories: Categories that define the labels.
+        repairs: Counts of the boxes that were clipped or dropped.
+        memory: Arrays of the index, ``names`` and ``name_starts``, and those of ``Outlines`` if kept.
     """
 
     categories: Categories
@@ -52,17 +52,17 @@ def pack(
     outlines: bool,
     annotated: bool,
     report: Callable[[str], None],
-) -> Packed:
-    """Read a json; see :meth:`anydepth.data.coco.index.CocoIndex.load`.
+) -> PackedIndex:
+    """Read and pack a json; see :meth:`anydepth.data.coco.index.CocoIndex.load`.
 
     Raises:
-        DataError: Anything that is wrong with the json, or an image that is missing on disk.
+        DataError: The json is malformed, or an image is missing on disk.
     """
     tables = read_tables(path, categories, outlines=outlines, annotated=annotated)
     count = len(tables.categories.ids)
-    if count > MOST_CATEGORIES:
-        raise DataError(f"{path}: {count} categories; at most {MOST_CATEGORIES} are possible: join some")
-    refuse_missing_files(path, root, tables.image_ids, tables.names)
+    if count > MAX_CATEGORIES:
+        raise DataError(f"{path}: got {count} categories, expected at most {MAX_CATEGORIES}; merge some")
+    check_files_exist(path, root, tables.image_ids, tables.names)
     keep, columns, repairs = clean_boxes(tables.annotations, tables.sizes[tables.rows])
     kept = np.flatnonzero(keep)
     order = kept[np.argsort(tables.rows[kept], kind="stable")]
@@ -73,23 +73,23 @@ def pack(
             "is the json of the training split"
         )
     arrays = _arrays(tables, columns, order)
-    complaints = [str(repairs)] if repairs else []
+    problems = [str(repairs)] if repairs else []
     if tables.rings is not None:
         polygons, malformed = _outlines(tables.rings, columns, order)
         arrays |= vars(polygons)
-        complaints += [_complaint(malformed)] if malformed else []
-    if complaints:
-        report(f"{path}: {'; '.join(complaints)}")
-    return Packed(tables.categories, repairs, SharedArrays.of(arrays))
+        problems += [_describe_malformed(malformed)] if malformed else []
+    if problems:
+        report(f"{path}: {'; '.join(problems)}")
+    return PackedIndex(tables.categories, repairs, SharedArrays.of(arrays))
 
 
 def read_tables(
     path: Path, categories: Categories | None, *, outlines: bool, annotated: bool = True
 ) -> CocoTables:
-    """The tables of a json as written, by the fast way if the json allows it.
+    """Read the tables of a json as written, with the tolerant reader as the fallback of the typed one.
 
     Raises:
-        DataError: Anything that is wrong with the json.
+        DataError: The json is malformed.
     """
     try:
         return typed_tables(path, categories, outlines=outlines)
@@ -117,23 +117,23 @@ def _arrays(tables: CocoTables, columns: Annotations, order: NDArray[np.int64]) 
 def _outlines(
     rings: Callable[[int], Rings | None], columns: Annotations, order: NDArray[np.int64]
 ) -> tuple[Outlines, list[int]]:
-    """The outlines of sorted annotations, and the ids of those whose outline is malformed."""
+    """Return the outlines of sorted annotations, and the ids of those whose outline is malformed."""
     malformed: list[int] = []
 
-    def of(position: int, crowd: bool, annotation_id: int) -> Rings:
-        # A crowd region is never learnt, so that its outline would only be in the way.
+    def usable_rings(position: int, crowd: bool, annotation_id: int) -> Rings:
+        # A crowd region is never a training target, so that its outline is of no use.
         found = [] if crowd else rings(position)
         if found is None:
             malformed.append(annotation_id)
         return found or []
 
     rows = zip(order.tolist(), columns.crowd.tolist(), columns.ids.tolist(), strict=True)
-    return pack_outlines(of(*row) for row in rows), malformed
+    return pack_outlines(usable_rings(*row) for row in rows), malformed
 
 
-def _complaint(malformed: list[int]) -> str:
+def _describe_malformed(malformed: list[int]) -> str:
     return (
-        f"{len(malformed)} outlines were left out, because their 'segmentation' is no list of polygons "
-        f"[x, y, x, y, ...] with at least 3 points; the boxes are used (annotation ids: "
+        f"{len(malformed)} outlines were dropped, because their 'segmentation' is not a list of polygons "
+        f"[x, y, x, y, ...] with at least 3 points; their boxes are used (annotation ids: "
         f"{join_few(malformed)})"
     )

@@ -1,4 +1,4 @@
-"""The tables of a COCO json as columns, checked against the disk and cleaned."""
+"""Tables of a COCO json as columns, checked against the disk and cleaned."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,21 +16,22 @@ from anydepth.data.outlines import Rings
 from anydepth.utils.messages import join_few
 
 MAX_SIDE = 2**31 - 1
-"""Of an image, in pixels."""
+"""Pixels of an image side: sizes are stored as int32."""
 ROUNDING_PX = 1.0
-"""Boxes that leave their image by no more than this are left as they are: files are full of rounded corners,
-and the figures of official sets are computed with them. Training clamps every box to the image anyway."""
+"""Boxes that leave their image by no more than this are not changed: many files have rounded corners, and the
+published results of official data sets are computed with them. Training clamps every box to the image
+anyway."""
 
 
 @dataclass(frozen=True)
 class BoxRepairs:
-    """How many boxes of a json could not be used as written.
+    """Counts of the boxes of a json that could not be used as written.
 
     Attributes:
-        clipped: Left the image by more than a pixel, and were clipped to it.
-        outside: Did not touch the image; dropped.
-        empty: Negative or zero width or height; dropped.
-        not_finite: NaN or infinite; dropped.
+        clipped: Boxes that left the image by more than a pixel and were clipped to it.
+        outside: Boxes outside the image, dropped.
+        empty: Boxes of negative or zero width or height, dropped.
+        not_finite: Boxes with NaN or infinity, dropped.
         first_ids: Annotation ids of the first few.
     """
 
@@ -53,14 +54,14 @@ class BoxRepairs:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """Annotations as columns of the same length; see ``CocoIndex`` for what each holds.
+    """Annotations as columns of equal length; see ``CocoIndex``.
 
     Attributes:
-        ids: Annotation ids.
+        ids: [A] annotation ids.
         boxes_xywh: [A, 4] in pixels.
-        labels: Contiguous classes.
-        crowd: Crowd regions.
-        areas: Square pixels, NaN where the json has no usable one.
+        labels: [A] contiguous classes.
+        crowd: [A] whether each is a crowd region.
+        areas: [A] square pixels, NaN if the json has no usable area.
     """
 
     ids: NDArray[np.int64]
@@ -70,7 +71,7 @@ class Annotations:
     areas: NDArray[np.float64]
 
     def take(self, rows: NDArray[np.int64]) -> "Annotations":
-        """These rows, in this order."""
+        """Select rows, in this order."""
         return Annotations(
             self.ids[rows], self.boxes_xywh[rows], self.labels[rows], self.crowd[rows], self.areas[rows]
         )
@@ -78,17 +79,17 @@ class Annotations:
 
 @dataclass(frozen=True, eq=False)
 class CocoTables:
-    """What a json holds, in its order. ``I`` images, ``A`` annotations.
+    """Tables of a json, in its order. ``I`` images, ``A`` annotations.
 
     Attributes:
-        categories: The categories that rule the labels.
+        categories: Categories that define the labels.
         image_ids: [I], unique.
         sizes: [I, 2] (height, width) in pixels.
         names: File name of each image.
-        rows: [A] the row of each annotation's image.
-        annotations: As written.
-        rings: The outline of an annotation by its place in the json, None where it is malformed; left out
-            unless asked for.
+        rows: [A] row of each annotation's image.
+        annotations: Annotations as written.
+        rings: Function that returns the outline of an annotation by its position in the json, or None if it
+            is malformed. None if outlines were not requested.
     """
 
     categories: Categories
@@ -103,14 +104,14 @@ class CocoTables:
 def clean_boxes(
     annotations: Annotations, sizes: NDArray[np.int32]
 ) -> tuple[NDArray[np.bool_], Annotations, BoxRepairs]:
-    """Sort out boxes that cannot be used as written.
+    """Clip boxes that leave their image, and find those that cannot be used.
 
     Args:
-        annotations: ``A`` annotations as the json has them.
+        annotations: ``A`` annotations as written.
         sizes: [A, 2] (height, width) of each annotation's image.
 
     Returns:
-        Which annotations are usable [A]; all of them with boxes clipped and areas filled in; the counts.
+        The mask of usable annotations [A], all annotations with clipped boxes and areas, and the counts.
     """
     boxes = annotations.boxes_xywh
     limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1).astype(np.float64)
@@ -139,42 +140,44 @@ def clean_boxes(
     return keep, Annotations(annotations.ids, boxes, annotations.labels, annotations.crowd, areas), repairs
 
 
-def learnt_boxes(
+def select_training_boxes(
     boxes_xywh: NDArray[np.float64], labels: NDArray[np.signedinteger[Any]], crowd: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """What a detector learns from the annotations of one image.
+    """Select the training boxes of one image.
 
     Args:
         boxes_xywh: [A, 4] corner and size in pixels.
         labels: [A] contiguous classes.
-        crowd: [A] crowd regions, which are left out.
+        crowd: [A] whether each annotation is a crowd region, which is left out.
 
     Returns:
         Boxes [N, 4] xyxy in pixels and labels [N].
     """
-    boxes = boxes_xywh[~crowd]
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    boxes = boxes_xywh[~crowd]  # [N, 4]
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)  # [N, 4]
     return corners.astype(np.float32), labels[~crowd].astype(np.int64)
 
 
-def refuse_missing_files(
+def check_files_exist(
     json_path: Path, root: Path, image_ids: NDArray[np.int64], names: Sequence[str]
 ) -> None:
-    """Check that every image exists before a training starts.
+    """Check that every image exists.
 
-    Folders are listed, since a question per file takes minutes on a network drive.
+    Folders are listed, because one query per file takes minutes on a network drive.
 
     Raises:
-        DataError: Names the first few that are missing, and how many there are.
+        DataError: Images are missing; the message counts them and names the first few.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder, but {json_path} names images in it; check the data paths")
+        raise DataError(
+            f"{root}: no such folder, but {json_path} names images in it; check the data settings"
+        )
     places = [os.path.split(name) for name in names]
     present = {folder: _names_in(root / folder) for folder in {folder for folder, _ in places}}
     missing = [
         f"{name} (image id {image_id})"
         for name, (folder, base), image_id in zip(names, places, image_ids.tolist(), strict=True)
-        # A file system that ignores case lists another spelling, so absence is asked for again.
+        # A file system that ignores case may list another spelling, so that absence is checked again.
         if base not in present[folder] and not is_file(root / name)
     ]
     if missing:
@@ -189,7 +192,7 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def pack_names(names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Texts as one array of UTF-8 bytes, and where each begins (with the end as last entry)."""
+    """Pack texts into one array of UTF-8 bytes; return it with the start of each text and, last, the end."""
     encoded = [name.encode("utf-8") for name in names]
     starts = np.concatenate([[0], np.cumsum([len(name) for name in encoded])]).astype(np.int64)
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), starts

@@ -1,4 +1,4 @@
-"""A COCO json read entry by entry: slow, but it takes every spelling and says exactly what is wrong."""
+"""The tolerant reader of COCO json files: entry by entry, slow, for every spelling, with precise errors."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anydepth.data.coco.categories import Categories, categories_of
-from anydepth.data.coco.json_rows import JsonRow, check_file_name, json_table, read_json, refuse_duplicates
+from anydepth.data.coco.categories import Categories, parse_categories
+from anydepth.data.coco.json_rows import JsonRow, check_file_name, check_unique, json_table, read_json
 from anydepth.data.coco.tables import MAX_SIDE, Annotations, CocoTables
 from anydepth.data.errors import DataError
 from anydepth.data.outlines import Rings
@@ -16,42 +16,43 @@ from anydepth.data.outlines import Rings
 def tolerant_tables(
     path: Path, categories: Categories | None, *, outlines: bool, annotated: bool = True
 ) -> CocoTables:
-    """Read a json whatever its state.
+    """Read a json entry by entry.
 
     Args:
-        path: The json.
-        categories: The categories of the training split, which rule the labels. None: the json's own.
-        outlines: Keep the polygons.
-        annotated: False takes a json without ``annotations`` as images without ground truth.
+        path: Json to read.
+        categories: Categories of the training split, which define the labels; None uses the json's own.
+        outlines: Whether to keep the polygons.
+        annotated: Whether ``annotations`` are required; if False, a json without them holds images without
+            ground truth.
 
     Raises:
-        DataError: Anything that is wrong with the json.
+        DataError: The json is malformed.
     """
     document = read_json(path, outlines=outlines)
     if not annotated:
         document.setdefault("annotations", [])
-    rules = categories_of(document, path).ruled_by(categories)
+    label_categories = parse_categories(document, path).check_against(categories)
     image_ids, sizes, names = _image_table(document, path)
-    rows, annotations = _annotation_table(document, path, image_ids, rules)
+    rows, annotations = _annotation_table(document, path, image_ids, label_categories)
     if not outlines:
-        return CocoTables(rules, image_ids, sizes, names, rows, annotations, None)
+        return CocoTables(label_categories, image_ids, sizes, names, rows, annotations, None)
     entries = document["annotations"]
 
     def rings(position: int) -> Rings | None:
-        # `read_json` has put the rings in place of what the json says.
+        # `read_json` has replaced each segmentation by its rings.
         found: Rings | None = entries[position].get("segmentation", [])
         return found
 
-    return CocoTables(rules, image_ids, sizes, names, rows, annotations, rings)
+    return CocoTables(label_categories, image_ids, sizes, names, rows, annotations, rings)
 
 
 def _image_table(
     document: dict[str, Any], path: Path
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], list[str]]:
-    """Ids [I], sizes [I, 2] (height, width) and file names of the images.
+    """Return ids [I], sizes [I, 2] (height, width) and file names of the images.
 
     Raises:
-        DataError: An entry is malformed, an id is given twice, or there is no image at all.
+        DataError: An entry is malformed, an id is given twice, or there is no image.
     """
     table = json_table(document, "images", path)
     if not table:
@@ -64,14 +65,14 @@ def _image_table(
         ids[position] = row.integer("id")
         sizes[position] = row.integer("height", 1, MAX_SIDE), row.integer("width", 1, MAX_SIDE)
         names.append(check_file_name(row))
-    refuse_duplicates(ids, "image", path)
+    check_unique(ids, "image", path)
     return ids, sizes, names
 
 
 def _annotation_table(
     document: dict[str, Any], path: Path, image_ids: NDArray[np.int64], categories: Categories
 ) -> tuple[NDArray[np.int64], Annotations]:
-    """The row of each annotation's image [A], and everything else known of it, in the order of the json.
+    """Return the row of each annotation's image [A] and the annotations, in the order of the json.
 
     Raises:
         DataError: An entry is malformed, names an unknown image or category, or an id is given twice.
@@ -93,5 +94,5 @@ def _annotation_table(
         boxes[position] = row.numbers("bbox", 4)
         crowd[position] = row.flag("iscrowd")
         areas[position] = row.area()
-    refuse_duplicates(ids, "annotation", path)
+    check_unique(ids, "annotation", path)
     return rows, Annotations(ids, boxes, labels, crowd, areas)

@@ -1,9 +1,8 @@
-"""Data sets of other formats as COCO: what every reader hands over, and how it is written.
+"""Data sets of other formats: the result of their readers, and its conversion to COCO.
 
-Readers (:mod:`anydepth.data.convert.voc`, :mod:`anydepth.data.convert.yolo`) say which images and objects
-there are. Numbers that cannot be meant are errors, with file and line; what one image or object lacks to be
-learnt from is left out and listed in the summary, so that one bad file among ten thousand does not stop an
-import.
+Readers (:mod:`anydepth.data.convert.voc`, :mod:`anydepth.data.convert.yolo`) return images and objects.
+Invalid numbers are errors, with file and line; an image or object that cannot be used is skipped and listed
+in the summary, so that one bad file among ten thousand does not stop an import.
 """
 
 import json
@@ -32,7 +31,7 @@ SPLIT_FOLDERS: Mapping[str, SplitName] = {
 }
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm"}
 _EXIF_ORIENTATION = 0x0112
-_ON_ITS_SIDE = {5, 6, 7, 8}
+_TRANSPOSED_ORIENTATIONS = {5, 6, 7, 8}  # Those that swap height and width (Exif 2.32, tag 274).
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,11 @@ class ForeignObject:
     """One object of an image.
 
     Attributes:
-        class_name: Its class.
-        box_xyxy: In pixels; the origin is the upper left corner of the image.
+        class_name: Name of its class.
+        box_xyxy: Box in pixels; the origin is the upper left corner of the image.
         where: File and line, for messages.
-        ignored: Neither learnt nor counted in evaluation: a crowd region in COCO's terms.
-        polygon: x and y of each point in pixels, where the object is outlined.
+        ignored: Whether training and evaluation ignore it: a crowd region in COCO's terms.
+        polygon: x and y of each point in pixels; None without an outline.
     """
 
     class_name: str
@@ -56,12 +55,12 @@ class ForeignObject:
 
 @dataclass(frozen=True)
 class ForeignImage:
-    """One image.
+    """One image and its objects.
 
     Attributes:
-        path: The file.
-        size: (height, width) in pixels, in the frame that the boxes lie in.
-        objects: May be empty: such an image teaches what is no object.
+        path: Image file.
+        size: (height, width) in pixels, in the frame of the boxes.
+        objects: Objects of the image; empty for a pure background image.
     """
 
     path: Path
@@ -71,13 +70,13 @@ class ForeignImage:
 
 @dataclass(eq=False)
 class ForeignDataset:
-    """What a reader found.
+    """A data set as a reader returns it.
 
     Attributes:
-        class_names: In the order of the labels to be.
+        class_names: Class names in the order of the labels.
         splits: Images of each split.
-        skipped: What was left out: the reason, and where.
-        remarks: What the user should look at.
+        skipped: Reason and location of everything that was skipped.
+        remarks: Notes for the user.
     """
 
     class_names: tuple[str, ...] = ()
@@ -86,14 +85,16 @@ class ForeignDataset:
     remarks: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, where: object) -> None:
-        """Remember what was left out."""
+        """Record something that is skipped."""
         self.skipped.append((reason, str(where)))
 
-    def usable(self, objects: Sequence[ForeignObject], size: tuple[int, int]) -> tuple[ForeignObject, ...]:
-        """Objects with their boxes clipped to the image; those without an area in it are skipped."""
-        return tuple(kept for item in objects if (kept := self._clipped(item, size)) is not None)
+    def keep_usable(
+        self, objects: Sequence[ForeignObject], size: tuple[int, int]
+    ) -> tuple[ForeignObject, ...]:
+        """Clip the boxes of objects to the image, and skip objects without an area in it."""
+        return tuple(kept for item in objects if (kept := self._clip(item, size)) is not None)
 
-    def _clipped(self, item: ForeignObject, size: tuple[int, int]) -> ForeignObject | None:
+    def _clip(self, item: ForeignObject, size: tuple[int, int]) -> ForeignObject | None:
         height, width = size
         left, top, right, bottom = item.box_xyxy
         if right <= left or bottom <= top:
@@ -106,24 +107,24 @@ class ForeignDataset:
         return ForeignObject(item.class_name, box, item.where, item.ignored, item.polygon)
 
 
-def picture_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) of a picture upright and as stored, from its header alone.
+def read_picture_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Read the (height, width) of a picture, upright and as stored, from its header.
 
     Raises:
-        DataError: It is no picture.
+        DataError: It is not a readable picture.
     """
     try:
         with open_picture(path) as picture:
             width, height = picture.size
-            turned = picture.getexif().get(_EXIF_ORIENTATION) in _ON_ITS_SIDE
-    # Decoders meet arbitrary bytes; which exception a codec raises is its own affair.
+            turned = picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED_ORIENTATIONS
+    # Files are arbitrary bytes, on which decoders raise exceptions of any kind.
     except Exception as error:
         raise DataError(f"{path}: not a readable picture ({error}); restore or remove it") from error
     return ((width, height) if turned else (height, width)), (height, width)
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Every picture in a folder and its subfolders, by suffix in any case, sorted; no hidden files.
+    """Return the sorted pictures in a folder and its subfolders, by suffix in any case, without hidden files.
 
     Raises:
         DataError: There is no such folder.
@@ -134,10 +135,10 @@ def pictures_below(folder: Path) -> list[Path]:
 
 
 def split_folders(parent: Path) -> dict[SplitName, Path]:
-    """The folders in this one that are named after splits.
+    """Return the subfolders that are named after splits.
 
     Raises:
-        DataError: Two of them mean the same split.
+        DataError: Two of them name the same split.
     """
     found: dict[SplitName, Path] = {}
     for path in sorted(parent.iterdir()) if parent.is_dir() else []:
@@ -150,10 +151,10 @@ def split_folders(parent: Path) -> dict[SplitName, Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file in a folder and its subfolders, without hidden ones.
+    """Iterate over the files in a folder and its subfolders, without hidden ones.
 
-    Links are the user's own way of putting data sets together, as no archive that is unpacked here can bring
-    any: they are followed wherever they lead, but into each folder only once, as links may form circles.
+    Symbolic links are trusted as the user's own, because archives with links are never unpacked here: they
+    are followed out of the folder, but into each folder only once, because links may form cycles.
     """
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -167,10 +168,10 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, whatever ends them.
+    """Read the lines of a text file with any line endings.
 
     Raises:
-        DataError: It is missing or no UTF-8.
+        DataError: It is missing or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
@@ -179,12 +180,12 @@ def read_lines(path: Path) -> list[str]:
 
 
 def split_off_val(dataset: ForeignDataset, share: float, seed: int) -> None:
-    """Move a random share of the training images to a validation split, where there is none.
+    """Move a random share of the training images to a validation split if there is none.
 
     Args:
-        dataset: Changed in place.
-        share: Of the training images, between 0 and 1; at least one image goes and one stays.
-        seed: Equal seeds choose equal images.
+        dataset: Data set, changed in place.
+        share: Share of the training images, between 0 and 1; at least one image moves and one stays.
+        seed: Seed of the choice.
 
     Raises:
         DataError: There are fewer than two training images.
@@ -194,64 +195,66 @@ def split_off_val(dataset: ForeignDataset, share: float, seed: int) -> None:
     images = dataset.splits.get("train", [])
     if len(images) < 2:
         raise DataError(
-            f"{len(images)} training images: at least 2 are needed to split off validation images"
+            f"got {len(images)} training images, expected at least 2 to split off validation images"
         )
     count = min(max(round(share * len(images)), 1), len(images) - 1)
     chosen = set(random.Random(seed).sample(range(len(images)), count))
     dataset.splits["val"] = [image for row, image in enumerate(images) if row in chosen]
     dataset.splits["train"] = [image for row, image in enumerate(images) if row not in chosen]
-    dataset.remarks.append(f"no validation split came with the data: {count} training images became it")
+    dataset.remarks.append(f"the data has no validation split: {count} training images were moved to one")
 
 
 def write_coco(dataset: ForeignDataset, out: Path, *, link: ImageLink = "hard") -> None:
-    """Write a data set that ``data=custom data.root=OUT`` reads, whole or not at all.
+    """Write a data set for ``data=custom data.root=OUT``, completely or not at all.
 
     Images keep their bytes, names and subfolders.
 
     Args:
-        dataset: What a reader found.
-        out: A folder that is not there yet, or empty.
-        link: How images get there: ``hard`` links, or copies where the file system has none; ``symbolic``
-            links to where they are.
+        dataset: Data set to write.
+        out: Folder that does not exist yet or is empty.
+        link: How images are placed in ``out``: as ``hard`` links, or copies if those are impossible; or as
+            ``symbolic`` links.
 
     Raises:
-        DataError: ``out`` holds something, there is nothing to train on, or it cannot be written.
+        DataError: ``out`` is not empty, there are no training boxes, or it cannot be written.
     """
-    refuse_filled(out)
+    check_empty_folder(out)
     if not any(not item.ignored for image in dataset.splits.get("train", []) for item in image.objects):
         raise DataError("no training image holds a box to learn from; check the folders and the labels")
     try:
         with scratch_folder(out.absolute().with_name(f".{out.name}.importing")) as scratch:
             (scratch / "annotations").mkdir()
             for split, images in dataset.splits.items():
-                names = _names_of([image.path for image in images])
+                names = _relative_names([image.path for image in images])
                 for image, name in zip(images, names, strict=True):
-                    _place(image.path, scratch / "images" / split / name, link)
-                document = _document(images, names, dataset.class_names)
+                    _link_or_copy(image.path, scratch / "images" / split / name, link)
+                document = _coco_document(images, names, dataset.class_names)
                 text = json.dumps(document, ensure_ascii=False)
                 (scratch / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
             if out.is_dir():
                 out.rmdir()
             scratch.rename(out)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error}); make room or choose another folder") from error
+        raise DataError(
+            f"{out}: cannot be written ({error}); free disk space or choose another folder"
+        ) from error
 
 
-def refuse_filled(out: Path) -> None:
-    """Refuse a result folder that holds something.
+def check_empty_folder(out: Path) -> None:
+    """Check that an output folder is missing or empty.
 
     Raises:
-        DataError: It does, or is a file.
+        DataError: It is not empty, or is a file.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: already holds something; give a new folder, or remove it first")
+        raise DataError(f"{out}: not an empty folder; give a new folder, or remove it first")
 
 
-def _names_of(paths: Sequence[Path]) -> list[str]:
-    """Distinct names relative to the folder that all have in common.
+def _relative_names(paths: Sequence[Path]) -> list[str]:
+    """Return distinct names relative to the common folder of all files.
 
     Raises:
-        DataError: A json cannot hold one of them.
+        DataError: A name is not UTF-8, which a json cannot hold.
     """
     if not paths:
         return []
@@ -261,11 +264,11 @@ def _names_of(paths: Sequence[Path]) -> list[str]:
         try:
             name.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(f"{common}: the file name {name!r} is no UTF-8; rename it") from error
+            raise DataError(f"{common}: the file name {name!r} is not UTF-8; rename it") from error
     return names
 
 
-def _place(source: Path, target: Path, link: ImageLink) -> None:
+def _link_or_copy(source: Path, target: Path, link: ImageLink) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if link == "symbolic":
         target.symlink_to(source.resolve())
@@ -276,10 +279,12 @@ def _place(source: Path, target: Path, link: ImageLink) -> None:
         shutil.copy2(source, target)
 
 
-def _document(images: Sequence[ForeignImage], names: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+def _coco_document(
+    images: Sequence[ForeignImage], names: Sequence[str], classes: Sequence[str]
+) -> dict[str, Any]:
     category_of = {name: number for number, name in enumerate(classes, start=1)}
     annotations = [
-        {"image_id": image_id, "category_id": category_of[item.class_name]} | _shape(item)
+        {"image_id": image_id, "category_id": category_of[item.class_name]} | _annotation_fields(item)
         for image_id, image in enumerate(images, start=1)
         for item in image.objects
     ]
@@ -293,7 +298,7 @@ def _document(images: Sequence[ForeignImage], names: Sequence[str], classes: Seq
     }
 
 
-def _shape(item: ForeignObject) -> dict[str, Any]:
+def _annotation_fields(item: ForeignObject) -> dict[str, Any]:
     left, top, right, bottom = item.box_xyxy
     shape: dict[str, Any] = {
         "bbox": [round(value, 3) for value in (left, top, right - left, bottom - top)],

@@ -1,4 +1,4 @@
-"""Pascal VOC data sets: one xml per image, splits by folders or by lists under ``ImageSets/Main``."""
+"""The reader of Pascal VOC data sets: one xml per image, splits by folders or lists in ``ImageSets/Main``."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -14,9 +14,9 @@ from anydepth.data.convert.dataset import (
     ForeignImage,
     ForeignObject,
     files_below,
-    picture_sizes,
     pictures_below,
     read_lines,
+    read_picture_sizes,
     split_folders,
 )
 from anydepth.data.errors import DataError
@@ -33,66 +33,67 @@ def read_voc(
 ) -> ForeignDataset:
     """Read a data set of Pascal VOC xmls.
 
-    An image and its xml have the same name, and the same subfolder. Splits are the lists
-    ``ImageSets/Main/{train,val,test}.txt`` (``trainval`` where there is no ``train``), else folders named
-    after them, else everything is for training. Classes are sorted by name.
+    An image and its xml have the same name and the same subfolder. Splits are the lists
+    ``ImageSets/Main/{train,val,test}.txt`` (``trainval`` if there is no ``train``), or else folders of these
+    names; without either, all images are for training. Classes are sorted by name.
 
     Args:
         root: Folder with ``Annotations/`` and ``JPEGImages/``; or with xmls beside the images; or with
             folders ``train``, ``val`` (or ``valid``) and ``test`` of either kind.
-        images: Folder of the images, if it has another name; given together with ``annotations``.
-        annotations: Folder of the xmls.
-        zero_based: Pixels count from 0 and ``xmax`` is the right edge. In VOC the first pixel is 1 and
-            ``xmax`` the last one inside, so that 1 is taken from ``xmin`` and ``ymin``.
-        keep_difficult: Objects marked as difficult are ordinary ones. VOC leaves them out of its figures,
-            which for COCO are crowd regions: not learnt, and detections on them count neither way.
+        images: Folder of the images, if it has another name; requires ``annotations``.
+        annotations: Folder of the xmls; requires ``images``.
+        zero_based: Whether pixels count from 0 and ``xmax`` is the right edge. In VOC the first pixel is 1
+            and ``xmax`` the last one inside, so that 1 is subtracted from ``xmin`` and ``ymin``.
+        keep_difficult: Whether to treat difficult objects as ordinary ones. VOC's evaluation ignores them,
+            and COCO ignores crowd regions: by default they become crowd regions, which are not training
+            targets and on which detections are neither right nor wrong.
 
     Raises:
-        DataError: A folder is not there, or an xml or list is wrong; the message names file and line.
+        DataError: A folder is missing, or an xml or list is malformed; the message names file and line.
     """
     dataset = ForeignDataset()
     reader = _Reader(dataset, zero_based, keep_difficult)
-    for split, part in _parts(root, images, annotations).items():
+    for split, part in _find_splits(root, images, annotations).items():
         dataset.splits[split] = reader.read(part)
     names = {item.class_name for part in dataset.splits.values() for image in part for item in image.objects}
     dataset.class_names = tuple(sorted(names))
     if reader.at_zero:
         dataset.remarks.append(
-            f"{reader.at_zero} boxes begin at pixel 0, which VOC does not have, e.g. {reader.first_at_zero}: "
+            f"{reader.at_zero} boxes start at pixel 0, which VOC does not have, e.g. {reader.first_at_zero}: "
             "if all files count from 0, import again with --zero-based"
         )
     return dataset
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The images of one split; ``listed`` holds their names without suffix and where each is asked for."""
+class _SplitFiles:
+    """Files of one split; ``listed`` maps names without suffix to their lines in a list."""
 
     images: Path
     annotations: Path
     listed: Mapping[str, str] | None = None
 
 
-def _parts(root: Path, images: Path | None, annotations: Path | None) -> dict[SplitName, _Part]:
+def _find_splits(root: Path, images: Path | None, annotations: Path | None) -> dict[SplitName, _SplitFiles]:
     if (images is None) != (annotations is None):
-        raise DataError(f"images={images} and annotations={annotations}: give both, or neither")
+        raise DataError(f"got images={images} and annotations={annotations}; give both, or neither")
     if images is not None and annotations is not None:
-        return _listed(root, _Part(images, annotations))
+        return _splits_of_lists(root, _SplitFiles(images, annotations))
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder of the data set")
     folders = split_folders(root)
     if folders and not (root / "Annotations").is_dir():
-        return {split: _part_of(path) for split, path in folders.items()}
-    return _listed(root, _part_of(root))
+        return {split: _locate_files(path) for split, path in folders.items()}
+    return _splits_of_lists(root, _locate_files(root))
 
 
-def _part_of(folder: Path) -> _Part:
+def _locate_files(folder: Path) -> _SplitFiles:
     annotations = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
     images = next((folder / name for name in ("JPEGImages", "images") if (folder / name).is_dir()), folder)
-    return _Part(images, annotations)
+    return _SplitFiles(images, annotations)
 
 
-def _listed(root: Path, everything: _Part) -> dict[SplitName, _Part]:
+def _splits_of_lists(root: Path, everything: _SplitFiles) -> dict[SplitName, _SplitFiles]:
     lists = {
         name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "trainval", "val", "test")
     }
@@ -107,13 +108,13 @@ def _listed(root: Path, everything: _Part) -> dict[SplitName, _Part]:
     if "test" in there:
         chosen["test"] = there["test"]
     return {
-        split: _Part(everything.images, everything.annotations, _read_list(path))
+        split: _SplitFiles(everything.images, everything.annotations, _read_list(path))
         for split, path in chosen.items()
     }
 
 
 def _read_list(path: Path) -> dict[str, str]:
-    """Names of a list; a second column, -1 to 1 in lists of one class, is no part of them."""
+    """Read the names of a list without its second column, which lists of one class have (-1, 0 or 1)."""
     listed = {}
     for number, line in enumerate(read_lines(path), start=1):
         words = line.split()
@@ -125,7 +126,7 @@ def _read_list(path: Path) -> dict[str, str]:
 
 
 class _Reader:
-    """Reads the parts of one data set, and counts boxes that hint at another origin."""
+    """Reads the splits of one data set, and counts boxes that hint at another origin."""
 
     def __init__(self, dataset: ForeignDataset, zero_based: bool, keep_difficult: bool) -> None:
         self.dataset = dataset
@@ -134,26 +135,28 @@ class _Reader:
         self.at_zero = 0
         self.first_at_zero = ""
 
-    def read(self, part: _Part) -> list[ForeignImage]:
+    def read(self, part: _SplitFiles) -> list[ForeignImage]:
         pictures = self._by_name(pictures_below(part.images), part.images)
         xmls = self._by_name(_xmls_below(part.annotations), part.annotations)
         if not xmls:
-            raise DataError(f"{part.annotations}: no xml file; give the folder of a Pascal VOC data set")
+            raise DataError(
+                f"{part.annotations}: no xml file found; give the folder of a Pascal VOC data set"
+            )
         if part.listed is not None:
             self._check_listed(part.listed, pictures, xmls)
         else:
             self._skip_unpaired(pictures, xmls)
         names = sorted(pictures.keys() & xmls.keys()) if part.listed is None else part.listed
-        read = (self._image(pictures[name], xmls[name]) for name in names)
+        read = (self._read_image(pictures[name], xmls[name]) for name in names)
         return [image for image in read if image is not None]
 
     def _by_name(self, paths: Iterable[Path], folder: Path) -> dict[str, Path]:
-        """Files by their name without suffix, relative to the folder."""
+        """Return files by their name without suffix, relative to the folder."""
         named: dict[str, Path] = {}
         for path in paths:
             first = named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
             if first != path:
-                self.dataset.skip("files with the name of another", f"{path} ({first})")
+                self.dataset.skip("files with the name of another file", f"{path} ({first})")
         return named
 
     def _check_listed(
@@ -169,37 +172,35 @@ class _Reader:
 
     def _skip_unpaired(self, pictures: Mapping[str, Path], xmls: Mapping[str, Path]) -> None:
         for name in sorted(pictures.keys() - xmls.keys()):
-            self.dataset.skip(
-                "images without an xml (an image without objects needs one, too)", pictures[name]
-            )
+            self.dataset.skip("images without an xml (images without objects need one, too)", pictures[name])
         for name in sorted(xmls.keys() - pictures.keys()):
             self.dataset.skip("xmls without an image", xmls[name])
 
-    def _image(self, picture: Path, xml: Path) -> ForeignImage | None:
+    def _read_image(self, picture: Path, xml: Path) -> ForeignImage | None:
         annotation = _parse(xml)
         try:
-            upright, stored = picture_sizes(picture)
+            upright, stored = read_picture_sizes(picture)
         except DataError as error:
             self.dataset.skip("unreadable images", error)
             return None
         size = annotation.size(xml) or upright
         if size not in (upright, stored):
             self.dataset.skip(
-                "images of another size than their xml says",
+                "images with another size than in their xml",
                 f"{xml}, line {annotation.size_line}: {size}, {picture}: {upright} (height, width)",
             )
             return None
-        objects = [self._object(xml, entry) for entry in annotation.objects]
-        return ForeignImage(picture, size, self.dataset.usable(objects, size))
+        objects = [self._read_object(xml, entry) for entry in annotation.objects]
+        return ForeignImage(picture, size, self.dataset.keep_usable(objects, size))
 
-    def _object(self, xml: Path, entry: "_Entry") -> ForeignObject:
+    def _read_object(self, xml: Path, entry: "_Entry") -> ForeignObject:
         left, top, right, bottom = (entry.number(xml, f"bndbox/{side}") for side in _SIDES)
         if self.first_pixel and min(left, top) == 0:
             self.at_zero += 1
             self.first_at_zero = self.first_at_zero or f"{xml}, line {entry.line}"
         difficult = entry.text(xml, "difficult", "0")
         if difficult not in ("0", "1"):
-            raise entry.error(xml, "difficult", f"'difficult' is {difficult!r}; give 0 or 1")
+            raise entry.error(xml, "difficult", f"'difficult' is {difficult!r}, expected 0 or 1")
         return ForeignObject(
             entry.text(xml, "name"),
             (left - self.first_pixel, top - self.first_pixel, right, bottom),
@@ -208,7 +209,7 @@ class _Reader:
         )
 
 
-_DEEPEST = 50  # elements inside each other; Pascal VOC has four
+_MAX_DEPTH = 50  # Nested elements: Pascal VOC has four, and a hostile file could nest millions.
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -218,7 +219,7 @@ def _xmls_below(folder: Path) -> list[Path]:
 
 @dataclass
 class _Entry:
-    """The texts of an element by their path below it, and the line of each."""
+    """Texts of the elements below an element, by their names joined with slashes, and the line of each."""
 
     line: int
     fields: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -240,12 +241,12 @@ class _Entry:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise self.error(xml, key, f"<{key.rsplit('/', 1)[-1]}> is {text!r}; give a number of pixels")
+            raise self.error(xml, key, f"<{key.rsplit('/', 1)[-1]}> is {text!r}, expected a number of pixels")
         return number
 
 
 class _Annotation(ContentHandler):
-    """Collects one xml; unlike a tree it knows the line of each element."""
+    """SAX handler that collects one annotation; unlike a parsed tree it knows the line of each element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +258,7 @@ class _Annotation(ContentHandler):
         self._position = Locator()
 
     def size(self, xml: Path) -> tuple[int, int] | None:
-        """(height, width); None where the xml has none, or 0, as some tools write."""
+        """Return the (height, width); None if the xml has none or, as some tools write, 0."""
         if not {"height", "width"} <= self._size.fields.keys():
             return None
         height, width = (round(self._size.number(xml, key)) for key in ("height", "width"))
@@ -266,8 +267,8 @@ class _Annotation(ContentHandler):
     def startElement(self, name: str, attrs: AttributesImpl) -> None:  # noqa: N802 (the base class's name)
         self._path.append(name)
         self._texts = []
-        if len(self._path) > _DEEPEST:
-            raise SAXException(f"it nests more than {_DEEPEST} elements, which no annotation needs")
+        if len(self._path) > _MAX_DEPTH:
+            raise SAXException(f"it nests more than {_MAX_DEPTH} elements, which no annotation needs")
         if len(self._path) == 1 and name != "annotation":
             raise SAXException(f"its outermost element is <{name}>, not <annotation>")
         if self._path == ["annotation", "object"]:
@@ -294,8 +295,8 @@ class _Annotation(ContentHandler):
         return self._position.getLineNumber() or 0
 
 
-class _NoEntities(LexicalHandler):
-    """Refuses entities, which could grow without end or read other files."""
+class _RefuseEntities(LexicalHandler):
+    """Refuses document types, whose entities could expand without limit or read other files."""
 
     def startDTD(self, name: str, public_id: str | None, system_id: str | None) -> None:  # noqa: N802
         raise SAXException("it declares a document type, which no annotation needs")
@@ -305,15 +306,15 @@ def _parse(xml: Path) -> _Annotation:
     annotation = _Annotation()
     parser = make_parser()
     parser.setContentHandler(annotation)
-    parser.setProperty(property_lexical_handler, _NoEntities())
+    parser.setProperty(property_lexical_handler, _RefuseEntities())
     try:
         with xml.open("rb") as file:
             parser.parse(file)
     except SAXParseException as error:
         raise DataError(
-            f"{xml}, line {error.getLineNumber()}: no xml ({error.getMessage()}); repair it"
+            f"{xml}, line {error.getLineNumber()}: not an xml ({error.getMessage()}); repair it"
         ) from error
-    # An encoding that the parser does not know is a ValueError or a LookupError.
+    # An encoding that the parser does not know raises a ValueError or a LookupError.
     except (SAXException, OSError, ValueError, LookupError) as error:
-        raise DataError(f"{xml}: no Pascal VOC xml ({error}); repair or remove it") from error
+        raise DataError(f"{xml}: not a Pascal VOC xml ({error}); repair or remove it") from error
     return annotation

@@ -1,4 +1,4 @@
-"""YOLO data sets: one text file per image, ``class x y width height`` in shares of the image, or polygons."""
+"""The reader of YOLO data sets: one text file per image, with boxes or polygons relative to its size."""
 
 import math
 import os
@@ -14,9 +14,9 @@ from anydepth.data.convert.dataset import (
     ForeignDataset,
     ForeignImage,
     ForeignObject,
-    picture_sizes,
     pictures_below,
     read_lines,
+    read_picture_sizes,
     split_folders,
 )
 from anydepth.data.errors import DataError
@@ -24,37 +24,37 @@ from anydepth.utils.messages import short_repr
 from anydepth.utils.yaml_text import YamlTextError, load_yaml
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
-_COUNT = re.compile("[0-9]{1,9}")
-_LEAVES = (
-    "that is not in the folder of data.yaml. Move the file or the images there; or, if you trust who wrote "
-    "it, allow paths to anywhere (anydepth-data import --anywhere)"
+_WHOLE_NUMBER = re.compile("[0-9]{1,9}")
+_OUTSIDE_HELP = (
+    "which is outside the folder of data.yaml. Move the file or the images there; or, if you trust its "
+    "author, allow files anywhere (anydepth-data import --anywhere)"
 )
-# Far outside the image: the numbers are pixels, not shares.
-_NO_SHARE = (-1.0, 2.0)
+_PLAUSIBLE_RANGE = (-1.0, 2.0)
+"""Relative coordinates: boxes may leave the image a little; a whole image outside, they are pixels."""
 
 
 def read_yolo(source: Path, *, anywhere: bool = False) -> ForeignDataset:
     """Read a data set of YOLO text files.
 
     The labels of ``images/.../a.jpg`` are ``labels/.../a.txt``, or ``a.txt`` beside it. An image without
-    label file, or with an empty one, has no objects and is kept. Of polygons and of turned boxes (four
-    corners) the upright box around them is learnt, and the polygon is kept in the json.
+    label file, or with an empty one, has no objects and is kept. Polygons and rotated boxes (four corners)
+    become the upright boxes around them, and the polygons are kept in the json.
 
     Args:
-        source: ``data.yaml`` with ``names`` and the paths of ``train``, ``val`` and ``test``; or a folder
+        source: ``data.yaml`` with ``names`` and the locations of ``train``, ``val`` and ``test``; or a folder
             with such a file; or one with ``classes.txt`` and folders named after the splits, in or around
             ``images``.
-        anywhere: Follow paths of ``data.yaml`` and of lists that lead out of their folder; right only for
-            files of one's own, as those of others could name any folder of this machine. Links in the folder
-            are followed either way: they are the user's own.
+        anywhere: Whether ``data.yaml`` and lists may refer to files outside their folder. Only for files that
+            are trusted, because untrusted ones could name any folder of this machine. Symbolic links in the
+            folder are always followed, as the user's own.
 
     Raises:
-        DataError: A file or folder is not there, or a line is wrong; the message names file and line.
+        DataError: A file or folder is missing, or a line is malformed; the message names file and line.
     """
-    layout = _layout_of(source, anywhere)
+    layout = _find_layout(source, anywhere)
     dataset = ForeignDataset(tuple(layout.names.values()))
     for split, pictures in layout.pictures.items():
-        labels = {path: _labels_of(path) for path in pictures}
+        labels = {path: _label_file(path) for path in pictures}
         if not any(path.is_file() for path in labels.values()):
             first = next(iter(labels.values()), layout.file)
             if split != "test":
@@ -63,7 +63,7 @@ def read_yolo(source: Path, *, anywhere: bool = False) -> ForeignDataset:
                 )
             dataset.skip("splits without any label file", split)
             continue
-        read = (_image(dataset, layout, picture, label) for picture, label in labels.items())
+        read = (_read_image(dataset, layout, picture, label) for picture, label in labels.items())
         dataset.splits[split] = [image for image in read if image is not None]
         _skip_orphans(dataset, labels)
     return dataset
@@ -71,13 +71,13 @@ def read_yolo(source: Path, *, anywhere: bool = False) -> ForeignDataset:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where everything is.
+    """The files of a data set.
 
     Attributes:
-        file: The yaml or the list of names.
+        file: The yaml or the list of class names.
         names: Name of each class id.
-        keypoint_values: Numbers after the box in the lines of a pose data set.
-        pictures: Files of each split.
+        keypoint_values: Count of numbers after the box in the lines of a pose data set.
+        pictures: Image files of each split.
     """
 
     file: Path
@@ -86,37 +86,39 @@ class _Layout:
     pictures: Mapping[SplitName, Sequence[Path]]
 
 
-def _layout_of(source: Path, anywhere: bool) -> _Layout:
+def _find_layout(source: Path, anywhere: bool) -> _Layout:
     if not source.exists():
         raise DataError(f"{source}: no such file or folder; give the data set's folder or its data.yaml")
     if source.is_file():
-        return _from_yaml(source, anywhere)
+        return _layout_of_yaml(source, anywhere)
     yamls = [path for path in sorted(source.iterdir()) if path.suffix in (".yaml", ".yml")]
     described = [path for path in yamls if "names" in _read_yaml(path)]
     if len(described) > 1:
         raise DataError(f"{source}: several files name classes ({', '.join(map(str, described))}); give one")
     if described:
-        return _from_yaml(described[0], anywhere)
+        return _layout_of_yaml(described[0], anywhere)
     lists = [source / name for name in _NAME_LISTS if (source / name).is_file()]
     if not lists:
         raise DataError(
-            f"{source}: neither a data.yaml with 'names' nor {', '.join(_NAME_LISTS)}; add one of them: "
-            "without it the class ids have no names"
+            f"{source}: neither a data.yaml with 'names' nor {', '.join(_NAME_LISTS)} found; add one of them "
+            "to name the class ids"
         )
     names = dict(enumerate(line.strip() for line in read_lines(lists[0]) if line.strip()))
-    return _Layout(lists[0], _checked(names, lists[0]), 0, _pictures_of_folders(source))
+    return _Layout(lists[0], _check_names(names, lists[0]), 0, _pictures_of_folders(source))
 
 
-def _from_yaml(path: Path, anywhere: bool) -> _Layout:
+def _layout_of_yaml(path: Path, anywhere: bool) -> _Layout:
     content = _read_yaml(path)
     names = content.get("names")
     if isinstance(names, list):
         names = {str(number): name for number, name in enumerate(names)}
     if not isinstance(names, dict) or not all(
-        _COUNT.fullmatch(str(key)) and isinstance(names[key], str) for key in names
+        _WHOLE_NUMBER.fullmatch(str(key)) and isinstance(names[key], str) for key in names
     ):
-        raise DataError(f"{path}: 'names' is {_as_written(names)}; give a list of names, or one per class id")
-    numbered = _checked(
+        raise DataError(
+            f"{path}: 'names' is {_as_written(names)}, expected a list of names or one name per class id"
+        )
+    numbered = _check_names(
         {int(key): name for key, name in sorted(names.items(), key=lambda e: int(e[0]))}, path
     )
     if content.get("nc", str(len(numbered))) != str(len(numbered)):
@@ -134,11 +136,11 @@ def _from_yaml(path: Path, anywhere: bool) -> _Layout:
 
 
 def _read_yaml(path: Path) -> dict[str, object]:
-    """All scalars as text: as YAML a class named ``no`` would be false."""
+    """Read a YAML file with all scalars as text; otherwise a class named ``no`` would be false."""
     try:
         content = load_yaml("\n".join(read_lines(path)), as_text=True)
     except YamlTextError as error:
-        raise DataError(f"{path}: no YAML file ({error}); repair it") from error
+        raise DataError(f"{path}: not a YAML file ({error}); repair it") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -146,9 +148,11 @@ def _as_written(value: object) -> str:
     return value[:80] if isinstance(value, str) else short_repr(value)
 
 
-def _checked(names: Mapping[int, str], path: Path) -> Mapping[int, str]:
+def _check_names(names: Mapping[int, str], path: Path) -> Mapping[int, str]:
     if not names or len(set(names.values())) < len(names):
-        raise DataError(f"{path}: class names {list(names.values())[:10]}; give at least one, each only once")
+        raise DataError(
+            f"{path}: got class names {list(names.values())[:10]}; give at least one, each only once"
+        )
     return names
 
 
@@ -159,14 +163,14 @@ def _keypoint_values(path: Path, content: Mapping[str, object]) -> int:
     if (
         not isinstance(shape, list)
         or len(shape) != 2
-        or not all(_COUNT.fullmatch(str(value)) for value in shape)
+        or not all(_WHOLE_NUMBER.fullmatch(str(value)) for value in shape)
     ):
-        raise DataError(f"{path}: 'kpt_shape' is {_as_written(shape)}; give [points, values per point]")
+        raise DataError(f"{path}: 'kpt_shape' is {_as_written(shape)}, expected [points, values per point]")
     return int(shape[0]) * int(shape[1])
 
 
 def _pictures_of_yaml(path: Path, content: Mapping[str, object], key: str, anywhere: bool) -> list[Path]:
-    """The pictures that ``train``, ``val`` or ``test`` name: folders, or text files with a path per line."""
+    """Return the pictures of ``train``, ``val`` or ``test``: folders, or text files with a file per line."""
     root = None if anywhere else path.parent
     given = content[key]
     pictures: list[Path] = []
@@ -177,20 +181,20 @@ def _pictures_of_yaml(path: Path, content: Mapping[str, object], key: str, anywh
 
 
 def _resolve(path: Path, base: str, entry: str, key: str, root: Path | None) -> Path:
-    # Exports often write ../train/images and mean the folder beside the file.
+    # Export tools often write ../train/images for the folder beside the file.
     written = [path.parent / base / entry, path.parent / entry, path.parent / entry.removeprefix("../")]
     tried = [Path(os.path.normpath(place)) for place in written]
     for candidate in tried:
         if exists(candidate):
             if not _is_inside(candidate, root):
-                raise DataError(f"{path}: '{key}' leads to {candidate}; {_LEAVES}")
+                raise DataError(f"{path}: '{key}' leads to {candidate}; {_OUTSIDE_HELP}")
             return candidate
     places = " nor ".join(str(place)[:300] for place in dict.fromkeys(tried))
     raise DataError(f"{path}: '{key}' is {entry[:300]}, but there is no {places}")
 
 
 def _is_inside(place: Path, root: Path | None) -> bool:
-    """Whether a path, by its spelling, stays in a folder; anywhere without one."""
+    """Return whether a path stays in a folder, links aside; any path does without a folder."""
     normal = os.path.normpath(place.absolute())
     return root is None or Path(normal).is_relative_to(os.path.normpath(root.absolute()))
 
@@ -202,7 +206,7 @@ def _pictures_of_list(path: Path, root: Path | None) -> list[Path]:
             picture = Path(os.path.normpath(path.parent / line.strip()))
             shown = str(picture)[:300]
             if not _is_inside(picture, root):
-                raise DataError(f"{path}, line {number}: leads to {shown}; {_LEAVES}")
+                raise DataError(f"{path}, line {number}: leads to {shown}; {_OUTSIDE_HELP}")
             if not is_file(picture):
                 raise DataError(
                     f"{path}, line {number}: no such image {shown}; restore it or remove the line"
@@ -212,7 +216,7 @@ def _pictures_of_list(path: Path, root: Path | None) -> list[Path]:
 
 
 def _pictures_of_folders(root: Path) -> dict[SplitName, Sequence[Path]]:
-    """Pictures in ``images/SPLIT`` or ``SPLIT``; else all are for training."""
+    """Return the pictures in ``images/SPLIT`` or ``SPLIT``; without such folders, all are for training."""
     for parent in (root / "images", root):
         found = split_folders(parent)
         if found:
@@ -220,7 +224,7 @@ def _pictures_of_folders(root: Path) -> dict[SplitName, Sequence[Path]]:
     return {"train": pictures_below(root)}
 
 
-def _labels_of(picture: Path) -> Path:
+def _label_file(picture: Path) -> Path:
     beside = picture.with_suffix(".txt")
     parts = list(beside.parts)
     if "images" in parts[:-1]:
@@ -239,55 +243,59 @@ def _skip_orphans(dataset: ForeignDataset, labels: Mapping[Path, Path]) -> None:
                 dataset.skip("label files without an image", path)
 
 
-def _image(dataset: ForeignDataset, layout: _Layout, picture: Path, label: Path) -> ForeignImage | None:
+def _read_image(dataset: ForeignDataset, layout: _Layout, picture: Path, label: Path) -> ForeignImage | None:
     try:
-        size, _ = picture_sizes(picture)  # Labels are drawn on upright pictures.
+        size, _ = read_picture_sizes(picture)  # Labels are drawn on upright pictures.
     except DataError as error:
         dataset.skip("unreadable images", error)
         return None
-    objects = list(_objects(layout, label, size)) if label.is_file() else []
-    return ForeignImage(picture, size, dataset.usable(objects, size))
+    objects = list(_read_objects(layout, label, size)) if label.is_file() else []
+    return ForeignImage(picture, size, dataset.keep_usable(objects, size))
 
 
-def _objects(layout: _Layout, label: Path, size: tuple[int, int]) -> Iterator[ForeignObject]:
+def _read_objects(layout: _Layout, label: Path, size: tuple[int, int]) -> Iterator[ForeignObject]:
     height, width = size
     for number, line in enumerate(read_lines(label), start=1):
         if not line.strip():
             continue
         where = f"{label}, line {number}"
-        class_id, values = _numbers(line, where)
+        class_id, values = _parse_line(line, where)
         if class_id not in layout.names:
-            raise DataError(f"{where}: class {class_id}, but {layout.file} names {sorted(layout.names)}")
+            raise DataError(
+                f"{where}: got class {class_id}, expected one of {sorted(layout.names)} from {layout.file}"
+            )
         if layout.keypoint_values and len(values) == 4 + layout.keypoint_values:
             values = values[:4]
         polygon = None
         if len(values) == 4:
             x, y, w, h = values
-            shares = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+            relative = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
         elif len(values) >= 6 and len(values) % 2 == 0:
             xs, ys = ([min(max(value, 0.0), 1.0) for value in values[axis::2]] for axis in (0, 1))
-            shares = (min(xs), min(ys), max(xs), max(ys))
+            relative = (min(xs), min(ys), max(xs), max(ys))
             polygon = tuple(v for x, y in zip(xs, ys, strict=True) for v in (x * width, y * height))
         else:
             raise DataError(
-                f"{where}: {len(values)} numbers after the class; give 4 (x y width height) or a polygon of "
-                "at least 3 points; if the last one is a confidence, these are detections: remove it"
+                f"{where}: got {len(values)} numbers after the class, expected 4 (x y width height) or a "
+                "polygon of at least 3 points; if the last one is the score of a detection, remove it"
             )
-        left, top, right, bottom = shares
+        left, top, right, bottom = relative
         box = (left * width, top * height, right * width, bottom * height)
         yield ForeignObject(layout.names[class_id], box, where, polygon=polygon)
 
 
-def _numbers(line: str, where: str) -> tuple[int, list[float]]:
+def _parse_line(line: str, where: str) -> tuple[int, list[float]]:
     try:
         class_id, *values = (float(word) for word in line.split())
     except ValueError:
         class_id, values = math.nan, []
     if not all(map(math.isfinite, (class_id, *values))) or not class_id.is_integer():
-        raise DataError(f"{where}: {line.strip()[:80]!r}; give a class id and numbers, parted by spaces")
-    if any(not _NO_SHARE[0] <= value <= _NO_SHARE[1] for value in values):
         raise DataError(
-            f"{where}: {line.strip()[:80]!r}; coordinates are shares of the image's width and height, from 0 "
-            "to 1, not pixels"
+            f"{where}: {line.strip()[:80]!r}; expected a class id and numbers, separated by spaces"
+        )
+    if any(not _PLAUSIBLE_RANGE[0] <= value <= _PLAUSIBLE_RANGE[1] for value in values):
+        raise DataError(
+            f"{where}: {line.strip()[:80]!r}; expected coordinates relative to the image's width and height, "
+            "from 0 to 1, not pixels"
         )
     return int(class_id), values

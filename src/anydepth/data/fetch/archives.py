@@ -1,4 +1,4 @@
-"""Zip and tar archives: fetched, checked and unpacked, each file and folder complete or not there."""
+"""Zip and tar archives: download, checks and unpacking; every result is either complete or absent."""
 
 import stat
 import tarfile
@@ -14,12 +14,12 @@ from anydepth.data.fetch.download import Progress, check_space, download
 from anydepth.utils.files import scratch_folder
 
 _CHUNK_BYTES = 1 << 20
-# What an entry counts beside its content: a million empty files fill a disk, too.
 _ENTRY_BYTES = 512
+"""Bytes per entry beside its content, the size of a tar header: empty files fill a disk, too."""
 
 
 class ArchiveError(DataError):
-    """An archive that cannot be unpacked; the message names it, what is wrong and the remedy."""
+    """An archive cannot be unpacked; the message names it, the problem and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Archive:
     """A published archive.
 
     Attributes:
-        url: Where it is.
-        size: Its bytes.
-        sha256: Its checksum, where it is known.
-        unpacked_bytes: About what is unpacked of it; twice as much is refused.
-        contents: What is kept of it: files, or folders with the number of files in them, by their path inside
-            the archive. Nothing: everything.
-        md5: Its checksum, where this is the published one.
+        url: Address of the archive.
+        size: Size of the archive in bytes.
+        sha256: SHA-256 checksum, if known.
+        unpacked_bytes: Approximate size of the unpacked contents; more than twice as much is refused.
+        contents: Files and folders to keep, by their names inside the archive, each with its number of files.
+            Empty means everything.
+        md5: MD5 checksum, if that is the published one.
     """
 
     url: str
@@ -45,29 +45,29 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """Its file name."""
+        """File name of the archive."""
         return self.url.rsplit("/", 1)[-1]
 
     def is_installed(self, folder: Path) -> bool:
-        """Whether all its contents are in a folder."""
+        """Return whether all its contents are in a folder."""
         return bool(self.contents) and all((folder / path).exists() for path in self.contents)
 
 
 def install(
     archive: Archive, folder: Path, *, keep_archive: bool = False, progress: Progress | None = None
 ) -> None:
-    """Fetch an archive and put its contents into a folder, each of them whole or not at all.
+    """Fetch an archive and move its contents into a folder, each of them completely or not at all.
 
-    What was done by an earlier call is not done again.
+    Work that an earlier call completed is not repeated.
 
     Args:
-        archive: What to fetch; it names its contents.
-        folder: Where the contents go, and meanwhile the archive.
-        keep_archive: Leave the archive there.
-        progress: Told how far the download is.
+        archive: Archive to fetch; it names its contents.
+        folder: Destination of the contents and, meanwhile, of the archive.
+        keep_archive: Whether to keep the archive there.
+        progress: Callback that reports the progress of the download.
 
     Raises:
-        DataError: It cannot be fetched or unpacked, or holds another number of files than published.
+        DataError: It cannot be fetched or unpacked, or does not hold the published number of files.
     """
     if archive.is_installed(folder):
         return
@@ -86,7 +86,7 @@ def install(
 
 
 def fetch(archive: Archive, path: Path, *, progress: Progress | None = None) -> None:
-    """Download an archive with all checks.
+    """Download an archive and verify its size and checksums.
 
     Raises:
         DownloadError: See :func:`anydepth.data.fetch.download.download`.
@@ -95,15 +95,15 @@ def fetch(archive: Archive, path: Path, *, progress: Progress | None = None) -> 
 
 
 def check_space_for(archives: Sequence[Archive], folder: Path, *, keep_archives: bool) -> None:
-    """Refuse to start what the disk cannot hold in the end, or while one archive after the other is unpacked.
+    """Check that a disk can hold archives in the end, and while one after the other is unpacked.
 
     Args:
-        archives: In the order in which they will be installed.
-        folder: Where; it need not exist.
-        keep_archives: They stay after they have been unpacked.
+        archives: Archives in the order of their installation.
+        folder: Destination; it need not exist.
+        keep_archives: Whether archives are kept after unpacking.
 
     Raises:
-        DataError: Says what is needed and what is free, and where.
+        DataError: There is too little space; the message names the needed and the free space.
     """
     needed = peak = 0
     for archive in archives:
@@ -121,22 +121,22 @@ def check_space_for(archives: Sequence[Archive], folder: Path, *, keep_archives:
 def unpack(packed: Path, folder: Path, *, limit_bytes: int, only: Sequence[str] = ()) -> None:
     """Unpack a zip or a tar, compressed or not, into a folder.
 
-    Files alone are written, with the rights of ordinary new files; links and devices are refused, so that
-    nothing can end up outside the folder.
+    Only regular files are written, with default permissions; links and devices are refused, so that nothing
+    can end up outside the folder.
 
     Args:
-        packed: The archive.
-        folder: Where to.
-        limit_bytes: The most that may be written, with half a kilobyte for each file.
-        only: Files and folders inside the archive; nothing means everything.
+        packed: Archive file.
+        folder: Destination.
+        limit_bytes: Maximum number of bytes to write, counting half a kilobyte more for each file.
+        only: Files and folders inside the archive to unpack; empty means everything.
 
     Raises:
-        ArchiveError: It is damaged, names a path outside the folder, holds a link, or unpacks to too much.
+        ArchiveError: It is damaged, names a path outside the folder, holds a link, or exceeds the limit.
     """
     written = 0
     try:
         for name, source in _members(packed):
-            inside = _inside(packed, name)
+            inside = _check_inside(packed, name)
             if only and not any(
                 inside == PurePosixPath(o) or PurePosixPath(o) in inside.parents for o in only
             ):
@@ -154,10 +154,10 @@ def unpack(packed: Path, folder: Path, *, limit_bytes: int, only: Sequence[str] 
         raise
     except OSError as error:
         raise ArchiveError(
-            f"{packed}: cannot be unpacked into {folder} ({error}); make room, or "
-            "fetch the archive again if it is damaged"
+            f"{packed}: cannot be unpacked into {folder} ({error}); free disk space, or fetch the archive "
+            "again if it is damaged"
         ) from error
-    # Archives are arbitrary bytes; which exception a decoder raises on them is its own affair.
+    # Archives are arbitrary bytes, on which decoders raise exceptions of any kind.
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise ArchiveError(f"{packed}: damaged ({reason}); remove it and fetch it again") from error
@@ -165,16 +165,20 @@ def unpack(packed: Path, folder: Path, *, limit_bytes: int, only: Sequence[str] 
 
 def _check_size(packed: Path, written: int, limit_bytes: int) -> None:
     if written > limit_bytes:
-        raise ArchiveError(f"{packed}: unpacks to more than {limit_bytes:,} bytes; not the published archive")
+        raise ArchiveError(
+            f"{packed}: unpacks to more than {limit_bytes:,} bytes; it is not the published archive"
+        )
 
 
 def _members(packed: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
-    """Name and opener of each file, in the order of the archive."""
+    """Iterate over name and opener of each file, in the order of the archive."""
     if zipfile.is_zipfile(packed):
         with zipfile.ZipFile(packed) as archive:
             for entry in archive.infolist():
                 if stat.S_ISLNK(entry.external_attr >> 16):
-                    raise ArchiveError(f"{packed}: {entry.filename!r} is a link; not the published archive")
+                    raise ArchiveError(
+                        f"{packed}: {entry.filename!r} is a link; it is not the published archive"
+                    )
                 if not entry.is_dir():
                     yield entry.filename, partial(archive.open, entry)
         return
@@ -184,21 +188,21 @@ def _members(packed: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
                 continue
             if not member.isreg():
                 raise ArchiveError(
-                    f"{packed}: {member.name!r} is a link or device; not the published archive"
+                    f"{packed}: {member.name!r} is a link or device; it is not the published archive"
                 )
-            yield member.name, partial(_opened, tar, member)
+            yield member.name, partial(_open_member, tar, member)
 
 
-def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     opened = tar.extractfile(member)
-    assert opened is not None  # So it is for regular files.
+    assert opened is not None  # Only links and devices give None.
     return opened
 
 
-def _inside(packed: Path, name: str) -> PurePosixPath:
+def _check_inside(packed: Path, name: str) -> PurePosixPath:
     spellings = (PurePosixPath(name), PureWindowsPath(name))
     if not name or "\0" in name or any(path.anchor or ".." in path.parts for path in spellings):
-        raise ArchiveError(f"{packed}: {name!r} leaves the folder; not the published archive")
+        raise ArchiveError(f"{packed}: {name!r} leaves the folder; it is not the published archive")
     return PurePosixPath(name)
 
 
@@ -206,6 +210,6 @@ def _check_count(archive: Archive, path: Path, expected: int) -> None:
     found = sum(entry.is_file() for entry in path.iterdir()) if path.is_dir() else int(path.is_file())
     if found != expected:
         raise ArchiveError(
-            f"{archive.name}: holds {found:,} files at {path.name}, published were {expected:,}; remove "
-            "it and fetch it again"
+            f"{archive.name}: got {found:,} files at {path.name}, expected {expected:,}; remove the archive "
+            "and fetch it again"
         )

@@ -1,4 +1,4 @@
-"""What the console shows of downloads and imports."""
+"""Console output of downloads and imports."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     # It imports torch, which downloads do not need.
     from anydepth.data.convert.dataset import ForeignDataset
 
-_SHOWN = 3
+_MAX_PLACES = 3  # Examples per reason: enough to find the cause, and still a readable summary.
+_MAX_CLASSES = 30  # Rows of the table, so that the counts of images stay on the screen.
 
 
 @contextmanager
 def download_bar(name: str, console: Console) -> Iterator[Progress]:
-    """A bar that shows how far a download is.
+    """Show the progress of a download.
 
     Args:
-        name: Of the file.
-        console: Where to draw.
+        name: Name of the file.
+        console: Console to draw on.
+
+    Yields:
+        Function that updates the bar.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Bars(*columns, console=console) as bars:
@@ -41,14 +45,16 @@ def download_bar(name: str, console: Console) -> Iterator[Progress]:
 
 
 def print_summary(dataset: "ForeignDataset", console: Console) -> None:
-    """Images and boxes of each split and class, what was left out and why, and what to look at."""
+    """Print images and boxes of each split and class, what was skipped and why, and the remarks."""
     console.print(_table(dataset))
     reasons: dict[str, list[str]] = defaultdict(list)
     for reason, where in dataset.skipped:
         reasons[reason].append(where)
     for reason, places in reasons.items():
-        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-        console.print(f"left out {len(places)} {reason}: {'; '.join(places[:_SHOWN])}{more}", markup=False)
+        more = f" and {len(places) - _MAX_PLACES} more" if len(places) > _MAX_PLACES else ""
+        console.print(
+            f"skipped {len(places)} {reason}: {'; '.join(places[:_MAX_PLACES])}{more}", markup=False
+        )
     for remark in dataset.remarks:
         console.print(f"note: {remark}", markup=False)
 
@@ -68,16 +74,17 @@ def _table(dataset: "ForeignDataset") -> Table:
             "images without objects",
             [sum(not image.objects for image in part) for part in dataset.splits.values()],
         ),
-        ("boxes to learn", [_total(count, ignored=False) for count in counts.values()]),
-        ("boxes to ignore", [_total(count, ignored=True) for count in counts.values()]),
+        ("training boxes", [_total(count, ignored=False) for count in counts.values()]),
+        ("ignored boxes", [_total(count, ignored=True) for count in counts.values()]),
     ]
     rows += [
-        (f"  {name}", [count[name, False] for count in counts.values()]) for name in dataset.class_names[:30]
+        (f"  {name}", [count[name, False] for count in counts.values()])
+        for name in dataset.class_names[:_MAX_CLASSES]
     ]
     for title, numbers in rows:
         table.add_row(title, *(f"{number:,}" for number in numbers))
-    if len(dataset.class_names) > 30:
-        table.add_row(f"  and {len(dataset.class_names) - 30} more classes")
+    if len(dataset.class_names) > _MAX_CLASSES:
+        table.add_row(f"  and {len(dataset.class_names) - _MAX_CLASSES} more classes")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Fetching a file over http(s) so that it is either complete and right, or not there."""
+"""Downloads over http(s) that resume after failures; a file is either complete and verified, or absent."""
 
 import hashlib
 import http.client
@@ -20,17 +20,18 @@ from filelock import FileLock
 
 from anydepth.data.errors import DataError
 
-_TIMEOUT_S = 60.0
-_LONGEST_WAIT_S = 60.0
-_CHUNK_BYTES = 1 << 20
+_TIMEOUT_S = 60.0  # Without a byte: slow servers answer within it, and a dead connection is noticed soon.
+_MAX_WAIT_S = 60.0  # Between two tries, whatever a server asks for: a command must not sleep for hours.
+_CHUNK_BYTES = 1 << 20  # Few system calls, and a progress bar that still moves on slow connections.
+# The status codes of conditions that may pass (RFC 9110, 6585 and 8470).
 _RETRIED_CODES = {408, 425, 429, 500, 502, 503, 504}
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the bytes of the whole file (None: not known)."""
+"""Called with the number of bytes received and the size of the whole file (None if unknown)."""
 
 
 class DownloadError(DataError):
-    """A file that cannot be fetched; the message names the address, the reason and the remedy."""
+    """A file cannot be fetched; the message names the address, the reason and the remedy."""
 
 
 def download(
@@ -44,46 +45,45 @@ def download(
     backoff_s: float = 1.0,
     progress: Progress | None = None,
 ) -> None:
-    """Fetch a file, going on where an interrupted transfer stopped.
+    """Fetch a file, resuming an interrupted transfer.
 
-    Bytes are collected in ``NAME.part`` beside ``path``, which keeps them after a failure, and take their
-    final name when they are complete and their checksum is right. A file at ``path`` that fits what is known
-    of it is left alone; another one is replaced. Several processes may ask for the same file: one fetches it,
-    the others wait. A part left by an earlier call is used only where ``size`` or a checksum can tell whether
-    the file has changed since.
+    Bytes are collected in ``NAME.part`` beside ``path``, which is kept after a failure and renamed when it is
+    complete and verified. A file at ``path`` with the expected size and checksums is kept; another one is
+    replaced. Several processes may ask for the same file: one fetches it, the others wait. A part left by an
+    earlier call is used only if ``size`` or a checksum can show whether the file has changed since.
 
     Args:
-        url: An http or https address; so is whatever it redirects to.
-        path: Where the file goes; missing folders are made.
-        size: Bytes of the file.
-        sha256: Its checksum, in hexadecimal digits.
-        md5: Its checksum, where the source publishes only this one.
-        attempts: Tries in a row that may fail without bringing anything new.
+        url: Address, http or https; redirects must lead to one, too.
+        path: Destination; missing folders are created.
+        size: Size of the file in bytes, if known.
+        sha256: SHA-256 checksum in hexadecimal digits, if known.
+        md5: MD5 checksum, if the source publishes no other.
+        attempts: Number of consecutive tries without new bytes after which to give up.
         backoff_s: Seconds before the second try, doubled for each further one.
-        progress: Told how far the transfer is.
+        progress: Callback that reports the progress of the transfer.
 
     Raises:
-        DownloadError: The server refuses or keeps failing, the disk is full, or the file is another one than
-            expected.
+        DownloadError: The server refuses or keeps failing, the disk is full, or the file is not the expected
+            one.
     """
     _check_url(url)
     if attempts < 1:
-        raise ValueError(f"attempts={attempts}: give a whole number from 1")
-    wanted = _Wanted(path, size, {"sha256": sha256, "md5": md5})
+        raise ValueError(f"got attempts={attempts}, expected a whole number from 1")
+    expected = _ExpectedFile(path, size, {"sha256": sha256, "md5": md5})
     try:
-        if wanted.problem(path) is None:  # Asked for before the lock: a folder of others may be read-only.
+        if expected.find_problem(path) is None:  # Before the lock: a shared folder may be read-only.
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            if wanted.problem(path) is not None:
-                _fetch(_Transfer(url, wanted.part, size, progress), wanted, attempts, backoff_s)
+            if expected.find_problem(path) is not None:
+                _fetch(_Transfer(url, expected.part, size, progress), expected, attempts, backoff_s)
     except OSError as problem:
         raise DownloadError(f"{path}: cannot be written ({problem}); choose another folder") from problem
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What is known of a file before it is there."""
+class _ExpectedFile:
+    """The known properties of a file before it is fetched."""
 
     path: Path
     size: int | None
@@ -97,19 +97,19 @@ class _Wanted:
     def can_be_checked(self) -> bool:
         return self.size is not None or any(self.checksums.values())
 
-    def problem(self, path: Path) -> str | None:
-        """What keeps a file from being the wanted one; None if nothing does."""
+    def find_problem(self, path: Path) -> str | None:
+        """Return how a file differs from the expected one; None if it does not."""
         if not path.is_file():
-            return "it is not there"
+            return "it is missing"
         if self.size is not None and path.stat().st_size != self.size:
-            return f"it holds {path.stat().st_size:,} bytes, expected were {self.size:,}"
+            return f"it holds {path.stat().st_size:,} bytes, expected {self.size:,}"
         for algorithm, expected in self.checksums.items():
             if expected is None:
                 continue
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, algorithm).hexdigest()
             if found != expected.lower():
-                return f"its {algorithm} is {found}, expected was {expected.lower()}"
+                return f"its {algorithm} is {found}, expected {expected.lower()}"
         return None
 
 
@@ -121,26 +121,26 @@ class _Transfer:
     progress: Progress | None
 
 
-class _PassingError(Exception):
-    """A try that failed in a way that may pass; ``wait_s`` is what the server asks for."""
+class _TransientError(Exception):
+    """A try failed for a reason that may pass; ``wait_s`` is the wait that the server asks for."""
 
     def __init__(self, reason: str, wait_s: float = 0.0) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
 
 
-def _fetch(transfer: _Transfer, wanted: _Wanted, attempts: int, backoff_s: float) -> None:
-    if not wanted.can_be_checked:
-        wanted.part.unlink(missing_ok=True)
+def _fetch(transfer: _Transfer, expected: _ExpectedFile, attempts: int, backoff_s: float) -> None:
+    if not expected.can_be_checked:
+        expected.part.unlink(missing_ok=True)
     _receive_all(transfer, attempts, backoff_s)
-    problem = wanted.problem(wanted.part)
+    problem = expected.find_problem(expected.part)
     if problem is not None:
-        wanted.part.unlink(missing_ok=True)
+        expected.part.unlink(missing_ok=True)
         raise DownloadError(
-            f"{transfer.url}: the file is not the expected one: {problem}. It was removed; try again, and if "
-            "it happens again, the file has changed at its source or something between alters it"
+            f"{transfer.url}: not the expected file: {problem}. It was removed; try again. If that fails, "
+            "the file has changed at its source, or something on the way alters it"
         )
-    wanted.part.replace(wanted.path)
+    expected.part.replace(expected.path)
 
 
 def _receive_all(transfer: _Transfer, attempts: int, backoff_s: float) -> None:
@@ -148,7 +148,7 @@ def _receive_all(transfer: _Transfer, attempts: int, backoff_s: float) -> None:
     while True:
         try:
             return _receive_some(transfer)
-        except _PassingError as failure:
+        except _TransientError as failure:
             here = _size_of(transfer.part)
             failures = 1 if here > most else failures + 1
             most = max(most, here)
@@ -158,92 +158,92 @@ def _receive_all(transfer: _Transfer, attempts: int, backoff_s: float) -> None:
                     f"{transfer.url}: {failure}; {attempts} tries in a row failed{kept}. Check the network "
                     "and run the command again"
                 ) from failure
-            time.sleep(max(min(backoff_s * 2 ** (failures - 1), _LONGEST_WAIT_S), failure.wait_s))
+            time.sleep(max(min(backoff_s * 2 ** (failures - 1), _MAX_WAIT_S), failure.wait_s))
 
 
 def _receive_some(transfer: _Transfer) -> None:
-    """One try, from where the part ends."""
-    begin = _size_of(transfer.part)
-    if transfer.size is not None and begin > transfer.size:
+    """Try once to receive the bytes after the end of the part."""
+    start = _size_of(transfer.part)
+    if transfer.size is not None and start > transfer.size:
         transfer.part.unlink()
-        begin = 0
-    if transfer.size is not None and begin == transfer.size:
+        start = 0
+    if transfer.size is not None and start == transfer.size:
         return
     if transfer.size is not None:
-        _check_space(transfer, transfer.size - begin)
+        _check_space(transfer, transfer.size - start)
     headers = {"User-Agent": "anydepth", "Accept-Encoding": "identity"}
-    if begin:
-        headers["Range"] = f"bytes={begin}-"
+    if start:
+        headers["Range"] = f"bytes={start}-"
     try:
         with _OPENER.open(request.Request(transfer.url, headers=headers), timeout=_TIMEOUT_S) as response:
-            _store(transfer, response, begin)
+            _store(transfer, response, start)
     except error.HTTPError as answer:
-        if answer.code == 416 and begin:
-            _after_416(transfer, answer.headers, begin)
+        if answer.code == 416 and start:
+            _handle_416(transfer, answer.headers, start)
         else:
-            _after_refusal(transfer, answer)
+            _raise_for_status(transfer, answer)
     except error.URLError as problem:
         if isinstance(problem.reason, ssl.SSLCertVerificationError):
             raise DownloadError(f"{transfer.url}: certificate not trusted ({problem.reason})") from problem
-        raise _PassingError(f"no connection ({problem.reason})") from problem
+        raise _TransientError(f"no connection ({problem.reason})") from problem
     except (_BrokenConnectionError, http.client.HTTPException, TimeoutError, ConnectionError) as problem:
-        raise _PassingError(f"the connection broke ({problem or type(problem).__name__})") from problem
+        raise _TransientError(f"the connection broke ({problem or type(problem).__name__})") from problem
 
 
-def _after_416(transfer: _Transfer, headers: Message, begin: int) -> None:
-    """The server has nothing after ``begin``: the part is complete, or of another version of the file."""
+def _handle_416(transfer: _Transfer, headers: Message, start: int) -> None:
+    """Handle an unsatisfiable range: the part is complete, or belongs to another version of the file."""
     match = re.fullmatch(r"bytes \*/(\d+)", headers.get("Content-Range", ""))
-    if match is None or int(match[1]) != begin:
+    if match is None or int(match[1]) != start:
         transfer.part.unlink()
         _receive_some(transfer)
 
 
-def _after_refusal(transfer: _Transfer, answer: error.HTTPError) -> None:
-    said = f"the server answered {answer.code} {answer.msg}".rstrip()
+def _raise_for_status(transfer: _Transfer, answer: error.HTTPError) -> None:
+    reason = f"the server answered {answer.code} {answer.msg}".rstrip()
     if answer.code in _RETRIED_CODES:
-        raise _PassingError(said, _retry_after(answer.headers.get("Retry-After", ""))) from answer
-    raise DownloadError(f"{transfer.url}: {said}; check the address and whether you may read it") from answer
+        raise _TransientError(reason, _retry_after(answer.headers.get("Retry-After", ""))) from answer
+    raise DownloadError(f"{transfer.url}: {reason}; check the address and your permissions") from answer
 
 
 def _retry_after(text: str) -> float:
-    """Seconds that a server asks to wait, as a number or a date; at most a minute."""
+    """Return the seconds that a server asks to wait, as a number or a date; at most a minute."""
     try:
         seconds = float(text) if text.strip().isdigit() else _seconds_until(parsedate_to_datetime(text))
     except ValueError:
         return 0.0
-    return min(max(seconds, 0.0), _LONGEST_WAIT_S)
+    return min(max(seconds, 0.0), _MAX_WAIT_S)
 
 
 def _seconds_until(moment: datetime) -> float:
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
 
 
-def _store(transfer: _Transfer, response: http.client.HTTPResponse, asked: int) -> None:
-    """Append the body of an answer to the part; a server that ignores ranges starts again at 0."""
-    begin, total = _extent(response, asked)
+def _store(transfer: _Transfer, response: http.client.HTTPResponse, requested: int) -> None:
+    """Append the body of a response to the part; a server that ignores ranges starts again at 0."""
+    start, total = _content_extent(response, requested)
     if transfer.size is not None and total is not None and total != transfer.size:
         raise DownloadError(
-            f"{transfer.url}: the server has {total:,} bytes, expected were {transfer.size:,}; the file has "
+            f"{transfer.url}: the server has {total:,} bytes, expected {transfer.size:,}; the file has "
             "changed at its source"
         )
     total = total if total is not None else transfer.size
     if total is not None:
-        _check_space(transfer, total - begin)
+        _check_space(transfer, total - start)
     with transfer.part.open("ab", buffering=0) as file:
-        if begin < _size_of(transfer.part):
-            file.truncate(begin)
-        done = _copy(transfer, response, file, begin, total)
+        if start < _size_of(transfer.part):
+            file.truncate(start)
+        done = _copy(transfer, response, file, start, total)
     if total is not None and done != total:
-        raise _PassingError(f"the body ended after {done:,} of {total:,} bytes")
+        raise _TransientError(f"the body ended after {done:,} of {total:,} bytes")
 
 
-def _extent(response: http.client.HTTPResponse, asked: int) -> tuple[int, int | None]:
-    """First byte of a body, and the size of the whole file where the server tells it."""
+def _content_extent(response: http.client.HTTPResponse, requested: int) -> tuple[int, int | None]:
+    """Return the position of the first byte of a body, and the size of the whole file if it is known."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != asked:
-            raise _PassingError(f"the server sent another range than asked for ({match and match[0]})")
-        return asked, None if match[2] == "*" else int(match[2])
+        if match is None or int(match[1]) != requested:
+            raise _TransientError(f"the server sent another range than requested ({match and match[0]})")
+        return requested, None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
 
@@ -251,11 +251,13 @@ def _extent(response: http.client.HTTPResponse, asked: int) -> tuple[int, int | 
 def _copy(
     transfer: _Transfer, response: http.client.HTTPResponse, file: IO[bytes], done: int, total: int | None
 ) -> int:
-    """Write what comes, and return the bytes that are there at its end."""
+    """Write the body, and return the size of the part at its end."""
     while chunk := _read(response):
         done += len(chunk)
         if total is not None and done > total:
-            raise DownloadError(f"{transfer.url}: more than the {total:,} bytes of the file came; not stored")
+            raise DownloadError(
+                f"{transfer.url}: got more than the {total:,} bytes of the file; they were not stored"
+            )
         _write(transfer, file, chunk)
         if transfer.progress is not None:
             transfer.progress(done, total)
@@ -263,7 +265,7 @@ def _copy(
 
 
 class _BrokenConnectionError(Exception):
-    """Reading failed, told apart from a failure to write: both are an OSError."""
+    """Reading failed; distinguishes it from a failure to write, which is an OSError, too."""
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -280,8 +282,8 @@ def _write(transfer: _Transfer, file: IO[bytes], chunk: bytes) -> None:
             rest = rest[file.write(rest) :]
     except OSError as problem:
         raise DownloadError(
-            f"{transfer.part}: cannot be written ({problem.strerror}); what is there is kept. Make room on "
-            f"the disk and run the command again: it goes on after {_size_of(transfer.part):,} bytes"
+            f"{transfer.part}: cannot be written ({problem.strerror}); {_size_of(transfer.part):,} bytes are "
+            "kept. Free disk space and run the command again to resume"
         ) from problem
 
 
@@ -290,21 +292,21 @@ def _check_space(transfer: _Transfer, needed: int) -> None:
 
 
 def check_space(folder: Path, needed: int, purpose: str) -> None:
-    """Refuse to start what the disk cannot hold.
+    """Check that a disk has enough free space.
 
     Args:
-        folder: Where bytes will be written; it exists.
-        needed: How many.
-        purpose: What needs them, for the message.
+        folder: Existing folder on the disk.
+        needed: Needed bytes.
+        purpose: Purpose of the bytes, for the message.
 
     Raises:
-        DownloadError: Says what is needed and what is free, and where.
+        DownloadError: There is too little space; the message names the needed and the free space.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
             f"{purpose}: needs {needed / 1e9:.2f} GB in {folder.resolve()}, but {free / 1e9:.2f} GB are free "
-            "there; make room or choose another folder"
+            "there; free disk space or choose another folder"
         )
 
 
@@ -314,7 +316,7 @@ def _size_of(path: Path) -> int:
 
 def _check_url(url: str) -> None:
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise DownloadError(f"{url}: not an address that is fetched; give one with http:// or https://")
+        raise DownloadError(f"{url}: not a supported address; give one with http:// or https://")
 
 
 class _Redirects(request.HTTPRedirectHandler):
@@ -333,7 +335,7 @@ class _Redirects(request.HTTPRedirectHandler):
 
 
 def _opener() -> request.OpenerDirector:
-    """An opener without the handlers of file:, ftp: and data:, which ``build_opener`` always adds."""
+    """Return an opener without the handlers of file:, ftp: and data:, which ``build_opener`` always adds."""
     opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler(),

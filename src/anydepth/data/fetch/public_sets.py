@@ -1,6 +1,6 @@
-"""Public data sets by name: fetched when first asked for, checked, and brought into COCO format.
+"""Public data sets by name: fetched at first use, verified, and converted to COCO format.
 
-Each is small enough to be fetched while one waits, and stays under its own licence, which is shown.
+Each is small enough to wait for its download, and stays under its own licence, which is printed.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from rich.console import Console
 from anydepth.data.coco.layout import find_split
 from anydepth.data.convert.dataset import (
     ForeignDataset,
+    check_empty_folder,
     files_below,
-    refuse_filled,
     split_off_val,
     write_coco,
 )
@@ -32,18 +32,18 @@ from anydepth.utils.files import scratch_folder
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A data set that others publish.
+    """A published data set.
 
     Attributes:
-        title: What it is.
-        home: Its page.
-        licence: What may be done with it.
-        archives: Where it comes from.
-        read: Reads it from the folder that the archives were unpacked into.
-        only: What is unpacked; nothing: everything.
-        val_share: Of the training images, that become the validation split where none is published.
-        images_sha256: For archives that are packed anew now and then: the checksum of the images inside,
-            which lasts where that of the archive does not; see :func:`images_digest`.
+        title: Short description.
+        home: Address of its home page.
+        licence: Licence of the data.
+        archives: Archives that hold it.
+        read: Function that reads it from the folder of the unpacked archives.
+        only: Files and folders to unpack; empty means everything.
+        val_share: Share of the training images that becomes the validation split if none is published.
+        images_sha256: Checksum of the images inside, for archives that are repacked now and then, which
+            changes the checksum of the archive; see :func:`images_digest`.
     """
 
     title: str
@@ -138,34 +138,34 @@ PUBLIC_SETS: dict[str, PublicSet] = {
 
 
 def dataset_root(name: str, folder: str | Path) -> Path:
-    """The folder of a public data set in COCO format, fetched into it where it is not there yet.
+    """Return the folder of a public data set in COCO format, after fetching the data set if necessary.
 
-    Several processes may ask at once: one fetches, the others wait. What is there is used without a network.
+    Several processes may ask at once: one fetches, the others wait. An installed data set needs no network.
 
     Args:
-        name: One of :data:`PUBLIC_SETS`.
-        folder: Where the set is, or goes.
+        name: Name in :data:`PUBLIC_SETS`.
+        folder: Folder of the data set.
 
     Raises:
-        DataError: An unknown name, a folder that holds something else, or a set that cannot be fetched.
+        DataError: The name is unknown, the folder holds something else, or the data set cannot be fetched.
     """
     if name not in PUBLIC_SETS:
-        raise DataError(f"name={name}: known public data sets are {', '.join(sorted(PUBLIC_SETS))}")
+        raise DataError(f"got name={name}, expected one of {', '.join(sorted(PUBLIC_SETS))}")
     folder = Path(folder)
-    return folder if _is_there(folder) else fetch(name, folder)
+    return folder if _is_installed(folder) else fetch(name, folder)
 
 
 def fetch(name: str, folder: Path) -> Path:
     """Fetch a public data set; see :func:`dataset_root`."""
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.absolute().with_name(f".{folder.name}.lock")):
-        if not _is_there(folder):
+        if not _is_installed(folder):
             _fetch(name, PUBLIC_SETS[name], folder, get_console())
     return folder
 
 
 def images_digest(folder: Path) -> str:
-    """SHA-256 over a line ``NAME SHA256`` of each JPEG below a folder, in the order of their names."""
+    """Return the SHA-256 of the lines ``NAME SHA256`` of all JPEGs below a folder, sorted by name."""
     jpegs = sorted(
         (path for path in files_below(folder) if path.suffix == ".jpg"), key=lambda path: path.name
     )
@@ -173,7 +173,7 @@ def images_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _is_there(folder: Path) -> bool:
+def _is_installed(folder: Path) -> bool:
     try:
         find_split(folder, "train")
     except DataError:
@@ -182,7 +182,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def _fetch(name: str, public: PublicSet, folder: Path, console: Console) -> None:
-    refuse_filled(folder)
+    check_empty_folder(folder)
     console.print(
         f"{public.title}\n  {public.home}\n  licence: {public.licence}", markup=False, highlight=False
     )
@@ -193,7 +193,7 @@ def _fetch(name: str, public: PublicSet, folder: Path, console: Console) -> None
         packed = [_download(public, archive, work, console) for archive in public.archives]
         for path, archive in zip(packed, public.archives, strict=True):
             unpack(path, unpacked, limit_bytes=2 * archive.unpacked_bytes, only=public.only)
-        _check(public, packed, unpacked)
+        _check_content(public, packed, unpacked)
         dataset = public.read(unpacked)
         split_off_val(dataset, public.val_share, seed=0)
         write_coco(dataset, folder)
@@ -212,8 +212,8 @@ def _download(public: PublicSet, archive: Archive, work: Path, console: Console)
     return path
 
 
-def _check(public: PublicSet, packed: list[Path], unpacked: Path) -> None:
-    """For archives without a lasting checksum: those of the archive as recorded once, or of its images."""
+def _check_content(public: PublicSet, packed: list[Path], unpacked: Path) -> None:
+    """Check an archive that may be repacked: its own checksum or that of its images must match."""
     if public.images_sha256 is None:
         return
     found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in packed]
@@ -222,7 +222,7 @@ def _check(public: PublicSet, packed: list[Path], unpacked: Path) -> None:
         for path in packed:
             path.unlink()
         raise DownloadError(
-            f"{public.archives[0].url}: neither the archive (sha256 {found[0]}, expected was "
-            f"{public.archives[0].sha256}) nor the images in it ({images}, expected was "
-            f"{public.images_sha256}) are the published ones; it was removed: try again"
+            f"{public.archives[0].url}: neither the archive (sha256 {found[0]}, expected "
+            f"{public.archives[0].sha256}) nor the images in it ({images}, expected {public.images_sha256}) "
+            "are the published ones; it was removed: try again"
         )

@@ -1,4 +1,4 @@
-"""The streaming engine, litdata: its chunk files and its S3 client, imported only when they are used."""
+"""The streaming engine litdata: its chunk files and its S3 client, imported only when they are used."""
 
 import importlib
 import os
@@ -10,11 +10,11 @@ from typing import IO, Any
 from anydepth.data.errors import DataError
 
 
-def engine(module: str) -> Any:
-    """A module of the engine.
+def import_engine(module: str) -> Any:
+    """Import a module of the engine.
 
     Raises:
-        DataError: It is not installed; the message says how to.
+        DataError: It is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(f"litdata.{module}")
@@ -28,17 +28,17 @@ def engine(module: str) -> Any:
 def write_chunk(
     items: Iterable[bytes], count: int, path: Path, *, check: Callable[[int, bytes], object]
 ) -> None:
-    """Write items as one chunk file and read them back, or leave nothing.
+    """Write items as one chunk file and verify them, or leave nothing.
 
     Args:
-        items: The content.
-        count: How many they are.
-        path: Where the file goes; the folder exists.
-        check: Called with each item, as it is read back, and its place; raises if it is not right.
+        items: Items to write.
+        count: Number of items.
+        path: File to write; its folder exists.
+        check: Called with the position of each item and the item as it is read back; raises if it is wrong.
     """
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         folder = Path(name)
-        cache = engine("streaming").Cache(name, chunk_size=count)
+        cache = import_engine("streaming").Cache(name, chunk_size=count)
         for number, item in enumerate(items):
             cache[number] = item
         (written,) = (Path(chunk) for chunk in cache.done())
@@ -53,38 +53,38 @@ def write_chunk(
 
 
 class ChunkReader:
-    """Reads single items of the chunk files in a folder; keeps no file open.
+    """Reader of single items of the chunk files in a folder; keeps no file open.
 
     Args:
-        folder: Holds the chunk files that are read, and the engine's index of all of them.
+        folder: Folder of the chunk files and the engine's index of all of them.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._loader = engine("streaming.item_loader").PyTreeLoader()
-        self._reader = engine("streaming.reader").BinaryReader(str(folder), item_loader=self._loader)
+        self._loader = import_engine("streaming.item_loader").PyTreeLoader()
+        self._reader = import_engine("streaming.reader").BinaryReader(str(folder), item_loader=self._loader)
         self._reader.get_length()  # Loads the index.
-        self._place = engine("streaming.sampler").ChunkedIndex
+        self._place = import_engine("streaming.sampler").ChunkedIndex
 
     def read(self, number: int, chunk: int) -> bytes:
-        """An item by its place within a chunk.
+        """Read an item by its position within a chunk.
 
-        The reader's own way to an item reads the whole chunk for it (litdata 0.2.76, where it does not map
-        it: a mapped file that is cut short ends the process), so its way to single items of distant chunks
-        is taken, which reads them alone here too.
+        The engine's usual access (litdata 0.2.76) either reads the whole chunk for an item or maps the file,
+        and a mapped file that is truncated ends the process. Its access to single items of remote chunks
+        reads only the item, of local files too.
         """
         data = self._reader.read_item_bytes(self._place(index=number, chunk_index=chunk), 0)
         item = self._loader.load_item_from_bytes(data, chunk)
         if not isinstance(item, bytes):
-            raise TypeError(f"an item is {type(item).__name__}, not bytes")
+            raise TypeError(f"got an item of {type(item).__name__}, expected bytes")
         return item
 
 
 def fetch_s3(url: str, file: IO[bytes], options: dict[str, Any]) -> None:
-    """Write an object to an open file, in a single try."""
+    """Download an object to an open file in a single try."""
     config = importlib.import_module("botocore.config").Config(
         retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60
     )
-    downloader = engine("streaming.downloader").get_downloader(
+    downloader = import_engine("streaming.downloader").get_downloader(
         url, tempfile.gettempdir(), [], {"config": config, **options}
     )
     downloader.download_fileobj(url, file)

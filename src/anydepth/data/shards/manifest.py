@@ -1,6 +1,6 @@
-"""What a split in shards consists of: ``manifest.json``, which is written last and checked first.
+"""The manifest of a split in shards: ``manifest.json``, which is written last and checked first.
 
-Everything in it comes from wherever the shards were copied from, and is taken for hostile until checked.
+Its content comes from wherever the shards were copied from, and is untrusted until checked.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anydepth.data.coco.categories import Categories, categories_of
+from anydepth.data.coco.categories import Categories, parse_categories
 from anydepth.data.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -22,12 +22,14 @@ INDEX = "index.json"
 MAX_SHARD_BYTES = 2**32 - 1
 """The engine counts bytes within a shard in 32 bits."""
 _MAX_MANIFEST_BYTES = 64 << 20
+"""A shard takes about 150 bytes: it allows some 400,000 shards, and a hostile file cannot fill the memory."""
 _MAX_ROWS = 2**31 - 1
+"""The packed index counts annotations in int32."""
 _FORMAT = "anydepth-shards"
 _VERSION = 1
 
-# As the engine describes items that are plain bytes. Whatever else its file might ask for (pickled items,
-# compression, encryption) is refused, so this is compared as a whole.
+# The engine's description of items that are plain bytes. It is compared as a whole, because everything else
+# that its file might request (pickled items, compression, encryption) is refused.
 _INDEX_CONFIG: Mapping[str, object] = {
     "chunk_bytes": None,
     "chunk_size": None,
@@ -48,9 +50,9 @@ class StoredFile:
     """A file beside the manifest.
 
     Attributes:
-        name: Without a folder.
-        size: Bytes.
-        sha256: Of its content, in hexadecimal digits.
+        name: File name without a folder.
+        size: Size in bytes.
+        sha256: Checksum of the content, in hexadecimal digits.
     """
 
     name: str
@@ -67,7 +69,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard and how many images it holds."""
+    """A shard and the number of its images."""
 
     file: StoredFile
     rows: int
@@ -78,11 +80,11 @@ class Manifest:
     """The contents of one split.
 
     Attributes:
-        categories: The map between labels and category ids.
+        categories: Map between labels and category ids.
         images: Number of images.
-        boxes: Number of annotations, crowd regions included.
-        annotations: The packed index.
-        shards: In the order of the rows.
+        boxes: Number of annotations, including crowd regions.
+        annotations: File of the packed index.
+        shards: Shards in the order of the rows.
     """
 
     categories: Categories
@@ -93,11 +95,11 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """A name for exactly these contents."""
+        """Name that identifies these contents."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``."""
+        """Return the text of ``manifest.json``."""
         pairs = zip(self.categories.ids, self.categories.names, strict=True)
         document = {
             "format": _FORMAT,
@@ -111,11 +113,11 @@ class Manifest:
         return json.dumps(document, indent=1) + "\n"
 
     def engine_json(self) -> str:
-        """The text of the engine's ``index.json``; it follows from the manifest, so none is ever fetched."""
+        """Return the text of the engine's ``index.json``, which is never fetched."""
         return json.dumps(self.engine_index(), indent=1) + "\n"
 
     def engine_index(self) -> dict[str, object]:
-        """The engine's list of these shards."""
+        """Return the engine's list of these shards."""
         chunks = [
             {
                 "chunk_bytes": shard.file.size,
@@ -129,7 +131,7 @@ class Manifest:
 
 
 def shard_name(number: int) -> str:
-    """The file name of a shard."""
+    """Return the file name of a shard."""
     return f"shard-{number:05d}.bin"
 
 
@@ -137,14 +139,17 @@ def read_manifest(path: Path, where: str) -> Manifest:
     """Read and check a manifest.
 
     Args:
-        path: A copy of it on this machine.
-        where: What messages call it: its address.
+        path: Local copy of the manifest.
+        where: Name of the manifest in messages: its address.
 
     Raises:
-        DataError: It is no manifest, of another version, or contradicts itself.
+        DataError: It is not a manifest, has another version, or is inconsistent.
     """
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise DataError(f"{where}: {path.stat().st_size} bytes are too many for a manifest; prepare it again")
+        raise DataError(
+            f"{where}: got {path.stat().st_size} bytes, expected at most {_MAX_MANIFEST_BYTES}; "
+            "prepare it again"
+        )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -156,7 +161,7 @@ def read_manifest(path: Path, where: str) -> Manifest:
             "`anydepth-data shards` wrote, or prepare it again with this version"
         )
     manifest = Manifest(
-        categories=categories_of({"categories": entry.values.get("categories")}, Path(where)),
+        categories=parse_categories({"categories": entry.values.get("categories")}, Path(where)),
         images=entry.integer("images", _MAX_ROWS),
         boxes=entry.integer("boxes", _MAX_ROWS, least=0),
         annotations=_stored_file(entry.part("annotations"), ANNOTATIONS),
@@ -165,16 +170,17 @@ def read_manifest(path: Path, where: str) -> Manifest:
     rows = sum(shard.rows for shard in manifest.shards)
     if rows != manifest.images:
         raise DataError(
-            f"{where}: its shards hold {rows} images, but it counts {manifest.images}; prepare it again"
+            f"{where}: its shards hold {rows} images, expected {manifest.images} by its count; prepare it "
+            "again"
         )
     return manifest
 
 
 def check_engine_index(folder: Path, manifest: Manifest) -> None:
-    """Refuse an ``index.json`` that is not the one of these shards.
+    """Check that ``index.json`` describes these shards.
 
     Raises:
-        DataError: It is missing, or asks the engine for anything else, such as unpickling items.
+        DataError: It is missing, or requests anything else of the engine, such as unpickling items.
     """
     path = folder / INDEX
     try:
@@ -183,14 +189,14 @@ def check_engine_index(folder: Path, manifest: Manifest) -> None:
         raise DataError(f"{path}: cannot be read ({error}); prepare or copy the shards again") from error
     if found != manifest.engine_index():
         raise DataError(
-            f"{path}: does not describe the shards of {MANIFEST}, or asks to read them in another way "
+            f"{path}: does not describe the shards of {MANIFEST}, or requests another way of reading them "
             "(pickled items are never read); prepare or copy the shards again"
         )
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """An object of the manifest, which says what is wrong with it."""
+    """An object of the manifest with checked access to its values."""
 
     where: str
     values: Mapping[str, Any]
@@ -209,7 +215,7 @@ class _Entry:
 
     def error(self, key: str, allowed: str) -> DataError:
         value = repr(self.values.get(key))[:80]
-        return DataError(f"{self.where}: {key!r} is {value}, allowed is {allowed}; prepare the shards again")
+        return DataError(f"{self.where}: {key!r} is {value}, expected {allowed}; prepare the shards again")
 
 
 def _shards(entry: _Entry) -> tuple[Shard, ...]:
@@ -227,7 +233,7 @@ def _shards(entry: _Entry) -> tuple[Shard, ...]:
 
 
 def _stored_file(entry: _Entry, name: str) -> StoredFile:
-    """Names are known beforehand, so none can lead out of the folder."""
+    """Parse a file entry; its name is known in advance, so that it cannot lead out of the folder."""
     if entry.values.get("file") != name:
         raise entry.error("file", repr(name))
     digest = entry.values.get("sha256")

@@ -1,4 +1,4 @@
-"""One image of a shard: its file as it was, and its annotations, in bytes that notice any change."""
+"""Records of a shard: an unchanged image file and its annotations, protected by a checksum."""
 
 import struct
 import zlib
@@ -11,37 +11,36 @@ from numpy.typing import NDArray
 
 from anydepth.data.outlines import Outlines
 
-_MAGIC = b"ADR1"
-_CHECKED = struct.Struct("<4sI")
-"""Magic and the CRC-32 of everything after these two."""
+_MAGIC = b"ADR1"  # AnyDepth record, version 1.
+_PREFIX = struct.Struct("<4sI")
+"""Magic number, and CRC-32 of everything that follows."""
 _HEADER = struct.Struct("<QqIIIIQ?III")
-"""Row, image id, height, width, annotations, bytes of the name and of the image; whether there are outlines,
-and then objects, rings and points of them."""
-
+"""Row, image id, height, width; number of annotations, of bytes of the name and of the image; whether there
+are outlines, and the number of their objects, rings and points."""
 
 _NO_OUTLINES = Outlines(np.zeros((0, 2), np.float32), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
 class RecordError(ValueError):
-    """A record that is cut short, altered or of another row."""
+    """A record is truncated, altered or of another row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a shard holds of one image. ``A`` annotations, as ``CocoIndex`` holds them.
+    """The record of one image. ``A`` annotations, as in ``CocoIndex``.
 
     Attributes:
-        row: Its place in the data set.
-        image_id: The data set's id.
-        file_name: As in the json.
-        size: (height, width) in pixels as the json says.
-        image: The bytes of the image file.
+        row: Row of the image in the data set.
+        image_id: The data set's id of the image.
+        file_name: File name in the json.
+        size: (height, width) in pixels according to the json.
+        image: Bytes of the image file.
         boxes_xywh: [A, 4] float64, corner and size in pixels.
         labels: [A] int32, contiguous classes.
         crowd: [A] bool.
         areas: [A] float64, square pixels.
         annotation_ids: [A] int64.
-        outlines: Of the annotations that are no crowd regions; None where the data set keeps none.
+        outlines: Polygons of the annotations without crowd regions; None if the data set keeps none.
     """
 
     row: int
@@ -58,7 +57,7 @@ class Record:
 
 
 def pack_record(record: Record) -> bytes:
-    """The bytes of a record; :func:`unpack_record` is the inverse."""
+    """Pack a record into bytes; :func:`unpack_record` is the inverse."""
     name = record.file_name.encode("utf-8")
     outlines = record.outlines or _NO_OUTLINES
     extents = len(outlines.object_starts) - 1, len(outlines.ring_starts) - 1, len(outlines.points)
@@ -88,35 +87,39 @@ def pack_record(record: Record) -> bytes:
         for column, (dtype, _) in zip(columns, layout, strict=True)
     ]
     body = b"".join([header, *arrays, name, record.image])
-    return _CHECKED.pack(_MAGIC, zlib.crc32(body)) + body
+    return _PREFIX.pack(_MAGIC, zlib.crc32(body)) + body
 
 
 def unpack_record(data: bytes, row: int) -> Record:
-    """The record in these bytes.
+    """Unpack a record and verify it.
 
     Args:
-        data: What :func:`pack_record` made.
-        row: The row that it should be.
+        data: Bytes from :func:`pack_record`.
+        row: Expected row.
 
     Raises:
-        RecordError: The bytes are cut short, altered, or the record of another row.
+        RecordError: The bytes are truncated, altered, or the record of another row.
     """
-    begin = _CHECKED.size + _HEADER.size
-    if len(data) < begin:
-        raise RecordError(f"the record of row {row} is cut short: {len(data)} bytes")
-    magic, checksum = _CHECKED.unpack_from(data)
-    if magic != _MAGIC or zlib.crc32(memoryview(data)[_CHECKED.size :]) != checksum:
-        raise RecordError(f"the record of row {row} was altered: its content does not fit its checksum")
+    header_end = _PREFIX.size + _HEADER.size
+    if len(data) < header_end:
+        raise RecordError(
+            f"the record of row {row} is truncated: got {len(data)} bytes, expected at least {header_end}"
+        )
+    magic, checksum = _PREFIX.unpack_from(data)
+    if magic != _MAGIC or zlib.crc32(memoryview(data)[_PREFIX.size :]) != checksum:
+        raise RecordError(f"the record of row {row} was altered: its checksum does not match")
     found, image_id, height, width, annotations, name_bytes, image_bytes, outlined, *extents = (
-        _HEADER.unpack_from(data, _CHECKED.size)
+        _HEADER.unpack_from(data, _PREFIX.size)
     )
     if found != row:
-        raise RecordError(f"there is row {found} where row {row} should be")
+        raise RecordError(f"got row {found}, expected row {row}")
     layout = _layout(annotations, *extents)
     sizes = [np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout]
-    places = list(accumulate([*sizes, name_bytes, image_bytes], initial=begin))
+    places = list(accumulate([*sizes, name_bytes, image_bytes], initial=header_end))
     if places[-1] != len(data):
-        raise RecordError(f"the record of row {row} holds {len(data)} bytes, by its header {places[-1]}")
+        raise RecordError(
+            f"the record of row {row} holds {len(data)} bytes, expected {places[-1]} by its header"
+        )
     boxes, areas, ids, ring_starts, object_starts, outline, labels, crowd = (
         np.frombuffer(data[start:end], dtype).reshape(shape)
         for (dtype, shape), (start, end) in zip(layout, pairwise(places[: len(layout) + 1]), strict=True)
@@ -132,14 +135,16 @@ def unpack_record(data: bytes, row: int) -> Record:
         crowd=crowd,
         areas=areas,
         annotation_ids=ids,
-        outlines=_checked(Outlines(outline, ring_starts, object_starts), crowd, row) if outlined else None,
+        outlines=_check_outlines(Outlines(outline, ring_starts, object_starts), crowd, row)
+        if outlined
+        else None,
     )
 
 
 def _layout(
     annotations: int, objects: int, rings: int, points: int
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Type and shape of each array of a record, in its order."""
+    """Return type and shape of each array of a record, in the order of storage."""
     return (
         ("<f8", (annotations, 4)),
         ("<f8", (annotations,)),
@@ -152,12 +157,12 @@ def _layout(
     )
 
 
-def _checked(outlines: Outlines, crowd: NDArray[np.bool_], row: int) -> Outlines:
-    """A checksum says that nothing has changed since it was made, not that it was right then."""
+def _check_outlines(outlines: Outlines, crowd: NDArray[np.bool_], row: int) -> Outlines:
+    """Check outlines: a checksum shows that they are unchanged, not that they were valid."""
     ends = len(outlines.points), len(outlines.ring_starts) - 1
     for starts, end in zip((outlines.ring_starts, outlines.object_starts), ends, strict=True):
         if starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
-            raise RecordError(f"the record of row {row} holds outlines that contradict each other")
+            raise RecordError(f"the record of row {row} holds outlines with inconsistent offsets")
     if len(outlines.object_starts) - 1 != np.count_nonzero(~crowd):
-        raise RecordError(f"the record of row {row} holds outlines of other objects")
+        raise RecordError(f"the record of row {row} holds outlines of another number of objects")
     return outlines

@@ -1,4 +1,4 @@
-"""Fetching files of a split from where it is kept: an http(s) address or an S3 bucket."""
+"""Remote storage of a split: an http(s) address or an S3 bucket."""
 
 import errno
 import importlib
@@ -14,43 +14,44 @@ from anydepth.data.fetch.download import DownloadError, download
 from anydepth.data.shards.engine import fetch_s3
 from anydepth.data.shards.manifest import StoredFile
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
-_LONGEST_WAIT_S = 60.0
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The status codes of conditions that may pass (RFC 9110, 6585 and 8470).
+_RETRIED_CODES = (408, 425, 429, 500, 502, 503, 504)
+_MAX_WAIT_S = 60.0  # Between two tries: longer waits would leave the workers of a training idle.
 
 
 class Remote(Protocol):
-    """Where a split is kept."""
+    """Interface of the remote storage of a split."""
 
     def address(self, name: str) -> str:
-        """What messages call one of its files."""
+        """Return the address of a file, for messages."""
         ...
 
     def fetch(self, name: str, path: Path, expected: StoredFile | None) -> None:
-        """Write a file to ``path``, complete and as expected, or leave nothing there.
+        """Fetch a file to ``path``, complete and verified, or leave nothing there.
 
         Args:
-            name: Of the file, without a folder.
-            path: Where it goes; the folder exists, the file does not.
-            expected: Its size and checksum, where they are known.
+            name: File name without a folder.
+            path: Destination; its folder exists, the file does not.
+            expected: Size and checksum of the file, if known.
 
         Raises:
-            DataError: It cannot be had; what may pass was tried again, each time after a longer wait.
+            DataError: It cannot be fetched. Transient failures were retried with growing waits.
         """
         ...
 
 
 def open_remote(location: str, options: Mapping[str, Any], *, attempts: int, backoff_s: float) -> Remote:
-    """The remote at an address.
+    """Open the remote storage at an address.
 
     Args:
-        location: ``s3://...``, ``http://...`` or ``https://...``, of the folder that holds the manifest.
-        options: For S3, see :class:`S3Remote`.
-        attempts: Tries of each file.
+        location: Address (``s3://...``, ``http://...`` or ``https://...``) of the folder with the manifest.
+        options: Options of S3, see :class:`S3Remote`.
+        attempts: Number of tries per file.
         backoff_s: Seconds before the second try, doubled for each further one.
 
     Raises:
-        DataError: Another kind of address, or options that it does not take.
+        DataError: The address is of another kind, or does not take options.
     """
     parts = urlsplit(location)
     if parts.query or parts.fragment:
@@ -59,20 +60,20 @@ def open_remote(location: str, options: Mapping[str, Any], *, attempts: int, bac
         return S3Remote(location.rstrip("/"), dict(options), attempts, backoff_s)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise DataError(
-            f"{location}: give a folder on this machine, or an address beginning with s3://, http:// or "
+            f"{location}: not a supported address; give a local folder, or an address with s3://, http:// or "
             "https://"
         )
     if options:
-        raise DataError(f"{location}: storage_options are for s3:// alone; remove {', '.join(options)}")
+        raise DataError(f"{location}: storage_options are only for s3://; remove {', '.join(options)}")
     return HttpRemote(location.rstrip("/"), attempts, backoff_s)
 
 
 @dataclass(frozen=True)
 class HttpRemote:
-    """A folder behind a web server.
+    """A folder on a web server.
 
     Attributes:
-        base: Its address.
+        base: Address of the folder.
         attempts: See :func:`open_remote`.
         backoff_s: See :func:`open_remote`.
     """
@@ -102,18 +103,18 @@ class HttpRemote:
 
 @dataclass(frozen=True)
 class S3Remote:
-    """A prefix of a bucket, in S3 or anything that speaks its protocol.
+    """A prefix of a bucket in S3 or a store with the same protocol.
 
     Attributes:
-        base: Its address.
-        options: For the client of boto3: ``endpoint_url``, ``region_name``, ``aws_access_key_id``,
-            ``aws_secret_access_key`` and so on. What is missing comes from where AWS tools look for it.
+        base: Address of the prefix.
+        options: Options of the boto3 client: ``endpoint_url``, ``region_name``, ``aws_access_key_id``,
+            ``aws_secret_access_key`` and so on. Missing ones come from the usual AWS configuration.
         attempts: See :func:`open_remote`.
         backoff_s: See :func:`open_remote`.
     """
 
     base: str
-    # Holds credentials, which have no place in a message or a log.
+    # Holds credentials, which must not appear in messages or logs.
     options: dict[str, Any] = field(repr=False)
     attempts: int
     backoff_s: float
@@ -140,15 +141,15 @@ class S3Remote:
                 return
             except DataError:
                 raise
-            # boto3, its transfer library and the sockets beneath have no error class in common.
+            # boto3, its transfer library and sockets have no common error class.
             except Exception as error:
-                _refuse_lasting(error, url, part)
+                _raise_if_permanent(error, url, part)
                 if attempt == self.attempts:
                     raise DownloadError(
-                        f"{url}: {_said(error)}; {attempt} tries in a row failed. Check the network and the "
-                        "object store, and run the command again"
+                        f"{url}: {_describe(error)}; {attempt} tries in a row failed. Check the network and "
+                        "the object store, and run the command again"
                     ) from error
-            time.sleep(min(self.backoff_s * 2 ** (attempt - 1), _LONGEST_WAIT_S))
+            time.sleep(min(self.backoff_s * 2 ** (attempt - 1), _MAX_WAIT_S))
 
     def _check(self, url: str, part: Path, expected: StoredFile | None) -> None:
         if expected is None:
@@ -156,33 +157,33 @@ class S3Remote:
         found = StoredFile.of(part, expected.name)
         if found != expected:
             raise DownloadError(
-                f"{url}: the file is not the expected one: {difference(found, expected)}. It was removed; if "
+                f"{url}: not the expected file: {describe_difference(found, expected)}. It was removed; if "
                 "it happens again, the file has changed at its source: prepare or copy the shards again"
             )
 
 
-def difference(found: StoredFile, expected: StoredFile) -> str:
-    """What keeps a file from being the expected one."""
+def describe_difference(found: StoredFile, expected: StoredFile) -> str:
+    """Describe how a file differs from the expected one."""
     if found.size != expected.size:
-        return f"it holds {found.size:,} bytes, expected were {expected.size:,}"
-    return f"its sha256 is {found.sha256}, expected was {expected.sha256}"
+        return f"it holds {found.size:,} bytes, expected {expected.size:,}"
+    return f"its sha256 is {found.sha256}, expected {expected.sha256}"
 
 
-def _refuse_lasting(error: Exception, url: str, part: Path) -> None:
-    """Raise what another try cannot change."""
-    if isinstance(error, OSError) and error.errno in _DISK:
+def _raise_if_permanent(error: Exception, url: str, part: Path) -> None:
+    """Raise an error that another try cannot change."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         raise DownloadError(f"{url}: {part} cannot be written ({error.strerror})") from error
-    if not _may_pass(error):
+    if not _is_transient(error):
         raise DownloadError(
-            f"{url}: {_said(error)}; check the address, the credentials and storage_options"
+            f"{url}: {_describe(error)}; check the address, the credentials and storage_options"
         ) from error
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether trying again can help: the server is overloaded, or the connection failed or broke."""
-    status = _status(error)
+def _is_transient(error: Exception) -> bool:
+    """Return whether another try can help: the server is overloaded, or the connection failed or broke."""
+    status = _status_code(error)
     if status is not None:
-        return status in _PASSING
+        return status in _RETRIED_CODES
     errors = importlib.import_module("botocore.exceptions")
     transfer = importlib.import_module("s3transfer.exceptions")
     transport = importlib.import_module("urllib3.exceptions")
@@ -198,14 +199,14 @@ def _may_pass(error: Exception) -> bool:
     )
 
 
-def _status(error: Exception) -> int | None:
-    """The status code in an error that a server answered with."""
+def _status_code(error: Exception) -> int | None:
+    """Return the status code of an error response, or None if there was no response."""
     response = getattr(error, "response", None)
     if not isinstance(response, dict):
         return None
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _said(error: Exception) -> str:
-    status = _status(error)
+def _describe(error: Exception) -> str:
+    status = _status_code(error)
     return f"the server answered {status} ({error})" if status else f"{type(error).__name__}: {error}"

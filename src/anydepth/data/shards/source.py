@@ -1,4 +1,4 @@
-"""A split in shards as a source of samples: in a folder, or at an address with a cache on this machine."""
+"""A split in shards as a source of samples: in a folder, or at an address with a local cache."""
 
 import os
 import tempfile
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from anydepth.data.coco.categories import Categories
 from anydepth.data.coco.index import CocoIndex
-from anydepth.data.coco.orientation import image_in_frame
+from anydepth.data.coco.orientation import read_in_json_frame
 from anydepth.data.coco.packed_file import load_packed
-from anydepth.data.coco.tables import learnt_boxes
+from anydepth.data.coco.tables import select_training_boxes
 from anydepth.data.errors import BadImageError, DataError
 from anydepth.data.shards.engine import ChunkReader
 from anydepth.data.shards.manifest import (
@@ -28,22 +28,23 @@ from anydepth.data.shards.manifest import (
     read_manifest,
 )
 from anydepth.data.shards.record import Record, RecordError, unpack_record
-from anydepth.data.shards.remote import Remote, difference, open_remote
+from anydepth.data.shards.remote import Remote, describe_difference, open_remote
 from anydepth.data.shards.store import CachedStore, FolderStore, ShardStore
 from anydepth.data.source import AnnotatedImage
 from anydepth.images import decode_image
 from anydepth.utils.files import write_text
 
-_TRIES = 3
-"""Another process may take a shard out of the cache between the moment it is made ready and its reading."""
+_MAX_READS = 3
+"""Tries to read a record: another process may remove a shard from the cache between its fetching and its
+reading, and three such removals in a row mean that something else is wrong."""
 
 
 class ShardSource:
     """The images of a split in shards; see :class:`anydepth.data.source.SampleSource`.
 
     Args:
-        manifest: What the split holds.
-        store: Where its shards are.
+        manifest: Manifest of the split.
+        store: Store of its shards.
     """
 
     def __init__(self, manifest: Manifest, store: ShardStore) -> None:
@@ -55,7 +56,7 @@ class ShardSource:
 
     @property
     def shard_starts(self) -> NDArray[np.int64]:
-        """[S + 1] first row of each shard, and the number of rows."""
+        """First row of each shard and, last, the number of rows [S + 1]."""
         return self._starts
 
     def __len__(self) -> int:
@@ -65,7 +66,7 @@ class ShardSource:
         return {**self.__dict__, "_reader": None}
 
     def read(self, row: int) -> AnnotatedImage:
-        """The image of a row.
+        """Return the image of a row.
 
         Raises:
             BadImageError: The image cannot be decoded; the message names the shard and the image id.
@@ -73,7 +74,7 @@ class ShardSource:
         """
         record, shard = self._record(row)
         try:
-            image = image_in_frame(
+            image = read_in_json_frame(
                 lambda upright: decode_image(record.image, record.file_name, upright=upright),
                 record.size,
                 name=record.file_name,
@@ -81,14 +82,14 @@ class ShardSource:
             )
         except BadImageError as error:
             raise BadImageError(f"{error}; then prepare the shards again") from error
-        boxes, labels = learnt_boxes(record.boxes_xywh, record.labels, record.crowd)
+        boxes, labels = select_training_boxes(record.boxes_xywh, record.labels, record.crowd)
         return AnnotatedImage(image, boxes, labels, record.image_id, record.outlines)
 
     def _record(self, row: int) -> tuple[Record, int]:
         if not 0 <= row < len(self):
-            raise IndexError(f"row {row}: there are rows 0 to {len(self) - 1}")
+            raise IndexError(f"got row {row}, expected 0 to {len(self) - 1}")
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        for _ in range(_TRIES):
+        for _ in range(_MAX_READS):
             self._store.prepare(shard)
             try:
                 return self._read_record(row, shard), shard
@@ -105,12 +106,12 @@ class ShardSource:
             data = self._open_reader().read(row - int(self._starts[shard]), shard)
         except DataError:
             raise
-        # Damaged lists of offsets lead the engine anywhere.
+        # With damaged offsets the engine raises exceptions of any kind.
         except Exception as error:
             raise RecordError(f"row {row}: {type(error).__name__}: {error}") from error
         record = unpack_record(data, row)
         if len(record.labels) and not 0 <= record.labels.min() <= record.labels.max() < self._num_classes:
-            raise RecordError(f"the record of row {row} holds labels that are no class")
+            raise RecordError(f"the record of row {row} holds labels that are not classes")
         return record
 
     def _open_reader(self) -> ChunkReader:
@@ -124,8 +125,8 @@ class Stream:
     """A split in shards.
 
     Attributes:
-        source: Its images, for loaders.
-        index: Its ids, sizes and annotations, for ground truth; the images are not in files of their own.
+        source: Images of the split, for loaders.
+        index: Ids, sizes and annotations, for ground truth; the images are not in files of their own.
     """
 
     source: ShardSource
@@ -133,7 +134,7 @@ class Stream:
 
     @property
     def categories(self) -> Categories:
-        """The map between labels and category ids."""
+        """Map between labels and category ids."""
         return self.index.categories
 
 
@@ -149,17 +150,16 @@ def open_stream(
     """Open a split that ``anydepth-data shards`` wrote.
 
     Args:
-        location: Its folder on this machine, or the address of that folder: ``s3://``, ``http://`` or
-            ``https://``.
-        cache_dir: Where shards from an address are kept while they are used; None: the user's cache folder.
-            Processes and data sets may share it.
-        cache_gb: Gigabytes (10^9 bytes) that shards may take there.
-        storage_options: For S3; see :class:`anydepth.data.shards.remote.S3Remote`.
-        attempts: Tries of each file that is fetched.
+        location: Local folder of the split, or its address: ``s3://``, ``http://`` or ``https://``.
+        cache_dir: Folder that caches shards from an address; None means the user's cache folder. Processes
+            and data sets may share it.
+        cache_gb: Size of the cache in gigabytes (10^9 bytes).
+        storage_options: Options of S3; see :class:`anydepth.data.shards.remote.S3Remote`.
+        attempts: Number of tries per fetched file.
         backoff_s: Seconds before the second try, doubled for each further one.
 
     Raises:
-        DataError: There is no complete split, it is damaged, or it cannot be fetched.
+        DataError: The split is missing, incomplete or damaged, or cannot be fetched.
     """
     if "://" not in str(location):
         return _open_folder(Path(location))
@@ -179,7 +179,7 @@ def _open_folder(folder: Path) -> Stream:
     annotations = folder / ANNOTATIONS
     found = StoredFile.of(annotations) if annotations.is_file() else None
     if found != manifest.annotations:
-        problem = "it is missing" if found is None else difference(found, manifest.annotations)
+        problem = "it is missing" if found is None else describe_difference(found, manifest.annotations)
         raise DataError(f"{annotations}: {problem}; copy or prepare the shards again")
     index = load_packed(annotations, str(folder), manifest.categories)
     return _stream(manifest, index, FolderStore(folder, manifest.shards))
@@ -205,7 +205,7 @@ def _open_remote(remote: Remote, cache: Path, budget: int) -> Stream:
 
 
 def _fetch_manifest(remote: Remote, cache: Path) -> Manifest:
-    """Always fetched anew: it says which version of the data set is there."""
+    """Fetch the manifest, without a cache: it identifies the current version of the data set."""
     with tempfile.TemporaryDirectory(prefix=".manifest.", dir=cache) as folder:
         path = Path(folder, MANIFEST)
         remote.fetch(MANIFEST, path, None)
@@ -216,7 +216,7 @@ def _stream(manifest: Manifest, index: CocoIndex, store: ShardStore) -> Stream:
     if (len(index), len(index.labels)) != (manifest.images, manifest.boxes):
         raise DataError(
             f"{index.json_path}: {ANNOTATIONS} holds {len(index)} images and {len(index.labels)} boxes, "
-            f"{MANIFEST} counts {manifest.images} and {manifest.boxes}; prepare the shards again"
+            f"expected {manifest.images} and {manifest.boxes} from {MANIFEST}; prepare the shards again"
         )
     return Stream(ShardSource(manifest, store), index)
 

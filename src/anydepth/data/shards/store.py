@@ -1,4 +1,4 @@
-"""Making sure that a shard is on this machine and whole before it is read."""
+"""Stores of shards, which ensure that a shard is local and complete before it is read."""
 
 import os
 import time
@@ -15,44 +15,45 @@ from anydepth.data.shards.manifest import Shard, StoredFile, shard_name
 from anydepth.data.shards.remote import Remote
 
 _TOUCH_S = 10.0
-"""How often the time of last use is written."""
+"""Interval of writing the time of last use: well below ``_BUSY_S``, but not once per image."""
 _BUSY_S = 60.0
-"""A shard used within this time is probably needed again."""
+"""A shard used within this time is probably needed again: removing it means that the cache is too small."""
 _ABANDONED_S = 3600.0
-"""Nothing has been written to a part for so long: its process is gone."""
+"""A part without writes for this long belongs to a killed process: a live one would have given up much
+earlier, as its connection times out after a minute."""
 
 
 class ShardStore(Protocol):
-    """The shards of one split; sent to worker processes."""
+    """Interface of the shards of one split; it is sent to worker processes."""
 
     @property
     def folder(self) -> Path:
-        """Where shards are read, with the engine's index."""
+        """Local folder of the shards, with the engine's index."""
         ...
 
     def address(self, number: int) -> str:
-        """What messages call a shard."""
+        """Return the address of a shard, for messages."""
         ...
 
     def prepare(self, number: int) -> None:
-        """Make sure that a shard can be read.
+        """Ensure that a shard can be read.
 
         Raises:
-            DataError: It is missing, of another size, or cannot be fetched.
+            DataError: It is missing, has another size, or cannot be fetched.
         """
         ...
 
     def restore(self, number: int) -> bool:
-        """Replace a shard in which a record was found altered; False where that is impossible."""
+        """Replace a shard with an altered record; return False if that is impossible."""
         ...
 
 
 class FolderStore:
-    """Shards that lie in a folder of this machine, where they stay.
+    """Shards in a local folder, where they stay.
 
     Args:
-        folder: The folder.
-        shards: What it should hold.
+        folder: Folder of the shards.
+        shards: Expected shards.
     """
 
     def __init__(self, folder: Path, shards: tuple[Shard, ...]) -> None:
@@ -65,7 +66,7 @@ class FolderStore:
         return str(self.folder / shard_name(number))
 
     def prepare(self, number: int) -> None:
-        """See :meth:`ShardStore.prepare`; asked once, since every question costs on a network drive."""
+        """See :meth:`ShardStore.prepare`; checks once, because every query is slow on a network drive."""
         if number not in self._checked:
             self._check_size(number)
             self._checked.add(number)
@@ -74,7 +75,7 @@ class FolderStore:
         """See :meth:`ShardStore.restore`.
 
         Raises:
-            DataError: The shard has another size by now, which says more than a broken record.
+            DataError: The shard has another size now, which explains more than a damaged record.
         """
         self._check_size(number)
         return False
@@ -89,23 +90,23 @@ class FolderStore:
             ) from error
         if size != expected:
             raise DataError(
-                f"{path}: this shard holds {size:,} bytes, by the manifest {expected:,}; it was cut short or "
-                "altered: copy or prepare it again"
+                f"{path}: this shard holds {size:,} bytes, expected {expected:,} by the manifest; it was "
+                "truncated or altered: copy or prepare it again"
             )
 
 
 class CachedStore:
-    """Shards that are fetched when they are needed; those not used for longest make room for others.
+    """Shards fetched on demand into a cache that drops the least recently used ones.
 
     All processes of a machine share the cache: each shard is fetched by one of them while others wait. The
     cache may exceed its size by the shards that are being fetched.
 
     Args:
-        cache: The folder shared by all data sets; its size is kept.
-        folder: The part of it that holds this split.
-        budget: Bytes that shards may take in the cache.
-        remote: Where shards come from.
-        shards: Of this split.
+        cache: Cache folder shared by all data sets, whose size is limited.
+        folder: Subfolder of this split.
+        budget: Maximum size of the cache in bytes.
+        remote: Remote storage of the shards.
+        shards: Shards of this split.
 
     Raises:
         DataError: The cache cannot hold two shards.
@@ -125,7 +126,7 @@ class CachedStore:
         if 2 * largest > self.budget:
             raise DataError(
                 f"data.cache_gb={self.budget / 1e9:g} cannot hold two shards of {largest / 1e9:.3g} GB; give "
-                f"{2.01 * largest / 1e9:.3g} at least, better several shards per process that loads images"
+                f"{2.01 * largest / 1e9:.3g} at least, or better several shards per worker process"
             )
 
     def address(self, number: int) -> str:
@@ -137,7 +138,7 @@ class CachedStore:
         shard = self.shards[number]
         path = self.folder / shard_name(number)
         if not _has_size(path, shard.file.size):
-            self._under_lock(number, lambda: _has_size(path, shard.file.size))
+            self._fetch_under_lock(number, lambda: _has_size(path, shard.file.size))
         self._touch(number, path)
 
     def restore(self, number: int) -> bool:
@@ -147,12 +148,12 @@ class CachedStore:
             DataError: It cannot be fetched again.
         """
         path, expected = self.folder / shard_name(number), self.shards[number].file
-        # Another process may have replaced it already.
-        self._under_lock(number, lambda: path.is_file() and StoredFile.of(path) == expected)
+        # Another process may have replaced it meanwhile.
+        self._fetch_under_lock(number, lambda: path.is_file() and StoredFile.of(path) == expected)
         return True
 
-    def _under_lock(self, number: int, is_good: Callable[[], bool]) -> None:
-        """Fetch a shard, unless it is good once the processes before this one have finished with it."""
+    def _fetch_under_lock(self, number: int, is_good: Callable[[], bool]) -> None:
+        """Fetch a shard under its lock, unless another process has fetched it meanwhile."""
         path, expected = self.folder / shard_name(number), self.shards[number].file
         try:
             with FileLock(self.folder / f".{path.name}.use"):
@@ -171,7 +172,7 @@ class CachedStore:
         now = time.monotonic()
         if now - self._touched.get(number, -_TOUCH_S) >= _TOUCH_S:
             self._touched[number] = now
-            # Another process may have removed it just now; reading notices.
+            # Another process may have removed it just now; reading will fail and retry.
             with suppress(FileNotFoundError):
                 os.utime(path)
 
@@ -194,7 +195,7 @@ class CachedStore:
         if not self._warned:
             self._warned = True
             warn(
-                f"{self.cache}: shards are removed from the cache while they are in use; every one will be "
+                f"{self.cache}: shards are removed from the cache while they are in use, and each will be "
                 f"fetched several times. Raise data.cache_gb={self.budget / 1e9:g}"
             )
 
@@ -207,7 +208,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _cached_files(cache: Path) -> list[tuple[Path, float, int]]:
-    """Path, time of last use and size of every shard, and of every part of one, of all data sets."""
+    """Return file, time of last use and size of every shard and partial shard, of all data sets."""
     found = []
     for path in cache.glob("*/shard-*.bin*"):
         try:

@@ -1,4 +1,4 @@
-"""Writing a split in shards: in parallel, and so that an interrupted run can be gone on with."""
+"""The writer of a split in shards: parallel and resumable."""
 
 import multiprocessing
 import os
@@ -30,24 +30,31 @@ from anydepth.data.shards.manifest import (
     check_engine_index,
     read_manifest,
 )
-from anydepth.data.shards.plan import PROGRESS, Finished, Part, plan_parts, read_progress, write_progress
+from anydepth.data.shards.plan import (
+    PROGRESS,
+    FinishedShard,
+    PlannedShard,
+    plan_shards,
+    read_progress,
+    write_progress,
+)
 from anydepth.data.shards.record import Record, pack_record, unpack_record
 from anydepth.data.shards.store import FolderStore
 from anydepth.utils.files import atomic_path, write_text
 
 _START_METHOD = "spawn"
-"""Whoever shows a progress bar has threads, which a forked process would find in the middle of something."""
-_AGAIN = "finished shards are kept: run the same command again to go on"
+"""A progress bar runs in a thread, and forking a process with threads may copy a lock while it is held."""
+_RESUME_HINT = "finished shards are kept: run the same command again to resume"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far preparing is.
+    """Progress of the preparation.
 
     Attributes:
-        images: In the shards that are finished.
-        total: Of the split.
-        kept: How many of the finished shards were there before.
+        images: Number of images in finished shards.
+        total: Number of images of the split.
+        kept: Number of finished shards that were kept from an earlier run.
     """
 
     images: int
@@ -64,42 +71,44 @@ def write_shards(
     overwrite: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Manifest:
-    """Write a split in shards, and last of all its manifest, without which a folder is not read.
+    """Write a split in shards, and last its manifest, without which a folder is not read.
 
-    What an interrupted run has finished is verified and kept, if images and annotations are the same still.
+    Finished shards of an interrupted run are verified and kept if their images and annotations are unchanged.
 
     Args:
-        index: The split.
-        folder: A folder of its own.
-        shard_mb: Megabytes (10^6 bytes) that a shard holds; a larger image gets a shard to itself.
-        workers: Processes that write.
-        overwrite: Replace a complete split that was made of other images or annotations.
-        report: Called after each shard.
+        index: Index of the split.
+        folder: Output folder, which holds nothing else.
+        shard_mb: Size of a shard in megabytes (10^6 bytes); a larger image gets its own shard.
+        workers: Number of processes that write.
+        overwrite: Whether to replace a complete split of other images or annotations.
+        report: Callback after each shard.
 
     Raises:
         DataError: An image cannot be read, the disk is full, or the folder holds something else.
     """
     if not 0 < shard_mb <= MAX_SHARD_BYTES / 2e6:
-        raise DataError(f"shard_mb={shard_mb:g}: give more than 0 and at most {MAX_SHARD_BYTES / 2e6:.0f}")
+        raise DataError(
+            f"got shard_mb={shard_mb:g}, expected more than 0 and at most {MAX_SHARD_BYTES / 2e6:.0f}"
+        )
     if workers < 1:
-        raise DataError(f"workers={workers}: give a whole number from 1")
+        raise DataError(f"got workers={workers}, expected a whole number from 1")
     try:
-        with _only_one(folder):
-            parts = plan_parts(index, shard_mb * 1e6)
+        with _lock_folder(folder):
+            parts = plan_shards(index, shard_mb * 1e6)
             finished = read_progress(folder, parts)
-            _refuse_other_contents(folder, len(finished) == len(parts), overwrite)
+            _check_folder(folder, len(finished) == len(parts), overwrite)
             (folder / MANIFEST).unlink(missing_ok=True)
-            _clean(folder, parts)
+            _remove_leftovers(folder, parts)
             needed = sum(part.size for part in parts if part.number not in finished)
             check_space(folder, needed, str(index.json_path))
-            _write_parts(index, folder, parts, finished, workers, report)
-            return _finish(index, folder, finished)
+            _write_planned(index, folder, parts, finished, workers, report)
+            return _write_manifest(index, folder, finished)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error}); {_AGAIN}") from error
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}); {_RESUME_HINT}") from error
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".prepare.lock", timeout=0):
@@ -108,19 +117,19 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: another process is preparing this folder; wait for it") from None
 
 
-def _refuse_other_contents(folder: Path, same: bool, overwrite: bool) -> None:
+def _check_folder(folder: Path, same: bool, overwrite: bool) -> None:
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if names and not names & {MANIFEST, PROGRESS}:
         raise DataError(f"{folder}: holds other files ({min(names)}, ...); give a new or an empty folder")
     if MANIFEST in names and not same and not overwrite:
         raise DataError(
-            f"{folder}: holds a complete split of other images or annotations, or in shards of another size; "
+            f"{folder}: holds a complete split of other images or annotations, or with another shard size; "
             "give another folder, or --overwrite to replace it"
         )
 
 
-def _clean(folder: Path, parts: Sequence[Part]) -> None:
-    """Remove what a killed run or a former plan has left."""
+def _remove_leftovers(folder: Path, parts: Sequence[PlannedShard]) -> None:
+    """Remove the leftovers of a killed run or an earlier plan."""
     wanted = {part.name for part in parts}
     for path in folder.glob("shard-*.bin"):
         if path.name not in wanted:
@@ -131,64 +140,64 @@ def _clean(folder: Path, parts: Sequence[Part]) -> None:
         path.unlink()
 
 
-def _write_parts(
+def _write_planned(
     index: CocoIndex,
     folder: Path,
-    parts: Sequence[Part],
-    finished: dict[int, Finished],
+    parts: Sequence[PlannedShard],
+    finished: dict[int, FinishedShard],
     workers: int,
     report: Callable[[Progress], None],
 ) -> None:
-    """Write or verify each part, and remember it in ``finished`` and on disk."""
+    """Write or verify each shard, and record it in ``finished`` and on disk."""
     expected = {number: done.shard for number, done in finished.items()}
-    # Also says whose shards these are, should this run be interrupted before the first is finished.
+    # Also marks the folder as one of shards, in case this run is interrupted before the first is finished.
     write_progress(folder, finished)
     images = kept = 0
-    for part, shard, was_kept in _shards(index, folder, parts, expected, workers):
-        finished[part.number] = Finished(shard, part.source)
+    for part, shard, was_kept in _written_shards(index, folder, parts, expected, workers):
+        finished[part.number] = FinishedShard(shard, part.source)
         write_progress(folder, finished)
         images += shard.rows
         kept += was_kept
         report(Progress(images, len(index), kept))
 
 
-def _shards(
+def _written_shards(
     index: CocoIndex,
     folder: Path,
-    parts: Sequence[Part],
+    parts: Sequence[PlannedShard],
     expected: Mapping[int, Shard],
     workers: int,
-) -> Iterator[tuple[Part, Shard, bool]]:
-    """Each part with its shard, and whether that was there before, as they are finished."""
-    maker = _Maker(index, folder)
+) -> Iterator[tuple[PlannedShard, Shard, bool]]:
+    """Iterate over the plan, the shard and whether it was kept, as shards are finished."""
+    writer = _ShardWriter(index, folder)
     if workers == 1:
         for part in parts:
-            yield part, *maker.make(part, expected.get(part.number))
+            yield part, *writer.write(part, expected.get(part.number))
         return
     context = multiprocessing.get_context(_START_METHOD)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (writer,))
     try:
-        jobs = {pool.submit(_make, part, expected.get(part.number)): part for part in parts}
+        jobs = {pool.submit(_write_in_worker, part, expected.get(part.number)): part for part in parts}
         for job in as_completed(jobs):
             yield jobs[job], *job.result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"{folder}: a process that writes was killed, perhaps for want of memory; {_AGAIN}, with fewer "
-            "--workers"
+            f"{folder}: a worker process was killed, perhaps because memory ran out; {_RESUME_HINT}, with "
+            "fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)
-class _Maker:
-    """Writes single shards of a split."""
+class _ShardWriter:
+    """Writer of single shards of a split."""
 
     index: CocoIndex
     folder: Path
 
-    def make(self, part: Part, expected: Shard | None) -> tuple[Shard, bool]:
-        """Keep the shard that is expected (True), or write it."""
+    def write(self, part: PlannedShard, expected: Shard | None) -> tuple[Shard, bool]:
+        """Keep the expected shard if it is intact (True), or write it (False)."""
         path = self.folder / part.name
         if expected is not None and path.is_file() and StoredFile.of(path) == expected.file:
             return expected, True
@@ -203,7 +212,7 @@ class _Maker:
             return Shard(StoredFile.of(path), len(part.rows)), False
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be written ({error.strerror or error}); make room on the disk; {_AGAIN}"
+                f"{path}: cannot be written ({error.strerror or error}); free disk space; {_RESUME_HINT}"
             ) from error
 
     def _record(self, row: int) -> Record:
@@ -230,38 +239,38 @@ class _Maker:
         except OSError as error:
             raise DataError(
                 f"{self.index.json_path}: image id {self.index.image_ids[row]}: {path}: {error.strerror}; "
-                f"restore it; {_AGAIN}"
+                f"restore it; {_RESUME_HINT}"
             ) from error
 
 
-_maker: _Maker | None = None
+_writer: _ShardWriter | None = None
 
 
-def _start_worker(maker: _Maker) -> None:
-    global _maker
-    _maker = maker
+def _start_worker(writer: _ShardWriter) -> None:
+    global _writer
+    _writer = writer
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot end its pool, whose processes would wait for work forever."""
+    """End this process with its parent: a killed parent leaves its pool waiting for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _make(part: Part, expected: Shard | None) -> tuple[Shard, bool]:
-    assert _maker is not None  # Set when the process started.
-    return _maker.make(part, expected)
+def _write_in_worker(part: PlannedShard, expected: Shard | None) -> tuple[Shard, bool]:
+    assert _writer is not None  # Set when the process started.
+    return _writer.write(part, expected)
 
 
-def _finish(index: CocoIndex, folder: Path, finished: Mapping[int, Finished]) -> Manifest:
-    """Write what belongs to all shards; the manifest only after everything else is there and counted."""
+def _write_manifest(index: CocoIndex, folder: Path, finished: Mapping[int, FinishedShard]) -> Manifest:
+    """Write the files common to all shards; the manifest last, after everything else is verified."""
     shards = tuple(finished[number].shard for number in sorted(finished))
     rows = sum(shard.rows for shard in shards)
     if rows != len(index):
-        raise DataError(f"{folder}: {rows} of {len(index)} images were written; {_AGAIN}")
+        raise DataError(f"{folder}: {rows} of {len(index)} images were written; {_RESUME_HINT}")
     store = FolderStore(folder, shards)
     for number in range(len(shards)):
         store.prepare(number)
