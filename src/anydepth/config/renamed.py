@@ -91,8 +91,8 @@ def check_groups(config: DictConfig) -> None:
     Raises:
         RenamedKeyError: Names the new name.
     """
-    for key in config:
-        new = RENAMED.get(str(key))
+    for key in map(str, config):
+        new = RENAMED.get(key)
         if new is not None:
             raise RenamedKeyError(
                 f"the configuration has a group {key}, which is called {new} now: rename it"

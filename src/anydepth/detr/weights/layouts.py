@@ -5,8 +5,11 @@ writing. They start from plain names, see :func:`~anydepth.weights.plan.plain_na
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 
+from anydepth.detr.backbones.base import BackboneKind
+from anydepth.detr.backbones.table import BACKBONES, all_backbones
 from anydepth.weights.plan import Layout, Rule
 
 # -- backbones -------------------------------------------------------------------------------------------
@@ -118,16 +121,17 @@ def _both_sets(plain: str) -> str:
     return plain.replace(".skip.", f"{suffix}.").replace(".full.", ".")
 
 
+def _own_markers(kinds: Iterable[BackboneKind]) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Markers of whole detectors and of backbones alone, of every kind of backbone."""
+    whole = [((kind.marker,), "") for kind in kinds]
+    return (*whole, *(((marker.removeprefix("backbone."),), "backbone.") for (marker,), _ in whole))
+
+
 # -- layouts ---------------------------------------------------------------------------------------------
 
 OURS = Layout(
     name="anydepth",
-    markers=(
-        (("backbone.stages.0.0.conv1.conv.weight",), ""),
-        (("stages.0.0.conv1.conv.weight",), "backbone."),
-        (("backbone.stages.0.0.attn.qkv.weight",), ""),
-        (("stages.0.0.attn.qkv.weight",), "backbone."),
-    ),
+    markers=_own_markers(BACKBONES.values()),
     rules=(),
     norm_name=lambda plain: plain,
 )
@@ -221,3 +225,9 @@ LAYOUTS = (
     TRANSFORMERS_5,
     TRANSFORMERS,
 )
+
+
+def known_layouts() -> tuple[Layout, ...]:
+    """Return all layouts, the most special first; our own knows the backbones of installed packages, too."""
+    ours = replace(OURS, markers=_own_markers(kind for _, kind in all_backbones()))
+    return tuple(ours if layout is OURS else layout for layout in LAYOUTS)

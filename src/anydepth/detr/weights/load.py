@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anydepth.detector import Detector
 from anydepth.detr.weights.checks import KINDS, check_architecture, check_frozen_norms
-from anydepth.detr.weights.layouts import LAYOUTS
+from anydepth.detr.weights.layouts import known_layouts
 from anydepth.weights.files import StateDict, read_state_dict
 from anydepth.weights.plan import Classes, Layout, Plan, check_shapes, plain_names, recognise
 from anydepth.weights.report import LoadReport
@@ -51,7 +51,7 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
 def _named(state: StateDict) -> tuple[Layout, dict[str, str]]:
     """The layout of a state dict, and its keys by the full name that they have in that layout."""
     plain = {name: key for key, name in plain_names(state.tensors).items()}
-    layout, prefix = recognise(state, plain, LAYOUTS)
+    layout, prefix = recognise(state, plain, known_layouts())
     names = {prefix + name: key for name, key in plain.items()}
     return layout, _join_tied(layout, names, state.tensors)
 
