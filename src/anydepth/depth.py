@@ -12,7 +12,8 @@ from typing import Literal
 
 LadderOrder = Literal["stage", "cost"]
 
-_MOST_DIGITS = 9
+# Digits of a decoder depth: more than any decoder needs, and far below the thousands that int() refuses.
+_MAX_DIGITS = 9
 
 FRACTIONS: Mapping[str, Fraction] = {"3/4": Fraction(3, 4), "1/2": Fraction(1, 2), "1/4": Fraction(1, 4)}
 
@@ -27,8 +28,8 @@ class DepthConfig:
 
     Attributes:
         refine: One flag per stage in the order of the space; true where the refinement path runs.
-        decoder_layers: How many decoder layers run, or None for a detector without such layers.
-        text: The form it is printed in; parses back to an equal configuration. Not compared.
+        decoder_layers: Number of decoder layers that run, or None for a detector without decoder layers.
+        text: Printed form; parses back to an equal configuration. Not compared.
     """
 
     refine: tuple[bool, ...]
@@ -41,11 +42,11 @@ class DepthConfig:
 
 @dataclass(frozen=True)
 class DepthCosts:
-    """What each removable part of a detector costs, in MACs at the space's reference input size.
+    """Cost of each removable part of a detector, in MACs at the space's reference input size.
 
     Attributes:
         refinements: MACs of the refinement path of each stage, in the order of the space.
-        decoder_layer: MACs of one decoder layer; 0 for a detector without such layers.
+        decoder_layer: MACs of one decoder layer; 0 for a detector without decoder layers.
     """
 
     refinements: tuple[int, ...]
@@ -57,9 +58,14 @@ class DepthSpace:
 
     Args:
         stages: Names of the stages with a refinement path, earliest first. Empty for a fixed-depth detector.
-        decoder_layers: L, the number of decoder layers, or None where the depth does not include them.
-        minimal_decoder_layers: Decoder layers of the minimal configuration.
-        costs: Called once, when a cost is first needed (fractions, order by cost).
+        decoder_layers: L, the number of decoder layers, or None if the depth does not include them.
+        minimal_decoder_layers: Number of decoder layers of the minimal configuration.
+        costs: Function that measures the costs; called once, when a cost is first needed (fractions, order
+            by cost).
+
+    Raises:
+        ValueError: A stage name that is repeated or reserved, only one of the two numbers of decoder layers,
+            or ``minimal_decoder_layers`` outside 1..L.
 
     Example:
         >>> space = DepthSpace(stages=("stage1", "neck"), decoder_layers=6, minimal_decoder_layers=4)
@@ -81,7 +87,10 @@ class DepthSpace:
         if len(set(stages)) != len(stages) or reserved & set(stages):
             raise ValueError(f"stages={tuple(stages)}: names must be unique and none of {sorted(reserved)}")
         if (decoder_layers is None) != (minimal_decoder_layers is None):
-            raise ValueError("give both decoder_layers and minimal_decoder_layers, or neither")
+            raise ValueError(
+                f"got decoder_layers={decoder_layers} and minimal_decoder_layers={minimal_decoder_layers}; "
+                "give both decoder_layers and minimal_decoder_layers, or neither"
+            )
         if (
             decoder_layers is not None
             and minimal_decoder_layers is not None
@@ -101,30 +110,36 @@ class DepthSpace:
 
     @property
     def full(self) -> DepthConfig:
-        """Everything runs."""
+        """The deepest configuration, in which every refinement path and every decoder layer runs."""
         return DepthConfig((True,) * len(self.stages), self.decoder_layers, "full")
 
     @property
     def minimal(self) -> DepthConfig:
-        """No refinement path runs, and only the decoder layers that the minimal configuration keeps."""
+        """The configuration without refinement paths and with ``minimal_decoder_layers`` decoder layers."""
         return DepthConfig((False,) * len(self.stages), self.minimal_decoder_layers, "minimal")
 
     def config(self, refine: Sequence[bool], decoder_layers: int | None = None) -> DepthConfig:
-        """The configuration with these flags, printed in its canonical form.
+        """Return the configuration with these flags, named in its canonical form.
 
         Args:
             refine: One flag per stage, in the order of :attr:`stages`.
-            decoder_layers: 1..L; None means all of them.
+            decoder_layers: Number of decoder layers in 1..L; None means all of them.
 
         Raises:
             DepthError: A wrong number of flags, or a decoder depth outside 1..L.
         """
         if len(refine) != len(self.stages):
-            raise DepthError(f"{len(refine)} flags came for {len(self.stages)} stages. {self.describe()}")
+            raise DepthError(
+                f"got {len(refine)} refine flags, expected {len(self.stages)}, one per stage. "
+                f"{self.describe()}"
+            )
         if decoder_layers is None:
             decoder_layers = self.decoder_layers
         elif self.decoder_layers is None:
-            raise DepthError(f"decoder depth {decoder_layers}: this detector has none. {self.describe()}")
+            raise DepthError(
+                f"decoder depth {decoder_layers}: this detector has no decoder layers to skip. "
+                f"{self.describe()}"
+            )
         elif not 1 <= decoder_layers <= self.decoder_layers:
             raise DepthError(
                 f"decoder depth {decoder_layers}: allowed are 1..{self.decoder_layers}. {self.describe()}"
@@ -136,7 +151,7 @@ class DepthSpace:
         return DepthConfig(config.refine, config.decoder_layers, self._explicit_text(config))
 
     def parse(self, text: "str | DepthConfig") -> DepthConfig:
-        """The configuration that a text names.
+        """Return the configuration that a text names.
 
         Args:
             text: ``full``, ``minimal``, ``3/4``, ``1/2``, ``1/4``, or the explicit form: the stages that
@@ -151,17 +166,19 @@ class DepthSpace:
             return text if text.text else checked
         given: object = text  # a configuration file may hold anything
         if not isinstance(given, str):
-            raise DepthError(f"depth {given!r} is a {type(given).__name__}, not a text. {self.describe()}")
+            raise DepthError(
+                f"depth {given!r}: got a {type(given).__name__}, expected a string. {self.describe()}"
+            )
         text = text.strip()
         if text in ("full", "minimal"):
             return self.full if text == "full" else self.minimal
         if text in FRACTIONS:
-            point = self._nearest(FRACTIONS[text])
+            point = self._find_nearest(FRACTIONS[text])
             return DepthConfig(point.refine, point.decoder_layers, text)
         return self._parse_explicit(text)
 
     def parse_list(self, depths: "str | DepthConfig | Sequence[str | DepthConfig]") -> list[DepthConfig]:
-        """Several configurations: a list of texts, or ``ladder`` or ``all``; repeated points are kept once.
+        """Parse several configurations: a list of texts, or ``ladder`` or ``all``; duplicates are dropped.
 
         Raises:
             DepthError: An unknown text, or an empty list.
@@ -170,17 +187,20 @@ class DepthSpace:
             depths = [depths]
         given: object = depths
         if not isinstance(given, Sequence):
-            raise DepthError(f"depths {given!r}: give a text or a list of texts. {self.describe()}")
+            raise DepthError(
+                f"depths {given!r}: got a {type(given).__name__}, expected a string or a list of strings. "
+                f"{self.describe()}"
+            )
         found: dict[DepthConfig, DepthConfig] = {}
         for depth in depths:
             for config in self._expand(depth):
                 found.setdefault(config, config)
         if not found:
-            raise DepthError(f"no depth was given. {self.describe()}")
+            raise DepthError(f"got an empty list of depths; give at least one. {self.describe()}")
         return list(found.values())
 
     def describe(self) -> str:
-        """One line that prints the space, for error messages and help."""
+        """Describe the space in one line, for error messages and help."""
         stages = ", ".join(self.stages) or "no stage (fixed depth)"
         named = ", ".join(["full", "minimal", *FRACTIONS])
         text = f"Allowed: {named}, or stages joined by '+' out of [{stages}] or 'none'"
@@ -194,7 +214,7 @@ class DepthSpace:
     # -- sets of configurations --------------------------------------------------------------------------
 
     def all(self) -> Iterator[DepthConfig]:
-        """Every configuration: 2^stages times the decoder depths 1..L, from full downwards."""
+        """Enumerate the configurations: 2^stages times the decoder depths 1..L, from full downwards."""
         layers: Sequence[int | None] = [None]
         if self.decoder_layers is not None:
             layers = range(self.decoder_layers, 0, -1)
@@ -205,16 +225,16 @@ class DepthSpace:
     def ladder(
         self, order: LadderOrder = "stage", *, measured_ap: Mapping[DepthConfig, float] | None = None
     ) -> list[DepthConfig]:
-        """A monotone chain from full to minimal; each step removes one refinement path or decoder layer.
+        """Return a monotone chain from full to minimal; each step removes one refinement path or layer.
 
         Args:
             order: ``stage`` removes the earliest stage first and decoder layers last (the order of adaptive
                 depth networks); ``cost`` removes the most expensive part first.
-            measured_ap: AP of configurations from a depth curve. Where given, it replaces ``order``: each
-                step takes the removal that loses the least AP per MAC saved.
+            measured_ap: AP of configurations from a depth curve. If given, it replaces ``order``: each step
+                takes the removal that loses the least AP per MAC saved.
 
         Raises:
-            DepthError: ``measured_ap`` lacks a configuration that a step has to compare.
+            DepthError: An unknown order, or ``measured_ap`` lacks a configuration that a step compares.
         """
         if measured_ap is not None:
             return self._measured_ladder(measured_ap)
@@ -225,26 +245,29 @@ class DepthSpace:
             raise DepthError(f"ladder order {order!r}: allowed are 'stage' and 'cost'")
         chain = [self.full]
         for part in parts:
-            chain.append(self._without(chain[-1], part))
+            chain.append(self._remove_part(chain[-1], part))
         return chain
 
     # -- cost --------------------------------------------------------------------------------------------
 
     @property
     def costs(self) -> DepthCosts:
-        """MACs of the removable parts, measured when first asked for.
+        """MACs of the removable parts, measured on first access.
 
         Raises:
-            DepthError: The space was built without a way to measure them.
+            DepthError: The space was built without a function that measures them.
         """
         if self._costs is None:
             if self._measure_costs is None:
-                raise DepthError("this depth space has no costs: fractions and the order by cost need them")
+                raise DepthError(
+                    "this depth space has no costs, but fractions and the order by cost need them; build it "
+                    "with DepthSpace(costs=...)"
+                )
             self._costs = self._measure_costs()
         return self._costs
 
     def saving(self, config: DepthConfig) -> int:
-        """MACs that a configuration saves against full, at the reference input size."""
+        """Return the MACs that a configuration saves relative to full, at the reference input size."""
         costs = self.costs
         saved = sum(cost for cost, runs in zip(costs.refinements, config.refine, strict=True) if not runs)
         if self.decoder_layers is not None and config.decoder_layers is not None:
@@ -267,9 +290,10 @@ class DepthSpace:
             raise DepthError(f"depth {text!r}: {what}. {self.describe()}")
         layers = None
         if at:
-            # More digits than any decoder has layers; Python itself refuses to read thousands of them.
-            if not (layers_text.isascii() and layers_text.isdecimal() and len(layers_text) <= _MOST_DIGITS):
-                raise DepthError(f"depth {text!r}: {layers_text!r} is no decoder depth. {self.describe()}")
+            if not (layers_text.isascii() and layers_text.isdecimal() and len(layers_text) <= _MAX_DIGITS):
+                raise DepthError(
+                    f"depth {text!r}: got {layers_text!r} after '@', expected a number. {self.describe()}"
+                )
             layers = int(layers_text)
         return self.config([name in names for name in self.stages], layers)
 
@@ -286,14 +310,15 @@ class DepthSpace:
     def _part_cost(self, part: int) -> int:
         return self.costs.decoder_layer if part < 0 else self.costs.refinements[part]
 
-    def _without(self, config: DepthConfig, part: int) -> DepthConfig:
-        """``config`` without the refinement path of stage ``part``, or without one decoder layer (-1)."""
+    def _remove_part(self, config: DepthConfig, part: int) -> DepthConfig:
+        """Remove the refinement path of stage ``part``, or one decoder layer (-1)."""
         if part < 0:
             return self.config(config.refine, (config.decoder_layers or 0) - 1)
         refine = [runs and stage != part for stage, runs in enumerate(config.refine)]
         return self.config(refine, config.decoder_layers)
 
-    def _nearest(self, share: Fraction) -> DepthConfig:
+    def _find_nearest(self, share: Fraction) -> DepthConfig:
+        """Return the ladder point that keeps about this share of all removable MACs."""
         ladder = self.ladder()
         whole = self.saving(self.minimal)
         # Ties go to the deeper point, so that a fraction never promises less compute than it names.
@@ -306,10 +331,10 @@ class DepthSpace:
             parts = [stage for stage, runs in enumerate(here.refine) if runs]
             if here.decoder_layers is not None and here.decoder_layers > (self.minimal_decoder_layers or 0):
                 parts.append(-1)
-            options = {part: self._without(here, part) for part in parts}
+            options = {part: self._remove_part(here, part) for part in parts}
             missing = [str(point) for point in (here, *options.values()) if point not in measured_ap]
             if missing:
-                raise DepthError(f"measured_ap lacks {missing}: evaluate depths=all for a measured ladder")
+                raise DepthError(f"measured_ap lacks {missing}; evaluate depths=all for a measured ladder")
             chain.append(
                 min(
                     options.items(),

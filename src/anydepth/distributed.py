@@ -1,15 +1,14 @@
-"""What the processes of a run share, so that several with a part of a batch train as one with all of it.
+"""Collective operations that make several processes train on a batch as one process would.
 
 Distributed training averages the gradients of the processes. The result is the gradient of the whole batch if
-each process divides the sums of its losses by its part of what the whole batch would be divided by
+each process divides the sums of its losses by its part of the divisor of the whole batch
 (:func:`loss_normalizer`), if the statistics of batch norms are those of the whole batch
 (:mod:`anydepth.layers.sync_norm`), and if random numbers are drawn for the whole batch, of which each process
-takes its rows (:func:`local_rows`). The last one needs equal states of torch's generator in all processes,
-which training sees to.
+takes its rows (:func:`local_rows`). The last condition needs equal states of torch's generator in all
+processes, which training ensures.
 
-Everything here is also right in a run of one process, where nothing is exchanged. In distributed training
-every process has to call what exchanges something, equally often and in the same order, whatever its images
-hold.
+Everything here also works in a run of one process, without any communication. In distributed training every
+process has to call the collective functions equally often and in the same order, whatever its images hold.
 """
 
 import os
@@ -23,23 +22,24 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """The number of processes that train together."""
+    """Return the number of processes that train together, 1 outside distributed training."""
     return dist.get_world_size() if _is_distributed() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Return the index of this process among them, from 0."""
     return dist.get_rank() if _is_distributed() else 0
 
 
 def loss_normalizer(amount: Tensor) -> Tensor:
-    """What a process divides a sum of losses by: ``max(total, 1) / processes``, of the totals of all of them.
+    """Return the divisor of this process's loss sums: ``max(total over all processes, 1) / processes``.
 
     Args:
-        amount: Float tensor, what the sums of this process come to: its boxes, or the weights of its anchors.
+        amount: Float tensor, the share of this process in the total: its number of boxes, or the sum of the
+            weights of its anchors.
 
     Returns:
-        The same shape, without gradients; never 0.
+        A tensor of the same shape, without gradients; never 0.
     """
     total = amount.detach()
     if world_size() > 1:
@@ -49,11 +49,11 @@ def loss_normalizer(amount: Tensor) -> Tensor:
 
 
 def all_max(value: int, device: torch.device) -> int:
-    """The largest of the values that the processes call this with.
+    """Return the maximum of a value over all processes.
 
     Args:
-        value: From 0.
-        device: Where the processes exchange tensors: that of the training.
+        value: Value of this process, at least 0.
+        device: Device of the training, on which the processes exchange tensors.
     """
     if world_size() == 1:
         return value
@@ -63,10 +63,10 @@ def all_max(value: int, device: torch.device) -> int:
 
 
 def all_true(flags: Tensor) -> Tensor:
-    """Where the flags of all processes are true.
+    """Return the element-wise AND of the flags of all processes.
 
     Args:
-        flags: Bool, on the device of the training.
+        flags: Bool tensor on the device of the training, of the same shape in all processes.
     """
     if world_size() == 1:
         return flags
@@ -76,7 +76,7 @@ def all_true(flags: Tensor) -> Tensor:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """What the processes call this with, in their order; for messages, not for every step."""
+    """Return the values of all processes in the order of their ranks; too slow for every step."""
     if world_size() == 1:
         return [value]
     found = [value] * world_size()
@@ -85,13 +85,13 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def local_rows(whole: Tensor) -> Tensor:
-    """The rows of this process in a tensor [processes x B, ...] about the images of the whole batch."""
+    """Return the rows [B, ...] of this process from a tensor [processes x B, ...] of the whole batch."""
     rows = len(whole) // world_size()
     return whole[rank() * rows : (rank() + 1) * rows]
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first one of the run, also before it has joined the others."""
+    """Return whether this process is the first one of the run, also before it has joined the others."""
     return all(
         os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     )

@@ -2,7 +2,7 @@
 
 The shape legend used everywhere: ``B`` batch, ``N`` boxes of one image, ``Q`` queries or candidates,
 ``K`` classes, ``L`` levels, ``H W`` height and width in pixels (of an image) or cells (of a feature map).
-Boxes carry their format in their name: ``boxes_xyxy`` are pixels, ``boxes_cxcywh`` are normalised to [0, 1].
+Boxes carry their format in their name: ``boxes_xyxy`` are in pixels, ``boxes_cxcywh`` normalised to [0, 1].
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+# Pixels per cell of a neck's finest map, in both families.
+_FINEST_STRIDE = 8
+
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of one image, in the frame of the image as it is fed to the detector.
+    """Ground truth of one image, in the coordinates of the image as it is fed to the detector.
 
     Attributes:
         boxes_cxcywh: [N, 4] float32, normalised; N may be 0.
@@ -24,7 +27,7 @@ class Targets:
     labels: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Targets":
-        """The same targets on another device."""
+        """Return the same targets on another device."""
         return Targets(
             self.boxes_cxcywh.to(device, non_blocking=non_blocking),
             self.labels.to(device, non_blocking=non_blocking),
@@ -36,14 +39,14 @@ class Targets:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a data loader yields.
+    """Images and ground truth of one step, as a data loader yields them.
 
     Attributes:
         images: [B, 3, H, W] RGB, uint8 in [0, 255] (the loader's form) or float in [0, 1].
-        targets: Ground truth per image; crowd regions are not among them.
-        image_ids: The data set's id of each image.
+        targets: Ground truth per image, without crowd regions.
+        image_ids: Image ids of the data set.
         original_sizes: (height, width) of each image in its file, in pixels.
-        skipped: What was wrong with images that could not be read, for which others stand in.
+        skipped: Errors of images that could not be read and were replaced by fallback images.
     """
 
     images: Tensor
@@ -53,7 +56,7 @@ class Batch:
     skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=non_blocking),
@@ -61,7 +64,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, for asynchronous copies to a GPU."""
+        """Copy the batch into page-locked memory, for asynchronous copies to a GPU."""
         targets = tuple(Targets(t.boxes_cxcywh.pin_memory(), t.labels.pin_memory()) for t in self.targets)
         return replace(self, images=self.images.pin_memory(), targets=targets)
 
@@ -84,12 +87,12 @@ class Detections:
     labels: Tensor
 
     def above(self, threshold: float) -> "Detections":
-        """Only the detections whose score is at least ``threshold``."""
+        """Return the detections whose score is at least ``threshold``."""
         keep = self.scores >= threshold
         return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep])
 
     def cpu(self) -> "Detections":
-        """The same detections in host memory."""
+        """Return the same detections in host memory."""
         return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())
 
     def __len__(self) -> int:
@@ -98,11 +101,11 @@ class Detections:
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """What every detector's forward returns; each wing adds its own predictions.
+    """Output of every detector's forward; each family adds its own predictions.
 
     Attributes:
-        backbone_features: The maps the backbone hands to the neck, [B, C, H, W] each, finest first.
-        neck_features: The maps the neck hands to the head, [B, C, H, W] each, finest first.
+        backbone_features: Maps from the backbone to the neck, [B, C, H, W] each, finest first.
+        neck_features: Maps from the neck to the head or decoder, [B, C, H, W] each, finest first.
     """
 
     backbone_features: tuple[Tensor, ...] = field(repr=False)
@@ -110,6 +113,6 @@ class DetectorOutput:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images; the finest map of the neck has stride 8."""
+        """(height, width) of the images in pixels."""
         height, width = self.neck_features[0].shape[-2:]
-        return 8 * height, 8 * width
+        return _FINEST_STRIDE * height, _FINEST_STRIDE * width

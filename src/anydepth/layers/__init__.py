@@ -1,1 +1,1 @@
-"""Building blocks of both wings: what switches with the depth, and what does not."""
+"""Building blocks of both detector families, switchable by depth or shared by all depths."""

@@ -10,19 +10,22 @@ from anydepth.layers.norm import SwitchableNorm
 class MultiHeadAttention(nn.Module):
     """Self-attention whose queries and keys carry a position and whose values do not (DETR).
 
-    On ``scaled_dot_product_attention``; parameters are laid out as in ``torch.nn.MultiheadAttention``, which
-    is not used because its fused inference path hides from operation counters and cannot project queries
-    and keys together.
+    Uses ``scaled_dot_product_attention``; parameters are laid out as in ``torch.nn.MultiheadAttention``,
+    which is not used because its fused inference kernel hides from operation counters and cannot project
+    queries and keys together.
 
     Args:
-        dim: Channels; a multiple of ``heads``.
+        dim: Number of channels; a multiple of ``heads``.
         heads: Number of heads.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``heads``.
     """
 
     def __init__(self, *, dim: int, heads: int) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"dim={dim} is no multiple of heads={heads}")
+            raise ValueError(f"dim={dim} is not a multiple of heads={heads}")
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
@@ -35,8 +38,8 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             tokens: [B, T, C].
-            position: [B or 1, T, C], added for queries and keys.
-            blocked: [T, T] bool, true where a row must not look at a column; None for no mask.
+            position: [B or 1, T, C], added to the tokens for queries and keys.
+            blocked: [T, T] bool, true where a row must not attend to a column; None for no mask.
 
         Returns:
             [B, T, C].
@@ -63,8 +66,8 @@ class EncoderLayer(nn.Module):
     """Post-norm transformer encoder layer with GELU (AIFI of RT-DETR, section 4.2).
 
     Args:
-        dim: Channels.
-        heads: Attention heads.
+        dim: Number of channels.
+        heads: Number of attention heads.
         ffn_dim: Hidden size of the feed-forward network.
         attention_norm: Norm after the attention.
         ffn_norm: Norm after the feed-forward network.
@@ -91,24 +94,31 @@ class EncoderLayer(nn.Module):
 def sine_position_embedding(
     height: int, width: int, dim: int, *, temperature: float = 10000.0, device: torch.device | None = None
 ) -> Tensor:
-    """Fixed 2-D sine-cosine position of each cell, in row-major order.
+    """Return the fixed 2-D sine-cosine position of each cell, in row-major order.
 
     The first half of the channels encodes the row, the second half the column; each half is sines, then
     cosines. This is RT-DETR's embedding on square maps, and the one that keeps the meaning of released
     weights on other maps.
 
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        dim: Number of channels; a multiple of 4, as rows and columns have sines and cosines each.
+        temperature: Base of the wavelengths, that of the Transformer (Vaswani et al., NeurIPS 2017).
+        device: Device of the result.
+
     Returns:
         [1, height * width, dim] float32.
 
     Raises:
-        ValueError: ``dim`` is no multiple of 4.
+        ValueError: ``dim`` is not a multiple of 4.
     """
     if dim % 4:
         raise ValueError(f"dim={dim}: the position embedding needs a multiple of 4")
     # float64: at 10000^-1 the angles of far cells lose digits in float32.
     omega = temperature ** -(torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
-    rows = torch.arange(height, dtype=torch.float64, device=device)[:, None] * omega
-    columns = torch.arange(width, dtype=torch.float64, device=device)[:, None] * omega
-    row_code = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
+    rows = torch.arange(height, dtype=torch.float64, device=device)[:, None] * omega  # [H, C / 4]
+    columns = torch.arange(width, dtype=torch.float64, device=device)[:, None] * omega  # [W, C / 4]
+    row_code = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)  # [H, W, C / 2]
     column_code = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     return torch.cat([row_code, column_code], dim=2).reshape(1, height * width, dim).float()

@@ -9,21 +9,21 @@ from torchvision.ops import box_convert
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Corners [..., 4] of boxes [..., 4] given by centre and size."""
+    """Convert boxes [..., 4] from centre and size to corners."""
     converted: Tensor = box_convert(boxes, "cxcywh", "xyxy")
     return converted
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Centre and size [..., 4] of boxes [..., 4] given by corners."""
+    """Convert boxes [..., 4] from corners to centre and size."""
     converted: Tensor = box_convert(boxes, "xyxy", "cxcywh")
     return converted
 
 
 def paired_iou_giou(first_xyxy: Tensor, second_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU (Rezatofighi et al., CVPR 2019) of matched pairs.
+    """Compute IoU and generalised IoU (Rezatofighi et al., CVPR 2019) of matched pairs.
 
-    torchvision gives the IoU only between all pairs, which is quadratic for matched lists.
+    torchvision computes the IoU only between all pairs, which is quadratic for matched lists.
 
     Args:
         first_xyxy: [N, 4].

@@ -11,11 +11,11 @@ class ConvNorm(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: 1, 3, 5 or 7; the padding is half of it.
-        stride: 1 or 2.
-        groups: Blocks of channels that are convolved apart.
-        norm: The norm over ``out_channels``.
-        activation: Applied last; None for a linear output.
+        kernel_size: Side of the kernel: 1, 3, 5 or 7; the padding is half of it.
+        stride: Step of the kernel: 1 or 2.
+        groups: Number of channel groups that are convolved separately.
+        norm: Norm over ``out_channels``.
+        activation: Activation after the norm; None for a linear output.
     """
 
     def __init__(

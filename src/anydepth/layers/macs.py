@@ -1,4 +1,4 @@
-"""Counting what a forward pass costs, without running it for real."""
+"""Count the multiply-accumulates and parameters of a forward pass, without computing it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,34 +14,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from anydepth.layers.mode import eval_mode
 
 
-def _first(tensor: Tensor, *_: object, **__: object) -> Tensor:
+def _keep_shape(tensor: Tensor, *_: object, **__: object) -> Tensor:
     return tensor
 
 
-def _sampled(images: Tensor, grid: Tensor, *_: object, **__: object) -> Tensor:
+def _grid_sample_shape(images: Tensor, grid: Tensor, *_: object, **__: object) -> Tensor:
     return images.new_empty(*images.shape[:2], *grid.shape[1:-1])
 
 
-# Not counted, and the shape of their results is known from their first arguments: having it worked out on
+# Operations that are not counted and whose output shape follows from their first arguments: inferring it on
 # ``meta`` would take most of the time.
-_OF_KNOWN_SHAPE: Mapping[object, Callable[..., Tensor]] = {
-    **dict.fromkeys((F.batch_norm, F.layer_norm, F.relu, F.silu, F.gelu), _first),
-    F.grid_sample: _sampled,
+_KNOWN_SHAPES: Mapping[object, Callable[..., Tensor]] = {
+    **dict.fromkeys((F.batch_norm, F.layer_norm, F.relu, F.silu, F.gelu), _keep_shape),
+    F.grid_sample: _grid_sample_shape,
 }
 
 
 @dataclass(frozen=True)
 class ForwardCount:
-    """What one eval-mode forward pass costs.
+    """Cost of one eval-mode forward pass.
 
     Attributes:
         macs: Multiply-accumulates; GFLOPs = 2 x GMACs. Counted are convolutions, matrix products (``mm``,
             ``addmm``, ``bmm``, ``baddbmm``, so every linear layer) and both products of scaled dot-product
             attention. Not counted are norms, activations, softmax, element-wise arithmetic, pooling,
             resizing, ``grid_sample`` and top-k.
-        parameters: Parameters (single numbers, not tensors) that at least one operation read.
-        macs_by_module: The share of every submodule that ran, by its name; submodules are part of their
-            parents' share.
+        parameters: Number of parameters (scalars, not tensors) that at least one operation read.
+        macs_by_module: MACs of every submodule that ran, by its name; those of a submodule are included in
+            its parents'.
     """
 
     macs: int
@@ -50,7 +50,7 @@ class ForwardCount:
 
 
 def count_macs(module: nn.Module, *args: object, **kwargs: object) -> int:
-    """Multiply-accumulates of one eval-mode forward pass, see :func:`count_forward`.
+    """Count the multiply-accumulates of one eval-mode forward pass, see :func:`count_forward`.
 
     Example:
         >>> count_macs(nn.Conv2d(3, 8, 3, bias=False), torch.empty(1, 3, 10, 10))  # 8*8 places * 27 * 8
@@ -60,20 +60,20 @@ def count_macs(module: nn.Module, *args: object, **kwargs: object) -> int:
 
 
 def count_forward(module: nn.Module, *args: object, **kwargs: object) -> ForwardCount:
-    """Cost of one eval-mode forward pass.
+    """Measure the cost of one eval-mode forward pass.
 
-    It follows from shapes alone: weights, buffers and inputs are replaced by ``meta`` tensors, so nothing is
-    computed or copied, and the module itself stays as it is.
+    The cost follows from shapes alone: weights, buffers and inputs are replaced by ``meta`` tensors, so
+    nothing is computed or copied, and the module itself is not changed.
 
     Args:
         module: Any module whose forward works on the ``meta`` device: its control flow must not read values
             of tensors, and tensors it owns must be parameters or buffers.
-        *args: Arguments of the forward; tensors in them, also inside tuples, lists and dictionaries, only
-            lend their shape and type.
-        **kwargs: The same by name.
+        *args: Arguments of the forward; of tensors, also inside tuples, lists and dictionaries, only shape
+            and type matter.
+        **kwargs: Keyword arguments of the forward.
 
     Returns:
-        The count of the whole batch that came in.
+        The cost of the whole input batch.
     """
     parameters = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_parameters()}
     buffers = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_buffers()}
@@ -84,7 +84,7 @@ def count_forward(module: nn.Module, *args: object, **kwargs: object) -> Forward
     with eval_mode(module), torch.no_grad(), reads, flops:
         functional_call(module, {**parameters, **buffers}, meta_args, meta_kwargs)
     run = sum(parameters[name].numel() for name in reads.read)
-    # The counter puts the class of the whole module in front of the names.
+    # The counter prefixes the names with the class of the whole module.
     by_module = {
         name.partition(".")[2]: int(sum(counts.values())) // 2
         for name, counts in flops.get_flop_counts().items()
@@ -94,9 +94,9 @@ def count_forward(module: nn.Module, *args: object, **kwargs: object) -> Forward
 
 
 class _ReadRecorder(TorchFunctionMode):
-    """Notes which parameters operations receive.
+    """Records which parameters operations receive.
 
-    Forward hooks would not do: fused modules such as ``nn.MultiheadAttention`` hand the weights of a child
+    Forward hooks would miss some: fused modules such as ``nn.MultiheadAttention`` pass the weights of a child
     to a function without calling the child.
     """
 
@@ -112,9 +112,9 @@ class _ReadRecorder(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        known = _OF_KNOWN_SHAPE.get(func) if args else None
+        known = _KNOWN_SHAPES.get(func) if args else None
         result = (known or func)(*args, **(kwargs or {}))
-        # Questions about shape, type or device come through here too, but they return no tensor.
+        # Queries of shape, type or device are intercepted too, but they return no tensor.
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             leaves = tree_leaves((args, kwargs or {}))
             self.read.update(self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names)

@@ -1,4 +1,4 @@
-"""Switchable norms: one parameter set for "this stage refines", one for "this stage skips"."""
+"""Switchable norms: one set of parameters if the stage refines, another if it skips."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,12 +12,12 @@ class SwitchableNorm(nn.Module):
     """A norm layer with one set of parameters and statistics per state of its stage.
 
     The rule is local (adaptive depth networks, Kang et al.): a layer uses the set of its own stage's flag,
-    whatever other stages do. Where a layer is not switchable, or belongs to a refinement path, one set
-    serves both states.
+    whatever other stages do. If a layer is not switchable, or belongs to a refinement path, one set serves
+    both states.
 
     Args:
-        full: The norm used where the stage refines.
-        skip: The norm used where the stage skips; None to use ``full`` for both.
+        full: Norm used if the stage refines.
+        skip: Norm used if the stage skips; None to use ``full`` for both.
     """
 
     def __init__(self, *, full: nn.Module, skip: nn.Module | None = None) -> None:
@@ -26,7 +26,7 @@ class SwitchableNorm(nn.Module):
         self.skip = skip
 
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
-        """Normalise ``features`` (any shape that the norm takes) with the set of ``refine``."""
+        """Normalise ``features`` (any shape that the norm accepts) with the set that ``refine`` selects."""
         norm = self.full if refine or self.skip is None else self.skip
         normalised: Tensor = norm(features)
         return normalised
@@ -40,14 +40,14 @@ def batch_norm(
     eps: float = 1e-5,
     momentum: float = 0.1,
 ) -> SwitchableNorm:
-    """Batch norm over [B, ``channels``, H, W].
+    """Build a batch norm over [B, ``channels``, H, W].
 
     Args:
         channels: Number of channels.
-        switchable: Give the skip state its own set.
-        frozen: Weights and statistics are buffers that training leaves alone.
-        eps: Added to the variance.
-        momentum: Share of the newest batch in the running statistics.
+        switchable: Whether the skip state has a set of its own.
+        frozen: Whether weights and statistics are buffers that training does not change.
+        eps: Constant added to the variance; torch's default.
+        momentum: Share of the newest batch in the running statistics; torch's default.
     """
     make: Callable[[int], nn.Module] = (
         partial(FrozenBatchNorm2d, eps=eps) if frozen else partial(nn.BatchNorm2d, eps=eps, momentum=momentum)
@@ -56,12 +56,12 @@ def batch_norm(
 
 
 def layer_norm(channels: int, *, switchable: bool = False) -> SwitchableNorm:
-    """Layer norm over the last axis of [..., ``channels``], eps 1e-5."""
+    """Build a layer norm over the last axis of [..., ``channels``], eps 1e-5."""
     return SwitchableNorm(full=nn.LayerNorm(channels), skip=nn.LayerNorm(channels) if switchable else None)
 
 
 def switchable_norms(module: nn.Module) -> Iterator[tuple[str, SwitchableNorm]]:
-    """Every norm of ``module`` that holds two sets, with its name."""
+    """Yield the name and the norm of every part of ``module`` that holds two sets."""
     for name, part in module.named_modules():
         if isinstance(part, SwitchableNorm) and part.skip is not None:
             yield name, part
@@ -69,10 +69,10 @@ def switchable_norms(module: nn.Module) -> Iterator[tuple[str, SwitchableNorm]]:
 
 @torch.no_grad()
 def copy_full_norms_to_skip(module: nn.Module) -> int:
-    """Start every skip set as a copy of its full set, as when weights of a fixed-depth network are loaded.
+    """Fill every skip set with a copy of its full set, as when weights of a fixed-depth network are loaded.
 
     Returns:
-        How many norms were copied.
+        The number of norms that were copied.
     """
     copied = 0
     for _, norm in switchable_norms(module):

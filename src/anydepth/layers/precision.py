@@ -1,4 +1,4 @@
-"""Islands of float32 inside mixed precision."""
+"""Float32 blocks inside mixed precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,9 +6,9 @@ import torch
 
 
 def disable_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A block in which autocast is off; inputs still have to be cast to float32 by the caller.
+    """Switch autocast off inside the block; the caller still has to cast inputs to float32.
 
-    Devices without autocast (``meta``, when operations are only counted) are left alone.
+    Does nothing on devices without autocast (``meta``, when operations are only counted).
     """
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()

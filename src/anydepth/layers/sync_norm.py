@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of the whole batch, however many processes share it."""
+"""Batch norm with the statistics of the whole batch, however many processes it is split between."""
 
 import torch
 import torch.distributed as dist
@@ -9,24 +9,24 @@ from anydepth import distributed
 
 
 class HostSyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over all processes, for tensors in host memory, which ``nn.SyncBatchNorm`` refuses.
+    """Batch norm over all processes for tensors in host memory, which ``nn.SyncBatchNorm`` does not support.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise [B, C, H, W] by the statistics of all processes, in eval mode by the running ones."""
+        """Normalise [B, C, H, W] by the statistics of all processes, or the running ones in eval mode."""
         if not self.training or distributed.world_size() == 1:
             normalised: Tensor = super().forward(features)
             return normalised
         centred, mean, variance, count = _statistics(features)
-        self._follow(mean.detach(), variance.detach(), count)
+        self._update_running_statistics(mean.detach(), variance.detach(), count)
         scale = (variance + self.eps).rsqrt() * self.weight
         return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(features.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics, that of the variance by its unbiased estimate."""
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics towards the batch's, using the unbiased estimate of the variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -37,32 +37,35 @@ class HostSyncBatchNorm(nn.BatchNorm2d):
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Over all processes: features less their mean, mean [C] and variance [C], and of how many values."""
-    values = features.float()
+    """Return centred features, mean [C], variance [C] and number of values per channel of all processes."""
+    values = features.float()  # [B, C, H, W]
     count = torch.tensor(float(features.numel() // features.shape[1]))
     dist.all_reduce(count)
-    mean = _summed(values.sum((0, 2, 3))) / count
-    # In a second exchange: the difference of large sums of squares would lose what is left of the variance.
-    centred = values - mean.view(1, -1, 1, 1)
-    return centred, mean, _summed(centred.square().sum((0, 2, 3))) / count, count
+    mean = _sum_over_processes(values.sum((0, 2, 3))) / count  # [C]
+    # In a second exchange: subtracting large sums of squares from each other would cancel the variance.
+    centred = values - mean.view(1, -1, 1, 1)  # [B, C, H, W]
+    variance = _sum_over_processes(centred.square().sum((0, 2, 3))) / count  # [C]
+    return centred, mean, variance, count
 
 
-def _summed(values: Tensor) -> Tensor:
-    """Over all processes; backward, their gradients are summed, too."""
+def _sum_over_processes(values: Tensor) -> Tensor:
+    """Sum values over all processes; the backward pass sums their gradients, too."""
     total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
     return total
 
 
 def synchronize_norms(module: nn.Module) -> nn.Module:
-    """Replace every batch norm by one over all processes, with its parameters and statistics.
+    """Replace every batch norm by one over all processes, with the same parameters and statistics.
 
-    Frozen ones are left alone. On GPUs it is ``nn.SyncBatchNorm``, in host memory :class:`HostSyncBatchNorm`.
+    Frozen norms are not replaced. The replacement is ``nn.SyncBatchNorm`` on GPUs and
+    :class:`HostSyncBatchNorm` in host memory.
 
     Returns:
         ``module``, changed in place, unless it is itself a batch norm.
     """
     if type(module) is nn.BatchNorm2d:
-        return _as(module, HostSyncBatchNorm if module.weight.device.type == "cpu" else nn.SyncBatchNorm)
+        kind = HostSyncBatchNorm if module.weight.device.type == "cpu" else nn.SyncBatchNorm
+        return _convert(module, kind)
     for name, child in module.named_children():
         setattr(module, name, synchronize_norms(child))
     return module
@@ -71,7 +74,7 @@ def synchronize_norms(module: nn.Module) -> nn.Module:
 def separate_norms(module: nn.Module) -> nn.Module:
     """Undo :func:`synchronize_norms`."""
     if isinstance(module, HostSyncBatchNorm | nn.SyncBatchNorm):
-        return _as(module, nn.BatchNorm2d)
+        return _convert(module, nn.BatchNorm2d)
     for name, child in module.named_children():
         setattr(module, name, separate_norms(child))
     return module
@@ -80,10 +83,10 @@ def separate_norms(module: nn.Module) -> nn.Module:
 Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 
-def _as(norm: Norm, kind: type[Norm]) -> Norm:
+def _convert(norm: Norm, kind: type[Norm]) -> Norm:
     made = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     made.train(norm.training)
-    # The tensors themselves, which an optimizer or an average may hold already.
+    # The tensors themselves, because an optimizer or a weight average may already hold them.
     for name, parameter in norm.named_parameters(recurse=False):
         setattr(made, name, parameter)
     for name, buffer in norm.named_buffers(recurse=False):

@@ -1,1 +1,1 @@
-"""Weights of any origin: reading files safely, planning what goes where, and the load report."""
+"""Loading weights of any origin: safe reading of files, mapping of names, and the load report."""

@@ -1,4 +1,4 @@
-"""Reading checkpoint files of any origin into one flat state dict, without running code from them."""
+"""Read checkpoint files of any origin into one flat state dict, without running code from them."""
 
 import json
 import pickle
@@ -16,15 +16,18 @@ from torch import Tensor
 from anydepth.utils.messages import short_repr
 from anydepth.weights.pickles import ForeignPickleError, UnsafePickleError, load_foreign
 
-# Where checkpoints keep their weights, best first: averaged weights are what their authors evaluated.
+# Entries of a checkpoint that may hold its weights, best first: averaged weights are what authors evaluated.
 _CONTAINERS = (("ema", "module"), ("ema",), ("model",), ("state_dict",), ("module",))
 # Files that a folder of weights may hold, best first.
 _FOLDER_FILES = ("model.safetensors", "weights.safetensors", "pytorch_model.bin")
-# What wrappers put in front of every key: DistributedDataParallel, torch.compile, our Lightning module.
+# Prefixes that wrappers add to every key: DistributedDataParallel, torch.compile, our Lightning module.
 _WRAPPERS = ("module.", "_orig_mod.", "detector.")
-_LONGEST_KEY = 1000  # characters; the networks known here take a hundred
-# Of a tensor that shows parts of its numbers many times: more, and a copy of it may fill any memory.
-_MOST_REPEATED_BYTES = 1 << 28
+# Characters; keys of the networks known here are about a hundred long.
+_MAX_KEY_LENGTH = 1000
+# Size of a tensor whose strides repeat its numbers (256 MiB): a copy of a larger one could fill any memory.
+_MAX_EXPANDED_BYTES = 1 << 28
+# Characters of another library's error that a message quotes: enough for its first sentence.
+_MAX_REASON_LENGTH = 300
 
 
 class UnsafeArchiveError(ValueError):
@@ -40,9 +43,9 @@ class StateDict:
     """Tensors of a checkpoint under their own names.
 
     Attributes:
-        tensors: By key, without the prefixes of wrappers.
+        tensors: Tensors by key, without the prefixes of wrappers.
         origin: File and entry they came from, for messages.
-        class_names: Of the detector that they are of; empty where the file does not say.
+        class_names: Class names of the detector they belong to; empty if the file does not name them.
     """
 
     tensors: Mapping[str, Tensor]
@@ -51,24 +54,24 @@ class StateDict:
 
 
 def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
-    """The weights inside a file, a folder or a dictionary.
+    """Read the weights from a file, a folder or a dictionary.
 
     Args:
         source: A ``.safetensors`` file, a file of ``torch.save``, a folder that holds
-            ``model.safetensors``, or what ``torch.load`` gave: a state dict, or a checkpoint that keeps one
-            under ``ema.module``, ``ema``, ``model``, ``state_dict`` or ``module``. In a file of
-            ``torch.save`` whole networks may stand there: their classes need not be installed, and nothing
-            of them is imported or run, see :mod:`anydepth.weights.pickles`.
+            ``model.safetensors``, or the result of ``torch.load``: a state dict, or a checkpoint that keeps
+            one under ``ema.module``, ``ema``, ``model``, ``state_dict`` or ``module``. A file of
+            ``torch.save`` may hold whole networks there: their classes need not be installed, and none of
+            their code is imported or run, see :mod:`anydepth.weights.pickles`.
 
     Raises:
-        WeightsError: There is no such file, it is cut short or of another kind, it is a pickle that could run
-            code or an archive that unfolds to more than its size, or it holds no state dict of plain tensors.
+        WeightsError: The file does not exist, is truncated or of another format, is a pickle that could run
+            code or an archive that unpacks to more than its size, or holds no state dict of plain tensors.
     """
     if isinstance(source, Mapping):
-        return _named(_unwrap(source, "the given dictionary"), source.get("class_names"))
+        return _add_class_names(_unwrap(source, "the given dictionary"), source.get("class_names"))
     path = Path(source)
     if path.is_dir():
-        path = _file_of(path)
+        path = _find_file(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file; give a checkpoint file or a folder that holds one")
     metadata: Mapping[str, str] = {}
@@ -77,24 +80,26 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
     else:
         contents = _load_pickle(path)
     if not isinstance(contents, Mapping):
-        raise WeightsError(f"{path}: holds a {type(contents).__name__}, not a state dict; save one there")
+        raise WeightsError(
+            f"{path}: got a {type(contents).__name__}, expected a state dict; save one to this file"
+        )
     found = _unwrap(contents, str(path))
     for key, tensor in found.tensors.items():
-        # In a dictionary that a program gives it has its uses; a file is there for the numbers.
+        # Meta tensors are useful in a dictionary that a program passes, but a file without numbers is not.
         if tensor.device.type == "meta":
-            raise WeightsError(_not_plain(str(path), key, "has a shape and no numbers"))
-    return _named(found, _parsed(metadata.get("class_names")) or contents.get("class_names"))
+            raise WeightsError(_not_plain_message(str(path), key, "has a shape but no numbers"))
+    return _add_class_names(found, _parse_json(metadata.get("class_names")) or contents.get("class_names"))
 
 
-def refuse_archive(path: Path) -> None:
-    """Refuse an archive that ``torch.save`` cannot have written, and that may unfold to any size or place.
+def check_archive(path: Path) -> None:
+    """Check that an archive may come from ``torch.save`` and cannot unpack to any size or place.
 
     Raises:
         UnsafeArchiveError: Records are compressed, or share bytes of the file, or it is a tar archive.
         zipfile.BadZipFile: The archive is damaged.
     """
-    # What has a zip archive's end may still begin as a tar archive, which torch looks at first.
-    _refuse_tar(path)
+    # A file that ends as a zip archive may still begin as a tar archive, which torch tries first.
+    _check_not_tar(path)
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -104,17 +109,17 @@ def refuse_archive(path: Path) -> None:
         raise UnsafeArchiveError(
             f"its record {short_repr(packed[0])} is compressed, which torch.save never does"
         )
-    unfolded = sum(record.file_size for record in records)
-    if unfolded > path.stat().st_size:
+    unpacked = sum(record.file_size for record in records)
+    if unpacked > path.stat().st_size:
         raise UnsafeArchiveError(
-            f"its records hold {unfolded:,} bytes, but the file {path.stat().st_size:,}: they share them"
+            f"its records hold {unpacked:,} bytes, but the file only {path.stat().st_size:,}: records overlap"
         )
 
 
-def _refuse_tar(path: Path) -> None:
-    """Torch makes a folder to unpack it into before it looks at what may be loaded."""
+def _check_not_tar(path: Path) -> None:
+    """Check the format, because torch unpacks tar archives to disk before it checks what may be loaded."""
     try:
-        # Opened as torch does: uncompressed alone, up to the first record.
+        # Opened as torch does: uncompressed only, up to the first record.
         tarfile.open(path, mode="r:").close()
     except tarfile.TarError:
         return
@@ -123,7 +128,7 @@ def _refuse_tar(path: Path) -> None:
     )
 
 
-def _file_of(folder: Path) -> Path:
+def _find_file(folder: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -132,71 +137,73 @@ def _file_of(folder: Path) -> Path:
     )
 
 
-def _named(found: StateDict, names: object) -> StateDict:
-    """With the class names that a checkpoint gives, where it does."""
+def _add_class_names(found: StateDict, names: object) -> StateDict:
+    """Add the class names of a checkpoint, if it has any."""
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         return replace(found, class_names=tuple(names))
     return found
 
 
-def _parsed(text: str | None) -> object:
+def _parse_json(text: str | None) -> object:
     try:
         return json.loads(text or "null")
-    # Too deeply nested, or no JSON: what another program may keep under this name.
+    # Too deeply nested, or not JSON: another program may store anything under this name.
     except (ValueError, RecursionError):
         return None
 
 
 def _load_safetensors(path: Path) -> tuple[object, Mapping[str, str]]:
-    """The tensors and the texts of a file."""
+    """Return the tensors and the metadata of a file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    # Safetensors' own error, or what numbers in its header lead to.
+    # Safetensors' own error, or whatever wrong numbers in the header cause.
     except Exception as error:
         raise WeightsError(
-            f"{path}: no complete safetensors file ({error}); if it was cut short, copy it again"
+            f"{path}: not a complete safetensors file ({error}); if it was truncated, copy it again"
         ) from error
 
 
 def _load_pickle(path: Path) -> object:
     try:
-        refuse_archive(path)
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if zipfile.is_zipfile(path):
             return _load_foreign(path)
         if refused is None:
-            raise WeightsError(f"{path}: no file of torch.save; give a checkpoint or safetensors") from error
+            raise WeightsError(
+                f"{path}: not a file of torch.save; give a checkpoint or safetensors file"
+            ) from error
         raise WeightsError(
-            f"{_refusal(path, refused[1])}. Networks are read from files of torch 1.6 and newer, which are "
-            "zip archives; this one is older"
+            f"{_unsafe_message(path, refused[1])}. Networks are read from files of torch 1.6 and newer, "
+            "which are zip archives; this one is older"
         ) from error
-    # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
+    # Bytes that are not a pickle of torch's raise anything, depending on the instructions they happen to be.
     except Exception as error:
-        reason = str(error).partition(". ")[0][:300] or f"it ends too early: {type(error).__name__}"
-        raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({reason}); if it was cut short, copy it again"
-        ) from error
+        reason = str(error).partition(". ")[0][:_MAX_REASON_LENGTH] or f"truncated: {type(error).__name__}"
+        raise WeightsError(_unreadable_message(path, reason)) from error
 
 
 def _load_foreign(path: Path) -> object:
-    """A checkpoint with more than tensors and plain containers in it, such as whole networks."""
+    """Load a checkpoint that holds more than tensors and plain containers, such as whole networks."""
     try:
         return load_foreign(path)
     except UnsafePickleError as error:
-        raise WeightsError(_refusal(path, error.wanted)) from error
+        raise WeightsError(_unsafe_message(path, error.wanted)) from error
     except ForeignPickleError as error:
-        raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({error}); if it was cut short, copy it again"
-        ) from error
+        raise WeightsError(_unreadable_message(path, str(error))) from error
 
 
-def _refusal(path: Path, wanted: str) -> str:
+def _unreadable_message(path: Path, reason: str) -> str:
+    return f"{path}: cannot be read as a checkpoint ({reason}); if it was truncated, copy it again"
+
+
+def _unsafe_message(path: Path, wanted: str) -> str:
     return (
-        f"{path}: refused, because this pickle wants {wanted} and could run any code. If you trust where it "
-        "came from, open it once with torch.load(path, weights_only=False) and save only its state dict with "
+        f"{path}: refused, because this pickle requests {wanted} and could run any code. If you trust its "
+        "origin, open it once with torch.load(path, weights_only=False) and save only its state dict with "
         "safetensors.torch.save_file"
     )
 
@@ -212,8 +219,8 @@ def _unwrap(contents: Mapping[str, object], origin: str) -> StateDict:
     if not any(isinstance(value, Tensor) for value in contents.values()):
         keys = ", ".join(short_repr(key) for key in list(contents)[:5]) or "none"
         raise WeightsError(
-            f"{origin}: holds no state dict; its entries are {keys}, searched were "
-            f"{', '.join('.'.join(names) for names in _CONTAINERS)} and the top level"
+            f"{origin}: holds no state dict; got the entries {keys}, expected tensors under one of "
+            f"{', '.join('.'.join(names) for names in _CONTAINERS)} or at the top level"
         )
     return _state_dict(contents, origin)
 
@@ -221,32 +228,32 @@ def _unwrap(contents: Mapping[str, object], origin: str) -> StateDict:
 def _state_dict(contents: Mapping[str, object], origin: str) -> StateDict:
     tensors = _strip_wrappers(contents)
     for key, tensor in tensors.items():
-        problem = _problem_of(key, tensor)
+        problem = _find_problem(key, tensor)
         if problem is not None:
-            raise WeightsError(_not_plain(origin, key, problem))
+            raise WeightsError(_not_plain_message(origin, key, problem))
     return StateDict(tensors, origin)
 
 
-def _not_plain(origin: str, key: str, problem: str) -> str:
-    return f"{origin}: its tensor {short_repr(key)} {problem}; save plain weights there"
+def _not_plain_message(origin: str, key: str, problem: str) -> str:
+    return f"{origin}: its tensor {short_repr(key)} {problem}; save plain weights instead"
 
 
-def _problem_of(key: str, tensor: Tensor) -> str | None:
-    """Why a tensor cannot be a weight; None: it can."""
-    if len(key) > _LONGEST_KEY:
+def _find_problem(key: str, tensor: Tensor) -> str | None:
+    """Return why a tensor cannot be a weight, or None if it can."""
+    if len(key) > _MAX_KEY_LENGTH:
         return f"has a name of {len(key):,} characters"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return "is sparse, quantised or nested"
     if tensor.is_complex():
         return "holds complex numbers"
     size = tensor.numel() * tensor.element_size()
-    if size > max(_MOST_REPEATED_BYTES, tensor.untyped_storage().nbytes()):
-        return f"has the shape {list(tensor.shape)}, which repeats few numbers {size:,} bytes long"
+    if size > max(_MAX_EXPANDED_BYTES, tensor.untyped_storage().nbytes()):
+        return f"has the shape {list(tensor.shape)}, which repeats few numbers over {size:,} bytes"
     return None
 
 
 def _strip_wrappers(contents: Mapping[str, object]) -> dict[str, Tensor]:
-    """Only the tensors; where a wrapper's prefix is in use, only those behind it."""
+    """Return the tensors; if some keys have a wrapper's prefix, only theirs, without the prefix."""
     tensors = {
         key if isinstance(key, str) else short_repr(key): value
         for key, value in contents.items()

@@ -1,4 +1,4 @@
-"""Decides which value each weight of a detector gets from a file: what the weights of both wings share.
+"""Map the weights of a file to those of a detector, for both detector families.
 
 A layout is a way of naming weights; a plan pairs the weights of a detector with those of one file.
 """
@@ -14,12 +14,13 @@ from torch import Tensor
 from anydepth.utils.messages import join_few, short_repr
 from anydepth.weights.files import StateDict, WeightsError
 
+# At most six digits of an index: no stage has a million blocks, and int() refuses thousands of digits.
 _SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>[0-9]{1,6})\.(?P<rest>.+)")
-# What belongs to stages that skip only, and which part of the full path starts it: norms, and kernels over
-# fewer inputs, which are the first ones of the full kernel.
-_SKIP_TWINS = {".skip.": ".full.", ".skip_conv.": ".fuse.conv."}
+# Name parts of weights that only skipping stages use, and of the full-state weights that initialise them:
+# norms, and kernels over fewer input channels, which are the first ones of the full kernel.
+_SKIP_SOURCES = {".skip.": ".full.", ".skip_conv.": ".fuse.conv."}
 
-# A pattern, and what replaces it; the rules of a layout are applied one after the other.
+# A pattern and its replacement; the rules of a layout are applied one after the other.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
@@ -28,14 +29,15 @@ class Layout:
     """One way of naming the weights.
 
     Attributes:
-        name: For reports and messages.
-        markers: Alternatives of (keys that must all be there, prefix that such a file leaves out).
-        rules: Plain names to foreign names.
-        norm_name: Spells which set a norm belongs to; None for a set that the layout does not have.
+        name: Name for reports and messages.
+        markers: Alternatives of (keys that must all be present, prefix that the keys of such a file lack).
+        rules: Rules that translate plain names to foreign names.
+        norm_name: Function that writes the norm set into a plain name; None for a set that the layout lacks.
         fused_attention: Whether query, key and value projections are one tensor, as ours are.
-        tied: Prefixes under which a file may repeat, or keep instead, what it has under ``tied_to`` + prefix.
-        tied_to: See ``tied``.
-        note: What a user should know about weights of this origin.
+        tied: Prefixes of names under which a file may repeat the tensors of ``tied_to`` + prefix, or hold
+            them instead.
+        tied_to: Prefix of the tied names, see ``tied``.
+        note: Advice to users about weights of this origin.
     """
 
     name: str
@@ -47,15 +49,15 @@ class Layout:
     tied_to: str = ""
     note: str = ""
 
-    def prefix_in(self, keys: Collection[str]) -> str | None:
-        """What to put in front of the keys of a file of this layout; None if it is of another layout."""
+    def find_prefix(self, keys: Collection[str]) -> str | None:
+        """Return the prefix that a file's keys lack; None if the file is of another layout."""
         for needed, prefix in self.markers:
             if all(key in keys for key in needed):
                 return prefix
         return None
 
     def foreign_keys(self, plain: str) -> tuple[str, ...]:
-        """Foreign keys whose tensors, joined along the first axis, are ours; none without a counterpart."""
+        """Return the foreign keys whose tensors, joined along the first axis, are ours; empty if none are."""
         name = self.norm_name(plain) or ""
         for pattern, replacement in self.rules:
             name = re.sub(pattern, replacement, name)
@@ -66,20 +68,20 @@ class Layout:
         return tuple(name.replace("in_proj_", f"{part}_proj.") for part in "qkv")
 
 
-def recognise(state: StateDict, names: Iterable[str], layouts: Sequence[Layout]) -> tuple[Layout, str]:
-    """The layout of a state dict, and the prefix that its names lack.
+def detect_layout(state: StateDict, names: Iterable[str], layouts: Sequence[Layout]) -> tuple[Layout, str]:
+    """Return the layout of a state dict, and the prefix that its names lack.
 
     Args:
-        state: For the message.
-        names: Its plain names.
-        layouts: Known ones, the most special first.
+        state: State dict, for the message.
+        names: Plain names of the state dict.
+        layouts: Known layouts, the most specific first.
 
     Raises:
-        WeightsError: None of the layouts fits; the message lists them.
+        WeightsError: None of the layouts matches; the message lists them.
     """
     found = set(names)
     for layout in layouts:
-        prefix = layout.prefix_in(found)
+        prefix = layout.find_prefix(found)
         if prefix is not None:
             return layout, prefix
     raise WeightsError(
@@ -89,14 +91,14 @@ def recognise(state: StateDict, names: Iterable[str], layouts: Sequence[Layout])
 
 
 def plain_names(keys: Iterable[str]) -> dict[str, str]:
-    """Our keys to plain names, in which the split of stages into paths is undone.
+    """Map our keys to plain names, which do not depend on how stages are split into paths.
 
-    ``backbone.stages.0.refinement.0.conv2.norm.full.weight`` is plainly
-    ``backbone.stages.0.2.conv2.norm.full.weight`` where two blocks are essential; a stage inside a block is
-    joined likewise. Other keys stay as they are.
+    With two essential blocks, ``backbone.stages.0.refinement.0.conv2.norm.full.weight`` has the plain name
+    ``backbone.stages.0.2.conv2.norm.full.weight``; a stage inside a block is joined in the same way. Other
+    keys do not change.
 
     Args:
-        keys: All keys of a state dict: they tell how many blocks are essential.
+        keys: All keys of a state dict, from which the number of essential blocks follows.
     """
     names = {key: key for key in keys}
     while any(_SPLIT.fullmatch(name) for name in names.values()):
@@ -122,12 +124,12 @@ def _join_paths(names: Iterable[str]) -> dict[str, str]:
     return joined
 
 
-def twin_of(plain: str) -> str | None:
-    """The name of what starts a weight that only skipping stages use; None for every other name.
+def skip_source(plain: str) -> str | None:
+    """Return the name of the weight that initialises a skip-only weight; None for every other name.
 
-    For a norm of the skip state that is the full norm, for a fusion kernel of the skip state the full kernel.
+    A skip norm starts from the full norm, and a skip fusion kernel from the full fusion kernel.
     """
-    for skip, full in _SKIP_TWINS.items():
+    for skip, full in _SKIP_SOURCES.items():
         if skip in plain:
             return plain.replace(skip, full)
     return None
@@ -135,12 +137,13 @@ def twin_of(plain: str) -> str | None:
 
 @dataclass(frozen=True)
 class Kinds:
-    """Which weights of a wing are special.
+    """Patterns for the names of special weights of a family.
 
     Attributes:
-        class_heads: Matches what depends on the number of classes, from the start of a plain name.
-        class_rows: Of these, what has a row for each class, and perhaps more behind them.
-        derived: Found in names of what was not learnt: step counters, and tables computed from sizes.
+        class_heads: Matches plain names of weights that depend on the number of classes.
+        class_rows: Matches those of them that have one row per class, perhaps followed by other rows.
+        derived: Found in names of tensors that were not learnt: step counters, and tables computed from
+            sizes.
     """
 
     class_heads: re.Pattern[str]
@@ -148,17 +151,17 @@ class Kinds:
     derived: re.Pattern[str]
 
     def is_derived(self, name: str) -> bool:
-        """Whether nothing was learnt that has this name, ours or a foreign one."""
+        """Return whether a tensor of this name, ours or a foreign one, was not learnt."""
         return self.derived.search(name) is not None
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Which classes of a detector are which of a file.
+    """Correspondence between the classes of a detector and those of a file, by name.
 
     Attributes:
-        own: Names of the detector's classes.
-        file: Names of the file's classes; empty: unknown.
+        own: Class names of the detector.
+        file: Class names of the file; empty if unknown.
     """
 
     own: tuple[str, ...]
@@ -166,65 +169,65 @@ class Classes:
 
     @cached_property
     def pairs(self) -> dict[int, int]:
-        """Where the file has a class of the detector, by where that has it; empty: no name is in both."""
-        places = {name: place for place, name in enumerate(self.file)}
-        return {place: places[name] for place, name in enumerate(self.own) if name in places}
+        """Index in the file of each shared class, by its index in the detector; empty if none is shared."""
+        indices = {name: index for index, name in enumerate(self.file)}
+        return {index: indices[name] for index, name in enumerate(self.own) if name in indices}
 
-    def taken(self, own: Tensor, value: Tensor) -> Tensor:
-        """The detector's rows with those of the file in the place of all classes that it has.
+    def merge_rows(self, own: Tensor, value: Tensor) -> Tensor:
+        """Return the detector's rows, replaced by the file's for all classes that the file has.
 
         Args:
-            own: [K + rest, ...]: one row for each of the detector's K classes; the rest is the same in both.
-            value: [K' + rest, ...]: likewise of the file's.
+            own: [K + R, ...] of the detector: one row for each of its K classes, then R other rows.
+            value: [K' + R, ...] of the file, with K' classes.
 
         Returns:
-            [K + rest, ...]; the value itself where classes cannot be told apart.
+            [K + R, ...]; ``value`` itself if the classes cannot be matched by name.
         """
         rest = len(own) - len(self.own)
         known = bool(self.pairs) and self.own != self.file
         if not known or rest < 0 or value.shape != (len(self.file) + rest, *own.shape[1:]):
             return value
-        taken = own.clone()
-        taken[list(self.pairs)] = value[list(self.pairs.values())].to(own)
-        taken[len(self.own) :] = value[len(self.file) :].to(own)
-        return taken
+        merged = own.clone()
+        merged[list(self.pairs)] = value[list(self.pairs.values())].to(own)
+        merged[len(self.own) :] = value[len(self.file) :].to(own)
+        return merged
 
     @property
     def note(self) -> str:
-        """What to know about the class heads; empty: nothing."""
+        """Remark on the class heads for the report; empty if there is nothing to say."""
         if self.own == self.file or not self.file or _are_numbers(self.own) or _are_numbers(self.file):
             return ""
         if self.pairs:
-            return f"classes are taken by their names: {len(self.pairs)} of {len(self.own)} are in the file"
+            return f"classes are matched by name: {len(self.pairs)} of {len(self.own)} are in the file"
         if len(self.own) != len(self.file):
             return ""
         names = join_few([short_repr(name) for name in self.file], 3)
-        return f"the file has other classes ({names}), taken in their order"
+        return f"the file has other classes ({names}), matched by their order"
 
 
 def _are_numbers(names: tuple[str, ...]) -> bool:
-    """Whether classes have the names that they have until a data set names them."""
+    """Return whether these are the default names "0", "1", ... of classes without a data set."""
     return names == tuple(map(str, range(len(names))))
 
 
 class Plan:
-    """Which value each key of the detector gets; nothing is copied yet.
+    """Values for the keys of a detector; nothing is copied before :meth:`apply`.
 
     Args:
-        own: The detector's state dict.
-        layout: How the file's tensors are named.
-        tensors: The file's tensors.
-        kinds: Which weights are special.
-        classes: Of the detector and of the file.
+        own: State dict of the detector.
+        layout: Layout of the file.
+        tensors: Tensors of the file.
+        kinds: Patterns for the names of special weights.
+        classes: Class names of the detector and of the file.
 
     Attributes:
-        values: By key of the detector, what is to be copied.
-        copied: Keys of ``values`` that only skipping stages use, and that take the full path's value.
-        class_heads: Keys whose shape differs with the number of classes only.
+        values: Values to copy, by key of the detector.
+        copied: Keys of ``values`` that only skipping stages use and that get the value of the full state.
+        class_heads: Keys whose shape differs only because of the number of classes.
         misfits: Other keys whose shape differs, with the shape in the file.
         missing: Keys that the file has no value for.
-        has_classes: Whether values of a class each are among ``values``.
-        unused: Keys of the file that no key of the detector asked for.
+        has_classes: Whether ``values`` holds tensors with one row per class.
+        unused: Keys of the file that match no key of the detector.
     """
 
     def __init__(
@@ -244,8 +247,8 @@ class Plan:
         self.has_classes = False
         used: set[str] = set()
         for key, plain in plain_names(own).items():
-            twin = twin_of(plain)
-            source = plain if self.find(plain) is not None or twin is None else twin
+            fallback = skip_source(plain)
+            source = plain if self.find(plain) is not None or fallback is None else fallback
             value = self.find(source)
             used.update(layout.foreign_keys(source))
             if value is None:
@@ -255,7 +258,7 @@ class Plan:
             if source != plain and ".skip_conv." in plain and value.ndim > 1:
                 value = value[:, : own[key].shape[1]]
             if kinds.class_rows.match(key):
-                value = classes.taken(own[key], value)
+                value = classes.merge_rows(own[key], value)
             if value.shape == own[key].shape:
                 self.values[key] = value
                 self.has_classes |= kinds.class_rows.match(key) is not None
@@ -268,7 +271,7 @@ class Plan:
         self.unused = [key for key in tensors if key not in used and not kinds.is_derived(key)]
 
     def find(self, plain: str) -> Tensor | None:
-        """The file's value for a plain name; None if it has none, or parts that do not fit together."""
+        """Return the file's value for a plain name; None if it has none, or parts that cannot be joined."""
         keys = self.layout.foreign_keys(plain)
         if not keys or any(key not in self.tensors for key in keys):
             return None
@@ -280,18 +283,18 @@ class Plan:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Copy the values into the detector, in its own precision."""
+        """Copy the values into the detector, converted to its precision."""
         for key, value in self.values.items():
             self.own[key].copy_(value)
 
 
 def check_shapes(plan: Plan, origin: str, sizes: str) -> None:
-    """Refuse files of other sizes; only the number of classes may differ.
+    """Check that the shapes agree; only the number of classes may differ.
 
     Args:
-        plan: With the misfits.
-        origin: Of the file.
-        sizes: Settings of the wing that change shapes, for the message.
+        plan: Plan with the misfits.
+        origin: Origin of the file, for the message.
+        sizes: Settings of the family that change shapes, for the message.
 
     Raises:
         WeightsError: Shapes differ.
@@ -299,10 +302,10 @@ def check_shapes(plan: Plan, origin: str, sizes: str) -> None:
     if not plan.misfits:
         return
     shown = "; ".join(
-        f"{key} is {list(shape)} in the file and {list(plan.own[key].shape)} in the detector"
+        f"{key} has shape {list(shape)} in the file and {list(plan.own[key].shape)} in the detector"
         for key, shape in list(plan.misfits.items())[:3]
     )
     raise WeightsError(
-        f"{origin}: {len(plan.misfits)} tensors are of another shape: {shown}. Nothing was loaded; build the "
-        f"detector with the sizes of the file ({sizes}, ...)"
+        f"{origin}: {len(plan.misfits)} tensors have another shape than the detector's: {shown}. Nothing was "
+        f"loaded; build the detector with the sizes of the file ({sizes}, ...)"
     )

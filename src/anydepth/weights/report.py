@@ -1,4 +1,4 @@
-"""What came of loading weights, for both wings."""
+"""Report of loading weights, for both detector families."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from anydepth.weights.plan import Plan
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What came of loading weights; prints as a few lines.
+    """Result of loading weights; prints as a few lines.
 
     Attributes:
-        layout: Whose names the weights have.
-        origin: File and entry they came from.
+        layout: Name of the file's layout.
+        origin: File and entry that the weights came from.
         loaded: Keys of the detector that hold the file's values.
         copied_to_skip: Keys of norms and kernels that only skipping stages use and that hold values of the
-            full path, as the file has none of their own.
-        reinitialised: Keys that depend on the number of classes, which is another in the file: kept as they
-            were initialised.
-        missing: Other keys of the detector that the file lacks: kept as they were initialised.
-        unused: Keys of the file that the detector has no place for.
-        notes: What to know before using the detector.
+            full state, because the file has none for them.
+        reinitialised: Keys that depend on the number of classes, which differs in the file: they keep their
+            initial values.
+        missing: Other keys of the detector that the file lacks: they keep their initial values.
+        unused: Keys of the file that match no key of the detector.
+        notes: Remarks to read before using the detector.
     """
 
     layout: str
@@ -34,14 +34,16 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, plan: Plan, names: Mapping[str, str], origin: str, notes: Sequence[str] = ()) -> "LoadReport":
-        """The report of a plan that was carried out.
+    def from_plan(
+        cls, plan: Plan, names: Mapping[str, str], origin: str, notes: Sequence[str] = ()
+    ) -> "LoadReport":
+        """Build the report of a plan that was applied.
 
         Args:
-            plan: What was copied.
-            names: Keys of the file by the names that the plan has for them.
-            origin: Of the file.
-            notes: What to know, after what the layout itself says and before the note on skip weights.
+            plan: The applied plan.
+            names: Keys of the file by their names in the plan.
+            origin: File and entry that the weights came from.
+            notes: Remarks that follow the layout's own and precede the one on skip weights.
         """
         copied = set(plan.copied)
         shown = [plan.layout.note] if plan.layout.note else []
@@ -50,7 +52,7 @@ class LoadReport:
             shown.append(plan.classes.note)
         if plan.copied:
             shown.append(
-                "skip norms have the statistics of the full path: train before using other depths than full"
+                "skip norms have the statistics of the full state: train before using other depths than full"
             )
         return cls(
             layout=plan.layout.name,
@@ -66,10 +68,10 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.origin}: weights of {self.layout}", f"  loaded: {len(self.loaded)} tensors"]
         for what, keys in (
-            ("copied from the full path to the skip state", self.copied_to_skip),
+            ("copied from the full state to the skip state", self.copied_to_skip),
             ("class heads kept as initialised", self.reinitialised),
             ("not in the file, kept as initialised", self.missing),
-            ("left over in the file", self.unused),
+            ("unused in the file", self.unused),
         ):
             if keys:
                 lines.append(f"  {what}: {len(keys)} ({join_few(keys, 3)})")

@@ -57,7 +57,7 @@ class ElanStage(nn.Module):
         """[B, in, H, W] -> [B, out, H, W]."""
         entered = self.entry(features, refine)
         outputs = list(entered.chunk(2, dim=1)) if self.halves else [entered]
-        for unit in self.chain.running(refine):
+        for unit in self.chain.active_blocks(refine):
             outputs.append(unit(outputs[-1], refine))
         fused: Tensor = self.fusion(outputs, refine)
         return fused if self.gamma is None else features + self.gamma.view(1, -1, 1, 1) * fused

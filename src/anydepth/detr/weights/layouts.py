@@ -1,6 +1,6 @@
-"""How other projects name the weights of an RT-DETR: one table of rules per layout.
+"""Names that other projects give to the weights of an RT-DETR: one table of rules per layout.
 
-Rules translate OUR names into theirs, never the other way round, so that one table serves reading and
+Rules translate our names into theirs, never the other way round, so that one table serves reading and
 writing. They start from plain names, see :func:`~anydepth.weights.plan.plain_names`.
 """
 
@@ -40,7 +40,7 @@ _HF_RESNET: tuple[Rule, ...] = (
 
 
 def _plain_resnet(pooled_shortcut: bool) -> tuple[Rule, ...]:
-    """Names of torchvision; an average pool in the shortcuts of stages 2 to 4 moves later indices by one."""
+    """Return rules for torchvision's names; a pool in the shortcuts of stages 2 to 4 shifts their indices."""
 
     def shortcut(match: re.Match[str]) -> str:
         index = (match[2] == "norm") + (pooled_shortcut and match[1] != "0")
@@ -49,7 +49,7 @@ def _plain_resnet(pooled_shortcut: bool) -> tuple[Rule, ...]:
     return (
         (r"^backbone\.stem\.0\.conv\b", "backbone.conv1"),
         (r"^backbone\.stem\.0\.norm\b", "backbone.bn1"),
-        # Only the 7x7 stem has names there: a deep stem has no counterpart.
+        # torchvision has the 7x7 stem only: a deep stem has no counterpart.
         (r"^backbone\.stem\.[12]\..*", ""),
         (
             _BLOCK,
@@ -60,7 +60,7 @@ def _plain_resnet(pooled_shortcut: bool) -> tuple[Rule, ...]:
 
 
 def _swin(stem: str, first_stage: int) -> tuple[Rule, ...]:
-    """Names of torchvision: stages and what merges patches between them are numbered together."""
+    """Return rules for torchvision's names: stages and the patch merging between them share one numbering."""
     return (
         (r"^backbone\.stem\.projection\b", f"backbone.{stem}.0"),
         (r"^backbone\.stem\.norm\b", f"backbone.{stem}.2"),
@@ -153,7 +153,7 @@ TORCHVISION_RESNET = Layout(
     rules=_plain_resnet(pooled_shortcut=False),
     norm_name=_both_sets,
     note="torchvision's ResNets expect normalised images (image_mean, image_std), and their shortcuts take "
-    "every second pixel where ours average: train before use",
+    "every second pixel while ours average: train before use",
 )
 ANYDEPTH_SWIN = Layout(
     name="AnyDepth-DETR of its authors (Swin Transformer)",
@@ -167,7 +167,7 @@ ADAPTIVE_DEPTH_SWIN = Layout(
     rules=_swin("pre", first_stage=0),
     norm_name=_both_sets,
 )
-# The table of relative positions is not in the second version, which is another network.
+# The marker excludes Swin v2, another network, which has no table of relative positions.
 TORCHVISION_SWIN = Layout(
     name="torchvision Swin Transformer (backbone)",
     markers=((("features.0.0.weight", "features.1.0.attn.relative_position_bias_table"), "backbone."),),
@@ -188,7 +188,7 @@ RTDETR_V1 = Layout(
     rules=(*_PRESNET, *_RTDETR_HEAD, *_NUMBERED_PROJECTION),
     norm_name=_one_set,
 )
-# The hub's files have these names, and transformers writes them; version 5 has others inside.
+# The names in files of the hub and of transformers; version 5 has other names in memory.
 TRANSFORMERS = Layout(
     name="transformers RTDetrForObjectDetection",
     markers=(

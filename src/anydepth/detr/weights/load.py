@@ -1,6 +1,6 @@
-"""Loads weights of other projects, and of other configurations of our own, into a detector.
+"""Load weights of other projects, and of other configurations of our own, into a detector.
 
-Everything is checked before the first value is copied: a detector is filled, or left as it was.
+Everything is checked before the first value is copied: a detector is loaded completely or not changed.
 """
 
 from collections.abc import Mapping
@@ -13,28 +13,28 @@ from anydepth.detector import Detector
 from anydepth.detr.weights.checks import KINDS, check_architecture, check_frozen_norms
 from anydepth.detr.weights.layouts import known_layouts
 from anydepth.weights.files import StateDict, read_state_dict
-from anydepth.weights.plan import Classes, Layout, Plan, check_shapes, plain_names, recognise
+from anydepth.weights.plan import Classes, Layout, Plan, check_shapes, detect_layout, plain_names
 from anydepth.weights.report import LoadReport
 
 
 def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) -> LoadReport:
-    """Fill a detector of this wing with weights of any known layout.
+    """Load weights of any known layout into a detector of the DETR family.
 
     Known are RT-DETR v1 and v2, ``transformers`` ``RTDetrForObjectDetection`` (old and new names), the
     checkpoints of AnyDepth-DETR's authors, backbones alone (RT-DETR's, and ResNets and Swin Transformers of
     adaptive depth networks and torchvision), and our own of any depth. Averaged (EMA) weights are preferred
-    where a file holds them. Skip norms that a file does not have start as copies of the full norms.
+    if a file holds them. Skip norms that a file lacks start as copies of the full norms.
 
     Args:
-        detector: What :func:`anydepth.detr.build.build_detr` built.
+        detector: Detector from :func:`anydepth.detr.build.build_detr`.
         source: See :func:`~anydepth.weights.files.read_state_dict`.
 
     Raises:
         WeightsError: The source cannot be read, is of an unknown layout, or does not fit the detector; the
-            detector is left as it was.
+            detector is not changed.
     """
     state = read_state_dict(source)
-    layout, names = _named(state)
+    layout, names = _detect_names(state)
     tensors = {name: state.tensors[key] for name, key in names.items()}
     classes = Classes(detector.class_names, state.class_names)
     plan = Plan(detector.state_dict(), layout, tensors, KINDS, classes)
@@ -45,19 +45,19 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
     notes = []
     if not any(key.startswith(("neck.", "decoder.")) for key in plan.values):
         notes.append("the file holds a backbone only: neck and decoder are untrained")
-    return LoadReport.of(plan, names, state.origin, notes)
+    return LoadReport.from_plan(plan, names, state.origin, notes)
 
 
-def _named(state: StateDict) -> tuple[Layout, dict[str, str]]:
-    """The layout of a state dict, and its keys by the full name that they have in that layout."""
+def _detect_names(state: StateDict) -> tuple[Layout, dict[str, str]]:
+    """Return the layout of a state dict, and its keys by their full names in that layout."""
     plain = {name: key for key, name in plain_names(state.tensors).items()}
-    layout, prefix = recognise(state, plain, known_layouts())
+    layout, prefix = detect_layout(state, plain, known_layouts())
     names = {prefix + name: key for name, key in plain.items()}
     return layout, _join_tied(layout, names, state.tensors)
 
 
 def _join_tied(layout: Layout, names: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Drop what a file holds twice, and move what it holds only under the second name."""
+    """Drop tensors that a file holds twice, and rename those that it holds only under the tied name."""
     joined = dict(names)
     for name, key in names.items():
         if name.startswith(layout.tied):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anydepth.detector import Detector
 from anydepth.utils.messages import short_repr
-from anydepth.weights.files import refuse_archive
+from anydepth.weights.files import check_archive
 
 _PREFIX = "detector."
 
@@ -32,7 +32,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: no such checkpoint; give a .ckpt file of a run's checkpoints folder"
         )
     try:
-        refuse_archive(path)
+        check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
     except Exception as error:

@@ -13,7 +13,7 @@ from anydepth.structures import Batch, Targets
 from anydepth.training.depth_schedule import PlannedPass
 from anydepth.training.step_context import StepPlace
 from anydepth.utils.files import atomic_path
-from anydepth.weights.files import refuse_archive
+from anydepth.weights.files import check_archive
 
 FORMAT_VERSION = 1
 
@@ -137,7 +137,7 @@ def read_step(path: str | Path) -> RecordedStep:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a step_N_rank_R.pt of a run's folder non_finite")
     try:
-        refuse_archive(path)
+        check_archive(path)
         plain = torch.load(path, map_location="cpu", weights_only=True)
     # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Refuses files that do not fit a detector of this wing, and says what to build instead."""
+"""Checks that a file fits a detector of the YOLO family; the errors say what to build instead."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -15,10 +15,10 @@ from anydepth.yolo.output import BINS
 KINDS = Kinds(
     class_heads=re.compile(r"head\.class_branches\."),
     class_rows=re.compile(r"head\.class_branches\.\d\.4\."),
-    # The distances of the bins are fixed, and checked apart.
+    # The distances of the bins are fixed, and checked separately.
     derived=re.compile(r"num_batches_tracked$|^head\.bins$"),
 )
-# Named networks by widths, units of the backbone and units of the neck.
+# Widths, units of the backbone and units of the neck, by which the named networks below are found.
 _Size = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 FIXED_DEPTH: dict[_Size, str] = {
     ((16, 32, 64, 128, 256), (1, 1, 2, 2), (1, 1, 1, 1)): "yolov12_n",
@@ -33,20 +33,20 @@ ANY_DEPTH: dict[_Size, str] = {
     ((64, 128, 256, 512, 512), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_l",
     ((96, 192, 384, 768, 768), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_x",
 }
-# Published networks that no any-depth detector has the sizes of, and why.
+# Published networks whose sizes no any-depth detector has, and why.
 _NO_CONVERSION = {
     "yolov12_n": "yolo_n has more units",
     "yolov12_s": "yolo_s has more units and a narrower last stage",
     "yolov12_m": "AnyDepth-YOLO has no size m",
 }
-# One norm that every any-depth network has two sets of, and one that tells how its C3k2 stages are split.
+# A skip norm that every any-depth network has, and one that those with c3k2_split=bottleneck lack.
 _ANY_SKIP = "backbone.downs.0.norm.skip.weight"
 _SPLIT_BY_UNIT = "neck.stages.3.chain.0.bottlenecks.1.conv1.norm.skip.weight"
 
 
 @dataclass(frozen=True)
 class _Network:
-    """What tells networks apart, under the names of the settings that build it."""
+    """Properties by which networks differ, under the names of the settings that build them."""
 
     widths: tuple[int, ...]
     backbone_units: tuple[int, ...]
@@ -56,14 +56,14 @@ class _Network:
     residual_scale: bool
 
     @classmethod
-    def of(cls, shape_of: Callable[[str], Collection[int] | None]) -> "_Network":
-        """Read the sizes off the shapes that plain names have; None is a name that there is not."""
+    def from_shapes(cls, shape_of: Callable[[str], Collection[int] | None]) -> "_Network":
+        """Infer the sizes from the shapes of plain names; a name that does not exist has the shape None."""
 
         def width(conv: str) -> int:
             return next(iter(shape_of(f"backbone.{conv}.conv.weight") or ()), 0)
 
         def units(part: str) -> tuple[int, ...]:
-            return tuple(_units(shape_of, f"{part}.stages.{stage}.chain") for stage in range(4))
+            return tuple(_count_units(shape_of, f"{part}.stages.{stage}.chain") for stage in range(4))
 
         c3k = shape_of("backbone.stages.0.chain.0.conv3.conv.weight") is not None
         hidden = width("stages.2.chain.0.blocks.0.expand")
@@ -74,7 +74,7 @@ class _Network:
             backbone_units=units("backbone"),
             neck_units=units("neck"),
             backbone_c3k2_unit="c3k" if c3k else "bottleneck",
-            # Hidden channels are rounded down, so that narrow networks have no round ratio.
+            # Hidden channels are rounded down, so the ratio of narrow networks is only near the setting.
             mlp_ratio=round(hidden / outer, 2) if outer else 0.0,
             residual_scale=shape_of("backbone.stages.2.gamma") is not None,
         )
@@ -83,8 +83,8 @@ class _Network:
     def size(self) -> _Size:
         return self.widths, self.backbone_units, self.neck_units
 
-    def settings(self, other: "_Network") -> str:
-        """The settings that differ from another network, as overrides."""
+    def differing_settings(self, other: "_Network") -> str:
+        """Return the settings that differ from another network's, as overrides."""
         differing = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -94,7 +94,7 @@ class _Network:
         return ", ".join(differing)
 
 
-def _units(shape_of: Callable[[str], Collection[int] | None], chain: str) -> int:
+def _count_units(shape_of: Callable[[str], Collection[int] | None], chain: str) -> int:
     count = 0
     while any(
         shape_of(f"{chain}.{count}.{weight}.conv.weight") is not None
@@ -105,11 +105,11 @@ def _units(shape_of: Callable[[str], Collection[int] | None], chain: str) -> int
 
 
 def check_variant(names: Collection[str], origin: str) -> None:
-    """Refuse published checkpoints of networks that are not the turbo one, and what cannot be taken apart.
+    """Check that a published checkpoint is of the turbo network and has separate norms.
 
     Args:
         names: Keys from the position of the layer on.
-        origin: Of the file.
+        origin: Origin of the file, for the message.
 
     Raises:
         WeightsError: The file is of YOLOv12 v1.0, or its norms are folded into convolutions.
@@ -118,42 +118,41 @@ def check_variant(names: Collection[str], origin: str) -> None:
         return
     if any(".attn.qkv." in name for name in names):
         raise WeightsError(
-            f"{origin}: this is the v1.0 layout of YOLOv12 (joint attn.qkv, 7x7 position kernels), another "
-            "network than the turbo one that is built here: use a turbo checkpoint, whose attention has "
-            "attn.qk and attn.v"
+            f"{origin}: got the v1.0 layout of YOLOv12 (joint attn.qkv, 7x7 position kernels), expected the "
+            "turbo network; use a turbo checkpoint, whose attention has attn.qk and attn.v"
         )
     if "0.conv.bias" in names:
         raise WeightsError(
-            f"{origin}: its norms are folded into the convolutions, so there are none to load: use the "
+            f"{origin}: its norms are folded into the convolutions, so there are none to load; use the "
             "checkpoint as training wrote it"
         )
 
 
-def flat_bins(bins: Tensor, origin: str) -> Tensor:
-    """The distances of the bins as the head keeps them, [16].
+def flatten_bins(bins: Tensor, origin: str) -> Tensor:
+    """Return the distances of the bins as the head keeps them, [16].
 
     Args:
-        bins: Of the file, [1, 16, 1, 1] in published checkpoints.
-        origin: Of the file.
+        bins: Distances in the file, [1, 16, 1, 1] in published checkpoints.
+        origin: Origin of the file, for the message.
 
     Raises:
         WeightsError: They are not 0 to 15.
     """
-    # Counted first: a damaged file may name more numbers than memory holds.
+    # Counted first: a damaged file may claim more numbers than memory holds.
     flat = bins.flatten().float() if bins.numel() == BINS else None
     if flat is None or flat.tolist() != list(range(BINS)):
         raise WeightsError(
-            f"{origin}: its {bins.numel()} distance bins (dfl.conv.weight) are not 0 to {BINS - 1} strides, "
-            "as this head has them: use weights of a head with reg_max=16"
+            f"{origin}: got {bins.numel()} distance bins (dfl.conv.weight), expected {BINS} at 0 to "
+            f"{BINS - 1} strides; use weights of a head with reg_max={BINS}"
         )
     return flat
 
 
 def check_architecture(plan: Plan, origin: str) -> None:
-    """Refuse networks of another size, also where shapes happen to fit.
+    """Check that the file's network has the detector's sizes, also if shapes happen to fit.
 
     Raises:
-        WeightsError: Names what differs and what to build.
+        WeightsError: The networks differ; the message names the differences and what to build.
     """
 
     def in_file(plain: str) -> torch.Size | None:
@@ -163,26 +162,26 @@ def check_architecture(plan: Plan, origin: str) -> None:
     shapes: Mapping[str, torch.Size] = {
         plain: plan.own[key].shape for key, plain in plain_names(plan.own).items()
     }
-    theirs, ours = _Network.of(in_file), _Network.of(shapes.get)
+    theirs, ours = _Network.from_shapes(in_file), _Network.from_shapes(shapes.get)
     if theirs == ours:
         return
-    wanted = theirs.settings(ours)
+    wanted = theirs.differing_settings(ours)
     any_depth = plan.find(_ANY_SKIP) is not None
     tables = (ANY_DEPTH,) if any_depth else (FIXED_DEPTH, ANY_DEPTH)
     known = [table[theirs.size] for table in tables if theirs.size in table]
     remedy = " or ".join(known) if known and theirs.size != ours.size else f"a detector with {wanted}"
     reason = "" if any_depth or not known else _NO_CONVERSION.get(known[0], "")
     raise WeightsError(
-        f"{origin}: its network has {wanted}, the detector's has {ours.settings(theirs)}: build {remedy}"
-        + (f"; it has no any-depth form, because {reason}" if reason else "")
+        f"{origin}: its network has {wanted}, the detector's has {ours.differing_settings(theirs)}: build "
+        f"{remedy}" + (f"; it has no any-depth form, because {reason}" if reason else "")
     )
 
 
 def check_skip_state(plan: Plan, origin: str) -> None:
-    """Refuse to complete a file that has some skip norms with copies of full ones.
+    """Check that a file has all skip norms or none: copies of full norms cannot complete a trained set.
 
     Raises:
-        WeightsError: The file's stages are split elsewhere, or it is incomplete.
+        WeightsError: The file's stages are split differently, or it is incomplete.
     """
     copied = [key for key in plan.copied if ".norm.skip." in key]
     if plan.find(_ANY_SKIP) is None or not copied:
@@ -195,6 +194,6 @@ def check_skip_state(plan: Plan, origin: str) -> None:
             f"other norms have two sets: build it with c3k2_split={theirs}"
         )
     raise WeightsError(
-        f"{origin}: it lacks {len(copied)} norms of skipping stages ({join_few(copied, 3)}) and has others: "
+        f"{origin}: it has some norms of skipping stages but lacks {len(copied)} ({join_few(copied, 3)}), so "
         "it is incomplete; copy it again, or build the detector whose stages it has"
     )

@@ -1,9 +1,8 @@
-"""How published YOLOv12 and AnyDepth-YOLO checkpoints name the weights of our network.
+"""Names that published YOLOv12 and AnyDepth-YOLO checkpoints give to the weights of our network.
 
 Rules translate our plain names into theirs, see :func:`~anydepth.weights.plan.plain_names`. Published
-networks are lists of layers, named by their position: 0 to 8 backbone, 11 to 20 neck, 21 head. The keys of
-files start with ``model.`` before the position, once, several times or not at all; here they have none of
-it.
+networks are lists of layers, named by their position: 0 to 8 backbone, 11 to 20 neck, 21 head. In files,
+``model.`` precedes the position once, several times or not at all; the rules use keys without it.
 """
 
 import re
@@ -39,8 +38,8 @@ _BLOCKS: tuple[Rule, ...] = (
 )
 
 
-def without_layer_prefix(key: str) -> str:
-    """A published key from the position of its layer on; other keys stay as they are."""
+def remove_layer_prefix(key: str) -> str:
+    """Return a published key from the position of its layer on; other keys do not change."""
     return _LAYER_PREFIX.sub("", key)
 
 
