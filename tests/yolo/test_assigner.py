@@ -185,7 +185,7 @@ def test_large_batches_are_assigned_in_pieces_with_the_same_result() -> None:
     case = make_case([3, 0, 6, 1, 2], 3, seed=2)
     whole = task_aligned_assigner()(*case)
     for pairs in (1, 2 * 6 * 126):
-        with patch.object(assigner_module, "_PAIRS", pairs):
+        with patch.object(assigner_module, "_MAX_PAIRS", pairs):
             pieces = task_aligned_assigner()(*case)
         for name in ("foreground", "targets", "soft_targets"):
             assert torch.equal(getattr(pieces, name), getattr(whole, name))

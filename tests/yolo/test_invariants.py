@@ -102,7 +102,7 @@ def fixed_depth(detector: YoloDetector, depth: DepthConfig) -> YoloDetector:
     for (stage, down), refine in zip(stages(plain), depth.refine, strict=True):
         fusion = stage.fusion
         for chain in [part for part in stage.modules() if isinstance(part, DepthStage)]:
-            chain.essential = nn.ModuleList(chain.running(refine))
+            chain.essential = nn.ModuleList(chain.active_blocks(refine))
             chain.refinement = nn.ModuleList()
         if not refine:
             dedicated = fusion.skip_conv

@@ -111,7 +111,7 @@ def _attention_macs(name: str, depth: str) -> int:
     total = 0
     for stage, tokens, area in ((2, 1600, 4), (3, 400, 1)):
         chain = detector.backbone.stages[stage].chain
-        units = chain.running(refine[stage])
+        units = chain.active_blocks(refine[stage])
         channels = units[0].blocks[0].attention.heads * 32
         total += 2 * len(units) * 2 * tokens * (tokens // area) * channels
     return total

@@ -1,1 +1,1 @@
-"""The DETR wing: AnyDepth-DETR and the fixed-depth RT-DETR built from the same modules."""
+"""The DETR family: AnyDepth-DETR and the fixed-depth RT-DETR built from the same modules."""

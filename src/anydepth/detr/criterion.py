@@ -24,13 +24,14 @@ TERMS: tuple[Term, ...] = get_args(Term)
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The boxes of a whole batch in one piece, and what the losses are divided by.
+    """The concatenated boxes of a whole batch, and the divisor of the losses.
 
     Attributes:
         boxes_cxcywh: [T, 4] float32, normalised; T is the number of boxes in the batch.
         labels: [T] int64, classes in [0, K).
-        counts: Boxes per image; they add up to T.
-        num_boxes: Scalar: the boxes of all processes, at least 1, divided by the number of processes.
+        counts: Number of boxes of each image; they add up to T.
+        num_boxes: Scalar, the number of boxes of all processes, at least 1, divided by the number of
+            processes.
     """
 
     boxes_cxcywh: Tensor
@@ -40,7 +41,7 @@ class GroundTruth:
 
     @classmethod
     def collect(cls, targets: Sequence[Targets]) -> "GroundTruth":
-        """Join the targets of a batch; under torch.distributed the processes exchange their box counts."""
+        """Concatenate the targets of a batch; in distributed training the box counts are summed."""
         boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
         # A tensor throughout: reading the number back would make the host wait for the device.
         num_boxes = distributed.loss_normalizer(torch.tensor(float(len(boxes)), device=boxes.device))
@@ -49,10 +50,10 @@ class GroundTruth:
 
 
 class DetrCriterion:
-    """Varifocal, L1 and GIoU losses of the last decoder layer, the auxiliary outputs and the denoising.
+    """Varifocal, L1 and GIoU losses of the last decoder layer, the auxiliary and the denoising outputs.
 
     All terms are sums over the output sets of their kind, divided by the number of ground-truth boxes (times
-    the number of groups for denoising), and weighted. A weight of 0 leaves its terms out.
+    the number of groups for denoising), and weighted. A weight of 0 skips its terms.
 
     Args:
         matcher: Assigns predictions to ground truth, per output set.
@@ -91,10 +92,10 @@ class DetrCriterion:
         """Match the last decoder layer (set 0) and the auxiliary outputs (sets 1 to A) to the ground truth.
 
         Returns:
-            The assignment, and what is wrong where a prediction or a ground-truth box is NaN or infinite.
+            The assignment, and an error if a prediction or a ground-truth box is NaN or infinite.
 
         Raises:
-            ValueError: The output is not one of training mode.
+            ValueError: The output comes from eval mode.
         """
         return self.matcher.assign(*_matched_sets(output), targets)
 
@@ -105,13 +106,13 @@ class DetrCriterion:
         assignment: Assignment,
         last_layer: Collection[Term] = TERMS,
     ) -> dict[str, Tensor]:
-        """Weighted losses of one path, float32 scalars.
+        """Compute the weighted losses of one forward pass, float32 scalars.
 
         Args:
             output: Training-mode output.
             truth: Ground truth of the batch.
-            assignment: What :meth:`match` returned for this output.
-            last_layer: Terms that the last decoder layer gets; the other sets always get all of them.
+            assignment: Result of :meth:`match` for this output.
+            last_layer: Terms of the last decoder layer; the other sets always have all terms.
 
         Returns:
             ``vfl``, ``l1``, ``giou`` of the last decoder layer; ``aux_*`` summed over the auxiliary outputs;
@@ -119,7 +120,7 @@ class DetrCriterion:
             report the same names.
 
         Raises:
-            ValueError: The output is not one of training mode.
+            ValueError: The output comes from eval mode.
         """
         matched = self._set_losses(*_matched_sets(output), assignment, truth, truth.num_boxes)
         denoising = self._denoising_losses(output, truth)
@@ -135,56 +136,58 @@ class DetrCriterion:
         if output.denoising is None or output.denoising_logits is None or output.denoising_boxes is None:
             return {}
         assignment = denoising_assignment(output.denoising, truth.counts, len(output.denoising_logits))
-        normaliser = truth.num_boxes * output.denoising.groups
+        normalizer = truth.num_boxes * output.denoising.groups
         return self._set_losses(
-            output.denoising_logits, output.denoising_boxes, assignment, truth, normaliser
+            output.denoising_logits, output.denoising_boxes, assignment, truth, normalizer
         )
 
     def _set_losses(
-        self, logits: Tensor, boxes: Tensor, assignment: Assignment, truth: GroundTruth, normaliser: Tensor
+        self, logits: Tensor, boxes: Tensor, assignment: Assignment, truth: GroundTruth, normalizer: Tensor
     ) -> dict[Term, Tensor]:
-        """Weighted losses [S] by term, of logits [S, B, Q, K] and boxes [S, B, Q, 4]."""
-        predicted = assignment.gather(boxes).float()
-        wanted = truth.boxes_cxcywh[assignment.targets]
-        iou, giou = paired_iou_giou(
+        """Compute the weighted losses [S] of each term from logits [S, B, Q, K] and boxes [S, B, Q, 4]."""
+        predicted = assignment.gather(boxes).float()  # [S, P, 4]
+        wanted = truth.boxes_cxcywh[assignment.targets]  # [S, P, 4]
+        iou, giou = paired_iou_giou(  # [S * P] each
             cxcywh_to_xyxy(predicted).flatten(0, 1), cxcywh_to_xyxy(wanted).flatten(0, 1)
         )
         losses: dict[Term, Tensor] = {}
         if self.weights["vfl"]:
-            quality = iou.detach().view_as(assignment.queries)
-            losses["vfl"] = self._varifocal(logits.float(), assignment, truth.labels, quality)
+            quality = iou.detach().view_as(assignment.queries)  # [S, P]
+            losses["vfl"] = self._varifocal_loss(logits.float(), assignment, truth.labels, quality)
         if self.weights["l1"]:
             losses["l1"] = (predicted - wanted).abs().sum((1, 2))
         if self.weights["giou"]:
             losses["giou"] = (1 - giou).view_as(assignment.queries).sum(1)
-        return {term: self.weights[term] * loss / normaliser for term, loss in losses.items()}
+        return {term: self.weights[term] * loss / normalizer for term, loss in losses.items()}
 
-    def _varifocal(self, logits: Tensor, assignment: Assignment, labels: Tensor, quality: Tensor) -> Tensor:
-        """Varifocal loss [S], summed over queries and classes; ``quality`` [S, P] is the IoU of each pair."""
+    def _varifocal_loss(
+        self, logits: Tensor, assignment: Assignment, labels: Tensor, quality: Tensor
+    ) -> Tensor:
+        """Compute the varifocal loss [S], summed over queries and classes; ``quality`` [S, P] is an IoU."""
         positive = (
             assignment.set_index,
             assignment.images,
             assignment.queries,
             labels[assignment.targets],
         )
-        target = torch.zeros_like(logits).index_put_(positive, quality)
-        weight = self.vfl_alpha * logits.detach().sigmoid().pow(self.vfl_gamma)
+        target = torch.zeros_like(logits).index_put_(positive, quality)  # [S, B, Q, K]
+        weight = self.vfl_alpha * logits.detach().sigmoid().pow(self.vfl_gamma)  # [S, B, Q, K]
         weight.index_put_(positive, quality)
         loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none")
         return loss.sum((1, 2, 3))
 
 
 def denoising_assignment(queries: DenoisingQueries, counts: Sequence[int], layers: int) -> Assignment:
-    """The fixed assignment of denoising queries: each positive to the box it is a copy of, in every layer.
+    """Assign each positive denoising query to the box that it is a copy of, in every layer.
 
     Args:
-        queries: The denoising queries of the batch.
-        counts: Boxes per image.
-        layers: Decoder layers, the number of output sets S.
+        queries: Denoising queries of the batch.
+        counts: Number of boxes of each image.
+        layers: Number of decoder layers, and so of output sets S.
     """
     pairs = torch.tensor([len(positive) for positive in queries.positives])
     starts = torch.tensor(counts).cumsum(0) - torch.tensor(counts)
-    # Image of each pair and its first box, in one transfer.
+    # Image of each pair and the index of its first box, stacked for a single transfer.
     images, first = (
         torch.stack([torch.arange(len(pairs)), starts]).repeat_interleave(pairs, 1).to(queries.labels.device)
     )
@@ -193,11 +196,11 @@ def denoising_assignment(queries: DenoisingQueries, counts: Sequence[int], layer
 
 
 def _matched_sets(output: DetrOutput) -> tuple[Tensor, Tensor]:
-    """Logits [1 + A, B, Q, K] and boxes [1 + A, B, Q, 4], the last decoder layer first."""
+    """Return logits [1 + A, B, Q, K] and boxes [1 + A, B, Q, 4], the last decoder layer first."""
     if output.auxiliary_logits is None or output.auxiliary_boxes is None:
         raise ValueError(
-            "this output has no auxiliary predictions, so it comes from eval mode: call detector.train() "
-            "before the forward pass whose losses are wanted"
+            "got an output without auxiliary predictions, so it comes from eval mode; call detector.train() "
+            "before the forward pass whose losses are computed"
         )
     return (
         torch.cat([output.logits[None], output.auxiliary_logits]),

@@ -30,26 +30,27 @@ def make_denoising_queries(
     box_noise: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> DenoisingQueries | None:
-    """Noised copies of the boxes of a batch, in groups of one positive and one negative copy per box.
+    """Make noised copies of the boxes of a batch, in groups of one positive and one negative copy per box.
 
     The number of groups is ``budget`` divided by the largest number of boxes in the batch, rounded down, and
     at least 1: an image with more boxes than the budget still gets each of its boxes once. In distributed
     training the batch is that of all processes, for which the noise is drawn, so that the images of a batch
-    get the same noise however many processes share them.
+    get the same noise however many processes they are split between.
 
     Args:
         targets: Ground truth per image; images without boxes are allowed.
-        num_classes: K; also the padding label.
-        num_queries: Q, the matching queries that follow the denoising queries in the decoder.
-        budget: Positive queries per image that the groups share out; 0 switches denoising off.
-        label_noise: Half of this share of the labels is drawn anew from all classes.
-        box_noise: Each corner moves by this times u times half the box size: u in [0, 1) for positives and
-            in [1, 2) for negatives, whose corners may therefore cross; such a side has no extent.
+        num_classes: Number of classes, K; also the padding label.
+        num_queries: Number of matching queries, Q, which follow the denoising queries in the decoder.
+        budget: Number of positive queries per image, split into groups; 0 switches denoising off.
+        label_noise: Share of the labels of which half are replaced by labels drawn from all classes.
+        box_noise: Scale of the corner noise: a corner moves by this times u times half the box size, with u
+            in [0, 1) for positives and in [1, 2) for negatives. The corners of negatives may therefore cross;
+            such a side has no extent.
         generator: Source of the noise, on the device of the targets; None for torch's default.
 
     Returns:
-        The queries of the images that came, on their device, or None where the batch of all processes has no
-        boxes or the budget is 0.
+        The queries of the given images, on their device, or None if the batch of all processes has no boxes
+        or the budget is 0.
 
     Raises:
         ValueError: A number outside its range.
@@ -62,13 +63,14 @@ def make_denoising_queries(
     if most == 0:
         return None
     groups = max(1, budget // most)
-    # [B, D], D = groups x (positive, negative) x most
     labels = pad_sequence([t.labels for t in targets], batch_first=True, padding_value=num_classes)
     boxes = pad_sequence([t.boxes_cxcywh for t in targets], batch_first=True).to(torch.float32)
     missing = most - labels.shape[1]
-    labels, boxes = F.pad(labels, (0, missing), value=num_classes), F.pad(boxes, (0, 0, 0, missing))
-    labels, boxes = labels.tile(1, 2 * groups), boxes.tile(1, 2 * groups, 1)
-    negative = (torch.arange(2 * groups, device=boxes.device) % 2).repeat_interleave(most)
+    labels = F.pad(labels, (0, missing), value=num_classes)  # [B, most]
+    boxes = F.pad(boxes, (0, 0, 0, missing))  # [B, most, 4]
+    # D = groups x (positive, negative) x most
+    labels, boxes = labels.tile(1, 2 * groups), boxes.tile(1, 2 * groups, 1)  # [B, D], [B, D, 4]
+    negative = (torch.arange(2 * groups, device=boxes.device) % 2).repeat_interleave(most)  # [D]
     positives, positive_targets = _positive_positions(counts, most, groups, boxes.device)
     return DenoisingQueries(
         labels=_noised_labels(labels, num_classes, label_noise, generator),
@@ -83,54 +85,59 @@ def make_denoising_queries(
 def _noised_labels(
     labels: Tensor, num_classes: int, label_noise: float, generator: torch.Generator | None
 ) -> Tensor:
-    shape = _of_all_processes(labels)
+    """Noise labels [B, D], except padding."""
+    shape = _global_shape(labels)
     chance = torch.rand(shape, device=labels.device, generator=generator)
     drawn = torch.randint(0, num_classes, shape, device=labels.device, generator=generator)
-    redrawn = (distributed.local_rows(chance) < 0.5 * label_noise) & (labels != num_classes)
+    # 0.5: only half of the chosen labels are replaced, as in DINO and RT-DETR.
+    redrawn = (distributed.local_rows(chance) < 0.5 * label_noise) & (labels != num_classes)  # [B, D]
     return torch.where(redrawn, distributed.local_rows(drawn), labels)
 
 
 def _noised_boxes(
     boxes: Tensor, negative: Tensor, box_noise: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Noised boxes [B, D, 4] (cxcywh, normalised) of boxes [B, D, 4]; ``negative`` [D] is 1 for negatives."""
-    shape = _of_all_processes(boxes)
+    """Noise boxes [B, D, 4] (cxcywh, normalised); ``negative`` [D] is 1 for negatives and 0 for positives."""
+    shape = _global_shape(boxes)
     sign = 2 * torch.randint(0, 2, shape, device=boxes.device, generator=generator) - 1
     amount = torch.rand(shape, device=boxes.device, generator=generator) + negative[:, None]
-    half_size = 0.5 * boxes[..., 2:].tile(2)
+    half_size = 0.5 * boxes[..., 2:].tile(2)  # [B, D, 4]
     moved = distributed.local_rows(sign) * distributed.local_rows(amount) * half_size * box_noise
     return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moved).clamp(0, 1))
 
 
-def _of_all_processes(values: Tensor) -> tuple[int, ...]:
+def _global_shape(values: Tensor) -> tuple[int, ...]:
+    """Return the shape of these values for the batch of all processes."""
     return (distributed.world_size() * len(values), *values.shape[1:])
 
 
 def _inverse_sigmoid(values: Tensor) -> Tensor:
-    # torch.logit(eps=) clamps 1 - eps, which float32 rounds: borders would be 1e-3 off the released networks.
+    # torch.logit(eps=) clamps to 1 - eps, which float32 rounds: logits of borders would differ by 1e-3 from
+    # those of the released networks.
     values = values.clamp(0, 1)
     return values.clamp(min=_LOGIT_EPSILON).log() - (1 - values).clamp(min=_LOGIT_EPSILON).log()
 
 
 def _attention_mask(groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
-    """True [D + Q, D + Q] where a query must not look: into another group, or from a matching query into any.
+    """Return a mask [D + Q, D + Q], true between groups and from matching queries to denoising queries.
 
-    Denoising queries may look at the matching queries, which know nothing of the ground truth.
+    Denoising queries may attend to the matching queries, which hold no ground truth.
     """
-    group = torch.arange(groups, device=device).repeat_interleave(group_size)
-    group = torch.cat([group, torch.full((num_queries,), -1, device=device)])
+    group = torch.arange(groups, device=device).repeat_interleave(group_size)  # [D]
+    # Matching queries form the group -1.
+    group = torch.cat([group, torch.full((num_queries,), -1, device=device)])  # [D + Q]
     return (group[None, :] != -1) & (group[:, None] != group[None, :])
 
 
 def _positive_positions(
     counts: Sequence[int], most: int, groups: int, device: torch.device
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Per image: positions in D of its positive queries, and the boxes they copy."""
-    starts = 2 * most * torch.arange(groups)[:, None]
+    """Return the positions in D of each image's positive queries, and the indices of the boxes they copy."""
+    starts = 2 * most * torch.arange(groups)[:, None]  # [groups, 1]
     boxes = [torch.arange(count) for count in counts]
     positions = torch.cat([(starts + box).flatten() for box in boxes])
     sources = torch.cat([box.tile(groups) for box in boxes])
-    # Built in host memory and moved at once: the counts are known there, so the device never has to wait.
+    # Built in host memory and moved in one piece: the counts are known there, so nobody waits for the device.
     sizes = [count * groups for count in counts]
     return torch.split(positions.to(device), sizes), torch.split(sources.to(device), sizes)
 
@@ -142,6 +149,6 @@ def _validate(num_classes: int, num_queries: int, budget: int, label_noise: floa
     if budget < 0:
         raise ValueError(f"denoising budget={budget}: allowed is 0 (no denoising) or more")
     if not 0 <= label_noise <= 1:
-        raise ValueError(f"label_noise={label_noise}: allowed are 0 to 1, the share of labels at risk")
+        raise ValueError(f"label_noise={label_noise}: allowed are 0 to 1; half of this share is replaced")
     if not box_noise >= 0:
         raise ValueError(f"box_noise={box_noise}: allowed is 0 (exact boxes) or more")

@@ -26,11 +26,11 @@ STAGES = ("stage1", "stage2", "stage3", "stage4", "neck")
 
 @dataclass(frozen=True)
 class DenoisingConfig:
-    """How ground truth is noised in training (DN-DETR, DINO).
+    """Noise of the denoising queries in training (DN-DETR, DINO); the defaults are RT-DETR's.
 
     Attributes:
         queries: Budget of positive queries per image; 0 switches denoising off.
-        label_noise: Half of this share of the labels is drawn anew.
+        label_noise: Share of the labels of which half are replaced by random ones.
         box_noise: Jitter of the corners in half box sizes.
     """
 
@@ -40,21 +40,25 @@ class DenoisingConfig:
 
 
 class DetrDetector(Detector):
-    """RT-DETR of any depth, or of a fixed depth when its parts are built so.
+    """RT-DETR of any depth, or of a fixed depth if its parts have no refinement paths.
 
     Args:
-        backbone: Four stages, three output maps.
-        neck: Fuses the three maps.
-        decoder: Predicts classes and boxes.
-        minimal_decoder_layers: Decoder layers of the minimal depth.
+        backbone: Backbone of four stages and three output maps.
+        neck: Neck that fuses the three maps.
+        decoder: Decoder that predicts classes and boxes.
+        minimal_decoder_layers: Number of decoder layers of the minimal depth.
         any_depth: Whether backbone and neck have refinement paths.
         input_size: (height, width) in pixels for evaluation and prediction; multiples of 32.
-        fit: Whether these keep the aspect ratio of images.
+        fit: Way in which evaluation and prediction fit images to that size, with or without the aspect ratio.
         class_names: One name per class.
-        denoising: How ground truth is noised in training.
-        image_mean: Subtracted per channel; None as released.
-        image_std: Divided by per channel; None as released.
+        denoising: Noise of the denoising queries in training.
+        image_mean: Mean subtracted per channel; None for no subtraction, as released.
+        image_std: Standard deviation divided by per channel; None for no division, as released.
         config: Plain values that build an equal detector.
+
+    Raises:
+        ValueError: The number of class names differs from the decoder's number of classes, an input size or
+            fit that is not allowed, or ``image_mean`` or ``image_std`` without exactly three values.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class DetrDetector(Detector):
     ) -> None:
         super().__init__()
         if len(class_names) != decoder.num_classes:
-            raise ValueError(f"{len(class_names)} class names came for {decoder.num_classes} classes")
+            raise ValueError(
+                f"got {len(class_names)} class names, expected num_classes={decoder.num_classes}"
+            )
         check_input_size(*input_size)
         check_fit(fit)
         self.backbone = backbone
@@ -101,7 +107,7 @@ class DetrDetector(Detector):
 
     @property
     def stage_modules(self) -> tuple[str, ...]:
-        """The submodule of each stage of the depth space."""
+        """Names of the submodules that hold the stages of the depth space."""
         return (*(f"backbone.stages.{index}" for index in range(4)), "neck")
 
     def forward(
@@ -117,14 +123,14 @@ class DetrDetector(Detector):
             images: [B, 3, H, W] float RGB in [0, 1]; H and W multiples of 32.
             depth: A depth of :attr:`depth_space`.
             targets: Ground truth per image for denoising, in training mode.
-            stem: What :meth:`stem_features` returned for these images.
+            stem: Result of :meth:`stem_features` for these images, to share it between depths.
 
         Raises:
             DepthError: The depth does not exist.
             ValueError: Images of a wrong shape or type.
         """
         config = self.depth_space.parse(depth)
-        refine_backbone, refine_neck = self._flags(config)
+        refine_backbone, refine_neck = self._refine_flags(config)
         backbone_features = self.backbone(
             self.stem_features(images) if stem is None else stem, refine_backbone
         )
@@ -135,7 +141,7 @@ class DetrDetector(Detector):
         return _as_output(decoded, denoising, backbone_features, neck_features, self.training)
 
     def stem_features(self, images: Tensor) -> Tensor:
-        """[B, C, H/4, W/4] of images [B, 3, H, W]: no norm of the stem is switchable, so depths share it.
+        """Compute stem features [B, C, H/4, W/4] of images [B, 3, H, W], the same at every depth.
 
         Raises:
             ValueError: Images of a wrong shape or type.
@@ -147,32 +153,33 @@ class DetrDetector(Detector):
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """The Q best (query, class) pairs per image; no NMS and no threshold, as RT-DETR is evaluated.
+        """Return the Q best (query, class) pairs per image; no NMS and no threshold, as RT-DETR is evaluated.
 
         Args:
-            output: What :meth:`forward` returned in eval mode.
+            output: Result of :meth:`forward` in eval mode.
             original_sizes: (height, width) of each image in pixels.
         """
         assert isinstance(output, DetrOutput)
-        scores, indices = output.logits.float().sigmoid().flatten(1).topk(output.logits.shape[1], dim=1)
-        labels = indices % self.num_classes
-        queries = (indices // self.num_classes)[..., None].expand(-1, -1, 4)
-        boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float()).gather(1, queries)
+        pairs = output.logits.float().sigmoid().flatten(1)  # [B, Q * K]
+        scores, indices = pairs.topk(output.logits.shape[1], dim=1)  # [B, Q] each
+        labels = indices % self.num_classes  # [B, Q]
+        queries = (indices // self.num_classes)[..., None].expand(-1, -1, 4)  # [B, Q, 4]
+        boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float()).gather(1, queries)  # [B, Q, 4], normalised
         placements = self.placements(original_sizes, output.input_size)
         numbers = [
             [*placement.canvas[::-1] * 2, *placement.offset[::-1] * 2, *(width, height) * 2]
             for placement, (height, width) in zip(placements, original_sizes, strict=True)
         ]
-        canvas, offset, limit = boxes.new_tensor(numbers).reshape(-1, 3, 1, 4).unbind(dim=1)
-        pixels = (boxes * canvas - offset).clamp(min=0).minimum(limit)
+        canvas, offset, limit = boxes.new_tensor(numbers).reshape(-1, 3, 1, 4).unbind(dim=1)  # [B, 1, 4] each
+        pixels = (boxes * canvas - offset).clamp(min=0).minimum(limit)  # [B, Q, 4], of the original image
         return [Detections(*one) for one in zip(pixels, scores, labels, strict=True)]
 
     def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:
-        """See :func:`anydepth.detr.weights.load.load_weights`, which lists the layouts that are known."""
+        """Load weights; :func:`anydepth.detr.weights.load.load_weights` lists the known layouts."""
         return load_weights(self, source)
 
     def reset_classes(self, class_names: Sequence[str]) -> None:
-        """Name the classes; where their number changes, the class heads are initialised anew."""
+        """Set the class names; if their number changes, the class heads are freshly initialised."""
         if len(class_names) != self.num_classes:
             device = next(self.parameters()).device
             self.decoder.reset_classes(len(class_names))
@@ -181,8 +188,8 @@ class DetrDetector(Detector):
             self.config = {**self.config, "num_classes": self.num_classes}
         self.class_names = tuple(class_names)
 
-    def _flags(self, config: DepthConfig) -> tuple[tuple[bool, ...], bool]:
-        """Flags of the four backbone stages, and of the neck; a fixed-depth network always refines."""
+    def _refine_flags(self, config: DepthConfig) -> tuple[tuple[bool, ...], bool]:
+        """Return the flags of the four backbone stages and of the neck, all true in a fixed-depth network."""
         if not self.any_depth:
             return (True,) * 4, True
         return config.refine[:4], config.refine[4]
@@ -213,8 +220,8 @@ def _as_output(
     training: bool,
 ) -> DetrOutput:
     """Split the denoising queries from the matching queries, and the last layer from the earlier ones."""
-    noised = 0 if denoising is None else denoising.labels.shape[1]
-    logits, boxes = decoded.logits[:, :, noised:], decoded.boxes_cxcywh[:, :, noised:]
+    noised = 0 if denoising is None else denoising.labels.shape[1]  # D
+    logits, boxes = decoded.logits[:, :, noised:], decoded.boxes_cxcywh[:, :, noised:]  # [layers, B, Q, ...]
     return DetrOutput(
         backbone_features=backbone_features,
         neck_features=neck_features,
@@ -232,5 +239,5 @@ def _per_channel(values: Sequence[float] | None) -> Tensor | None:
     if values is None:
         return None
     if len(values) != 3:
-        raise ValueError(f"{list(values)}: give one value for each of R, G and B")
+        raise ValueError(f"got {list(values)}; give three values, one for each of R, G and B")
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)

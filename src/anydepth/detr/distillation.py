@@ -1,7 +1,7 @@
-"""What the shallower path learns from the deeper one: matched predictions and pooled features.
+"""Distillation of the shallower pass from the deeper one: matched predictions and pooled features.
 
-Source: AnyDepth-DETR (Kang et al., 2026), whose recipe grew out of adaptive depth networks (Kang and Lee,
-NeurIPS 2024). Nothing here reaches the teacher: its tensors are detached.
+Source: AnyDepth-DETR (Kang et al., 2026), whose method grew out of adaptive depth networks (Kang and Lee,
+NeurIPS 2024). No gradient reaches the teacher: its tensors are detached.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ class DetrDistillation:
 
     Student and teacher are each matched to the ground truth; predictions that share a ground-truth box form
     a pair, and only pairs are compared. The teacher's predictions replace the ground truth of the student's
-    last layer, or stand beside it, as ``class_targets`` and ``box_targets`` say.
+    last layer, or are used in addition to it, depending on ``class_targets`` and ``box_targets``.
 
     One class is a special case: the softmax over one class is constant, so its KL divergence teaches nothing,
-    and no loss on matched pairs alone tells the unmatched queries to keep quiet. ``auto`` therefore means:
+    and no loss on matched pairs alone lowers the scores of unmatched queries. ``auto`` therefore means:
 
     ==============  ===================  ===================================================
     setting         several classes      one class
@@ -44,10 +44,10 @@ class DetrDistillation:
         class_loss: ``softmax_kl`` is KL(teacher || student) of the softmax over classes, as published;
             ``bernoulli_kl`` the sum over classes of the KL divergence of sigmoid scores, which also keeps
             their level; ``auto`` chooses by the number of classes.
-        class_targets: Where the class terms of the last layer come from; ``auto`` as in the table.
-        box_targets: Where the box terms of the last layer come from.
-        softmax_kl_weight: Weight of ``softmax_kl``; the text ``queries/classes`` stands for Q / K, the
-            factor of the released implementation (3.75 at 300 queries and 80 classes).
+        class_targets: Source of the class terms of the last layer; ``auto`` as in the table.
+        box_targets: Source of the box terms of the last layer.
+        softmax_kl_weight: Weight of ``softmax_kl``; the text ``queries/classes`` means Q / K, the factor of
+            the released implementation (3.75 at 300 queries and 80 classes).
         bernoulli_kl_weight: Weight of ``bernoulli_kl``.
         l1_weight: Weight of the L1 distance to the teacher's box (normalised cxcywh).
         giou_weight: Weight of 1 - GIoU with the teacher's box.
@@ -113,7 +113,7 @@ class DetrDistillation:
         return frozenset(level for level, is_taught in taught.items() if is_taught)
 
     def ground_truth_terms(self, num_classes: int) -> set[Term]:
-        """The ground-truth terms that the student's last layer gets, for K = ``num_classes``."""
+        """Return the ground-truth terms of the student's last layer, for K = ``num_classes``."""
         terms: set[Term] = set()
         if self._class_targets(num_classes) != "teacher":
             terms.add("vfl")
@@ -129,20 +129,20 @@ class DetrDistillation:
         teacher_assignment: Assignment,
         truth: GroundTruth,
     ) -> dict[str, Tensor]:
-        """Weighted losses of the student's last decoder layer against the teacher's, float32 scalars.
+        """Compute weighted losses of the student's last decoder layer against the teacher's.
 
         Args:
-            student: Output of the shallower path.
-            teacher: Output of the deeper path.
-            student_assignment: Its set 0 assigns the student's last layer.
-            teacher_assignment: Its set 0 assigns the teacher's last layer.
-            truth: The ground truth that both were matched to.
+            student: Output of the shallower pass.
+            teacher: Output of the deeper pass.
+            student_assignment: Assignment whose set 0 is the student's last layer.
+            teacher_assignment: Assignment whose set 0 is the teacher's last layer.
+            truth: Ground truth that both were matched to.
 
         Returns:
-            ``kd_class``, ``kd_l1`` and ``kd_giou``, as far as they are switched on.
+            ``kd_class``, ``kd_l1`` and ``kd_giou``, if their weights are not 0; float32 scalars.
 
         Raises:
-            ValueError: ``softmax_kl`` was asked for and there is one class.
+            ValueError: ``softmax_kl`` was chosen and there is one class.
         """
         ours, theirs, shared = pair_queries(student_assignment, teacher_assignment, len(truth.labels))
         terms: dict[str, Tensor] = {}
@@ -166,7 +166,7 @@ class DetrDistillation:
         return {name: term / truth.num_boxes for name, term in terms.items()}
 
     def features(self, student: DetrOutput, teacher: DetrOutput) -> dict[str, Tensor]:
-        """Weighted divergences ``kd_backbone`` and ``kd_neck`` of the pooled features, float32 scalars."""
+        """Compute the weighted divergences ``kd_backbone`` and ``kd_neck`` of the pooled features."""
         terms: dict[str, Tensor] = {}
         if self.backbone_weight:
             divergence = pooled_feature_kl(student.backbone_features, teacher.backbone_features)
@@ -182,7 +182,7 @@ class DetrDistillation:
         return self.class_targets
 
     def _class_divergence(self, student: Tensor, teacher: Tensor, queries: int) -> tuple[float, Tensor]:
-        """The weight and KL(teacher || student) [P] of logits [P, K]."""
+        """Return the weight and KL(teacher || student) [P] of logits [P, K]."""
         classes = student.shape[-1]
         kind = self.class_loss
         if kind == "auto":
@@ -192,7 +192,7 @@ class DetrDistillation:
         if classes == 1:
             raise ValueError(
                 "class_loss=softmax_kl with one class is always 0, so the last decoder layer would learn no "
-                "scores: use class_loss=auto or bernoulli_kl, or class_targets=ground_truth"
+                "scores; use class_loss=auto or bernoulli_kl, or class_targets=ground_truth"
             )
         weight = self.softmax_kl_weight
         return queries / classes if isinstance(weight, str) else weight, softmax_kl(student, teacher)
@@ -203,29 +203,34 @@ def pair_queries(
 ) -> tuple[Assignment, Assignment, Tensor]:
     """Pair the predictions of student and teacher that set 0 assigned to the same ground-truth box.
 
-    With more boxes than queries each of them may leave other boxes out. Such a pair is kept with a weight of
-    0 instead of being dropped, because its number would have to be read back from the device.
+    With more boxes than queries, student and teacher may leave out different boxes. Such a pair is kept with
+    a weight of 0 instead of being dropped, because dropping would need the device's count on the host.
+
+    Args:
+        student: Assignment of the student.
+        teacher: Assignment of the teacher.
+        num_targets: Number of ground-truth boxes in the batch.
 
     Returns:
         Both assignments (S = 1) in the order of the student's pairs, and [P] float32: 1 for a true pair.
     """
-    targets = student.targets[0]
-    query_of_target = torch.full((num_targets,), -1, dtype=torch.int64, device=targets.device)
+    targets = student.targets[0]  # [P]
+    query_of_target = torch.full((num_targets,), -1, dtype=torch.int64, device=targets.device)  # [T]
     query_of_target[teacher.targets[0]] = teacher.queries[0]
-    queries = query_of_target[targets]
+    queries = query_of_target[targets]  # [P], -1 without a partner
     partner = Assignment(student.images, queries.clamp(min=0)[None], targets[None])
-    return student.only(0), partner, (queries >= 0).float()
+    return student.select_set(0), partner, (queries >= 0).float()
 
 
 def pooled_feature_kl(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """KL(teacher || student) of the pooled features of some levels, a float32 scalar.
+    """Compute KL(teacher || student) of the pooled features of several levels, a float32 scalar.
 
     Each map is averaged over its cells; the channels of all levels of an image form one vector, whose softmax
-    is compared. The mean over images is taken, so a batch of 1 gives what the same image adds to a batch.
+    is compared. The mean over images is taken, so an image contributes the same in a batch of any size.
 
     Args:
-        student: L maps [B, C, H, W].
-        teacher: L maps [B, C, H, W]; detached here.
+        student: L maps [B, C, H, W] each.
+        teacher: L maps [B, C, H, W] each; detached here.
     """
     return F.kl_div(
         _pooled(student).log_softmax(1),
@@ -236,8 +241,8 @@ def pooled_feature_kl(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> T
 
 
 def _pooled(levels: Sequence[Tensor]) -> Tensor:
-    # The sum accumulates in float32 without a float32 copy of the map; dividing after it instead of taking
-    # the mean keeps the gradient an expanded view, where that of the mean is a map of its own.
+    # The sum accumulates in float32 without a float32 copy of the map; dividing afterwards instead of taking
+    # the mean keeps the gradient an expanded view, while that of the mean would be a map of its own.
     pooled = [level.sum((2, 3), dtype=torch.float32) / (level.shape[2] * level.shape[3]) for level in levels]
     return torch.cat(pooled, dim=1)
 

@@ -1,4 +1,4 @@
-"""RT-DETR's hybrid encoder, its CSP blocks split into an essential and a refinement path.
+"""RT-DETR's hybrid encoder, with CSP blocks split into an essential and a refinement path.
 
 Zhao et al., "DETRs beat YOLOs on real-time object detection", CVPR 2024, section 4.2.
 """
@@ -44,10 +44,10 @@ class CSPRepBlock(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        expansion: Hidden over output channels; where it is not 1, a third convolution restores them.
-        blocks: RepVGG blocks in total.
-        essential: How many of them always run; ``blocks`` in a fixed-depth network.
-        switchable: Two norm sets on the essential path.
+        expansion: Ratio of hidden to output channels; if it is not 1, a third convolution restores them.
+        blocks: Number of RepVGG blocks.
+        essential: Number of them that always run; ``blocks`` in a fixed-depth network.
+        switchable: Whether the essential path has two norm sets.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class HybridEncoder(nn.Module):
     Args:
         in_channels: Channels of the backbone's maps, finest first.
         hidden_dim: Channels of every output map.
-        ffn_dim: Feed-forward size of the attention layer.
-        heads: Attention heads.
-        expansion: Of the CSP blocks.
-        blocks: RepVGG blocks per CSP block.
-        any_depth: Split the CSP blocks: floor((blocks + 1) / 2) - 1 RepVGG blocks stay essential.
-        switchable_norms: Two norm sets on everything essential; only with ``any_depth``.
+        ffn_dim: Hidden size of the attention layer's feed-forward network.
+        heads: Number of attention heads.
+        expansion: Ratio of hidden to output channels in the CSP blocks.
+        blocks: Number of RepVGG blocks per CSP block.
+        any_depth: Whether the CSP blocks are split: floor((blocks + 1) / 2) - 1 RepVGG blocks are essential.
+        switchable_norms: Whether everything essential has two norm sets; only with ``any_depth``.
 
     Raises:
         ValueError: Too few RepVGG blocks to keep one essential and skip one.
@@ -177,6 +177,7 @@ class HybridEncoder(nn.Module):
             [B, hidden_dim, H, W] each, finest first.
         """
         projected = [conv(features, refine) for conv, features in zip(self.input_proj, maps, strict=True)]
+        # Attention on the coarsest map only: RT-DETR, section 4.2.
         projected[-1] = self._attend(projected[-1], refine)
         top = projected[-1]
         laterals: list[Tensor] = []
@@ -194,6 +195,6 @@ class HybridEncoder(nn.Module):
     def _attend(self, features: Tensor, refine: bool) -> Tensor:
         _, dim, height, width = features.shape
         position = sine_position_embedding(height, width, dim, device=features.device).to(features.dtype)
-        tokens = self.aifi(features.flatten(2).transpose(1, 2), position, refine)
-        attended: Tensor = tokens.transpose(1, 2).unflatten(2, (height, width))
+        tokens = self.aifi(features.flatten(2).transpose(1, 2), position, refine)  # [B, H * W, C]
+        attended: Tensor = tokens.transpose(1, 2).unflatten(2, (height, width))  # [B, C, H, W]
         return attended

@@ -1,4 +1,4 @@
-"""What the DETR wing's forward returns."""
+"""Output of the forward pass of the DETR family."""
 
 from dataclasses import dataclass, field
 
@@ -15,11 +15,11 @@ class DenoisingQueries:
     negative copy of every box; images with fewer boxes are padded.
 
     Attributes:
-        labels: [B, D] int64 noised classes in [0, K]; K is padding.
-        boxes_logits: [B, D, 4] inverse-sigmoid of the noised boxes (cxcywh, normalised).
-        attention_mask: [D + Q, D + Q] bool, true where a query must not look.
-        positives: Per image, int64 [P_i] positions in D of the positive copies.
-        positive_targets: Per image, int64 [P_i]: the ground-truth box that each positive reconstructs.
+        labels: [B, D] int64, noised classes in [0, K]; K is padding.
+        boxes_logits: [B, D, 4], inverse sigmoid of the noised boxes (cxcywh, normalised).
+        attention_mask: [D + Q, D + Q] bool, true where a query must not attend to another.
+        positives: [P_i] int64 for each image i: indices in D of the positive copies.
+        positive_targets: [P_i] int64 for each image i: index of the box that each positive reconstructs.
         groups: Number of groups, at least 1.
     """
 
@@ -33,17 +33,17 @@ class DenoisingQueries:
 
 @dataclass(frozen=True)
 class DetrOutput(DetectorOutput):
-    """Predictions of one path through an RT-DETR.
+    """Predictions of one forward pass of an RT-DETR.
 
     Attributes:
-        logits: [B, Q, K] of the last decoder layer that ran.
-        boxes_cxcywh: [B, Q, 4] of the same layer, normalised.
-        auxiliary_logits: Training only: [A, B, Q, K] of the earlier decoder layers, then of the encoder's
-            selected tokens (A = decoder layers).
-        auxiliary_boxes: Training only: [A, B, Q, 4], normalised cxcywh.
-        denoising: Training only, None where the batch has no boxes: the noised queries.
-        denoising_logits: With ``denoising``: [decoder layers, B, D, K].
-        denoising_boxes: With ``denoising``: [decoder layers, B, D, 4], normalised cxcywh.
+        logits: [B, Q, K], class logits of the last decoder layer that ran.
+        boxes_cxcywh: [B, Q, 4], boxes of the same layer, normalised.
+        auxiliary_logits: [A, B, Q, K], class logits of the earlier decoder layers, then of the encoder's
+            selected tokens (A = decoder layers); None in eval mode.
+        auxiliary_boxes: [A, B, Q, 4], normalised cxcywh; None in eval mode.
+        denoising: Noised queries; None in eval mode and if the batch has no boxes.
+        denoising_logits: [decoder layers, B, D, K]; None without ``denoising``.
+        denoising_boxes: [decoder layers, B, D, 4], normalised cxcywh; None without ``denoising``.
     """
 
     logits: Tensor

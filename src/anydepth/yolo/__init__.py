@@ -1,1 +1,1 @@
-"""The AnyDepth-YOLO wing: YOLOv12 whose stages split into essential and refinement paths."""
+"""The YOLO family: AnyDepth-YOLO, whose stages split into two paths, and fixed-depth YOLOv12."""

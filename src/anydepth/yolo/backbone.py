@@ -11,18 +11,20 @@ from anydepth.yolo.stages import C3k2Split, C3k2Unit, attention_stage, c3k2_stag
 class YoloBackbone(nn.Module):
     """Layers 0 to 8 of YOLOv12: two C3k2 stages (strides 4 and 8), two attention stages (16 and 32).
 
+    Groups, areas and the expansion of C3k2 are those of the published network.
+
     Args:
-        widths: Channels of the five nominal widths 64, 128, 256, 512 and 1024.
-        units: Units of the four stages.
-        c3k2_unit: Units of the first two stages.
-        c3k2_split: What is a refinement in the first two stages.
-        mlp_ratio: Of the attention blocks.
-        residual: Attention stages add their input, with a learnt scale.
-        any_depth: Split the stages; otherwise everything is essential.
-        switchable_norms: Two norm sets on what is essential; only with ``any_depth``.
+        widths: Channels at the five nominal widths 64, 128, 256, 512 and 1024.
+        units: Number of units of each of the four stages.
+        c3k2_unit: Type of the units of the first two stages.
+        c3k2_split: Part that is the refinement in the first two stages.
+        mlp_ratio: Ratio of hidden to outer channels in the attention blocks' MLPs.
+        residual: Whether attention stages add their input, with a learnt scale on the result.
+        any_depth: Whether the stages are split; otherwise everything is essential.
+        switchable_norms: Whether everything essential has two norm sets; only with ``any_depth``.
 
     Attributes:
-        stem: Images to the input of the first stage; the same at every depth.
+        stem: Module from images to the input of the first stage; the same at every depth.
         out_channels: Channels of the three output maps (strides 8, 16, 32).
     """
 
@@ -42,7 +44,7 @@ class YoloBackbone(nn.Module):
         w64, w128, w256, w512, w1024 = widths
         switchable = any_depth and switchable_norms
         self.stem = nn.Sequential(conv(3, w64, 3, stride=2), conv(w64, w128, 3, stride=2, groups=2))
-        # A convolution that halves the map takes the norm set of the stage it feeds.
+        # A convolution that halves the map uses the norm set of the stage it feeds.
         self.downs = nn.ModuleList(
             [
                 conv(w256, w256, 3, stride=2, groups=4, switchable=switchable),
@@ -80,10 +82,10 @@ class YoloBackbone(nn.Module):
         self.out_channels = (w512, w512, w1024)
 
     def forward(self, features: Tensor, refine: Sequence[bool]) -> tuple[Tensor, ...]:
-        """Feature maps of stages 2, 3 and 4.
+        """Compute the feature maps of stages 2, 3 and 4.
 
         Args:
-            features: [B, C, H/4, W/4], what :attr:`stem` makes of images [B, 3, H, W].
+            features: [B, C, H/4, W/4], the output of :attr:`stem` for images [B, 3, H, W].
             refine: One flag per stage.
 
         Returns:

@@ -1,7 +1,7 @@
-"""The blocks of YOLOv12, each told whether its stage refines.
+"""The blocks of YOLOv12, whose forward takes the flag of their stage.
 
 Tian et al., "YOLOv12: Attention-centric real-time object detectors", NeurIPS 2025 (R-ELAN, area attention);
-switchable norms and shared fusion kernels after AnyDepth-YOLO (Kang et al., 2026).
+switchable norms and shared fusion kernels follow AnyDepth-YOLO (Kang et al., 2026).
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,12 @@ from anydepth.layers.conv import ConvNorm
 from anydepth.layers.norm import batch_norm
 from anydepth.layers.stage import DepthStage
 
+# Channels of an attention head in YOLOv12.
 HEAD_CHANNELS = 32
+# Batch norm of YOLOv5 and its successors, whose weights were trained with these values.
 _EPS, _MOMENTUM = 1e-3, 0.03
+# Standard deviation of the initial weights of attention blocks in YOLOv12.
+_INIT_STD = 0.02
 
 
 def conv(
@@ -28,7 +32,7 @@ def conv(
     switchable: bool = False,
     activation: bool = True,
 ) -> ConvNorm:
-    """Convolution, batch norm (eps 1e-3, momentum 0.03) and SiLU, as everywhere in YOLO."""
+    """Build YOLO's convolution with batch norm (eps 1e-3, momentum 0.03) and SiLU."""
     return ConvNorm(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -44,9 +48,9 @@ class Bottleneck(nn.Module):
     """Two 3x3 convolutions around an identity shortcut.
 
     Args:
-        channels: Of input and output.
-        expansion: Hidden over outer channels.
-        switchable: Two norm sets.
+        channels: Channels of input and output.
+        expansion: Ratio of hidden to outer channels.
+        switchable: Whether norms have two sets.
     """
 
     def __init__(self, *, channels: int, expansion: float, switchable: bool) -> None:
@@ -65,9 +69,9 @@ class C3k(nn.Module):
     """Cross-stage partial block of two bottlenecks.
 
     Args:
-        channels: Of input and output.
-        switchable: Two norm sets, for blocks of the essential path.
-        split: The second bottleneck is a refinement; otherwise both are essential.
+        channels: Channels of input and output.
+        switchable: Whether norms have two sets, for blocks of the essential path.
+        split: Whether the second bottleneck is the refinement; otherwise both are essential.
     """
 
     def __init__(self, *, channels: int, switchable: bool, split: bool = False) -> None:
@@ -92,19 +96,22 @@ class C3k(nn.Module):
 
 
 class AreaAttention(nn.Module):
-    """Self-attention within horizontal strips of the map, with a convolved position.
+    """Self-attention within horizontal strips of the map, with positions from a convolution.
 
     Args:
-        channels: A multiple of 32, the channels of a head.
+        channels: Number of channels; a multiple of 32, the channels of a head.
         area: Number of strips; 1 attends over the whole map.
-        switchable: Two norm sets.
+        switchable: Whether norms have two sets.
+
+    Raises:
+        ValueError: ``channels`` is not a multiple of 32.
     """
 
     def __init__(self, *, channels: int, area: int, switchable: bool) -> None:
         super().__init__()
         if channels % HEAD_CHANNELS:
             raise ValueError(
-                f"area attention of {channels} channels: allowed are multiples of {HEAD_CHANNELS}"
+                f"got area attention of {channels} channels; allowed are multiples of {HEAD_CHANNELS}"
             )
         self.area = area
         self.heads = channels // HEAD_CHANNELS
@@ -117,28 +124,27 @@ class AreaAttention(nn.Module):
         """[B, C, H, W] -> [B, C, H, W].
 
         Raises:
-            ValueError: H * W is no multiple of the number of strips.
+            ValueError: H * W is not a multiple of the number of strips.
         """
         height, width = features.shape[-2:]
         if height * width % self.area:
             raise ValueError(
-                f"area attention in {self.area} strips cannot divide a map of {height}x{width} cells: give "
+                f"area attention in {self.area} strips cannot divide a map of {height}x{width} cells; give "
                 "images whose height and width are multiples of 32"
             )
-        queries, keys = self.queries_keys(features, refine).chunk(2, dim=1)
-        values = self.values(features, refine)
-        attended = F.scaled_dot_product_attention(
+        queries, keys = self.queries_keys(features, refine).chunk(2, dim=1)  # [B, C, H, W] each
+        values = self.values(features, refine)  # [B, C, H, W]
+        attended = F.scaled_dot_product_attention(  # [B * area, heads, H * W / area, 32]
             self._split(queries), self._split(keys), self._split(values)
         )
-        # [B * area, heads, N / area, 32] -> [B, C, H, W]
-        joined = attended.transpose(1, 2).reshape(features.shape[0], height * width, -1)
-        attended = joined.transpose(1, 2).reshape(features.shape)
+        joined = attended.transpose(1, 2).reshape(features.shape[0], height * width, -1)  # [B, H * W, C]
+        attended = joined.transpose(1, 2).reshape(features.shape)  # [B, C, H, W]
         projected: Tensor = self.project(attended + self.position(values, refine), refine)
         return projected
 
     def _split(self, maps: Tensor) -> Tensor:
         """[B, C, H, W] -> [B * area, heads, H * W / area, 32]."""
-        tokens = maps.flatten(2).transpose(1, 2)
+        tokens = maps.flatten(2).transpose(1, 2)  # [B, H * W, C]
         strips = tokens.reshape(maps.shape[0] * self.area, -1, self.heads, HEAD_CHANNELS)
         return strips.transpose(1, 2)
 
@@ -147,10 +153,10 @@ class AttentionBlock(nn.Module):
     """Area attention and a convolutional MLP, both residual.
 
     Args:
-        channels: Of input and output.
+        channels: Channels of input and output.
         area: Number of strips.
-        mlp_ratio: Hidden over outer channels of the MLP.
-        switchable: Two norm sets.
+        mlp_ratio: Ratio of hidden to outer channels in the MLP.
+        switchable: Whether norms have two sets.
     """
 
     def __init__(self, *, channels: int, area: int, mlp_ratio: float, switchable: bool) -> None:
@@ -161,7 +167,7 @@ class AttentionBlock(nn.Module):
         self.contract = conv(hidden, channels, switchable=switchable, activation=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=_INIT_STD)
 
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
@@ -188,17 +194,17 @@ class AttentionUnit(nn.Module):
 
 
 class FusionConv(nn.Module):
-    """1x1 convolution over the concatenated outputs of a stage, which are fewer where it skips.
+    """1x1 convolution over the concatenated outputs of a stage, which are fewer if it skips.
 
     The channels that a skipping stage keeps are the first ones of the full concatenation, so the same kernel
-    serves both states, cut to the channels that came; or the skip state has a kernel of its own.
+    serves both states, cut to the channels of its input; or the skip state has a kernel of its own.
 
     Args:
-        in_channels: Channels where the stage refines.
-        skip_channels: Channels where it skips.
+        in_channels: Channels of the input if the stage refines.
+        skip_channels: Channels of the input if it skips.
         out_channels: Channels of the output.
-        dedicated: Give the skip state a kernel of its own, which starts as a copy of the cut one.
-        switchable: Two norm sets.
+        dedicated: Whether the skip state has a kernel of its own, which starts as a copy of the cut one.
+        switchable: Whether the norm has two sets.
     """
 
     def __init__(
@@ -211,7 +217,7 @@ class FusionConv(nn.Module):
             copy_prefix(self.fuse.conv, self.skip_conv)
 
     def forward(self, outputs: Sequence[Tensor], refine: bool) -> Tensor:
-        """Maps [B, c, H, W], together of the channels that the state has -> [B, out, H, W]."""
+        """Maps [B, c, H, W] whose channels add up to those of the state -> [B, out, H, W]."""
         features = torch.cat(list(outputs), dim=1)
         if not refine and self.skip_conv is not None:
             mixed = self.skip_conv(features)
@@ -223,5 +229,5 @@ class FusionConv(nn.Module):
 
 @torch.no_grad()
 def copy_prefix(full: nn.Conv2d, skip: nn.Conv2d) -> None:
-    """Fill the kernel of a skip state with the part of the full kernel that meets the same channels."""
+    """Copy the part of the full kernel that sees the same channels into the kernel of the skip state."""
     skip.weight.copy_(full.weight[:, : skip.weight.shape[1]])

@@ -27,13 +27,13 @@ NECK_STAGES = ("neck1", "neck2", "neck3", "neck4")
 
 @dataclass(frozen=True)
 class NmsConfig:
-    """How raw predictions become detections; the defaults are those of the published figures.
+    """Settings of non-maximum suppression; the defaults are those of the published figures.
 
     Attributes:
-        score: (cell, class) pairs with a lower score are left out.
-        iou: Of two boxes of a class that overlap by more, the lower score is left out.
-        candidates: Most pairs per image that go into suppression, best first.
-        detections: Most detections per image.
+        score: Score that (cell, class) pairs must exceed to be kept.
+        iou: IoU above which the box with the lower score of two boxes of a class is suppressed.
+        candidates: Maximum number of pairs per image that go into suppression, best first.
+        detections: Maximum number of detections per image.
 
     Raises:
         ValueError: A value outside its range.
@@ -50,26 +50,29 @@ class NmsConfig:
                 raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 0 to 1")
         for name in ("candidates", "detections"):
             if getattr(self, name) < 1:
-                raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 1 and above")
+                raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 1 or more")
 
 
 class NonFiniteOutputError(ArithmeticError):
-    """A network's output is NaN or infinite, so that it names no boxes."""
+    """NaN or infinite network output, which cannot be decoded to boxes."""
 
 
 class YoloDetector(Detector):
-    """YOLOv12 of any depth, or of a fixed depth when its parts are built so.
+    """YOLOv12 of any depth, or of a fixed depth if its parts have no refinement paths.
 
     Args:
-        backbone: Four stages, three output maps.
-        neck: Four stages, three output maps.
-        head: Predicts distance bins and classes.
+        backbone: Backbone of four stages and three output maps.
+        neck: Neck of four stages and three output maps.
+        head: Head that predicts distance bins and classes.
         any_depth: Whether the stages have refinement paths.
         input_size: (height, width) in pixels for evaluation and prediction; multiples of 32.
-        fit: Whether these keep the aspect ratio of images.
+        fit: Way in which evaluation and prediction fit images to that size, with or without the aspect ratio.
         class_names: One name per class.
-        nms: How raw predictions become detections.
+        nms: Settings of non-maximum suppression.
         config: Plain values that build an equal detector.
+
+    Raises:
+        ValueError: An input size or fit that is not allowed.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class YoloDetector(Detector):
 
     @property
     def stage_modules(self) -> tuple[str, ...]:
-        """The submodule of each stage of the depth space."""
+        """Names of the submodules that hold the stages of the depth space."""
         return tuple(f"{part}.stages.{index}" for part in ("backbone", "neck") for index in range(4))
 
     def forward(
@@ -119,8 +122,8 @@ class YoloDetector(Detector):
         Args:
             images: [B, 3, H, W] float RGB in [0, 1]; H and W multiples of 32.
             depth: A depth of :attr:`depth_space`.
-            targets: Not used: this wing feeds no ground truth back.
-            stem: What :meth:`stem_features` returned for these images.
+            targets: Not used: this family has no denoising.
+            stem: Result of :meth:`stem_features` for these images, to share it between depths.
 
         Raises:
             DepthError: The depth does not exist.
@@ -133,7 +136,7 @@ class YoloDetector(Detector):
         return YoloOutput(backbone_features, neck_features, maps=self.head(neck_features))
 
     def stem_features(self, images: Tensor) -> Tensor:
-        """[B, C, H/4, W/4] of images [B, 3, H, W]: no norm of the stem is switchable, so depths share it.
+        """Compute stem features [B, C, H/4, W/4] of images [B, 3, H, W], the same at every depth.
 
         Raises:
             ValueError: Images of a wrong shape or type.
@@ -145,27 +148,28 @@ class YoloDetector(Detector):
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Scored boxes of every class after class-wise non-maximum suppression.
+        """Return the scored boxes of every class after class-wise non-maximum suppression.
 
-        A cell may give a box for several classes.
+        One cell may predict boxes of several classes.
 
         Args:
-            output: What :meth:`forward` returned.
+            output: Result of :meth:`forward`.
             original_sizes: (height, width) of each image in pixels.
 
         Raises:
-            NonFiniteOutputError: The network gave NaN or infinite values.
+            NonFiniteOutputError: The output is NaN or infinite.
         """
         assert isinstance(output, YoloOutput)
         if not bool(torch.stack([level.isfinite().all() for level in output.maps]).all()):
             raise NonFiniteOutputError(
                 "the head's maps hold NaN or infinite values: the weights are damaged, or too large for this "
-                "precision; look at the weights file, or use precision=fp32"
+                "precision; check the weights file, or use precision=fp32"
             )
         predictions = Predictions.decode(output.maps)
-        all_scores = predictions.class_logits.sigmoid()
+        all_scores = predictions.class_logits.sigmoid()  # [B, A, K]
         height, width = image_size(output.maps)
         found = []
+        # Per image, because suppression keeps another number of boxes in each: boxes [A, 4], scores [A, K].
         for image_boxes, scores, (h, w), (canvas, offset) in zip(
             predictions.boxes_xyxy,
             all_scores,
@@ -173,18 +177,18 @@ class YoloDetector(Detector):
             self.placements(original_sizes, (height, width)),
             strict=True,
         ):
-            scale = image_boxes.new_tensor([canvas[1] / width, canvas[0] / height] * 2)
-            corner = image_boxes.new_tensor([offset[1], offset[0]] * 2)
-            limit = image_boxes.new_tensor([w, h] * 2)
+            scale = image_boxes.new_tensor([canvas[1] / width, canvas[0] / height] * 2)  # [4]
+            corner = image_boxes.new_tensor([offset[1], offset[0]] * 2)  # [4]
+            limit = image_boxes.new_tensor([w, h] * 2)  # [4]
             found.append(self._suppress(image_boxes * scale - corner, scores, limit))
         return found
 
     def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:
-        """See :func:`anydepth.yolo.weights.load.load_weights`, which lists the layouts that are known."""
+        """Load weights; :func:`anydepth.yolo.weights.load.load_weights` lists the known layouts."""
         return load_weights(self, source)
 
     def reset_classes(self, class_names: Sequence[str]) -> None:
-        """Name the classes; where their number changes, the class branches are initialised anew."""
+        """Set the class names; if their number changes, the class branches are freshly initialised."""
         if len(class_names) != self.num_classes:
             device = next(self.parameters()).device
             self.head.reset_classes(len(class_names))
@@ -194,11 +198,18 @@ class YoloDetector(Detector):
         self.class_names = tuple(class_names)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, limit: Tensor) -> Detections:
-        """Detections of one image from boxes [A, 4] in its pixels and scores [A, K]."""
-        cells, labels = (scores > self.nms.score).nonzero(as_tuple=True)
-        best, order = scores[cells, labels].sort(descending=True, stable=True)
+        """Suppress boxes of one image.
+
+        Args:
+            boxes: [A, 4] xyxy in pixels of the original image.
+            scores: [A, K].
+            limit: [4], width and height of the image, twice.
+        """
+        # Q counts the (cell, class) pairs that are candidates.
+        cells, labels = (scores > self.nms.score).nonzero(as_tuple=True)  # [Q] each
+        best, order = scores[cells, labels].sort(descending=True, stable=True)  # [Q] each
         best, order = best[: self.nms.candidates], order[: self.nms.candidates]
         cells, labels = cells[order], labels[order]
-        kept = batched_nms(boxes[cells], best, labels, self.nms.iou)[: self.nms.detections]
-        clipped = boxes[cells[kept]].clamp(min=0).minimum(limit)
+        kept = batched_nms(boxes[cells], best, labels, self.nms.iou)[: self.nms.detections]  # [N]
+        clipped = boxes[cells[kept]].clamp(min=0).minimum(limit)  # [N, 4]
         return Detections(clipped, best[kept], labels[kept])

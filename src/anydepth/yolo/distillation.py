@@ -1,7 +1,7 @@
-"""What the shallower path learns from the deeper one: scores, boxes and distributions, and pooled features.
+"""Distillation of the shallower pass from the deeper one: scores, boxes, distributions and pooled features.
 
-Source: AnyDepth-YOLO (Kang et al., 2026), whose recipe grew out of adaptive depth networks (Kang and Lee,
-NeurIPS 2024). Nothing here reaches the teacher: its tensors are detached.
+Source: AnyDepth-YOLO (Kang et al., 2026), whose method grew out of adaptive depth networks (Kang and Lee,
+NeurIPS 2024). No gradient reaches the teacher: its tensors are detached.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ ClassLoss = Literal["auto", "softmax_kl", "bernoulli_kl"]
 class YoloDistillation:
     """Distillation losses of AnyDepth-YOLO, anchor by anchor where the teacher sees an object.
 
-    Both paths have been assigned to the ground truth by their own predictions. An anchor is in *conflict*
-    where both assign it and to different boxes; it teaches nothing. Everywhere else the sum of the teacher's
-    soft targets is the anchor's weight w, and each loss is sum(w loss) / max(sum(w), 1) over its anchors, the
-    latter sum over those of all processes:
+    The anchors of both passes have been assigned to the ground truth by their own predictions. An anchor is
+    in *conflict* if both assign it, but to different boxes; it is ignored. For all others the sum of the
+    teacher's soft targets is the anchor's weight w, and each loss is sum(w loss) / max(sum(w), 1) over its
+    anchors, the latter sum over those of all processes:
 
     =======  =====================================================  ==========================================
     term     anchors                                                loss
@@ -53,11 +53,11 @@ class YoloDistillation:
         class_weight: Weight of the class term; 0 skips it.
         dfl_weight: Weight of the term of the distance distributions; 0 skips it.
         feature_weight: Weight of the feature term; 0 skips it.
-        class_temperature: Divides the class logits, of either ``class_loss``.
-        dfl_temperature: Divides the logits of the distance bins.
+        class_temperature: Divisor of the class logits, of either ``class_loss``.
+        dfl_temperature: Divisor of the logits of the distance bins.
 
     Raises:
-        ValueError: An unknown choice, a negative gain, or a temperature that is not positive.
+        ValueError: An unknown choice, a negative weight, or a temperature that is not positive.
     """
 
     def __init__(
@@ -112,19 +112,20 @@ class YoloDistillation:
         student_assignment: Assignment,
         teacher_assignment: Assignment,
     ) -> dict[str, Tensor]:
-        """Losses of the student's predictions, float32 scalars that include the gain.
+        """Compute the weighted losses of the student's predictions against the teacher's.
 
         Args:
-            student: Of the shallower path.
-            teacher: Of the deeper path, for the same images; detached here.
-            student_assignment: Of the student's predictions.
-            teacher_assignment: Of the teacher's predictions, to the same ground truth.
+            student: Predictions of the shallower pass.
+            teacher: Predictions of the deeper pass for the same images; detached here.
+            student_assignment: Assignment of the student's anchors.
+            teacher_assignment: Assignment of the teacher's anchors to the same ground truth.
 
         Returns:
-            ``kd_box``, ``kd_class`` and ``kd_dfl``, as far as they are switched on; 0 where no anchor counts.
+            ``kd_box``, ``kd_class`` and ``kd_dfl``, if their weights are not 0; float32 scalars, 0 if no anchor
+            counts.
 
         Raises:
-            ValueError: ``softmax_kl`` was asked for and there is one class.
+            ValueError: ``softmax_kl`` was chosen and there is one class.
         """
         teacher = teacher.detach()
         taught, shared = distilled_weights(student_assignment, teacher_assignment)
@@ -141,9 +142,9 @@ class YoloDistillation:
         return terms
 
     def features(self, student: YoloOutput, teacher: YoloOutput) -> dict[str, Tensor]:
-        """``kd_feature`` with its weight, a float32 scalar, unless it is switched off.
+        """Compute the weighted ``kd_feature``, a float32 scalar, unless its weight is 0.
 
-        The maps are those of the strides 16 and 32 of the backbone and all of the neck (layers 6, 8, 14, 17
+        The maps are those of the backbone at strides 16 and 32 and all maps of the neck (layers 6, 8, 14, 17
         and 20 of YOLOv12).
         """
         if not self.feature_weight:
@@ -155,14 +156,14 @@ class YoloDistillation:
         return {"kd_feature": self.feature_weight * distance}
 
     def _class_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Divergence [B, A] of logits [B, A, K], times the square of the temperature."""
+        """Compute the divergence [B, A] of logits [B, A, K], times the square of the temperature."""
         kind = self.class_loss
         if kind == "auto":
             kind = "softmax_kl" if student.shape[-1] > 1 else "bernoulli_kl"
         if kind == "softmax_kl" and student.shape[-1] == 1:
             raise ValueError(
-                "class_loss=softmax_kl with one class is always 0, so the deeper path would teach no scores: "
-                "use class_loss=auto or bernoulli_kl, or a class gain of 0"
+                "class_loss=softmax_kl with one class is always 0, so the deeper pass would teach no scores; "
+                "use class_loss=auto or bernoulli_kl, or a class weight of 0"
             )
         divergence = softmax_kl if kind == "softmax_kl" else bernoulli_kl
         temperature = self.class_temperature
@@ -170,28 +171,28 @@ class YoloDistillation:
 
 
 def distilled_weights(student: Assignment, teacher: Assignment) -> tuple[Tensor, Tensor]:
-    """Weights [B, A] of the class term and of the box terms: the teacher's, 0 where an anchor does not count.
+    """Return weights [B, A] of the class term and of the box terms: the teacher's, 0 for ignored anchors.
 
-    The first holds where the teacher assigned a box and the student none or the same; the second where both
-    assigned the same.
+    The first keeps anchors to which the teacher assigned a box and the student none or the same; the second
+    those to which both assigned the same.
     """
-    both = student.foreground & teacher.foreground
-    same = student.targets == teacher.targets
-    weights = teacher.weights
+    both = student.foreground & teacher.foreground  # [B, A]
+    same = student.targets == teacher.targets  # [B, A]
+    weights = teacher.weights  # [B, A]
     return weights.masked_fill(both & ~same, 0), weights.masked_fill(~(both & same), 0)
 
 
 def pooled_feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Squared distance of the L2-normalised pooled maps, a float32 scalar; that is 2 (1 - cosine).
+    """Compute the squared distance of L2-normalised pooled maps, a float32 scalar; that is 2 (1 - cosine).
 
-    The mean over images and maps is taken, so a batch of 1 gives what the same image adds to a batch.
+    The mean over images and maps is taken, so an image contributes the same in a batch of any size.
 
     Args:
-        student: L maps [B, C, H, W].
-        teacher: L maps [B, C, H, W]; detached here.
+        student: L maps [B, C, H, W] each.
+        teacher: L maps [B, C, H, W] each; detached here.
 
     Raises:
-        ValueError: Student and teacher have another number of maps.
+        ValueError: Student and teacher have different numbers of maps.
     """
     distances = [
         (_pooled(ours) - _pooled(theirs.detach())).square().sum(1).mean()
@@ -201,8 +202,8 @@ def pooled_feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]
 
 
 def _pooled(level: Tensor) -> Tensor:
-    # The length of the vector cancels, so the sum over the cells does for the mean. It accumulates in float32
-    # without a float32 copy of the map.
+    # The length of the vector cancels, so the sum over the cells can replace the mean. It accumulates in
+    # float32 without a float32 copy of the map.
     return F.normalize(level.sum((2, 3), dtype=torch.float32), dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Which predictions or ground truth are NaN or infinite, and in which images."""
+"""Search for NaN and infinity in predictions and ground truth."""
 
 import torch
 from torch import Tensor
@@ -15,16 +15,16 @@ class NonFinitePredictionError(NonFiniteError):
 
 
 def find_non_finite(predictions: Predictions, truth: GroundTruth) -> NonFinitePredictionError | None:
-    """Find NaN and infinity; the only place of the losses where the host waits for the device.
+    """Find NaN and infinity; the only point of the losses where the host waits for the device.
 
-    Call it once the losses are queued, so that the wait covers work and not an idle device.
+    Call it once the losses are queued, so that the device works while the host waits.
 
     Args:
-        predictions: Of the B images of one path.
+        predictions: Predictions of one forward pass for the B images.
         truth: Ground truth of the B images.
 
     Returns:
-        An error whose message names what is NaN or infinite and in which images; None: all is finite.
+        An error whose message names the non-finite values and their images, or None if all are finite.
     """
     finite = [_finite_images(x) for x in (predictions.class_logits, predictions.box_logits, truth.boxes_xyxy)]
     by_culprit = (~torch.stack(finite)).tolist()
@@ -38,12 +38,12 @@ def find_non_finite(predictions: Predictions, truth: GroundTruth) -> NonFinitePr
         else "training has diverged: lower the learning rate, lengthen the warm-up, or train in bf16 or fp32"
     )
     return NonFinitePredictionError(
-        f"NaN or infinite are {' and '.join(culprits)} of images {list(images)} of the batch (positions from "
-        f"0); {remedy}",
+        f"got NaN or infinite values in {' and '.join(culprits)} of images {list(images)} of the batch "
+        f"(positions from 0); {remedy}",
         images,
     )
 
 
 def _finite_images(values: Tensor) -> Tensor:
-    """[B] bool: whether all values [B, ...] of an image are finite."""
+    """Return [B] bool, true for images whose values [B, ...] are all finite."""
     return values.isfinite().flatten(1).all(1)

@@ -12,6 +12,11 @@ from anydepth.yolo.output import BINS, STRIDES
 # Initial class scores expect 5 objects in a 640-pixel image (bias of YOLOv5 and its successors).
 _EXPECTED_OBJECTS = 5
 _REFERENCE_SIZE = 640
+# Limits of the widths of the two branches, those of YOLOv8's head.
+_MIN_BOX_WIDTH = 16
+_MAX_CLASS_WIDTH = 100
+# Initial bias of the distance bins, that of YOLOv8's head; equal biases cancel in the softmax over the bins.
+_BOX_BIAS = 1.0
 
 
 class YoloHead(nn.Module):
@@ -19,23 +24,26 @@ class YoloHead(nn.Module):
 
     Args:
         in_channels: Channels of the maps with strides 8, 16 and 32.
-        num_classes: K.
+        num_classes: Number of classes, K.
+
+    Raises:
+        ValueError: ``num_classes`` is below 1.
     """
 
     def __init__(self, *, in_channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.in_channels = tuple(in_channels)
-        width = max(16, in_channels[0] // 4, 4 * BINS)
+        width = max(_MIN_BOX_WIDTH, in_channels[0] // 4, 4 * BINS)
         self.box_branches = nn.ModuleList(
             nn.Sequential(
-                conv(channels, width, 3), conv(width, width, 3), _last_conv(width, 4 * BINS, bias=1.0)
+                conv(channels, width, 3), conv(width, width, 3), _last_conv(width, 4 * BINS, bias=_BOX_BIAS)
             )
             for channels in in_channels
         )
         self.class_branches = nn.ModuleList()
         self.reset_classes(num_classes)
-        # Distances of the bins in strides: fixed, and a parameter as in the published network, whose count of
-        # parameters and whose files include it.
+        # Distances of the bins in strides: fixed, but a parameter as in the published network, whose files
+        # and number of parameters include it.
         self.bins = nn.Parameter(torch.arange(BINS, dtype=torch.float32), requires_grad=False)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -46,14 +54,14 @@ class YoloHead(nn.Module):
         )
 
     def reset_classes(self, num_classes: int) -> None:
-        """Initialise the class branches anew: their width depends on the number of classes.
+        """Replace the class branches, whose width depends on the number of classes, by fresh ones.
 
         Raises:
-            ValueError: No class.
+            ValueError: ``num_classes`` is below 1.
         """
         if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: allowed are 1 and above")
-        width = max(self.in_channels[0], min(num_classes, 100))
+            raise ValueError(f"num_classes={num_classes}: allowed is 1 or more")
+        width = max(self.in_channels[0], min(num_classes, _MAX_CLASS_WIDTH))
         self.class_branches = nn.ModuleList(
             nn.Sequential(
                 conv(channels, channels, 3, groups=channels),

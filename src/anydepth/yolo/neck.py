@@ -15,11 +15,11 @@ class YoloNeck(nn.Module):
 
     Args:
         in_channels: Channels of the backbone's maps, finest first.
-        widths: Channels of the nominal widths 256, 512 and 1024, which the outputs have.
-        units: Units of the four stages.
-        c3k2_split: What is a refinement in the last stage.
-        any_depth: Split the stages; otherwise everything is essential.
-        switchable_norms: Two norm sets on what is essential; only with ``any_depth``.
+        widths: Channels at the nominal widths 256, 512 and 1024, those of the outputs.
+        units: Number of units of each of the four stages.
+        c3k2_split: Part that is the refinement in the last stage.
+        any_depth: Whether the stages are split; otherwise everything is essential.
+        switchable_norms: Whether everything essential has two norm sets; only with ``any_depth``.
 
     Attributes:
         out_channels: Channels of the three output maps (strides 8, 16, 32).
@@ -39,7 +39,7 @@ class YoloNeck(nn.Module):
         p3, p4, p5 = in_channels
         w256, w512, w1024 = widths
         switchable = any_depth and switchable_norms
-        # A convolution that halves the map takes the norm set of the stage it feeds.
+        # A convolution that halves the map uses the norm set of the stage it feeds.
         self.downs = nn.ModuleList(
             [
                 conv(w256, w256, 3, stride=2, switchable=switchable),

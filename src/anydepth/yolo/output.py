@@ -1,4 +1,4 @@
-"""What the YOLO wing's forward returns."""
+"""Output of the forward pass of the YOLO family."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ BINS = 16
 
 @dataclass(frozen=True)
 class YoloOutput(DetectorOutput):
-    """Raw predictions of one path through a YOLO, in training and in eval mode alike.
+    """Raw predictions of one forward pass of a YOLO, the same in training and eval mode.
 
     Attributes:
         maps: [B, 64 + K, H/s, W/s] for s in :data:`STRIDES`. The first 64 channels are the logits of 16

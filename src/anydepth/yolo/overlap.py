@@ -1,8 +1,8 @@
 """Complete IoU of boxes, between any shapes that broadcast.
 
 Source: Distance-IoU (Zheng et al., AAAI 2020). ``torchvision.ops.complete_box_iou_loss`` computes 1 - CIoU of
-matched pairs, but its gradient is NaN at boxes without height, which a distribution over distances reaches
-when it saturates at 0.
+matched pairs, but its gradient is NaN for boxes without height, which a distribution over distances reaches
+if it saturates at 0.
 """
 
 import math
@@ -10,11 +10,12 @@ import math
 import torch
 from torch import Tensor
 
+# Keeps quotients finite for boxes without area; the value of the YOLO projects.
 _EPSILON = 1e-7
 
 
 def complete_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """CIoU in [-1, 1]: IoU, less the normalised distance of the centres, less the mismatch of the aspect.
+    """Compute CIoU: IoU minus the normalised centre distance minus the mismatch of the aspect ratios.
 
     The weight of the aspect term is a constant for the gradient, as published.
 
@@ -23,7 +24,7 @@ def complete_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
         second_xyxy: [..., 4], the same unit; the leading axes broadcast.
 
     Returns:
-        [...]; boxes without area give finite values and finite gradients.
+        [...], at most 1; boxes without area give finite values and finite gradients.
     """
     iou = _iou(first_xyxy, second_xyxy)
     aspect = (_angle(first_xyxy) - _angle(second_xyxy)).square() * (4 / math.pi**2)
@@ -42,18 +43,18 @@ def _iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _centre_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Squared distance of the centres by the squared diagonal of the enclosing box."""
+    """Compute the squared distance of the centres over the squared diagonal of the enclosing box."""
     left, top, right, bottom = first.unbind(-1)
     left_2, top_2, right_2, bottom_2 = second.unbind(-1)
     width = torch.maximum(right, right_2) - torch.minimum(left, left_2)
     height = torch.maximum(bottom, bottom_2) - torch.minimum(top, top_2)
-    # Twice the distance of the centres, hence the 4.
+    # Twice the distance between the centres, hence the 4.
     x = (left + right) - (left_2 + right_2)
     y = (top + bottom) - (top_2 + bottom_2)
     return (x.square() + y.square()) / (4 * (width.square() + height.square() + _EPSILON))
 
 
 def _angle(boxes: Tensor) -> Tensor:
-    """Arc tangent of width / height [...]."""
+    """Return the arc tangent of width / height [...]."""
     size = boxes[..., 2:] - boxes[..., :2]
     return torch.atan(size[..., 0] / (size[..., 1] + _EPSILON))

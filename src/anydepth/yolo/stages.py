@@ -1,4 +1,4 @@
-"""The stages of AnyDepth-YOLO: ELAN blocks whose chain of units splits into essential and refinement path."""
+"""The stages of AnyDepth-YOLO: ELAN blocks whose chain of units is split into two paths."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,24 +13,24 @@ from anydepth.yolo.blocks import AttentionUnit, Bottleneck, C3k, FusionConv, con
 
 C3k2Split = Literal["bottleneck", "unit"]
 C3k2Unit = Literal["bottleneck", "c3k"]
-# From this many units on, the fusion of a skipping A2C2f has a kernel of its own: with four units it sees
+# Number of units from which the fusion of a skipping A2C2f has a kernel of its own: with four units it sees
 # 3/5 of the channels, and the shared kernel got conflicting gradients (AnyDepth-YOLO).
 DEDICATED_FUSION_UNITS = 4
+# Initial value of the learnt residual scale, that of YOLOv12.
 _RESIDUAL_SCALE = 0.01
 
 
 class ElanStage(nn.Module):
     """A chain of units whose outputs are all concatenated and fused.
 
-    Where the stage skips, the concatenation is shorter: nothing replaces what the refinement units would
-    have given.
+    If the stage skips, the concatenation is shorter: nothing replaces the outputs of the refinement units.
 
     Args:
-        entry: Convolution in front of the chain.
-        chain: Units from the first to the last; each keeps its channels.
-        fusion: Over the outputs of ``entry`` and of every unit.
-        halves: The entry's output is cut in two and the chain starts from the second half (C3k2); otherwise
-            the chain starts from all of it (A2C2f).
+        entry: Convolution before the chain.
+        chain: Units from the first to the last; each preserves its channels.
+        fusion: Convolution over the outputs of ``entry`` and of every unit.
+        halves: Whether the entry's output is cut in two and the chain starts from the second half (C3k2);
+            otherwise the chain starts from all of it (A2C2f).
         residual_channels: Channels of a learnt scale with which the result is added to the input; None for no
             such residual.
     """
@@ -74,25 +74,25 @@ def c3k2_stage(
     any_depth: bool,
     switchable: bool,
 ) -> ElanStage:
-    """C3k2: units are C3k blocks or bottlenecks.
+    """Build a C3k2 stage, whose units are C3k blocks or bottlenecks.
 
     With ``split="unit"`` the last half of the units is the refinement. With ``split="bottleneck"`` every unit
-    stays and the second bottleneck inside each C3k is; a stage of bottleneck units then has no refinement,
-    and only its norms switch.
+    is essential, and the refinement is the second bottleneck inside each C3k; a stage of bottleneck units
+    then has no refinement, and only its norms switch.
 
     Args:
-        in_channels: Of the input.
-        out_channels: Of the output.
-        units: Units in the chain.
-        expansion: Channels of a unit over ``out_channels``.
-        unit: ``c3k`` or ``bottleneck``.
-        split: ``bottleneck`` or ``unit``.
-        any_depth: Split at all.
-        switchable: Two norm sets on what is essential.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        units: Number of units in the chain.
+        expansion: Ratio of the channels of a unit to ``out_channels``.
+        unit: Type of the units: ``c3k`` or ``bottleneck``.
+        split: Part that is the refinement: ``bottleneck`` or ``unit``.
+        any_depth: Whether the stage is split.
+        switchable: Whether everything essential has two norm sets.
     """
     hidden = int(out_channels * expansion)
     inside = any_depth and split == "bottleneck" and unit == "c3k"
-    essential = _essential(units) if any_depth and split == "unit" else units
+    essential = _essential_count(units) if any_depth and split == "unit" else units
 
     def make(is_essential: bool) -> nn.Module:
         switches = switchable and is_essential
@@ -125,17 +125,17 @@ def attention_stage(
     any_depth: bool,
     switchable: bool,
 ) -> ElanStage:
-    """A2C2f with attention units (R-ELAN); the last half of the units is the refinement.
+    """Build an A2C2f stage with attention units (R-ELAN); the last half of the units is the refinement.
 
     Args:
-        in_channels: Of the input.
-        out_channels: Of the output; a multiple of 64.
-        units: Units in the chain, of two attention blocks each.
-        area: Strips of the area attention.
-        mlp_ratio: Hidden over outer channels of the MLPs.
-        residual: Add the input, with a learnt scale on the result; needs equal channels.
-        any_depth: Split at all.
-        switchable: Two norm sets on what is essential.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output; a multiple of 64.
+        units: Number of units in the chain, of two attention blocks each.
+        area: Number of strips of the area attention.
+        mlp_ratio: Ratio of hidden to outer channels in the MLPs.
+        residual: Whether to add the input, with a learnt scale on the result; needs equal channels.
+        any_depth: Whether the stage is split.
+        switchable: Whether everything essential has two norm sets.
     """
     make = partial(_attention_unit, out_channels // 2, area, mlp_ratio, switchable)
     return _a2c2f(
@@ -157,7 +157,7 @@ def c3k_stage(
     any_depth: bool,
     switchable: bool,
 ) -> ElanStage:
-    """A2C2f with C3k units, as in the neck; the last half of the units is the refinement."""
+    """Build an A2C2f stage with C3k units, as in the neck; the last half of the units is the refinement."""
     make = partial(_c3k_unit, out_channels // 2, switchable)
     return _a2c2f(
         make,
@@ -181,7 +181,7 @@ def _a2c2f(
     residual: bool,
 ) -> ElanStage:
     hidden = out_channels // 2
-    essential = _essential(units) if any_depth else units
+    essential = _essential_count(units) if any_depth else units
     return ElanStage(
         entry=conv(in_channels, hidden, switchable=switchable),
         chain=_chain(make, units, essential),
@@ -214,6 +214,6 @@ def _chain(make: Callable[[bool], nn.Module], units: int, essential: int) -> Dep
     return DepthStage(essential=made[:essential], refinement=made[essential:])
 
 
-def _essential(units: int) -> int:
-    """Units that always run: the first half, rounded up."""
+def _essential_count(units: int) -> int:
+    """Return how many units always run: the first half, rounded up."""
     return (units + 1) // 2

@@ -1,7 +1,7 @@
 """ResNet backbones whose stages split into an essential and a refinement path.
 
-Variant "d" shortcuts (average pool, then 1x1 convolution) as in RT-DETR's PResNet and in the any-depth
-ResNets of the paper; the stem is either RT-DETR's deep one or the 7x7 of adaptive depth networks.
+Shortcuts of variant "d" (average pool, then 1x1 convolution) as in RT-DETR's PResNet and in the any-depth
+ResNets of the paper; the stem is either RT-DETR's deep one or the 7x7 one of adaptive depth networks.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class BasicBlock(nn.Module):
     Args:
         in_channels: Channels of the input.
         width: Channels of both convolutions and of the output.
-        stride: Of the first convolution.
+        stride: Stride of the first convolution.
         project: Whether the shortcut is a convolution.
-        switchable: Two norm sets, for blocks of the essential path.
-        frozen: Norms are frozen.
+        switchable: Whether norms have two sets, for blocks of the essential path.
+        frozen: Whether norms are frozen.
     """
 
     expansion = 1
@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
 
     @property
     def last_norm(self) -> SwitchableNorm:
-        """The norm that ends the residual branch."""
+        """Last norm of the residual branch."""
         return self.conv2.norm
 
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
@@ -60,11 +60,11 @@ class Bottleneck(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        width: Channels inside; the output has four times as many.
-        stride: Of the 3x3 convolution.
+        width: Channels inside the block; the output has four times as many.
+        stride: Stride of the 3x3 convolution.
         project: Whether the shortcut is a convolution.
-        switchable: Two norm sets, for blocks of the essential path.
-        frozen: Norms are frozen.
+        switchable: Whether norms have two sets, for blocks of the essential path.
+        frozen: Whether norms are frozen.
     """
 
     expansion = 4
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
 
     @property
     def last_norm(self) -> SwitchableNorm:
-        """The norm that ends the residual branch."""
+        """Last norm of the residual branch."""
         return self.conv3.norm
 
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
@@ -96,7 +96,7 @@ class Bottleneck(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """1x1 projection behind an average pool where the block halves the map; its norm has one set."""
+    """1x1 projection, after an average pool if the block halves the map; its norm has one set."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, frozen: bool) -> None:
         super().__init__()
@@ -118,21 +118,22 @@ class ResNet(Backbone):
     """Stem and four stages; the maps of stages 2 to 4 go to the neck.
 
     Args:
-        block: ``basic`` or ``bottleneck``.
-        blocks: Blocks per stage, four numbers.
-        widths: Width per stage, four numbers.
-        stem: ``deep`` (3x3 stride 2, 3x3, 3x3; RT-DETR) or ``plain`` (7x7 stride 2; adaptive depth
-            networks).
-        any_depth: Split each stage; otherwise every block is essential (a fixed-depth ResNet).
-        switchable_norms: Give essential blocks two norm sets; only with ``any_depth``.
-        frozen: Freeze all norms and the stem, for backbones whose weights hold both norm sets.
+        block: Type of the blocks: ``basic`` or ``bottleneck``.
+        blocks: Number of blocks of each of the four stages.
+        widths: Width of each of the four stages.
+        stem: Type of the stem: ``deep`` (3x3 stride 2, 3x3, 3x3; RT-DETR) or ``plain`` (7x7 stride 2;
+            adaptive depth networks).
+        any_depth: Whether each stage is split; otherwise every block is essential (a fixed-depth ResNet).
+        switchable_norms: Whether essential blocks have two norm sets; only with ``any_depth``.
+        frozen: Whether all norms and the stem are frozen, for backbones whose weights hold both norm sets.
 
     Attributes:
-        stem: Images to the input of the first stage; the same at every depth.
+        stem: Module from images to the input of the first stage; the same at every depth.
         out_channels: Channels of the three output maps (strides 8, 16, 32).
 
     Raises:
-        ValueError: Lists of another length, or an any-depth stage of fewer than two blocks.
+        ValueError: An unknown block or stem, lists that do not have four entries, or an any-depth stage of
+            fewer than two blocks.
     """
 
     def __init__(
@@ -173,10 +174,10 @@ class ResNet(Backbone):
         self._initialise(frozen)
 
     def forward(self, features: Tensor, refine: Sequence[bool]) -> tuple[Tensor, ...]:
-        """Feature maps of stages 2, 3 and 4.
+        """Compute the feature maps of stages 2, 3 and 4.
 
         Args:
-            features: [B, C, H/4, W/4], what :attr:`stem` makes of images [B, 3, H, W].
+            features: [B, C, H/4, W/4], the output of :attr:`stem` for images [B, 3, H, W].
             refine: One flag per stage.
 
         Returns:
@@ -196,9 +197,9 @@ class ResNet(Backbone):
             for parameter in self.stem.parameters():
                 parameter.requires_grad_(False)
             return
-        # A refinement that starts as the identity does not have to learn first what the essential path
-        # already gives, so that full depth does not trail minimal depth early in training (Goyal et al. 2017
-        # start residual branches so).
+        # A refinement that starts as the identity preserves the output of the essential path, so that full
+        # depth does not trail minimal depth early in training (Goyal et al. 2017 initialise residual branches
+        # in this way).
         for name, module in self.named_modules():
             if isinstance(module, BasicBlock | Bottleneck) and ".refinement." in name:
                 last = module.last_norm.full

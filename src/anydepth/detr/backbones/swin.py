@@ -1,7 +1,7 @@
 """Swin Transformer whose stages split into an essential and a refinement path.
 
-Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021; the split is
-that of adaptive depth networks (Kang et al.). Window attention is torchvision's, so that its weights fit.
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021; the split
+follows adaptive depth networks (Kang et al.). Window attention is torchvision's, so that its weights fit.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,17 @@ from anydepth.detr.backbones.base import Backbone, BackboneKind
 from anydepth.layers.norm import layer_norm
 from anydepth.layers.stage import DepthStage, check_stages, essential_count
 
+# Sizes of the paper (section 3): patch and window side, channels of a head, hidden over outer width of MLPs.
 PATCH = 4
 WINDOW = 7
 HEAD_DIM = 32
 MLP_RATIO = 4
+# Standard deviation of initial weights, that of the released implementation.
+_INIT_STD = 0.02
 
 
 class PatchEmbedding(nn.Module):
-    """Each patch of 4x4 pixels becomes one token; its norm has one set."""
+    """Turns each patch of 4x4 pixels into one token; its norm has one set."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
@@ -39,12 +42,12 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Each 2x2 tokens become one token; odd sizes are padded with zeros.
+    """Merges each 2x2 tokens into one; odd sizes are padded with zeros.
 
     Args:
         in_width: Channels of the input.
         width: Channels of the output.
-        switchable: Two norm sets.
+        switchable: Whether the norm has two sets.
     """
 
     def __init__(self, *, in_width: int, width: int, switchable: bool) -> None:
@@ -56,7 +59,7 @@ class PatchMerging(nn.Module):
         """[B, H, W, in] -> [B, ceil(H/2), ceil(W/2), width]; ``refine`` selects the norm set."""
         height, width = features.shape[1:3]
         padded = F.pad(features, (0, 0, 0, width % 2, 0, height % 2))
-        # Down before right: the order in which pretrained weights expect the four tokens.
+        # Down before right, the order that pretrained weights expect.
         four = [padded[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         merged: Tensor = self.reduction(self.norm(torch.cat(four, dim=-1), refine))
         return merged
@@ -65,14 +68,14 @@ class PatchMerging(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP, each with a shortcut around it.
 
-    Both branches are dropped at random per image (stochastic depth) in training, but not where the stage
-    skips its refinement path: that path is shallow already (adaptive depth networks).
+    Both branches are dropped at random per image (stochastic depth) in training, but not if the stage skips
+    its refinement path: the stage is shallow already (adaptive depth networks).
 
     Args:
-        width: Channels; a multiple of 32.
-        shifted: Windows are shifted by half their size.
-        drop: Probability with which a branch is dropped.
-        switchable: Two norm sets, for blocks of the essential path.
+        width: Number of channels; a multiple of 32.
+        shifted: Whether windows are shifted by half their size.
+        drop: Probability that a branch is dropped.
+        switchable: Whether norms have two sets, for blocks of the essential path.
     """
 
     def __init__(self, *, width: int, shifted: bool, drop: float, switchable: bool) -> None:
@@ -86,18 +89,18 @@ class SwinBlock(nn.Module):
 
     @property
     def last_layers(self) -> tuple[nn.Linear, nn.Linear]:
-        """The linear layers that end the two residual branches."""
+        """Last linear layers of the two residual branches."""
         return self.attn.proj, self.mlp[-2]
 
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
         """[B, H, W, width] -> the same; ``refine`` selects the norm sets."""
-        features = features + self._dropped(self.attn(self.norm1(features, refine)), refine)
-        return features + self._dropped(self.mlp(self.norm2(features, refine)), refine)
+        features = features + self._drop(self.attn(self.norm1(features, refine)), refine)
+        return features + self._drop(self.mlp(self.norm2(features, refine)), refine)
 
-    def _dropped(self, branch: Tensor, refine: bool) -> Tensor:
+    def _drop(self, branch: Tensor, refine: bool) -> Tensor:
         if not (refine and self.training and self.stochastic_depth.p):
             return branch
-        # Drawn for the images of all processes, as all random numbers of a step.
+        # Drawn for the images of all processes, like all random numbers of a step.
         ones = branch.new_ones(distributed.world_size() * len(branch), 1, 1, 1)
         kept: Tensor = branch * distributed.local_rows(self.stochastic_depth(ones))
         return kept
@@ -107,26 +110,28 @@ class SwinTransformer(Backbone):
     """Stem and four stages; the maps of stages 2 to 4 go to the neck, without a final norm.
 
     The second, fourth, ... block of a stage has shifted windows. Maps are padded to multiples of the window
-    inside the attention. The patch merging in front of a stage belongs to that stage: its norm follows the
-    stage's flag.
+    inside the attention. The patch merging before a stage belongs to that stage: its norm follows the stage's
+    flag.
 
     Args:
-        blocks: Blocks per stage, four numbers.
-        widths: Channels per stage, four numbers; heads have 32 channels each.
-        any_depth: Split each stage; otherwise every block is essential (a fixed-depth Swin Transformer).
-        switchable_norms: Give essential blocks and patch merging two norm sets; only with ``any_depth``.
-        stochastic_depth: Probability with which the last block drops a branch; it grows linearly from 0 at
-            the first block, counted over all stages.
-        frozen_stem: Do not train the patch embedding, as released for pretrained backbones. Layer norms have
-            no statistics and stay trainable.
+        blocks: Number of blocks of each of the four stages.
+        widths: Channels of each of the four stages; heads have 32 channels each.
+        any_depth: Whether each stage is split; otherwise every block is essential (a fixed-depth Swin
+            Transformer).
+        switchable_norms: Whether essential blocks and patch merging have two norm sets; only with
+            ``any_depth``.
+        stochastic_depth: Probability that the last block drops a branch; it grows linearly from 0 at the
+            first block, counted over all stages.
+        frozen_stem: Whether the patch embedding is frozen, as released for pretrained backbones. Layer norms
+            have no statistics and stay trainable.
 
     Attributes:
-        stem: Images to the input of the first stage; the same at every depth.
+        stem: Module from images to the input of the first stage; the same at every depth.
         out_channels: Channels of the three output maps (strides 8, 16, 32).
 
     Raises:
-        ValueError: Lists of another length, an any-depth stage of fewer than two blocks, a width that is no
-            multiple of 32, or a probability outside [0, 1).
+        ValueError: Lists that do not have four entries, an any-depth stage of fewer than two blocks, a width
+            that is not a multiple of 32, or a probability outside [0, 1).
     """
 
     def __init__(
@@ -165,7 +170,7 @@ class SwinTransformer(Backbone):
             )
         self.stem = PatchEmbedding(width=widths[0])
         self.stages = nn.ModuleList(stages)
-        # In front of stages 2 to 4.
+        # One before each of the stages 2 to 4.
         self.merges = nn.ModuleList(
             PatchMerging(in_width=before, width=after, switchable=switchable)
             for before, after in pairwise(widths)
@@ -174,10 +179,10 @@ class SwinTransformer(Backbone):
         self._initialise(frozen_stem)
 
     def forward(self, features: Tensor, refine: Sequence[bool]) -> tuple[Tensor, ...]:
-        """Feature maps of stages 2, 3 and 4.
+        """Compute the feature maps of stages 2, 3 and 4.
 
         Args:
-            features: [B, C, H/4, W/4], what :attr:`stem` makes of images [B, 3, H, W].
+            features: [B, C, H/4, W/4], the output of :attr:`stem` for images [B, 3, H, W].
             refine: One flag per stage.
 
         Returns:
@@ -194,10 +199,10 @@ class SwinTransformer(Backbone):
     def _initialise(self, frozen_stem: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=_INIT_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Refinements start as the identity, for the reason given in resnet.py; pretrained weights replace it.
+        # Refinements start as the identity, for the reason given in resnet.py, unless weights are loaded.
         for name, module in self.named_modules():
             if isinstance(module, SwinBlock) and ".refinement." in name:
                 for layer in module.last_layers:
