@@ -16,7 +16,7 @@ SMALL_DETECTOR: dict[str, object] = {
     "input_size": [64, 64],
 }
 
-# Likewise of the YOLO wing.
+# A network of the YOLO family that is as small.
 SMALL_YOLO: dict[str, object] = {
     "widths": [8, 8, 16, 64, 64],
     "backbone_units": [1, 2, 2, 1],

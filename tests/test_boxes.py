@@ -1,4 +1,4 @@
-"""Boxes against torchvision's all-pairs functions and hand-worked cases."""
+"""Boxes against torchvision's all-pairs functions and cases computed by hand."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_formats_are_centre_and_size_and_corners() -> None:
 
 
 @given(st.lists(st.floats(0, 1000, width=32), min_size=4, max_size=4))
-def test_conversion_there_and_back_is_the_same_box(values: list[float]) -> None:
+def test_conversions_round_trip(values: list[float]) -> None:
     boxes = torch.tensor([values])
     torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes, atol=1e-3, rtol=1e-5)
 
@@ -47,12 +47,12 @@ def test_paired_overlaps_are_the_diagonal_of_all_pairs() -> None:
         ([0, 0, 1, 1], [2, 0, 3, 1], 0.0, -1 / 3),
     ],
 )
-def test_hand_worked_overlaps(first: list[float], second: list[float], iou: float, giou: float) -> None:
+def test_overlaps_computed_by_hand(first: list[float], second: list[float], iou: float, giou: float) -> None:
     found = paired_iou_giou(torch.tensor([first]).float(), torch.tensor([second]).float())
     assert [value.item() for value in found] == pytest.approx([iou, giou], abs=1e-6)
 
 
-def test_boxes_without_extent_give_finite_overlaps_and_gradients() -> None:
+def test_boxes_without_extent_have_finite_overlaps_and_gradients() -> None:
     point = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
     for other in (point.detach(), torch.tensor([[0.5, 0.5, 0.7, 0.7]])):
         iou, giou = paired_iou_giou(point, other)
@@ -62,6 +62,6 @@ def test_boxes_without_extent_give_finite_overlaps_and_gradients() -> None:
         assert torch.isfinite(gradient).all()
 
 
-def test_no_pairs_give_no_overlaps() -> None:
+def test_no_pairs_have_no_overlaps() -> None:
     iou, giou = paired_iou_giou(torch.zeros(0, 4), torch.zeros(0, 4))
     assert iou.shape == giou.shape == (0,)

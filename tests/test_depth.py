@@ -1,4 +1,4 @@
-"""Depth configurations as text, as points of a space, and as ladders."""
+"""Depth configurations as text, points of a space, and ladders."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -69,7 +69,9 @@ def test_a_text_is_printed_as_it_was_written(text: str) -> None:
         ("stage4", (False, False, False, True, False), 6),
     ],
 )
-def test_a_text_means_flags_and_decoder_layers(text: str, refine: tuple[bool, ...], layers: int) -> None:
+def test_a_text_is_parsed_to_flags_and_decoder_layers(
+    text: str, refine: tuple[bool, ...], layers: int
+) -> None:
     config = DETR.parse(text)
     assert (config.refine, config.decoder_layers) == (refine, layers)
 
@@ -129,32 +131,32 @@ def test_almost_right_texts_are_never_guessed(names: list[str], layers: int | st
         ("neck+neck", "a stage is named twice"),
         ("neck@0", r"decoder depth 0: allowed are 1\.\.6"),
         ("neck@7", r"decoder depth 7: allowed are 1\.\.6"),
-        ("neck@six", "'six' is no decoder depth"),
+        ("neck@six", "got 'six' after '@', expected a number"),
         ("", "unknown stage ''"),
         ("2/3", "unknown stage '2/3'"),
     ],
 )
-def test_errors_say_what_is_wrong_and_print_the_space(text: str, reason: str) -> None:
+def test_errors_name_the_mistake_and_print_the_space(text: str, reason: str) -> None:
     with pytest.raises(DepthError, match=reason) as caught:
         DETR.parse(text)
     assert "full, minimal, 3/4, 1/2, 1/4" in str(caught.value)
     assert "[stage1, stage2, stage3, stage4, neck] or 'none', then '@' and 1..6" in str(caught.value)
 
 
-def test_decoder_layers_are_refused_where_there_are_none() -> None:
-    with pytest.raises(DepthError, match="decoder depth 3: this detector has none"):
+def test_decoder_layers_are_refused_without_a_decoder() -> None:
+    with pytest.raises(DepthError, match="decoder depth 3: this detector has no decoder layers"):
         YOLO.parse("b1@3")
     assert YOLO.parse("b1").decoder_layers is None
 
 
 @pytest.mark.parametrize("flags", [[True] * 4, [True] * 6, []])
 def test_a_wrong_number_of_flags_is_refused(flags: list[bool]) -> None:
-    with pytest.raises(DepthError, match=f"{len(flags)} flags came for 5 stages"):
+    with pytest.raises(DepthError, match=f"got {len(flags)} refine flags, expected 5"):
         DETR.config(flags)
 
 
 def test_a_configuration_of_another_space_is_refused() -> None:
-    with pytest.raises(DepthError, match="8 flags came for 5 stages"):
+    with pytest.raises(DepthError, match="got 8 refine flags, expected 5"):
         DETR.parse(YOLO.full)
     with pytest.raises(DepthError, match="decoder depth 6"):
         detr_space(layers=3, minimal=2).parse(DETR.full)
@@ -182,7 +184,7 @@ def test_lists_keep_their_order_and_drop_repeated_points() -> None:
 
 
 def test_an_empty_list_is_refused() -> None:
-    with pytest.raises(DepthError, match="no depth was given"):
+    with pytest.raises(DepthError, match="got an empty list of depths"):
         DETR.parse_list([])
 
 
@@ -190,7 +192,7 @@ def test_an_empty_list_is_refused() -> None:
 
 
 def assert_ladder(space: DepthSpace, chain: list[DepthConfig]) -> None:
-    """From full to minimal, and each step removes exactly one refinement path or one decoder layer."""
+    """Check that a chain leads from full to minimal and each step removes one refinement path or layer."""
     assert chain[0] == space.full
     assert chain[-1] == space.minimal
     for deeper, shallower in pairwise(chain):
@@ -209,7 +211,7 @@ def test_ladders_remove_one_part_at_a_time(space: DepthSpace, order: LadderOrder
     assert [space.saving(config) for config in chain] == sorted(space.saving(config) for config in chain)
 
 
-def test_the_order_by_stage_takes_early_stages_first_and_decoder_layers_last() -> None:
+def test_the_order_by_stage_removes_early_stages_first_and_decoder_layers_last() -> None:
     # The order of adaptive depth networks: TFFF, TTFF, TTTF, TTTT (specification of the network, section 2).
     assert [str(config) for config in DETR.ladder()] == [
         "full",
@@ -223,7 +225,7 @@ def test_the_order_by_stage_takes_early_stages_first_and_decoder_layers_last() -
     ]
 
 
-def test_the_order_by_cost_takes_the_dearest_part_first() -> None:
+def test_the_order_by_cost_removes_the_most_expensive_part_first() -> None:
     saved = [DETR.saving(config) for config in DETR.ladder("cost")]
     steps = [after - before for before, after in pairwise(saved)]
     assert steps == [13128, 5348, 3565, 1783, 1783, 959, 959]
@@ -249,7 +251,7 @@ def test_a_measured_ladder_is_a_ladder_and_each_step_loses_least_per_mac(values:
 
 
 def neighbours(config: DepthConfig) -> Iterator[DepthConfig]:
-    """What one step may lead to."""
+    """Yield the configurations that one step may lead to."""
     for stage, on in enumerate(config.refine):
         if on:
             yield DETR.config(
@@ -259,7 +261,7 @@ def neighbours(config: DepthConfig) -> Iterator[DepthConfig]:
         yield DETR.config(config.refine, config.decoder_layers - 1)
 
 
-def test_a_measured_ladder_names_what_was_not_measured() -> None:
+def test_a_measured_ladder_names_the_missing_measurements() -> None:
     with pytest.raises(DepthError, match=r"measured_ap lacks \['stage2\+stage3.*depths=all"):
         DETR.ladder(measured_ap={DETR.full: 0.5})
 
@@ -269,11 +271,11 @@ def test_a_measured_ladder_names_what_was_not_measured() -> None:
 
 @pytest.mark.parametrize(
     ("text", "point"),
-    # Shares of the refinement compute that are left, 27525 in all, down the ladder by stage:
+    # Remaining shares of the refinement compute, 27525 in all, down the ladder by stage:
     # 1, 0.935, 0.806, 0.611, 0.547, 0.070, 0.035, 0.
     [("3/4", "stage3+stage4+neck@6"), ("1/2", "neck@6"), ("1/4", "none@6")],
 )
-def test_a_fraction_is_the_rung_nearest_that_share_of_the_refinement_compute(text: str, point: str) -> None:
+def test_a_fraction_is_the_rung_nearest_to_that_share_of_the_compute(text: str, point: str) -> None:
     assert DETR.parse(text) == DETR.parse(point)
 
 
@@ -310,7 +312,7 @@ def test_costs_are_measured_once_and_only_when_needed() -> None:
     assert calls == [1]
 
 
-def test_fractions_without_costs_say_what_is_missing() -> None:
+def test_fractions_without_costs_are_refused() -> None:
     space = DepthSpace(stages=("one", "two"))
     assert len(space.ladder()) == 3
     with pytest.raises(DepthError, match="no costs"):
@@ -341,6 +343,6 @@ def test_fractions_without_costs_say_what_is_missing() -> None:
         ),
     ],
 )
-def test_spaces_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_spaces_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DepthSpace(**arguments)

@@ -1,4 +1,4 @@
-"""Weights of a detector whose classes stand in another order, or are others: heads are taken by name."""
+"""Weights of a detector with other classes, or in another order: class heads are matched by name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from anydepth.detector import Detector
 from small_networks import SMALL_DETECTOR, SMALL_YOLO
 
 SMALL = {"detr_tiny": SMALL_DETECTOR, "yolo_tiny": SMALL_YOLO}
-# Without a row of the denoising embedding that stands for no class.
+# Tensors with one row per class; the denoising embedding has one more row, for padding.
 ROWS = {
     "detr_tiny": ("decoder.enc_score_head.bias", "decoder.denoising_class_embed.weight"),
     "yolo_tiny": ("head.class_branches.0.4.weight", "head.class_branches.2.4.bias"),
@@ -21,9 +21,9 @@ ROWS = {
 IMAGE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
 
-def build(wing: str, classes: Sequence[str], seed: int) -> Detector:
+def build(family: str, classes: Sequence[str], seed: int) -> Detector:
     torch.manual_seed(seed)
-    detector = zoo.build(wing, len(classes), **SMALL[wing])
+    detector = zoo.build(family, len(classes), **SMALL[family])
     with torch.no_grad():
         for parameter in filter(lambda parameter: parameter.requires_grad, detector.parameters()):
             parameter += 0.05 * torch.randn_like(parameter)
@@ -32,13 +32,13 @@ def build(wing: str, classes: Sequence[str], seed: int) -> Detector:
 
 
 @pytest.fixture(params=list(SMALL))
-def wing(request: pytest.FixtureRequest) -> str:
+def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def source(wing: str) -> Detector:
-    return build(wing, ("cat", "dog", "car"), seed=0)
+def source(family: str) -> Detector:
+    return build(family, ("cat", "dog", "car"), seed=0)
 
 
 def found(detector: Detector) -> list[tuple[str, float]]:
@@ -49,34 +49,36 @@ def found(detector: Detector) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("kind", ["safetensors", "checkpoint"])
 def test_classes_in_another_order_are_found_under_their_names(
-    wing: str, source: Detector, kind: str, tmp_path: Path
+    family: str, source: Detector, kind: str, tmp_path: Path
 ) -> None:
     if kind == "safetensors":
         file = zoo.save(source, tmp_path / "weights.safetensors")
     else:
         file = tmp_path / "epoch.ckpt"
         torch.save({"state_dict": source.state_dict(), "class_names": list(source.class_names)}, file)
-    target = build(wing, ("car", "cat", "dog"), seed=1)
+    target = build(family, ("car", "cat", "dog"), seed=1)
     report = zoo.load_weights(target, file)
     assert found(target) == found(source)
-    assert "note: classes are taken by their names: 3 of 3 are in the file" in str(report)
+    assert "note: classes are matched by name: 3 of 3 are in the file" in str(report)
     assert not report.reinitialised
 
 
-def test_classes_that_the_file_lacks_stay_as_initialised(wing: str, source: Detector, tmp_path: Path) -> None:
-    target = build(wing, ("bus", "dog", "bike", "cat"), seed=1)
-    before = {key: target.state_dict()[key].clone() for key in ROWS[wing]}
+def test_classes_that_the_file_lacks_stay_as_initialised(
+    family: str, source: Detector, tmp_path: Path
+) -> None:
+    target = build(family, ("bus", "dog", "bike", "cat"), seed=1)
+    before = {key: target.state_dict()[key].clone() for key in ROWS[family]}
     report = zoo.load_weights(target, zoo.save(source, tmp_path / "weights.safetensors"))
     assert "2 of 4 are in the file" in str(report)
-    for key in ROWS[wing]:
+    for key in ROWS[family]:
         rows, theirs = target.state_dict()[key], source.state_dict()[key]
         assert torch.equal(rows[[1, 3]], theirs[[1, 0]])
         assert torch.equal(rows[[0, 2]], before[key][[0, 2]])
         assert torch.equal(rows[4:], theirs[3:])
 
 
-def test_a_head_of_another_width_is_not_taken_by_name(tmp_path: Path) -> None:
-    """The last convolution of a class branch would meet other features."""
+def test_a_head_of_another_width_is_not_matched_by_name(tmp_path: Path) -> None:
+    # The last convolution of a class branch would get other features as its input.
     many = [f"class {number}" for number in range(90)]
     target = build("yolo_tiny", ["cat", *many], seed=1)
     before = {key: value.clone() for key, value in target.state_dict().items()}
@@ -91,15 +93,15 @@ def test_a_head_of_another_width_is_not_taken_by_name(tmp_path: Path) -> None:
     ("names", "note"),
     [
         (("cat", "dog", "car"), ""),
-        (("Katze", "Hund", "Auto"), "other classes ('cat', 'dog', 'car'), taken in their order"),
+        (("Katze", "Hund", "Auto"), "other classes ('cat', 'dog', 'car'), matched by their order"),
         (("0", "1", "2"), ""),
     ],
     ids=str,
 )
-def test_classes_without_a_name_in_common_are_taken_in_their_order(
-    wing: str, source: Detector, names: tuple[str, ...], note: str, tmp_path: Path
+def test_classes_without_a_common_name_are_matched_by_their_order(
+    family: str, source: Detector, names: tuple[str, ...], note: str, tmp_path: Path
 ) -> None:
-    target = build(wing, names, seed=1)
+    target = build(family, names, seed=1)
     report = zoo.load_weights(target, zoo.save(source, tmp_path / "weights.safetensors"))
     renamed = dict(zip(source.class_names, names, strict=True))
     assert found(target) == [(renamed[name], score) for name, score in found(source)]
@@ -108,9 +110,9 @@ def test_classes_without_a_name_in_common_are_taken_in_their_order(
 
 
 @pytest.mark.parametrize("text", ["", "[", "5", '["a", 5]', "[" * 100_000])
-def test_names_that_are_none_are_left_aside(wing: str, source: Detector, text: str, tmp_path: Path) -> None:
+def test_invalid_class_names_are_ignored(family: str, source: Detector, text: str, tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_file(dict(source.state_dict()), file, {"class_names": text})
-    target = build(wing, ("car", "cat", "dog"), seed=1)
+    target = build(family, ("car", "cat", "dog"), seed=1)
     assert zoo.load_weights(target, file).notes == ()
     assert [score for _, score in found(target)] == [score for _, score in found(source)]

@@ -1,4 +1,4 @@
-"""Files of whole networks: read without their classes, and nothing that they name is called."""
+"""Files of whole networks are read without their classes and without calling anything that they name."""
 
 import builtins
 import io
@@ -38,7 +38,7 @@ def test_a_network_alone_and_one_that_holds_itself_are_read(tmp_path: Path) -> N
         assert all(torch.equal(tensors[key], value) for key, value in state.items())
 
 
-def test_views_of_one_storage_keep_their_places(tmp_path: Path) -> None:
+def test_views_of_one_storage_are_restored(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     with foreign_classes() as foreign:
         network = foreign.DetectionModel()
@@ -52,7 +52,7 @@ def test_views_of_one_storage_keep_their_places(tmp_path: Path) -> None:
     assert tensors["empty"].shape == (0, 3)
 
 
-def test_files_that_are_cut_short_or_damaged_are_refused(tmp_path: Path) -> None:
+def test_truncated_or_damaged_files_are_refused(tmp_path: Path) -> None:
     with foreign_classes() as foreign:
         network = network_of(foreign, {"model.0.conv.weight": torch.ones(4, 999)})
         contents = saved({"model": network})
@@ -71,7 +71,7 @@ def test_networks_in_files_older_than_the_archive_format_are_refused(tmp_path: P
     with foreign_classes() as foreign:
         network = network_of(foreign, {"model.0.conv.weight": torch.ones(1)})
         path.write_bytes(saved({"model": network}, _use_new_zipfile_serialization=False))
-    with pytest.raises(WeightsError, match=r"refused.*wants foreign_yolo\.\w+.*torch 1\.6.*older"):
+    with pytest.raises(WeightsError, match=r"refused.*requests foreign_yolo\.\w+.*torch 1\.6.*older"):
         read_state_dict(path)
 
 
@@ -89,7 +89,7 @@ class Calls:
 
 
 def archive(pickled: bytes, **records: bytes) -> bytes:
-    """A file of torch.save's layout around any pickle."""
+    """Wrap any pickle in a file with the layout of torch.save."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         # torch looks for the version before anything else.
@@ -135,7 +135,9 @@ def test_a_pickle_that_calls_the_library_is_refused_and_runs_nothing(
         where = contents if place == "entry" else vars(network.get_submodule("model.0"))
         where["extra"] = hostile(trace)
         path.write_bytes(saved(contents, pickle_protocol=protocol))
-    with pytest.raises(WeightsError, match=rf"refused, because this pickle wants {wanted} and could run any"):
+    with pytest.raises(
+        WeightsError, match=rf"refused, because this pickle requests {wanted} and could run any"
+    ):
         read_state_dict(path)
     assert not trace.exists()
     assert "reached" not in capsys.readouterr().out
@@ -145,22 +147,22 @@ def test_a_pickle_that_calls_the_library_is_refused_and_runs_nothing(
     ("pickled", "message"),
     [
         # INST, and names that lead through other modules, of old and new protocols.
-        (b"(S'touch TRACE'\nios\nsystem\n.", r"refused.*wants os\.system"),
-        (b"c__builtin__\neval\n(S'1'\ntR.", r"refused.*wants builtins\.eval"),
-        (b"\x80\x04\x8c\x0fimportlib.utils\x8c\x04call\x93.", r"refused.*wants importlib\.utils\.call"),
+        (b"(S'touch TRACE'\nios\nsystem\n.", r"refused.*requests os\.system"),
+        (b"c__builtin__\neval\n(S'1'\ntR.", r"refused.*requests builtins\.eval"),
+        (b"\x80\x04\x8c\x0fimportlib.utils\x8c\x04call\x93.", r"refused.*requests importlib\.utils\.call"),
         (
             b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93\x8c\x0btouch TRACE\x85R.",
-            "holds a .*not a state dict|no state",
+            "got a .*expected a state dict|no state",
         ),
-        (b"ctorch.os\nsystem\n(S'touch TRACE'\ntR.", "holds a .*not a state dict|no state"),
-        (b"ctorch.hub\nload\n(S'a/b'\nS'c'\ntR.", "holds a .*not a state dict|no state"),
-        # Attributes given to what later code would call.
+        (b"ctorch.os\nsystem\n(S'touch TRACE'\ntR.", "got a .*expected a state dict|no state"),
+        (b"ctorch.hub\nload\n(S'a/b'\nS'c'\ntR.", "got a .*expected a state dict|no state"),
+        # Attributes set on objects that later code would call.
         (b"ctorch._utils\n_rebuild_tensor_v2\n}S'__defaults__'\n(I1\ntsb.", "changes a function"),
         (b"cbuiltins\nset\n}S'add'\nI1\nsb.", "cannot be read as a checkpoint"),
         (b"cforeign\nThing\n}S'append'\nI1\nsb.", "cannot be read as a checkpoint"),
-        # Calls of things that are no functions, and tensors that leave their storage.
+        # Calls of objects that are not functions, and tensors that exceed their storage.
         (b"cforeign\nThing\n(tR(tR.", "cannot be read as a checkpoint"),
-        (b"(S'module'\nI1\ntQ.", "a reference to something else than a storage"),
+        (b"(S'module'\nI1\ntQ.", "a reference to something other than a storage"),
         (
             b"}S'model'\n}S'w'\nctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\n"
             b"S'cpu'\nI1\ntQI0\n(I9\nt(I1\ntI00\nNtRss.",
@@ -168,15 +170,15 @@ def test_a_pickle_that_calls_the_library_is_refused_and_runs_nothing(
         ),
         (b"}S'model'\n}S'w'\nctorch._utils\n_rebuild_tensor_v2\n(NI0\n(t(tI00\nNtRss.", "without a storage"),
         (b"\x80\x02}q\x00", "cannot be read as a checkpoint"),
-        # Numbers of objects, for which room would be made.
-        (b"I1\np4000000000\n.", "numbers an object 4000000000"),
-        (b"I1\nr\xff\xff\xff\x7f.", "numbers an object 2147483647"),
+        # Numbers of objects, for which memory would be allocated.
+        (b"I1\np4000000000\n.", "gives an object the number 4000000000"),
+        (b"I1\nr\xff\xff\xff\x7f.", "gives an object the number 2147483647"),
         (b"\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "cannot be read as a checkpoint"),
     ],
 )
 def test_pickles_written_by_hand_reach_nothing(pickled: bytes, message: str, tmp_path: Path) -> None:
     path, trace = tmp_path / "best.pt", tmp_path / "trace"
-    # What weights_only refuses sends the reader to the stubs.
+    # A class that weights_only refuses makes the reader use the stubs.
     unknown = b"cforeign\nThing\n0"
     start = 2 if pickled.startswith(b"\x80") else 0
     path.write_bytes(archive(pickled[:start] + unknown + pickled[start:], **{"0": b"\0\0\0\0"}))
@@ -193,7 +195,7 @@ def test_methods_of_a_dictionary_cannot_be_replaced(tmp_path: Path) -> None:
             b"cforeign\nThing\n0ccollections\nOrderedDict\n(tR}S'items'\ncforeign\nThing\nsbS'epoch'\nI3\ns."
         )
     )
-    with pytest.raises(WeightsError, match="holds no state dict; its entries are 'epoch'"):
+    with pytest.raises(WeightsError, match="holds no state dict; got the entries 'epoch'"):
         read_state_dict(path)
 
 
@@ -201,7 +203,7 @@ def test_methods_of_a_dictionary_cannot_be_replaced(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
-        ({"names": ["best/data.pkl", "best/more/data.pkl"]}, "archive of 2 pickles"),
+        ({"names": ["best/data.pkl", "best/more/data.pkl"]}, "got 2 pickles"),
         ({"names": ["a/other.pkl"]}, "cannot be read as a checkpoint"),
         ({"byteorder": b"big"}, "byte order"),
     ],

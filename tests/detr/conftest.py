@@ -1,4 +1,4 @@
-"""Detectors that several tests of foreign weights fill."""
+"""Detectors that several tests of foreign weights load into."""
 
 import pytest
 from detr_reference import SMALL_DEEP, SMALL_PLAIN, SMALL_SWIN, build, randomise
@@ -16,7 +16,7 @@ def deep() -> DetrDetector:
 
 @pytest.fixture(scope="module")
 def plain() -> DetrDetector:
-    """The same with the plain stem."""
+    """A detector like ``deep`` with the plain stem."""
     detector = build("detr_tiny", 5, **SMALL_PLAIN)
     randomise(detector, seed=2)
     return detector
@@ -24,7 +24,7 @@ def plain() -> DetrDetector:
 
 @pytest.fixture(scope="module")
 def swin() -> DetrDetector:
-    """The same with a Swin Transformer."""
+    """A detector like ``deep`` with a Swin Transformer."""
     detector = build("detr_tiny", 5, **SMALL_SWIN)
     randomise(detector, seed=3)
     return detector

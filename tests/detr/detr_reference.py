@@ -1,8 +1,8 @@
-"""Independent references for the DETR wing: fixed-depth networks that hold one depth of a detector.
+"""Independent references for the DETR family: fixed-depth networks that hold one depth of a detector.
 
-The rule for norms is written down here once more, from the specification and not from the code under test:
-a stage uses the norm set of its own flag, and so does the patch merging in front of it; the stem, the
-shortcuts and the decoder have one set.
+The rule for norms is implemented here a second time, from the specification and not from the tested code: a
+stage uses the norm set of its own flag, and so does the patch merging before it; the stem, the shortcuts and
+the decoder have one set.
 """
 
 import re
@@ -21,7 +21,7 @@ from anydepth.detr.detector import DetrDetector
 from anydepth.detr.weights.layouts import TRANSFORMERS_5
 from anydepth.weights.plan import Layout, plain_names
 
-# Small enough to build by the hundred; stages of different depth, so that no two of them can be mixed up.
+# Small enough to build by the hundred; stages of different depths, so that no two of them can be confused.
 SMALL: dict[str, Any] = {
     "blocks": [2, 3, 4, 2],
     "widths": [8, 12, 16, 20],
@@ -49,7 +49,7 @@ SMALL_PLAIN = {**SMALL, "stem": "plain"}
 
 
 def build(name: str, num_classes: int = 80, seed: int = 0, **overrides: Any) -> DetrDetector:
-    """A detector in eval mode, with equal weights for equal seeds."""
+    """Build a detector in eval mode, with equal weights for equal seeds."""
     torch.manual_seed(seed)
     detector = anydepth.build(name, num_classes, **overrides)
     assert isinstance(detector, DetrDetector)
@@ -57,18 +57,18 @@ def build(name: str, num_classes: int = 80, seed: int = 0, **overrides: Any) -> 
 
 
 def build_again(detector: Detector, **changes: Any) -> DetrDetector:
-    """A detector of the same configuration, but for ``changes``, with weights of its own; in eval mode."""
+    """Build a detector of the same configuration except ``changes``, with new weights, in eval mode."""
     config: dict[str, Any] = {key: value for key, value in detector.config.items() if key != "name"}
     return build_detr(**{**config, **changes}).eval()
 
 
 @torch.no_grad()
 def randomise(detector: Detector, seed: int = 0) -> None:
-    """Random weights, statistics and affine parameters everywhere, of sizes that keep features near 1.
+    """Randomise weights, statistics and affine parameters, with sizes that keep features near 1.
 
     Statistics are first measured on random images, for both norm sets, and then disturbed: otherwise the
-    features of a deep random network grow until rounding is all that a comparison sees. What moves boxes and
-    sampling points stays small for the same reason; noise features make the decoder chaotic otherwise.
+    features of a deep random network grow until a comparison only measures rounding. Weights that move boxes
+    and sampling points stay small for the same reason: random features make the decoder chaotic otherwise.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -108,7 +108,7 @@ def _measure_statistics(detector: Detector, norms: list[nn.BatchNorm2d], images:
 
 
 def weights_at(detector: Detector, depth: DepthConfig) -> dict[str, Tensor]:
-    """Weights, by plain name, of the ordinary network that one depth is: one norm set, fewer blocks."""
+    """Return the weights of one depth by plain name, those of a network of fewer blocks and one norm set."""
     refine = dict(zip(("stages.0", "stages.1", "stages.2", "stages.3", "neck"), depth.refine, strict=True))
     refine |= {f"merges.{index}": depth.refine[index + 1] for index in range(3)}
     assert depth.decoder_layers is not None
@@ -132,7 +132,7 @@ def weights_at(detector: Detector, depth: DepthConfig) -> dict[str, Tensor]:
 
 
 def fixed_depth(detector: Detector, depth: DepthConfig) -> DetrDetector:
-    """The fixed-depth detector of this package that holds just the units of one depth."""
+    """Build the fixed-depth detector of this package that holds just the units of one depth."""
     weights = weights_at(detector, depth)
     fixed = build_again(
         detector,
@@ -149,9 +149,9 @@ def fixed_depth(detector: Detector, depth: DepthConfig) -> DetrDetector:
 
 
 def reference(detector: Detector, depth: DepthConfig, **options: Any) -> RTDetrForObjectDetection:
-    """The network of ``transformers`` that holds just the units of one depth, strictly loaded."""
+    """Build the network of ``transformers`` that holds just the units of one depth, strictly loaded."""
     weights = weights_at(detector, depth)
-    # Weights come below, so none are drawn here: that is what takes the time.
+    # Weights are assigned below, so none are drawn here, which would take most of the time.
     with torch.device("meta"):
         model = reference_network(detector, _blocks(weights), depth.decoder_layers, **options)
     repvgg = _count(weights, "neck.fpn_blocks.0.bottlenecks.{}.conv1.conv.weight")
@@ -164,7 +164,7 @@ def reference(detector: Detector, depth: DepthConfig, **options: Any) -> RTDetrF
 def reference_network(
     detector: Detector, blocks: list[int], decoder_layers: int | None, **options: Any
 ) -> RTDetrForObjectDetection:
-    """``transformers``' RT-DETR of the sizes of a detector, with its own random weights."""
+    """Build ``transformers``' RT-DETR with the sizes of a detector and random weights."""
     config: dict[str, Any] = dict(detector.config)
     widths = [width * (4 if config["block"] == "bottleneck" else 1) for width in config["widths"]]
     backbone = RTDetrResNetConfig(
@@ -199,7 +199,7 @@ def reference_network(
 
 
 def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Plain names to the names inside ``transformers``; joint attention projections are taken apart."""
+    """Rename plain names to those inside ``transformers``; joint attention projections are split."""
     found = {}
     for plain, value in weights.items():
         keys = TRANSFORMERS_5.foreign_keys(plain)
@@ -220,16 +220,16 @@ def _count(weights: dict[str, Tensor], name: str) -> int:
 
 
 def count_calls(module: nn.Module, run: Callable[[], object]) -> dict[str, int]:
-    """How often each submodule is called while ``run`` runs."""
+    """Count the calls of each submodule during ``run``."""
     calls = dict.fromkeys(dict(module.named_modules()), 0)
 
-    def note(name: str) -> Callable[..., None]:
+    def make_hook(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
             calls[name] += 1
 
         return hook
 
-    handles = [part.register_forward_hook(note(name)) for name, part in module.named_modules()]
+    handles = [part.register_forward_hook(make_hook(name)) for name, part in module.named_modules()]
     run()
     for handle in handles:
         handle.remove()
@@ -237,7 +237,7 @@ def count_calls(module: nn.Module, run: Callable[[], object]) -> dict[str, int]:
 
 
 def written_as(detector: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """The state dict of a detector in the names of a layout; what the layout has no name for is left out."""
+    """Return a detector's state dict under a layout's names, without tensors that the layout cannot name."""
     state = detector.state_dict()
     written: dict[str, Tensor] = {}
     for key, plain_name in plain_names(state).items():

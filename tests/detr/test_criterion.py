@@ -21,7 +21,7 @@ from losses import detr_criterion
 def make_case(
     counts: tuple[int, ...], *, layers: int = 3, queries: int = 12, classes: int = 6, seed: int = 0
 ) -> tuple[DetrOutput, list[Targets]]:
-    """A random training-mode output, whose tensors want gradients, and random targets."""
+    """Make a random training-mode output, whose tensors require gradients, and random targets."""
     torch.manual_seed(seed)
     targets = [
         Targets(0.1 + 0.5 * torch.rand(count, 4), torch.randint(0, classes, (count,))) for count in counts
@@ -47,7 +47,7 @@ def losses_of(output: DetrOutput, targets: list[Targets], **weights: float) -> d
 
 
 def reference_losses(output: DetrOutput, targets: list[Targets], classes: int) -> dict[str, Tensor]:
-    """RTDetrLoss, its per-layer terms summed by kind under our names."""
+    """Compute RTDetrLoss, with its per-layer terms summed by kind under our names."""
     assert output.auxiliary_logits is not None
     assert output.auxiliary_boxes is not None
 
@@ -92,8 +92,8 @@ def test_all_terms_and_their_gradients_equal_those_of_transformers(
     torch.testing.assert_close(gradients, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_an_image_with_more_boxes_than_the_denoising_budget_is_reconstructed_whole() -> None:
-    # Budget 20, 30 boxes: the case above holds the numbers; here, that all 30 positives are supervised.
+def test_all_boxes_of_an_image_with_more_boxes_than_the_denoising_budget_are_supervised() -> None:
+    # Budget 20, 30 boxes; the case above compares the values, this one counts the supervised positives.
     output, targets = make_case((30, 2))
     assert output.denoising is not None
     assert output.denoising.groups == 1
@@ -102,11 +102,11 @@ def test_an_image_with_more_boxes_than_the_denoising_budget_is_reconstructed_who
     assert (gradient != 0).any(-1).sum().item() == 3 * (30 + 2)
 
 
-def test_without_boxes_only_negatives_are_taught_and_every_term_keeps_its_name() -> None:
+def test_without_boxes_only_negatives_have_losses_and_every_term_keeps_its_name() -> None:
     output, targets = make_case((0, 0))
     terms = losses_of(output, targets)
     assert terms.keys() == losses_of(*make_case((1, 2))).keys()
-    # All labels are 0, so VFL = 0.75 sum p^2 softplus(z), divided by 1 (the least number of boxes).
+    # All labels are 0, so VFL = 0.75 sum p^2 softplus(z), divided by 1 (the minimum number of boxes).
     expected = (0.75 * output.logits.sigmoid() ** 2 * torch.nn.functional.softplus(output.logits)).sum()
     torch.testing.assert_close(terms["vfl"], expected)
     for name, value in terms.items():
@@ -118,7 +118,7 @@ def test_without_boxes_only_negatives_are_taught_and_every_term_keeps_its_name()
         assert leaf.grad.isfinite().all()
 
 
-def test_the_last_layer_gets_only_the_terms_asked_for() -> None:
+def test_the_last_layer_has_only_the_requested_terms() -> None:
     output, targets = make_case((3, 2))
     criterion = detr_criterion()
     truth, (assignment, _) = GroundTruth.collect(targets), criterion.match(output, targets)
@@ -128,7 +128,7 @@ def test_the_last_layer_gets_only_the_terms_asked_for() -> None:
     assert all(torch.equal(part[name], whole[name]) for name in part)
 
 
-def test_a_weight_scales_its_terms_and_zero_leaves_them_out() -> None:
+def test_a_weight_scales_its_terms_and_zero_skips_them() -> None:
     output, targets = make_case((3, 2))
     plain, other = losses_of(output, targets), losses_of(output, targets, l1_weight=10, giou_weight=0)
     assert plain.keys() - other.keys() == {"giou", "aux_giou", "dn_giou"}
@@ -149,7 +149,7 @@ def test_half_precision_predictions_give_float32_losses(dtype: torch.dtype) -> N
         torch.testing.assert_close(value, expected[name])
 
 
-def test_an_output_of_eval_mode_is_refused_with_the_remedy() -> None:
+def test_an_eval_mode_output_is_refused_with_the_remedy() -> None:
     output, targets = make_case((1,))
     with pytest.raises(ValueError, match=r"detector\.train\(\)"):
         losses_of(replace(output, auxiliary_logits=None, auxiliary_boxes=None), targets)
@@ -165,7 +165,7 @@ def test_weights_outside_their_range_are_refused(wrong: dict[str, float]) -> Non
 
 def _losses_of_one_process(rank: int, store: Path, results: Path) -> None:
     torch.set_num_threads(1)  # a forked process must not touch the thread pool of its parent
-    # Made before the processes meet, whose noise would be drawn for the images of both.
+    # Made before the processes join, because noise would then be drawn for the images of both.
     output, targets = make_case((6,) if rank == 0 else (0,))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = losses_of(output, targets)
@@ -174,7 +174,7 @@ def _losses_of_one_process(rank: int, store: Path, results: Path) -> None:
 
 
 def test_losses_are_divided_by_the_boxes_of_all_processes(tmp_path: Path) -> None:
-    # Processes with 6 and 0 boxes: both divide by 3, where a process of its own divides by 6 and by 1.
+    # Processes with 6 and 0 boxes: both divide by 3, while single processes would divide by 6 and by 1.
     # Forked, because starting two interpreters that import torch takes most of a minute on a slow machine.
     mp.start_processes(
         _losses_of_one_process, args=(tmp_path / "store", tmp_path), nprocs=2, start_method="fork"

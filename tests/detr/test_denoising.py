@@ -1,4 +1,4 @@
-"""Denoising queries against the implementation in transformers, and at their borders."""
+"""Denoising queries against the implementation in transformers, and in edge cases."""
 
 import pytest
 import torch
@@ -71,14 +71,14 @@ def test_an_image_with_more_boxes_than_the_budget_gets_each_box_once() -> None:
     assert queries.positive_targets[0].tolist() == list(range(30))
 
 
-def test_positives_stay_nearer_than_half_the_box_and_negatives_go_beyond() -> None:
+def test_positives_move_by_less_than_half_the_box_and_negatives_by_more() -> None:
     box = torch.tensor([[0.5, 0.5, 0.2, 0.1]])
     queries = make_denoising_queries(
         [Targets(box, torch.tensor([3]))], num_classes=CLASSES, num_queries=QUERIES, budget=200
     )
     assert queries is not None
     cx, w = queries.boxes_logits[0].sigmoid()[:, [0, 2]].unbind(-1)
-    # |corner - true corner| < half the side, on the left side as on the others
+    # |corner - true corner| < half the side; checked on the left side, as all sides are noised alike.
     shift = ((cx - w / 2) - 0.4).abs() / 0.1
     positive = torch.zeros(len(cx), dtype=torch.bool)
     positive[queries.positives[0]] = True
@@ -87,18 +87,18 @@ def test_positives_stay_nearer_than_half_the_box_and_negatives_go_beyond() -> No
     assert shift[~positive & ~crossed].min() >= 1 - 1e-3
 
 
-def test_half_of_the_label_noise_is_the_share_of_labels_drawn_anew() -> None:
+def test_half_of_the_label_noise_is_the_share_of_replaced_labels() -> None:
     images = [Targets(torch.full((50, 4), 0.5), torch.full((50,), 2)) for _ in range(200)]
     queries = make_denoising_queries(
         images, num_classes=CLASSES, num_queries=1, generator=torch.Generator().manual_seed(3)
     )
     assert queries is not None
-    # 0.5 x 0.5 drawn anew, of which 1 in 7 hits the old class; binomial deviation of 40,000 draws is 0.002.
+    # 0.5 x 0.5 are replaced, 1 in 7 of them by the old class; standard deviation of 40,000 labels: 0.002.
     changed = (queries.labels != 2).float().mean().item()
     assert changed == pytest.approx(0.25 * 6 / 7, abs=0.01)
 
 
-def test_a_generator_makes_the_noise_repeatable_and_leaves_the_default_one_alone() -> None:
+def test_a_generator_makes_the_noise_repeatable_and_does_not_use_the_default_one() -> None:
     targets = make_targets(3, 2)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -115,7 +115,7 @@ def test_a_generator_makes_the_noise_repeatable_and_leaves_the_default_one_alone
 
 
 @pytest.mark.parametrize(("counts", "budget"), [((0, 0), 100), ((), 100), ((3, 1), 0)])
-def test_no_boxes_or_no_budget_gives_none(counts: tuple[int, ...], budget: int) -> None:
+def test_no_boxes_or_no_budget_returns_none(counts: tuple[int, ...], budget: int) -> None:
     targets = make_targets(*counts)
     made = make_denoising_queries(targets, num_classes=CLASSES, num_queries=QUERIES, budget=budget)
     assert made is None

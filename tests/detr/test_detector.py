@@ -1,4 +1,4 @@
-"""What a detector does around its network: input checks, denoising, gradients, detections, classes."""
+"""The DETR detector around its network: input checks, denoising, gradients, detections, classes."""
 
 import pytest
 import torch
@@ -31,7 +31,9 @@ def small() -> DetrDetector:
         (torch.zeros(1, 3, 0, 64), "multiples of 32"),
     ],
 )
-def test_images_of_another_form_are_refused(small: DetrDetector, images: Tensor, message: str) -> None:
+def test_images_of_a_wrong_shape_or_type_are_refused(
+    small: DetrDetector, images: Tensor, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         small(images)
 
@@ -43,11 +45,11 @@ def test_an_unknown_depth_prints_the_space(small: DetrDetector) -> None:
         small(torch.zeros(1, 3, 64, 64), depth="stage9@2")
 
 
-def test_an_image_too_small_for_the_queries_says_so(small: DetrDetector) -> None:
+def test_an_image_with_fewer_cells_than_queries_is_refused(small: DetrDetector) -> None:
     many = build_again(small, num_queries=22)
     # 4 x 4 + 2 x 2 + 1 cells.
     with pytest.raises(
-        ValueError, match=r"21 cells for 22 queries: use larger images or a smaller num_queries"
+        ValueError, match=r"21 cells for 22 queries; use larger images or a smaller num_queries"
     ):
         many(torch.zeros(1, 3, 32, 32))
 
@@ -60,7 +62,7 @@ def test_an_image_of_a_batch_does_not_see_the_others(small: DetrDetector) -> Non
     torch.testing.assert_close(together.boxes_cxcywh[1:2], alone.boxes_cxcywh, atol=1e-5, rtol=1e-5)
 
 
-def test_images_are_normalised_where_the_backbone_wants_it(small: DetrDetector) -> None:
+def test_images_are_normalised_if_the_detector_has_mean_and_deviation(small: DetrDetector) -> None:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     normalising = build_again(small, image_mean=mean, image_std=std)
     normalising.load_state_dict(small.state_dict())
@@ -86,7 +88,7 @@ def test_training_outputs_hold_every_set_of_predictions(small: DetrDetector) -> 
 
 @pytest.mark.parametrize("boxes", [0, 2])
 def test_every_parameter_gets_a_gradient_from_both_extremes_together(small: DetrDetector, boxes: int) -> None:
-    # Also without any ground truth (decision 11): otherwise distributed training waits for ever.
+    # Also without any ground truth: otherwise distributed training waits for ever.
     targets = [Targets(torch.rand(boxes, 4) * 0.3 + 0.3, torch.zeros(boxes).long())] * 2
     small.train()
     images = torch.rand(2, 3, 64, 64)
@@ -113,7 +115,7 @@ def test_the_box_of_a_layer_also_trains_the_box_head_of_the_layer_before(small: 
     assert trained[2].abs().max() > 0
 
 
-def test_a_path_trains_its_own_norm_sets_only(small: DetrDetector) -> None:
+def test_a_minimal_pass_trains_skip_norm_sets_only(small: DetrDetector) -> None:
     small.train()
     small(torch.rand(2, 3, 64, 64), "minimal").logits.sum().backward()
     for _, norm in switchable_norms(small):
@@ -128,14 +130,14 @@ def test_a_fresh_network_predicts_every_class_with_the_prior(small: DetrDetector
         torch.testing.assert_close(head.bias.sigmoid(), torch.full((5,), 0.01))
 
 
-def test_a_fresh_network_leaves_the_boxes_where_the_queries_were_selected(small: DetrDetector) -> None:
+def test_a_fresh_network_does_not_move_the_boxes_of_the_selected_queries(small: DetrDetector) -> None:
     with torch.no_grad():
         output = small.train()(torch.rand(2, 3, 64, 64))
     for boxes in (output.boxes_cxcywh, *output.auxiliary_boxes):
         torch.testing.assert_close(boxes, output.auxiliary_boxes[-1], atol=1e-5, rtol=0)
 
 
-# -- after the network -----------------------------------------------------------------------------------
+# -- postprocessing --------------------------------------------------------------------------------------
 
 
 def output_of(logits: list[list[float]], boxes: list[list[float]]) -> DetrOutput:
@@ -151,7 +153,7 @@ def test_detections_are_the_best_pairs_of_query_and_class_in_pixels_of_the_origi
     # Two queries, so two detections: (query 1, class 1), (query 0, class 0).
     assert found.labels.tolist() == [1, 0]
     torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0]).sigmoid())
-    # 0.9 +- 0.2 of 200 pixels is cut at the border.
+    # 0.9 +- 0.2 of 200 pixels is clipped at the border.
     torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[140.0, 0, 200, 50], [50, 25, 150, 75]]))
 
 
@@ -183,12 +185,12 @@ def test_predictions_are_in_pixels_of_the_original_image(small: DetrDetector) ->
     assert len(found) == 12
     assert (found.scores.diff() <= 0).all()
     assert found.boxes_xyxy.min() >= 0
-    # Wider than high: horizontal coordinates go beyond what fits vertically.
+    # Wider than high: horizontal coordinates exceed the height.
     assert 60 < found.boxes_xyxy[:, [0, 2]].max() <= 200
     assert 0 < found.boxes_xyxy[:, [1, 3]].max() <= 60
 
 
-def test_predict_leaves_out_what_is_below_the_threshold(small: DetrDetector) -> None:
+def test_predict_drops_detections_below_the_threshold(small: DetrDetector) -> None:
     image = torch.rand(3, 64, 64)
     (everything,) = small.predict(image, threshold=0)
     threshold = float(everything.scores[4])
@@ -207,12 +209,14 @@ def test_predict_leaves_out_what_is_below_the_threshold(small: DetrDetector) -> 
         (torch.zeros(8, 8, 3).numpy(), r"shape \(8, 8, 3\) and type float32: give \[H, W, 3\] uint8"),
     ],
 )
-def test_predict_refuses_images_of_another_form(small: DetrDetector, image: Tensor, message: str) -> None:
+def test_predict_refuses_images_of_a_wrong_shape_or_type(
+    small: DetrDetector, image: Tensor, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         small.predict(image)
 
 
-def test_another_number_of_classes_renews_the_class_heads_only(small: DetrDetector) -> None:
+def test_another_number_of_classes_resets_the_class_heads_only(small: DetrDetector) -> None:
     before = {key: value.clone() for key, value in small.state_dict().items()}
     small.reset_classes(["cat", "dog"])
     assert (small.num_classes, small.class_names, small.config["num_classes"]) == (2, ("cat", "dog"), 2)
@@ -229,5 +233,5 @@ def test_new_names_for_as_many_classes_keep_the_heads(small: DetrDetector) -> No
     assert small.class_names == tuple("abcde")
 
 
-def test_detectors_are_what_the_framework_calls_a_detector(small: DetrDetector) -> None:
+def test_a_detr_detector_is_a_detector(small: DetrDetector) -> None:
     assert isinstance(small, Detector)

@@ -37,7 +37,7 @@ def make_output(batch: int, queries: int, classes: int, seed: int) -> DetrOutput
 def make_case(
     counts: tuple[int, ...], *, queries: int = 12, classes: int = 6
 ) -> tuple[DetrOutput, DetrOutput, list[Targets], Assignment, Assignment]:
-    """Student, teacher, targets, and the assignment of each."""
+    """Make student, teacher, targets, and the assignments of student and teacher."""
     student, teacher = (make_output(len(counts), queries, classes, seed) for seed in (1, 2))
     generator = torch.Generator().manual_seed(3)
     targets = [
@@ -55,7 +55,7 @@ def make_case(
 def loop_over_pairs(
     student: DetrOutput, teacher: DetrOutput, first: Assignment, second: Assignment, class_loss: str
 ) -> tuple[float, float, float]:
-    """Sums over pairs of the class divergence, the L1 distance and 1 - GIoU."""
+    """Sum the class divergence, the L1 distance and 1 - GIoU over the pairs."""
     theirs = {
         target: (image, query)
         for image, query, target in zip(
@@ -103,7 +103,7 @@ def test_predictions_are_compared_pair_by_pair_through_the_shared_box(
 def test_with_more_boxes_than_queries_only_boxes_that_both_matched_form_pairs() -> None:
     *_, first, second = make_case((40,))
     common = set(first.targets[0].tolist()) & set(second.targets[0].tolist())
-    assert 0 < len(common) < 12  # else this case shows nothing
+    assert 0 < len(common) < 12  # otherwise this case tests nothing
     ours, theirs, shared = pair_queries(first, second, 40)
     assert shared.sum().item() == len(common)
     partner = dict(zip(second.targets[0].tolist(), second.queries[0].tolist(), strict=True))
@@ -144,7 +144,7 @@ def test_pooled_features_are_compared_image_by_image() -> None:
     assert found.item() == pytest.approx(total / 5, rel=1e-5)
 
 
-def test_a_batch_of_one_gives_what_the_image_adds_to_a_batch() -> None:
+def test_an_image_contributes_the_same_in_a_batch_of_one() -> None:
     student, teacher = make_output(4, 4, 3, seed=1), make_output(4, 4, 3, seed=2)
     whole = pooled_feature_kl(student.neck_features, teacher.neck_features)
     alone = [
@@ -188,7 +188,7 @@ def test_the_choice_of_targets_selects_the_terms_of_the_last_layer(
     assert distillation.ground_truth_terms(classes) == expected
 
 
-def test_one_class_is_taught_by_its_score() -> None:
+def test_one_class_is_distilled_by_its_score() -> None:
     student, teacher, targets, first, second = make_case((3, 2), classes=1)
     truth = GroundTruth.collect(targets)
     terms = detr_distillation().predictions(student, teacher, first, second, truth)

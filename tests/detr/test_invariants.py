@@ -26,7 +26,7 @@ from anydepth.layers.macs import count_forward, count_macs
 from anydepth.layers.norm import copy_full_norms_to_skip
 from anydepth.layers.stage import DepthStage
 
-# One of each kind, for checks that need not see all 96.
+# One of each kind, for checks that need not cover all 96.
 SOME_DEPTHS = ["full", "minimal", "none@1", "stage1@3", "stage2+neck@2", "stage1+stage3+stage4@1"]
 IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 # Switchable norms, by the specification. ResNet (1.1): 2 in each of the 1 + 2 + 2 + 1 essential basic blocks.
@@ -91,7 +91,7 @@ def test_a_forward_pass_changes_nothing_in_an_evaluated_detector(detector: DetrD
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-# -- 2: what is skipped does not run ---------------------------------------------------------------------
+# -- 2: skipped parts do not run -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", SOME_DEPTHS)
@@ -153,7 +153,7 @@ def count_operations(detector: DetrDetector, depth: str | DepthConfig) -> int:
 
 
 @pytest.mark.parametrize("depth", SOME_DEPTHS)
-def test_no_operation_runs_that_the_fixed_depth_network_does_not_run(
+def test_the_number_of_operations_is_that_of_the_fixed_depth_network(
     detector: DetrDetector, depth: str
 ) -> None:
     config = detector.depth_space.parse(depth)
@@ -240,7 +240,7 @@ def outputs(detector: DetrDetector) -> dict[DepthConfig, DetrOutput]:
 def test_every_depth_equals_the_fixed_depth_network_of_just_its_units(
     detector: DetrDetector, outputs: dict[DepthConfig, DetrOutput]
 ) -> None:
-    # All 96 networks are put together from 16 backbones, 2 necks and 3 decoders of the ordinary kind.
+    # All 96 networks are assembled from 16 backbones, 2 necks and 3 decoders of fixed depth.
     space = detector.depth_space
     backbones = {
         flags: fixed_depth(detector, space.config((*flags, True))).backbone

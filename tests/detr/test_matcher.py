@@ -1,4 +1,4 @@
-"""The Hungarian matcher against the one in transformers, and at its borders."""
+"""The Hungarian matcher against the one in transformers, and in edge cases."""
 
 import pytest
 import torch
@@ -29,9 +29,7 @@ def make_case(
 
 @pytest.mark.parametrize("counts", [(3, 7), (0, 5, 1), (30, 4), (20,)])
 @pytest.mark.parametrize("classes", [1, 6])
-def test_every_output_set_is_matched_as_transformers_matches_it(
-    counts: tuple[int, ...], classes: int
-) -> None:
+def test_every_output_set_is_matched_as_in_transformers(counts: tuple[int, ...], classes: int) -> None:
     logits, boxes, targets = make_case(counts, sets=3, classes=classes)
     assignment = hungarian_matcher()(logits, boxes, targets)
     reference = RTDetrHungarianMatcher(RTDetrConfig())
@@ -56,7 +54,7 @@ def test_each_cost_alone_decides_the_match() -> None:
     logits = torch.tensor([[[[-3.0, 4.0], [-3.0, -3.0], [-3.0, -3.0]]]])
     far, near, overlapping = [0.9, 0.9, 0.1, 0.1], [0.57, 0.5, 0.1, 0.15], [0.5, 0.5, 0.4, 0.22]
     boxes = torch.tensor([[[far, near, overlapping]]])
-    # L1: near .07 + .1 + .05 = .22, overlapping .2 + .02 = .22 -> make it the nearer one by a hair
+    # L1: near .07 + .1 + .05 = .22, overlapping .2 + .02 = .22 -> make the first one slightly nearer
     boxes[0, 0, 1, 3] = 0.16
     # IoU: near 0.016 * 0.93 / union < 0.4; overlapping 0.04 / 0.088 = 0.45
     for name, winner in (("class_cost", 0), ("l1_cost", 1), ("giou_cost", 2)):
@@ -71,7 +69,7 @@ def test_more_boxes_than_queries_uses_every_query_once() -> None:
     assert len(set(assignment.targets[0, :8].tolist())) == 8
 
 
-def test_a_batch_without_boxes_gives_no_pairs() -> None:
+def test_a_batch_without_boxes_has_no_pairs() -> None:
     logits, boxes, targets = make_case((0, 0), sets=4)
     assignment = hungarian_matcher()(logits, boxes, targets)
     assert assignment.queries.shape == assignment.targets.shape == (4, 0)
@@ -103,7 +101,7 @@ def test_a_non_finite_cost_names_the_culprit_the_set_and_the_image(where: str, n
 
 def test_predictions_and_targets_of_different_batches_are_refused() -> None:
     logits, boxes, targets = make_case((1, 2))
-    with pytest.raises(ValueError, match="1 targets came for predictions of 2 images"):
+    with pytest.raises(ValueError, match="got targets of 1 images, expected 2"):
         hungarian_matcher()(logits, boxes, targets[:1])
 
 

@@ -1,4 +1,4 @@
-"""Sizes and costs of the named networks, and what a detector does around its network.
+"""Sizes and costs of the named networks, their depth spaces, and the checks of their settings.
 
 Expected counts are those of the specification (1.1, 1.3, 1.7, 2, 5.1, 5.2), which takes them from
 the logs and the released files of the authors.
@@ -20,7 +20,7 @@ from anydepth.layers.stage import essential_count
 
 @cache
 def named(name: str, frozen: bool = False) -> DetrDetector:
-    """A detector without memory for its weights: only their shapes matter here."""
+    """Build a detector without memory for its weights: only their shapes matter here."""
     with torch.device("meta"):
         return build(name, freeze_backbone_norms=frozen)
 
@@ -57,7 +57,7 @@ def test_parameter_counts_of_small_networks_equal_the_released_ones(name: str, m
     assert round(count / 1e6, 3) == millions
 
 
-def test_trained_parameters_of_the_released_rtdetr_leave_out_the_stem() -> None:
+def test_trained_parameters_of_the_released_rtdetr_exclude_the_stem() -> None:
     trained = sum(p.numel() for p in named("rtdetr_r50", True).parameters() if p.requires_grad)
     assert trained == 42_862_860
 
@@ -197,19 +197,17 @@ def test_anchors_at_the_border_of_fine_maps_are_invalid() -> None:
         ({"blocks": [2, 2, 2]}, "give four numbers each"),
         ({"blocks": [2, 1, 2, 2]}, "an any-depth stage needs 2 blocks"),
         ({"neck_blocks": 2}, "blocks=2: an any-depth neck needs at least 3"),
-        ({"heads": 3}, "is no multiple of heads=3"),
+        ({"heads": 3}, "is not a multiple of heads=3"),
         ({"input_size": [64, 65]}, "image size 64x65.*multiples of 32"),
         ({"input_size": [64]}, r"expected \[height, width\]"),
         ({"minimal_decoder_layers": 4}, r"minimal_decoder_layers=4: allowed are 1\.\.3"),
         ({"minimal_decoder_layers": 0}, r"minimal_decoder_layers=0: allowed are 1\.\.3"),
         ({"num_queries": 0}, "num_queries=0"),
         ({"class_names": ["a"]}, "got 1 class names, expected num_classes=5"),
-        ({"image_mean": [0.5]}, r"\[0\.5\]: give one value for each of R, G and B"),
+        ({"image_mean": [0.5]}, r"got \[0\.5\]; give three values, one for each of R, G and B"),
     ],
 )
-def test_values_that_do_not_fit_are_refused(
-    small: DetrDetector, wrong: dict[str, object], message: str
-) -> None:
+def test_invalid_settings_are_refused(small: DetrDetector, wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_again(small, **wrong)
 

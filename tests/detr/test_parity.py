@@ -1,7 +1,7 @@
-"""AnyDepth-DETR against ``RTDetrForObjectDetection`` of transformers, weights moved through the adapter.
+"""AnyDepth-DETR against ``RTDetrForObjectDetection`` of transformers, with weights moved by the adapter.
 
 At a depth below full the reference is the same class with fewer blocks and decoder layers, whose norms come
-from the set that the local rule selects (depth.md, invariant 5).
+from the set that the local rule selects.
 """
 
 import pytest
@@ -22,10 +22,10 @@ TOLERANCE = 1e-4
 def predict(
     network: nn.Module, score_head: nn.Module, images: Tensor, *depth: DepthConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, boxes and selected tokens, sorted by token.
+    """Return logits, boxes and selected tokens, sorted by token.
 
-    The order of queries whose class scores are equal up to rounding means nothing; sorting takes it out.
-    Which tokens are selected must be clear, or the comparison would depend on rounding: that is asserted.
+    The order of queries whose class scores are equal up to rounding has no meaning; sorting removes it. The
+    selection itself must not depend on rounding, which is asserted.
     """
     seen: list[Tensor] = []
     handle = score_head.register_forward_hook(lambda *call: seen.append(call[2]))
@@ -36,7 +36,7 @@ def predict(
     count = boxes.shape[1]
     scores, tokens = seen[0].amax(dim=-1).sort(dim=1, descending=True)
     gap = (scores[:, count - 1] - scores[:, count]).min()
-    assert gap > 1e-4, f"the choice of the last query is a near tie ({gap:.1e}): take another seed"
+    assert gap > 1e-4, f"the selection of the last query is a near tie ({gap:.1e}): use another seed"
     selected, order = tokens[:, :count].sort(dim=1)
     order = order[..., None]
     return (
@@ -55,7 +55,7 @@ def assert_same_predictions(
     assert torch.equal(found[2], wanted[2])
     assert (found[0] - wanted[0]).abs().max() <= TOLERANCE
     assert (found[1] - wanted[1]).abs().max() <= TOLERANCE
-    # The comparison would say little about outputs that hardly vary.
+    # The comparison would show little for outputs that hardly vary.
     assert wanted[0].std() > 0.3
     assert wanted[1].std(dim=1).max() > 0.1
 
@@ -109,8 +109,8 @@ def test_every_kind_of_depth_on_a_small_network(depth: str) -> None:
     )
 
 
-def test_frozen_backbone_norms_compute_what_the_released_networks_compute() -> None:
-    # Released RT-DETR-R50/101 freeze the backbone's norms; transformers has its own class for that.
+def test_frozen_backbone_norms_equal_those_of_the_released_networks() -> None:
+    # Released RT-DETR-R50/101 freeze the backbone's norms; transformers has a class of its own for that.
     frozen = build("rtdetr_r18", 5, **{**SMALL, "blocks": [1, 1, 2, 1]}, freeze_backbone_norms=True)
     theirs = reference_network(frozen, [1, 1, 2, 1], 3, freeze_backbone_batch_norms=True).eval()
     generator = torch.Generator().manual_seed(3)

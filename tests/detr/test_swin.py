@@ -1,4 +1,4 @@
-"""The any-depth Swin Transformer against torchvision's, which is built anew for each depth.
+"""The any-depth Swin Transformer against torchvision's, of which one is built for each depth.
 
 Sizes and rules are those of the specification (1.2 and 1.7).
 """
@@ -19,13 +19,13 @@ from anydepth.layers.norm import switchable_norms
 
 FULL, MINIMAL = (True,) * 4, (False,) * 4
 BLOCKS, ESSENTIAL = (2, 2, 6, 2), (1, 1, 3, 1)
-# Without padding, with padding inside attention, and with odd maps in front of all patch mergings but one.
+# Without padding, with padding inside attention, and with odd maps before all patch mergings but one.
 SIZES = [(224, 224), (256, 320), (236, 300)]
 
 
 @cache
 def named(name: str = "detr_swin_t", frozen: bool = False) -> DetrDetector:
-    """A detector without memory for its weights: only their shapes matter here."""
+    """Build a detector without memory for its weights: only their shapes matter here."""
     with torch.device("meta"):
         return build(name, freeze_backbone_norms=frozen)
 
@@ -36,7 +36,7 @@ def parameters(module: nn.Module) -> int:
 
 @torch.no_grad()
 def scatter(module: nn.Module, seed: int = 0) -> None:
-    """Random values for everything that starts out equal or too small to tell apart."""
+    """Randomise every parameter whose initial values are equal or too small to differ visibly."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -56,7 +56,7 @@ def reference(blocks: tuple[int, ...]) -> torchvision.models.SwinTransformer:
 
 @torch.no_grad()
 def reference_maps(model: torchvision.models.SwinTransformer, images: Tensor) -> list[Tensor]:
-    """[B, C, H, W] after stages 2, 3 and 4; behind the patch embedding, stages and mergings take turns."""
+    """Return maps [B, C, H, W] of stages 2, 3 and 4; stages and mergings alternate after the embedding."""
     features, maps = images, []
     for index, part in enumerate(model.features):
         features = part(features)
@@ -71,7 +71,7 @@ def maps_of(backbone: SwinTransformer, images: Tensor, refine: tuple[bool, ...])
 
 
 def as_torchvision(backbone: SwinTransformer, refine: tuple[bool, ...]) -> dict[str, Tensor]:
-    """Weights of one depth under torchvision's names, written down without the adapter."""
+    """Return the weights of one depth under torchvision's names, without using the adapter."""
     state = backbone.state_dict()
     weights: dict[str, Tensor] = {}
 
@@ -120,7 +120,7 @@ def backbone() -> SwinTransformer:
     return backbone
 
 
-def test_full_depth_with_torchvisions_weights_gives_torchvisions_maps(
+def test_full_depth_with_torchvisions_weights_computes_torchvisions_maps(
     images: dict[tuple[int, int], Tensor],
 ) -> None:
     source = torchvision.models.swin_t(weights=None).eval()
@@ -218,7 +218,7 @@ def test_branches_are_dropped_only_in_training_and_only_while_refining() -> None
         evaluated = block.eval()(features, True)
         block.train()
         assert torch.equal(block(features, False), evaluated)
-        # Images that both branches left alone: a quarter of 64.
+        # Images for which both branches are dropped: a quarter of 64.
         assert 6 <= dropped(True) <= 28
         assert dropped(False) == 0
         assert not torch.equal(block(features, True), block(features, True))
@@ -238,7 +238,7 @@ def test_a_detector_in_training_drops_branches_at_full_depth_only() -> None:
 # -- training --------------------------------------------------------------------------------------------
 
 
-def test_both_paths_together_reach_every_parameter() -> None:
+def test_full_and_minimal_pass_together_reach_every_parameter() -> None:
     backbone = build("detr_tiny", 2, **SMALL_SWIN).backbone
     scatter(backbone)
     for refine in (FULL, MINIMAL):

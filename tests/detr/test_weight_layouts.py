@@ -1,4 +1,4 @@
-"""Names of other projects by the specification (5.1 to 5.4), and weights in them there and back."""
+"""Names of other projects by the specification (5.1 to 5.4), and round trips of weights under them."""
 
 import re
 from collections.abc import Callable
@@ -169,11 +169,11 @@ def test_both_spellings_of_transformers_are_written() -> None:
     assert {re.sub(r"\.fc([12])\.", r".mlp.fc\1.", key) for key in renamed} == inside
 
 
-# -- every layout, there and back ------------------------------------------------------------------------
+# -- round trips in every layout -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_weights_written_in_a_layout_come_back(
+def test_weights_written_in_a_layout_are_loaded_back(
     layout: Layout, deep: DetrDetector, plain: DetrDetector, swin: DetrDetector
 ) -> None:
     has_plain_stem = layout in (layouts.ANYDEPTH, layouts.ADAPTIVE_DEPTH_RESNET, layouts.TORCHVISION_RESNET)
@@ -200,7 +200,7 @@ def test_weights_written_in_a_layout_come_back(
     assert {key for key in target.state_dict() if "num_batches" not in key} <= keys
 
 
-def test_our_own_weights_of_a_swin_transformer_come_back(swin: DetrDetector) -> None:
+def test_our_own_weights_of_a_swin_transformer_are_loaded_back(swin: DetrDetector) -> None:
     target = build_again(swin)
     report = load_weights(target, swin.state_dict())
     assert (report.layout, report.missing, report.unused) == ("anydepth", (), ())
@@ -221,7 +221,7 @@ def test_weights_without_step_counters_are_complete(deep: DetrDetector) -> None:
     assert report.missing == ()
 
 
-def test_tables_that_version_two_stores_are_no_leftovers(deep: DetrDetector) -> None:
+def test_tables_that_version_two_stores_are_not_reported_as_unused(deep: DetrDetector) -> None:
     # Specification 5.1: buffers of RT-DETR v2 that v1 does not store.
     extra = {
         "decoder.anchors": torch.ones(1, 10, 4),
@@ -255,7 +255,7 @@ def test_a_second_copy_of_the_heads_that_differs_is_reported(deep: DetrDetector)
     assert load_weights(build_again(deep), file).unused == ("class_embed.0.bias",)
 
 
-def test_fixed_depth_weights_of_ours_fill_an_any_depth_detector_and_back(deep: DetrDetector) -> None:
+def test_our_own_fixed_depth_weights_load_into_an_any_depth_detector_and_back(deep: DetrDetector) -> None:
     fixed = build_again(deep, any_depth=False)
     load_weights(fixed, deep.state_dict())
     again = build_again(deep)
@@ -268,7 +268,7 @@ def test_fixed_depth_weights_of_ours_fill_an_any_depth_detector_and_back(deep: D
         assert torch.equal(fixed(images).logits, deep(images).logits)
 
 
-def test_torchvision_backbone_loads_but_for_the_shortcut_that_it_does_not_have() -> None:
+def test_a_torchvision_resnet_loads_except_for_the_shortcut_that_it_lacks() -> None:
     source = torchvision.models.resnet18(weights=None)
     sizes: dict[str, Any] = {"blocks": [2, 2, 2, 2], "widths": [64, 128, 256, 512], "stem": "plain"}
     detector = build("detr_tiny", 5, **{**SMALL, **sizes})
@@ -288,7 +288,7 @@ def test_torchvision_backbone_loads_but_for_the_shortcut_that_it_does_not_have()
     assert "backbone only" in str(report)
 
 
-def test_torchvision_swin_transformer_loads_but_for_its_classifier(swin: DetrDetector) -> None:
+def test_a_torchvision_swin_transformer_loads_except_for_its_classifier(swin: DetrDetector) -> None:
     source = small_torchvision_swin()
     detector = build_again(swin)
     report = load_weights(detector, source.state_dict())
@@ -306,7 +306,7 @@ def test_torchvision_swin_transformer_loads_but_for_its_classifier(swin: DetrDet
     assert "backbone only" in str(report)
 
 
-def test_a_dead_classifier_in_a_whole_swin_detector_is_left_over(swin: DetrDetector) -> None:
+def test_an_unused_classifier_in_a_whole_swin_detector_is_reported(swin: DetrDetector) -> None:
     # Specification 1.2: the authors' checkpoints hold a norm and a head that nothing uses.
     dead = ("backbone.norm.weight", "backbone.norm.bias", "backbone.head.weight", "backbone.head.bias")
     file = written_as(swin, layouts.ANYDEPTH_SWIN) | {key: torch.ones(3) for key in dead}
@@ -317,7 +317,7 @@ def test_a_dead_classifier_in_a_whole_swin_detector_is_left_over(swin: DetrDetec
     assert_equal_weights(target, swin)
 
 
-def test_frozen_stems_of_swin_transformers_take_weights_of_one_norm_set(swin: DetrDetector) -> None:
+def test_swin_transformers_with_frozen_stems_load_weights_of_one_norm_set(swin: DetrDetector) -> None:
     # Unlike frozen batch norms: these skip norms stay trainable.
     report = load_weights(
         build_again(swin, freeze_backbone_norms=True), small_torchvision_swin().state_dict()
@@ -359,7 +359,7 @@ def test_a_resnet_detector_refuses_swin_weights_and_names_the_detector_to_build(
 
 
 def small_torchvision_swin() -> torchvision.models.SwinTransformer:
-    """torchvision's network with the blocks of ``SMALL_SWIN``; its widths always double."""
+    """Build torchvision's network with the blocks of ``SMALL_SWIN``; its widths always double."""
     return torchvision.models.SwinTransformer(
         patch_size=[4, 4], embed_dim=32, depths=[2, 3, 4, 2], num_heads=[1, 2, 4, 8], window_size=[7, 7]
     )

@@ -89,7 +89,7 @@ def test_safetensors_files_and_folders_are_read(deep: DetrDetector, tmp_path: Pa
         assert_equal_weights(target, deep, skip_is_full=True)
 
 
-def test_what_the_package_saves_is_read(small_detector: DetrDetector, tmp_path: Path) -> None:
+def test_files_saved_by_the_package_are_read(small_detector: DetrDetector, tmp_path: Path) -> None:
     path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
     target = build_again(small_detector)
     report = anydepth.load_weights(target, path)
@@ -97,7 +97,7 @@ def test_what_the_package_saves_is_read(small_detector: DetrDetector, tmp_path: 
     assert str(report).startswith(f"{path}: weights of anydepth\n  loaded: ")
 
 
-def test_half_precision_files_fill_single_precision_detectors(deep: DetrDetector) -> None:
+def test_half_precision_files_load_into_single_precision_detectors(deep: DetrDetector) -> None:
     file = {
         key: value.half() if value.is_floating_point() else value for key, value in deep.state_dict().items()
     }
@@ -124,21 +124,21 @@ def _saved(value: object) -> bytes:
     [
         (b"", r"cannot be read as a checkpoint .*copy it again"),
         (_saved({"model": {"a": torch.ones(99)}})[:300], r"cannot be read as a checkpoint .*copy it again"),
-        (b"<html>404</html>", r"no file of torch\.save"),
-        (_saved([1, 2]), "holds a list, not a state dict"),
-        (_saved({"epoch": 3, "note": "x"}), "holds no state dict; its entries are 'epoch', 'note'"),
+        (b"<html>404</html>", r"not a file of torch\.save"),
+        (_saved([1, 2]), "got a list, expected a state dict"),
+        (_saved({"epoch": 3, "note": "x"}), "holds no state dict; got the entries 'epoch', 'note'"),
         (
             _saved({"model": {"a": torch.ones(1)}, "x": _Harmful()}),
-            r"refused.*wants _?pickle\.loads.*save_file",
+            r"refused.*requests _?pickle\.loads.*save_file",
         ),
         (
             _saved({"conv.weight": torch.ones(1)}),
             r"unknown layout.*conv\.weight; known are anydepth, AnyDepth-DETR",
         ),
     ],
-    ids=["empty", "cut_short", "web_page", "list", "no_weights", "code", "unknown"],
+    ids=["empty", "truncated", "web_page", "list", "no_weights", "code", "unknown"],
 )
-def test_a_file_that_holds_no_known_weights_is_refused(
+def test_a_file_without_known_weights_is_refused(
     contents: bytes, message: str, deep: DetrDetector, tmp_path: Path
 ) -> None:
     path = tmp_path / "bad.pth"
@@ -155,12 +155,12 @@ def test_missing_files_and_folders_without_weights_are_named(deep: DetrDetector,
         load_weights(deep, tmp_path)
 
 
-def test_a_safetensors_file_that_is_cut_short_is_refused(deep: DetrDetector, tmp_path: Path) -> None:
+def test_a_truncated_safetensors_file_is_refused(deep: DetrDetector, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(100)}, path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(
-        WeightsError, match=r"model\.safetensors: no complete safetensors file .*copy it again"
+        WeightsError, match=r"model\.safetensors: not a complete safetensors file .*copy it again"
     ):
         load_weights(deep, path)
 
@@ -177,7 +177,7 @@ def test_a_safetensors_file_that_is_cut_short_is_refused(deep: DetrDetector, tmp
         ({"block": "bottleneck"}, r"has .* basic blocks, the detector's .* bottleneck blocks"),
         (
             {"hidden_dim": 32},
-            r"of another shape: neck\.input_proj\.0\.conv\.weight is \[16, 12, 1, 1\] in the file and "
+            r"another shape .*: neck\.input_proj\.0\.conv\.weight has shape \[16, 12, 1, 1\] in the file and "
             r"\[32, 12, 1, 1\] in the detector.*Nothing was loaded.*hidden_dim",
         ),
     ],
@@ -194,19 +194,21 @@ def test_weights_of_another_architecture_are_refused_and_nothing_is_loaded(
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_the_detector_to_build_is_named_where_it_is_known() -> None:
+def test_the_detector_to_build_is_named_if_it_is_known() -> None:
     with torch.device("meta"):
         source, target = build("rtdetr_r50"), build("rtdetr_r101")
     with pytest.raises(WeightsError, match=r"\(ResNet-50\).*\(ResNet-101\): build detr_r50 or rtdetr_r50"):
         load_weights(target, written_as(source, layouts.RTDETR_V1))
 
 
-def test_weights_with_a_plain_stem_name_the_stem_to_build(deep: DetrDetector, plain: DetrDetector) -> None:
+def test_the_stem_to_build_is_named_for_weights_with_a_plain_stem(
+    deep: DetrDetector, plain: DetrDetector
+) -> None:
     with pytest.raises(WeightsError, match="build it with stem=plain"):
         load_weights(build_again(deep), written_as(plain, layouts.ANYDEPTH))
 
 
-def test_frozen_norms_refuse_weights_of_one_norm_set_and_take_those_of_two(plain: DetrDetector) -> None:
+def test_frozen_norms_refuse_weights_of_one_norm_set_and_accept_those_of_two(plain: DetrDetector) -> None:
     frozen = build_again(plain, freeze_backbone_norms=True)
     before = snapshot(frozen)
     both = written_as(plain, layouts.ANYDEPTH)
@@ -224,7 +226,7 @@ def test_frozen_norms_refuse_weights_of_one_norm_set_and_take_those_of_two(plain
             )
 
 
-def test_fewer_decoder_layers_take_the_first_ones_and_report_the_rest(deep: DetrDetector) -> None:
+def test_fewer_decoder_layers_load_the_first_ones_and_report_the_rest(deep: DetrDetector) -> None:
     shorter = build_again(deep, decoder_layers=2, minimal_decoder_layers=1)
     report = load_weights(shorter, written_as(deep, layouts.RTDETR_V1))
     assert report.missing == ()
@@ -235,18 +237,18 @@ def test_fewer_decoder_layers_take_the_first_ones_and_report_the_rest(deep: Detr
 # -- report ----------------------------------------------------------------------------------------------
 
 
-def test_the_report_prints_counts_first_names_and_what_to_do(deep: DetrDetector) -> None:
+def test_the_report_prints_counts_first_names_and_advice(deep: DetrDetector) -> None:
     file = written_as(deep, layouts.RTDETR_V1)
     del file["decoder.enc_output.0.bias"]
     file |= {f"extra.{index}": torch.ones(1) for index in range(4)}
     text = str(load_weights(build_again(deep), file))
     assert text.splitlines()[0] == "the given dictionary: weights of RT-DETR v1"
     assert "not in the file, kept as initialised: 1 (decoder.enc_output.0.bias)" in text
-    assert "left over in the file: 4 (extra.0, extra.1, extra.2 and 1 more)" in text
-    assert "note: skip norms have the statistics of the full path" in text
+    assert "unused in the file: 4 (extra.0, extra.1, extra.2 and 1 more)" in text
+    assert "note: skip norms have the statistics of the full state" in text
 
 
-def test_loading_does_not_tie_the_detector_to_the_source(deep: DetrDetector) -> None:
+def test_loaded_tensors_share_no_memory_with_the_source(deep: DetrDetector) -> None:
     file = copy.deepcopy(deep.state_dict())
     target = build_again(deep)
     load_weights(target, file)

@@ -1,4 +1,4 @@
-"""Attention against torch's own layers and against sums written out."""
+"""Attention against torch's own layers and against explicit sums."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_position_embedding_encodes_the_row_first_and_the_column_second() -> Non
     embedding = sine_position_embedding(3, 5, 8)
     assert embedding.shape == (1, 15, 8)
     cells = embedding.view(3, 5, 8)
-    # Decision 9; omega = 10000^(-k / 2) for k = 0, 1: sines, then cosines.
+    # omega = 10000^(-k / 2) for k = 0, 1: sines, then cosines.
     for row in range(3):
         for column in range(5):
             angles = torch.tensor([row, row / 100, column, column / 100])
@@ -68,7 +68,7 @@ def test_position_embedding_encodes_the_row_first_and_the_column_second() -> Non
 
 
 def sampled(feature_map: Tensor, x: float, y: float) -> Tensor:
-    """Bilinear sample [C] of [C, H, W] at normalised x, y; zero outside; cell centres at (i + 0.5) / size."""
+    """Sample [C] bilinearly from [C, H, W] at normalised x, y; zero outside; centres at (i + 0.5) / size."""
     channels, height, width = feature_map.shape
     column, row = x * width - 0.5, y * height - 0.5
     total = torch.zeros(channels)
@@ -79,7 +79,7 @@ def sampled(feature_map: Tensor, x: float, y: float) -> Tensor:
     return total
 
 
-def test_deformable_attention_equals_the_sum_written_out() -> None:
+def test_deformable_attention_equals_the_explicit_sum() -> None:
     dim, heads, points, sizes = 8, 2, 3, [(4, 6), (2, 3)]
     layer = DeformableAttention(dim=dim, heads=heads, levels=2, points=points)
     nn.init.normal_(layer.sampling_offsets.weight, generator=GENERATOR)
@@ -123,8 +123,8 @@ def test_sampling_starts_in_a_star_of_directions() -> None:
 @pytest.mark.parametrize(
     "make", [MultiHeadAttention, lambda **k: DeformableAttention(**k, levels=1, points=1)]
 )
-def test_channels_must_divide_among_the_heads(make: type[nn.Module]) -> None:
-    with pytest.raises(ValueError, match="dim=10 is no multiple of heads=4"):
+def test_channels_must_be_a_multiple_of_the_heads(make: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match="dim=10 is not a multiple of heads=4"):
         make(dim=10, heads=4)
 
 
@@ -153,7 +153,7 @@ def test_mlp_has_relu_between_its_layers_only() -> None:
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 2), (7, 2)])
-def test_convolution_keeps_the_map_but_for_its_stride(kernel_size: int, stride: int) -> None:
+def test_convolution_preserves_the_map_except_for_its_stride(kernel_size: int, stride: int) -> None:
     conv = ConvNorm(
         in_channels=3,
         out_channels=4,
@@ -177,7 +177,7 @@ def test_convolution_keeps_the_map_but_for_its_stride(kernel_size: int, stride: 
     assert conv.norm.full.num_batches_tracked == 0
 
 
-def test_float32_islands_hold_inside_autocast() -> None:
+def test_float32_blocks_hold_inside_autocast() -> None:
     linear, tokens = nn.Linear(4, 4), rand(1, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(tokens).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""MACs are counted from shapes alone; expected numbers are worked out by hand from the layer definitions."""
+"""MACs are counted from shapes alone; expected numbers are computed by hand from the layer definitions."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from anydepth.layers.macs import count_forward, count_macs
 
 
-def test_convolution_counts_kernel_times_channels_times_places() -> None:
+def test_convolution_counts_kernel_times_channels_times_positions() -> None:
     convolution = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
-    # 8 x 8 output places, 6 output channels, 9 taps over 4 / 2 input channels, 2 images.
+    # 8 x 8 output positions, 6 output channels, 9 taps over 4 / 2 input channels, 2 images.
     assert count_macs(convolution, torch.empty(2, 4, 16, 16)) == 2 * 8 * 8 * 6 * 9 * 2
 
 
@@ -30,7 +30,7 @@ class _CrossAttention(nn.Module):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_counts_four_projections_and_both_products(training: bool) -> None:
-    # Eval mode matters: torch's fused inference path is invisible to the counter, and must not be taken.
+    # Eval mode matters: torch's fused inference kernel is invisible to the counter and must not be used.
     module = _CrossAttention().train(training)
     projections, products = 4 * 10 * 8 * 8, 2 * 10 * 10 * 8
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def test_a_module_far_too_large_to_run_is_counted() -> None:
     assert count_macs(huge, torch.empty(1, 1_000_000, device="meta")) == 10**12
 
 
-def test_a_parameter_that_two_modules_share_is_counted_where_it_is_used() -> None:
+def test_a_parameter_that_two_modules_share_is_counted_in_both() -> None:
     first = nn.Linear(4, 4)
     second = nn.Linear(4, 4)
     second.weight = first.weight
@@ -96,7 +96,7 @@ def test_weights_that_a_fused_module_uses_without_calling_the_child_count_as_run
     )
 
 
-def test_the_share_of_every_submodule_that_ran_is_listed() -> None:
+def test_the_macs_of_every_submodule_that_ran_are_listed() -> None:
     module = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Sequential(nn.ReLU(), nn.Linear(6, 2, bias=False)))
     shares = count_forward(module, torch.empty(3, 4)).macs_by_module
     assert {name: macs for name, macs in shares.items() if macs} == {"0": 3 * 24, "1": 3 * 12, "1.1": 3 * 12}

@@ -1,4 +1,4 @@
-"""Switchable norms: each state has its own set, and training one leaves the other alone."""
+"""Switchable norms: each state has its own set, and training one does not change the other."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_frozen_norms_have_no_parameters_and_never_change() -> None:
     assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
 
 
-def test_frozen_norms_compute_what_batch_norm_computes_in_eval_mode() -> None:
+def test_frozen_norms_equal_batch_norm_in_eval_mode() -> None:
     live, frozen = batch_norm(6), batch_norm(6, frozen=True)
     live(FEATURES)
     live.full.weight.data.uniform_(0.5, 2)
@@ -67,7 +67,7 @@ def test_layer_norm_normalises_the_last_axis() -> None:
     assert {id(norm.full), id(norm.skip)} == {id(part) for part in norm.children()}
 
 
-def test_skip_sets_start_as_copies_where_they_are_copied() -> None:
+def test_skip_sets_are_copies_of_full_sets_after_copying() -> None:
     module = nn.ModuleList([batch_norm(6, switchable=True), batch_norm(6), layer_norm(4, switchable=True)])
     for part in module:
         nn.init.uniform_(part.full.weight)

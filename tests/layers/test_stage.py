@@ -1,4 +1,4 @@
-"""The stage: essential blocks always run and are told the flag, refinement blocks run on demand."""
+"""The stage: essential blocks always run and receive the flag, refinement blocks run on demand."""
 
 import pytest
 import torch
@@ -32,5 +32,5 @@ def test_a_stage_without_refinement_only_passes_the_flag_on() -> None:
 
 
 def test_a_stage_without_an_essential_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="a stage of 1 refinement blocks has no essential block"):
+    with pytest.raises(ValueError, match="got a stage of 1 refinement blocks and no essential block"):
         DepthStage(essential=[], refinement=[_Refinement()])

@@ -14,13 +14,13 @@ ANCHORS = 126
 
 
 def make_maps(batch: int, classes: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Head maps that want gradients; the distances lean to few strides, so that boxes overlap the targets."""
+    """Make head maps that require gradients; distances are biased to few strides, so that boxes overlap."""
     generator = torch.Generator().manual_seed(seed)
-    lean = torch.zeros(4 * BINS + classes, 1, 1)
-    lean[: 4 * BINS, 0, 0] = (-0.6 * (torch.arange(BINS) - 1.5).abs()).repeat(4)
+    bias = torch.zeros(4 * BINS + classes, 1, 1)
+    bias[: 4 * BINS, 0, 0] = (-0.6 * (torch.arange(BINS) - 1.5).abs()).repeat(4)
     return tuple(
         (
-            lean
+            bias
             + torch.randn(batch, 4 * BINS + classes, HEIGHT // stride, WIDTH // stride, generator=generator)
         ).requires_grad_()
         for stride in STRIDES
@@ -28,7 +28,7 @@ def make_maps(batch: int, classes: int, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def make_output(batch: int, classes: int, seed: int = 0) -> YoloOutput:
-    """An output whose features want gradients too."""
+    """Make an output whose features require gradients, too."""
     generator = torch.Generator().manual_seed(seed + 1000)
 
     def features(*widths: int) -> tuple[Tensor, ...]:
@@ -41,7 +41,7 @@ def make_output(batch: int, classes: int, seed: int = 0) -> YoloOutput:
 
 
 def make_targets(counts: Sequence[int], classes: int, seed: int = 0) -> list[Targets]:
-    """Boxes of 15 to 60 % of the image, which overlap each other where there are several."""
+    """Make boxes of 15 to 60 % of the image, which overlap each other if there are several."""
     generator = torch.Generator().manual_seed(seed)
     return [
         Targets(
@@ -59,12 +59,12 @@ def make_targets(counts: Sequence[int], classes: int, seed: int = 0) -> list[Tar
 
 
 def leaves_of(output: YoloOutput) -> list[Tensor]:
-    """Everything of an output that a loss may send gradients to."""
+    """Return all tensors of an output that a loss may send gradients to."""
     return [*output.maps, *output.backbone_features, *output.neck_features]
 
 
 def repeated(output: YoloOutput, times: int) -> YoloOutput:
-    """The same images several times over, or the output itself for once."""
+    """Repeat the images of an output; ``times=1`` returns the output itself."""
     if times == 1:
         return output
 

@@ -16,7 +16,7 @@ from anydepth.yolo.decode import Predictions
 from losses import task_aligned_assigner
 from yolo.cases import HEIGHT, WIDTH, make_maps, make_targets
 
-# Random cases whose choice hangs on less than this are left out: float32 and float64 may choose differently.
+# Random cases with a closer choice than this are skipped: float32 and float64 may choose differently.
 CLOSE = 1e-4
 
 
@@ -40,7 +40,7 @@ def loop_assignment(
     alpha: float,
     beta: float,
 ) -> tuple[list[dict[int, tuple[int, float]]], bool]:
-    """Per image, anchor -> (box, soft target); and whether some choice was too close to call."""
+    """Return anchor -> (box, soft target) for each image, and whether any choice was too close to compare."""
     images: list[dict[int, tuple[int, float]]] = []
     close = False
     for image in range(len(scores)):
@@ -100,7 +100,7 @@ def check(found: Assignment, expected: list[dict[int, tuple[int, float]]], label
     top_k=st.integers(1, 13),
     exponents=st.sampled_from([(0.5, 6.0), (1.0, 2.0), (0.0, 1.0)]),
 )
-def test_random_batches_are_assigned_as_the_formulas_say(
+def test_random_batches_are_assigned_by_the_formulas(
     counts: list[int], classes: int, seed: int, top_k: int, exponents: tuple[float, float]
 ) -> None:
     case = make_case(counts, classes, seed)
@@ -111,7 +111,7 @@ def test_random_batches_are_assigned_as_the_formulas_say(
 
 
 def test_the_random_batches_hold_contested_and_unassigned_anchors() -> None:
-    # Else the test above shows less than it says.
+    # Otherwise the test above would cover less than it claims.
     *predictions, truth = make_case([6, 0, 2], 3, seed=1)
     found = task_aligned_assigner()(*predictions, truth)
     claims = 0
@@ -131,7 +131,7 @@ def test_a_hand_made_case() -> None:
     centres = torch.tensor([[12.0, 20.0], [20.0, 20.0], [60.0, 20.0]])
     found = task_aligned_assigner()(scores, boxes, centres, truth)
     assert found.foreground.tolist() == [[True, True, False]]
-    # u = 1 and 3/4 less the aspect term (concentric, so no distance): v = 4/pi^2 (atan 1 - atan 3/4)^2.
+    # u = 1 and 3/4 minus the aspect term (concentric, so no distance): v = 4/pi^2 (atan 1 - atan 3/4)^2.
     v = 4 / torch.pi**2 * (torch.pi / 4 - torch.atan(torch.tensor(0.75))) ** 2
     u = 0.75 - v * v / (v - 0.75 + 1)
     # Equal scores cancel: t2 / t1 = u^6, and the largest is scaled to the largest overlap, 1.
@@ -156,7 +156,7 @@ def test_an_anchor_whose_prediction_misses_the_box_is_not_assigned() -> None:
     assert found.foreground.tolist() == [[False, True]]
 
 
-def test_padding_is_never_assigned_even_where_it_would_fit() -> None:
+def test_padding_is_never_assigned_even_if_it_would_fit() -> None:
     scores, boxes, centres, truth = make_case([3, 3], 2, seed=4)
     hidden = GroundTruth(
         truth.labels, truth.boxes_xyxy, torch.tensor([[True, True, True], [True, False, False]])
@@ -181,14 +181,14 @@ def test_a_batch_without_boxes_is_all_background(padded_boxes: int) -> None:
     assert not found.soft_targets.any()
 
 
-def test_large_batches_are_assigned_in_pieces_with_the_same_result() -> None:
+def test_large_batches_are_assigned_in_chunks_with_the_same_result() -> None:
     case = make_case([3, 0, 6, 1, 2], 3, seed=2)
     whole = task_aligned_assigner()(*case)
     for pairs in (1, 2 * 6 * 126):
         with patch.object(assigner_module, "_MAX_PAIRS", pairs):
-            pieces = task_aligned_assigner()(*case)
+            chunked = task_aligned_assigner()(*case)
         for name in ("foreground", "targets", "soft_targets"):
-            assert torch.equal(getattr(pieces, name), getattr(whole, name))
+            assert torch.equal(getattr(chunked, name), getattr(whole, name))
 
 
 def test_each_image_is_assigned_as_if_it_were_alone() -> None:
@@ -202,7 +202,7 @@ def test_each_image_is_assigned_as_if_it_were_alone() -> None:
             assert torch.equal(getattr(alone, name)[0], getattr(batch, name)[image])
 
 
-def test_half_precision_scores_give_float32_targets() -> None:
+def test_half_precision_scores_have_float32_targets() -> None:
     scores, boxes, centres, truth = make_case([4], 3, seed=0)
     found = task_aligned_assigner()(scores.bfloat16(), boxes, centres, truth)
     expected = task_aligned_assigner()(scores.bfloat16().float(), boxes, centres, truth)
@@ -210,7 +210,7 @@ def test_half_precision_scores_give_float32_targets() -> None:
     assert torch.equal(found.soft_targets, expected.soft_targets)
 
 
-def test_ground_truth_is_padded_and_turned_into_pixels() -> None:
+def test_ground_truth_is_padded_and_converted_to_pixels() -> None:
     targets = [
         Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
         Targets(torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.25, 0.75, 0.1, 0.1]]), torch.tensor([2, 1])),
@@ -233,5 +233,5 @@ def test_numbers_outside_their_range_are_refused(wrong: dict[str, float]) -> Non
 
 def test_predictions_and_ground_truth_of_different_batches_are_refused() -> None:
     scores, boxes, centres, truth = make_case([1, 2], 2, seed=0)
-    with pytest.raises(ValueError, match="ground truth of 2 images came for predictions of 1 images"):
+    with pytest.raises(ValueError, match="got ground truth of 2 images, expected 1"):
         task_aligned_assigner()(scores[:1], boxes[:1], centres, truth)

@@ -1,4 +1,4 @@
-"""Every command works on this wing as on the other, by the choice of the detector alone."""
+"""Every command works on the YOLO family by the choice of the detector alone."""
 
 import json
 from collections.abc import Iterator

@@ -29,9 +29,9 @@ def losses_of(
 
 
 def loop_losses(predictions: Predictions, truth: GroundTruth, assignment: Assignment) -> dict[str, Tensor]:
-    """The formulas of the specification, section 3.2, anchor by anchor."""
+    """Compute the formulas of the specification, section 3.2, anchor by anchor."""
     images, anchors, _ = predictions.class_logits.shape
-    normaliser = max(assignment.soft_targets.sum().item(), 1.0)
+    normalizer = max(assignment.soft_targets.sum().item(), 1.0)
     box = dfl = torch.zeros(())
     for image in range(images):
         for anchor in range(anchors):
@@ -52,9 +52,9 @@ def loop_losses(predictions: Predictions, truth: GroundTruth, assignment: Assign
     z, y = predictions.class_logits, assignment.soft_targets
     entropy = (y * F.softplus(-z) + (1 - y) * F.softplus(z)).sum()
     return {
-        "box": 7.5 * box / normaliser,
-        "class": 0.5 * entropy / normaliser,
-        "dfl": 1.5 * dfl / normaliser,
+        "box": 7.5 * box / normalizer,
+        "class": 0.5 * entropy / normalizer,
+        "dfl": 1.5 * dfl / normalizer,
     }
 
 
@@ -67,7 +67,7 @@ def test_all_terms_and_their_gradients_equal_those_of_plain_loops(
     ours, *context = losses_of(maps, make_targets(counts, classes))
     expected = loop_losses(*context)
     assert ours.keys() == expected.keys()
-    assert context[-1].foreground.sum() > 3  # else this case shows nothing
+    assert context[-1].foreground.sum() > 3  # otherwise this case tests nothing
     for name, value in ours.items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
         gradients = torch.autograd.grad(value, maps, retain_graph=True)
@@ -78,7 +78,7 @@ def test_all_terms_and_their_gradients_equal_those_of_plain_loops(
 def test_the_class_loss_is_divided_by_the_sum_of_the_soft_targets_once_it_exceeds_one() -> None:
     _, *context = losses_of(make_maps(2, 3, seed=3), make_targets((3, 5), 3))
     total = context[-1].soft_targets.sum()
-    assert total > 1  # the loops above would not tell it from 1 otherwise
+    assert total > 1  # the loops above could not distinguish it from 1 otherwise
     predictions, truth, assignment = context
     halves = Assignment(assignment.foreground, assignment.targets, assignment.soft_targets * 0.5 / total)
     small = make_criterion().terms(predictions, truth, halves)
@@ -88,7 +88,7 @@ def test_the_class_loss_is_divided_by_the_sum_of_the_soft_targets_once_it_exceed
     torch.testing.assert_close(small["class"], expected)
 
 
-def test_a_distance_is_shared_between_the_two_bins_around_it() -> None:
+def test_a_distance_is_split_between_the_two_bins_around_it() -> None:
     logits = torch.randn(1, 1, 4, 16, generator=torch.Generator().manual_seed(0))
     # 2.25 lies between bins 2 and 3; 7 is a bin of its own; 40 is clipped to 14.99 and -3 to 0.
     found = distribution_focal_loss(logits, torch.tensor([[[2.25, 7.0, 40.0, -3.0]]]))
@@ -104,10 +104,10 @@ def test_distances_are_those_of_left_top_right_and_bottom() -> None:
     assert found.tolist() == [[[3.0, 6.0, 6.0, 12.0]]]
 
 
-def test_without_boxes_only_the_background_is_taught() -> None:
+def test_without_boxes_only_the_background_has_losses() -> None:
     maps = make_maps(2, 3)
     terms, predictions, *_ = losses_of(maps, make_targets((0, 0), 3))
-    # All labels are 0: BCE = sum softplus(z), divided by 1 (the least S), times the weight 0.5.
+    # All labels are 0: BCE = sum softplus(z), divided by 1 (the minimum of S), times the weight 0.5.
     torch.testing.assert_close(terms["class"], 0.5 * F.softplus(predictions.class_logits).sum())
     assert terms["box"] == terms["dfl"] == 0
     torch.stack(list(terms.values())).sum().backward()
@@ -119,7 +119,7 @@ def test_without_boxes_only_the_background_is_taught() -> None:
 
 
 def test_losses_do_not_depend_on_the_number_of_images() -> None:
-    # S grows with the number of images as the sums do.
+    # S grows with the number of images, and so do the sums.
     maps, targets = make_maps(1, 3, seed=3), make_targets((5,), 3)
     alone, *_, assignment = losses_of(maps, targets)
     assert assignment.soft_targets.sum() > 1
@@ -129,7 +129,7 @@ def test_losses_do_not_depend_on_the_number_of_images() -> None:
 
 
 def test_saturated_predictions_have_finite_losses_and_gradients() -> None:
-    # All probability on one bin: boxes without width or height, at distance 0, among others.
+    # All probability on one bin, which gives boxes without width or height at distance 0, among others.
     maps = tuple((200 * level.detach()).requires_grad_() for level in make_maps(2, 3))
     with torch.no_grad():
         maps[0][:, range(0, 64, 16)] = 1e4
@@ -140,14 +140,14 @@ def test_saturated_predictions_have_finite_losses_and_gradients() -> None:
         assert gradient.isfinite().all()
 
 
-def test_the_assignment_sends_no_gradient() -> None:
+def test_the_assignment_has_no_gradient() -> None:
     maps = make_maps(2, 3)
     _, _, _, assignment = losses_of(maps, make_targets((4, 2), 3))
     assert not assignment.soft_targets.requires_grad
 
 
 @pytest.mark.parametrize("name", ["box", "class", "dfl"])
-def test_a_weight_scales_its_own_term_and_zero_leaves_it_out(name: str) -> None:
+def test_a_weight_scales_its_own_term_and_zero_skips_it(name: str) -> None:
     maps, targets = make_maps(2, 3), make_targets((4, 2), 3)
     ones = {"box_weight": 1.0, "class_weight": 1.0, "dfl_weight": 1.0}
     base, *_ = losses_of(maps, targets, **ones)

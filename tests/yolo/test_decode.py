@@ -1,4 +1,4 @@
-"""Decoding of head maps against cells, bins and boxes worked out by hand."""
+"""Decoding of head maps against cells, bins and boxes computed by hand."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from anydepth.yolo.output import BINS, STRIDES
 from yolo.cases import ANCHORS, HEIGHT, WIDTH, make_maps
 
 
-def test_anchors_run_over_the_maps_from_fine_to_coarse_and_row_by_row() -> None:
+def test_anchors_are_ordered_from_fine_to_coarse_maps_and_row_by_row() -> None:
     centres, strides = anchor_points([torch.zeros(1, 65, 32 // s, 64 // s) for s in STRIDES])
     expected = [
         (float(x), float(y), float(s))
@@ -36,7 +36,7 @@ def test_every_anchor_keeps_the_channels_of_its_cell() -> None:
                 anchor += 1
 
 
-def test_sides_lie_the_expected_distance_from_the_anchor() -> None:
+def test_sides_lie_at_the_expected_distance_from_the_anchor() -> None:
     logits = torch.full((1, 2, 4, BINS), -1e4)
     # First anchor: certain of 1, 2, 3 and 0 strides. Second: halves between bins 4 and 7, 5.5 strides.
     logits[0, 0, range(4), [1, 2, 3, 0]] = 0
@@ -56,12 +56,12 @@ def test_half_precision_maps_are_decoded_in_float32_also_under_autocast() -> Non
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
-def test_the_image_is_as_large_as_its_cells() -> None:
+def test_the_image_size_follows_from_the_maps() -> None:
     assert image_size(make_maps(1, 1)) == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("wrong", ["two maps", "no classes"])
-def test_other_maps_are_refused(wrong: str) -> None:
+def test_a_wrong_number_of_maps_or_channels_is_refused(wrong: str) -> None:
     maps = make_maps(1, 2)
     maps = maps[:2] if wrong == "two maps" else tuple(level[:, :64] for level in maps)
     with pytest.raises(ValueError, match=r"give \[B, 64 \+ K, H/s, W/s\] for each of the strides"):

@@ -1,4 +1,4 @@
-"""From raw head maps to detections, and what a YOLO detector owes to the rest of the framework."""
+"""The YOLO detector around its network: from raw head maps to detections, saving, classes."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ def detector() -> YoloDetector:
 
 
 def empty_maps() -> list[Tensor]:
-    """Maps in which every score is next to 0."""
+    """Make maps in which every score is almost 0."""
     maps = [torch.zeros(1, 4 * BINS + 3, SIZE // stride, SIZE // stride) for stride in (8, 16, 32)]
     for level in maps:
         level[:, 4 * BINS :] = -20.0
@@ -35,7 +35,7 @@ def empty_maps() -> list[Tensor]:
 def put(
     maps: list[Tensor], level: int, row: int, column: int, sides: tuple[int, ...], **scores: float
 ) -> None:
-    """A box in one cell: whole distances in strides to left, top, right, bottom, and scores by class."""
+    """Set the box of one cell: distances in strides to left, top, right, bottom, and scores by class."""
     for side, distance in enumerate(sides):
         maps[level][0, side * BINS + distance, row, column] = 50.0
     for label, score in scores.items():
@@ -57,7 +57,7 @@ def test_a_cell_is_decoded_to_a_box_in_pixels_of_the_original_image(detector: Yo
     assert found.labels.tolist() == [2]
 
 
-def test_a_cell_may_give_a_box_for_several_classes_and_classes_do_not_suppress_each_other(
+def test_a_cell_may_predict_several_classes_and_classes_do_not_suppress_each_other(
     detector: YoloDetector,
 ) -> None:
     maps = empty_maps()
@@ -76,7 +76,7 @@ def test_boxes_of_a_class_that_overlap_by_more_than_the_limit_are_suppressed(det
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7]))
 
 
-def test_only_the_best_candidates_go_into_suppression_and_only_so_many_come_out() -> None:
+def test_the_numbers_of_candidates_and_of_detections_are_limited() -> None:
     torch.manual_seed(0)
     limits = {"nms_candidates": 50, "nms_detections": 20, "nms_iou": 1.0, "nms_score": 0.0}
     detector = anydepth.build("yolo_tiny", 3, input_size=[SIZE, SIZE], **limits).eval()
@@ -90,7 +90,7 @@ def test_only_the_best_candidates_go_into_suppression_and_only_so_many_come_out(
 def test_more_candidates_than_the_published_limit_are_cut_and_still_suppressed(
     detector: YoloDetector,
 ) -> None:
-    """1600 x 1280 pixels and 3 classes give 126,000 pairs, every one above the score limit."""
+    # 1600 x 1280 pixels and 3 classes make 126,000 pairs, all of them above the score limit.
     generator = torch.Generator().manual_seed(0)
     maps = [
         torch.randn(1, 4 * BINS + 3, 1600 // stride, 1280 // stride, generator=generator)
@@ -100,13 +100,13 @@ def test_more_candidates_than_the_published_limit_are_cut_and_still_suppressed(
     assert len(found) == 300
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
     left, top, right, bottom = found.boxes_xyxy.unbind(1)
-    inside = (left > 0) & (top > 0) & (right < 1280) & (bottom < 1600)  # the others were cut afterwards
+    inside = (left > 0) & (top > 0) & (right < 1280) & (bottom < 1600)  # the others were clipped afterwards
     for label in range(3):
         overlaps = box_iou(*[found.boxes_xyxy[inside & (found.labels == label)]] * 2).fill_diagonal_(0)
         assert overlaps.max() <= 0.7
 
 
-def test_low_scores_are_left_out(detector: YoloDetector) -> None:
+def test_low_scores_are_dropped(detector: YoloDetector) -> None:
     maps = empty_maps()
     put(maps, 2, 0, 0, (1, 1, 1, 1), c0=0.0005, c1=0.002)
     assert detector.postprocess(output(maps), [(SIZE, SIZE)])[0].labels.tolist() == [1]
@@ -136,7 +136,7 @@ def test_saved_weights_load_and_predict_alike(detector: YoloDetector, tmp_path: 
 
 
 @pytest.mark.parametrize("count", [1, 90])
-def test_another_number_of_classes_renews_the_class_branches_only(detector: YoloDetector, count: int) -> None:
+def test_another_number_of_classes_resets_the_class_branches_only(detector: YoloDetector, count: int) -> None:
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     detector.reset_classes([f"class {index}" for index in range(count)])
     wanted = anydepth.build("yolo_tiny", count, input_size=[SIZE, SIZE]).state_dict()
@@ -150,7 +150,7 @@ def test_another_number_of_classes_renews_the_class_branches_only(detector: Yolo
 
 
 def test_initial_scores_expect_few_objects(detector: YoloDetector) -> None:
-    """Specification 1.9: log(5 / K / cells at 640 pixels), and box biases of 1."""
+    # Specification 1.9: log(5 / K / cells at 640 pixels), and box biases of 1.
     for branch, boxes, stride in zip(
         detector.head.class_branches, detector.head.box_branches, (8, 16, 32), strict=True
     ):

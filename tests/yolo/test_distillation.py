@@ -1,4 +1,4 @@
-"""Distillation losses against plain loops over anchors and images, and masks worked out by hand."""
+"""Distillation losses against plain loops over anchors and images, and masks computed by hand."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ Case = tuple[YoloOutput, YoloOutput, Predictions, Predictions, Assignment, Assig
 
 
 def make_case(counts: tuple[int, ...], *, classes: int = 4, times: int = 1) -> Case:
-    """Student and teacher: outputs, predictions, assignments. The batch may be repeated."""
+    """Make outputs, predictions and assignments of student and teacher. The batch may be repeated."""
     outputs = [repeated(make_output(len(counts), classes, seed), times) for seed in (1, 2)]
     truth = GroundTruth.collect(make_targets(counts, classes) * times, (HEIGHT, WIDTH))
     decoded = [Predictions.decode(output.maps) for output in outputs]
@@ -38,7 +38,7 @@ def loop_losses(
     class_temperature: float,
     dfl_temperature: float,
 ) -> dict[str, float]:
-    """Section 3.3 of the specification, anchor by anchor, with gains of 1."""
+    """Compute section 3.3 of the specification, anchor by anchor, with gains of 1."""
     sums = {"kd_box": 0.0, "kd_class": 0.0, "kd_dfl": 0.0}
     weights = dict.fromkeys(sums, 0.0)
     images, anchors, _ = student.class_logits.shape
@@ -95,8 +95,8 @@ def test_predictions_are_compared_anchor_by_anchor(
         assert value.item() == pytest.approx(gains[name] * expected[name], rel=1e-4, abs=1e-6), name
 
 
-def test_the_cases_hold_conflicts_and_anchors_of_one_path_alone() -> None:
-    # Else the loops above show less than they say.
+def test_the_cases_hold_conflicts_and_anchors_of_one_pass_alone() -> None:
+    # Otherwise the loops above would cover less than they claim.
     *_, first, second = make_case((6, 6))
     both = first.foreground & second.foreground
     assert (both & (first.targets != second.targets)).any()
@@ -104,11 +104,11 @@ def test_the_cases_hold_conflicts_and_anchors_of_one_path_alone() -> None:
     assert (second.foreground & ~first.foreground).any()
     assert (first.foreground & ~second.foreground).any()
     taught, shared = distilled_weights(first, second)
-    assert taught.sum() > 1  # divided by
+    assert taught.sum() > 1  # otherwise the divisor would be 1
     assert shared.sum() > 1
 
 
-def test_an_anchor_counts_where_the_teacher_sees_an_object_and_the_student_no_other() -> None:
+def test_an_anchor_counts_if_the_teacher_sees_an_object_and_the_student_no_other() -> None:
     # Anchors: same box, conflict, teacher alone, student alone, background.
     student = Assignment(
         torch.tensor([[True, True, False, True, False]]), torch.tensor([[1, 0, 0, 1, 0]]), torch.ones(1, 5, 2)
@@ -156,7 +156,7 @@ def test_features_are_compared_map_by_map_and_image_by_image() -> None:
     assert found["kd_feature"].item() == pytest.approx(0.7 * total / (5 * 3), rel=1e-5)
 
 
-def test_a_batch_of_one_gives_what_the_image_adds_to_a_batch() -> None:
+def test_an_image_contributes_the_same_in_a_batch_of_one() -> None:
     student, teacher, *_ = make_case((1, 1, 1))
     whole = pooled_feature_distance(student.neck_features, teacher.neck_features)
     alone = [
@@ -199,7 +199,7 @@ def test_the_teacher_gets_no_gradient_and_an_equal_student_no_loss() -> None:
         assert value.item() == pytest.approx(0, abs=1e-5), name
 
 
-def test_a_weight_of_zero_leaves_its_term_out_and_never_touches_its_inputs() -> None:
+def test_a_weight_of_zero_skips_its_term_and_never_touches_its_inputs() -> None:
     student, teacher, *case = make_case((3, 2))
     for weight, name in (("box_weight", "kd_box"), ("class_weight", "kd_class"), ("dfl_weight", "kd_dfl")):
         terms = yolo_distillation(**{weight: 0.0}).predictions(*case)
@@ -220,7 +220,7 @@ def test_without_boxes_the_terms_are_zero_with_finite_gradients() -> None:
         assert not gradient.any()
 
 
-def test_one_class_is_taught_by_its_score() -> None:
+def test_one_class_is_distilled_by_its_score() -> None:
     student, _, *case = make_case((3, 2), classes=1)
     terms = yolo_distillation().predictions(*case)
     expected = loop_losses(*case, "bernoulli_kl", 2.0, 1.0)
@@ -231,7 +231,7 @@ def test_one_class_is_taught_by_its_score() -> None:
         yolo_distillation(class_loss="softmax_kl").predictions(*case)
 
 
-def test_several_classes_are_compared_by_the_softmax_unless_told_otherwise() -> None:
+def test_several_classes_are_compared_by_the_softmax_by_default() -> None:
     _, _, *case = make_case((3, 2))
     auto = yolo_distillation().predictions(*case)["kd_class"]
     assert torch.equal(auto, yolo_distillation(class_loss="softmax_kl").predictions(*case)["kd_class"])

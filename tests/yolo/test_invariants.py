@@ -33,7 +33,7 @@ IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
 def randomise(module: nn.Module) -> None:
-    """Norms away from their start, so that the sets of a switchable norm differ."""
+    """Randomise norms, residual scales and skip kernels, so that the sets of a switchable norm differ."""
     generator = torch.Generator().manual_seed(1)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -72,7 +72,7 @@ def assert_equal_bits(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> 
 
 
 def stages(detector: YoloDetector) -> Iterator[tuple[ElanStage, nn.Module | None]]:
-    """Every stage with the convolution in front of it that takes its norm set, in the order of the flags."""
+    """Yield every stage and the convolution before it that uses its norm set, in the order of the flags."""
     backbone, neck = detector.backbone, detector.neck
     yield from zip(backbone.stages, [None, *backbone.downs], strict=True)  # type: ignore[misc]
     yield from zip(neck.stages, [None, None, *neck.downs], strict=True)  # type: ignore[misc]
@@ -97,7 +97,7 @@ def test_switching_depths_in_any_order_equals_a_freshly_built_detector(detector:
 
 
 def fixed_depth(detector: YoloDetector, depth: DepthConfig) -> YoloDetector:
-    """A network without any refinement path or second norm set, that holds just the units of a depth."""
+    """Build a network without refinement paths and second norm sets that holds just the units of a depth."""
     plain = copy.deepcopy(detector)
     for (stage, down), refine in zip(stages(plain), depth.refine, strict=True):
         fusion = stage.fusion
@@ -126,7 +126,7 @@ def test_configurations_equal_the_fixed_depth_network_of_just_their_units(chosen
     detector = build(c3k2_split="unit")
     randomise(detector)
     space = detector.depth_space
-    # The 256 networks are put together from the stages of two, which spares building each of them.
+    # The 256 networks are assembled from the stages of two, which saves building each of them.
     parts = {True: fixed_depth(detector, space.full), False: fixed_depth(detector, space.minimal)}
     plain = fixed_depth(detector, space.full)
     configs = list(space.all())

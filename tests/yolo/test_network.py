@@ -1,4 +1,4 @@
-"""Sizes and costs of AnyDepth-YOLO and YOLOv12 against the specification's tables; what builders refuse."""
+"""Sizes and costs of AnyDepth-YOLO and YOLOv12 against the specification's tables; invalid settings."""
 
 from functools import cache
 from typing import Any
@@ -95,7 +95,7 @@ def test_each_flag_saves_its_published_share_and_savings_add_up(name: str, split
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_the_convolutions_alone_cost_what_the_table_says(name: str) -> None:
+def test_the_convolutions_alone_have_the_published_cost(name: str) -> None:
     full, minimal = CONVOLUTIONS[name]
     for depth, expected in (("full", full), ("minimal", minimal)):
         if expected is not None:
@@ -105,7 +105,7 @@ def test_the_convolutions_alone_cost_what_the_table_says(name: str) -> None:
 
 
 def _attention_macs(name: str, depth: str) -> int:
-    """Two products of N x N / area x C for each attention block that runs; 40x40 and 20x20 cells at 640."""
+    """Count two products of T x T / area x C per attention block that runs, T = 40x40 or 20x20 cells."""
     detector = build(name)
     refine = detector.depth_space.parse(depth).refine or (True,) * 8
     total = 0
@@ -146,12 +146,12 @@ def test_the_head_maps_have_the_published_shapes() -> None:
         ({"input_size": [256]}, r"expected \[height, width\]"),
         ({"input_size": [250, 256]}, "multiples of 32, e.g. 224x256"),
         ({"nms_iou": 1.5}, r"nms_iou=1\.5: allowed are 0 to 1"),
-        ({"nms_detections": 0}, "nms_detections=0: allowed are 1 and above"),
+        ({"nms_detections": 0}, "nms_detections=0: allowed are 1 or more"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"c3k2_splitt": "unit"}, "has no setting c3k2_splitt"),
     ],
 )
-def test_values_that_do_not_fit_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         anydepth.build("yolo_tiny", **{"num_classes": 3, **wrong})
 
@@ -162,7 +162,7 @@ def test_an_unknown_scale_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("size", [(250, 256), (16, 32)])
-def test_image_sizes_that_the_strides_cannot_take_are_refused(size: tuple[int, int]) -> None:
+def test_image_sizes_that_are_not_multiples_of_the_stride_are_refused(size: tuple[int, int]) -> None:
     detector = anydepth.build("yolo_tiny", 1).eval()
     with pytest.raises(ValueError, match=r"must be multiples of 32, e\.g\."):
         detector(torch.rand(1, 3, *size))

@@ -1,4 +1,4 @@
-"""CIoU against torchvision, and where torchvision's has no gradient."""
+"""CIoU against torchvision's, and for boxes for which torchvision's has no gradient."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def test_values_and_gradients_equal_those_of_torchvision() -> None:
     first, second = (random_boxes(200, seed=seed).requires_grad_() for seed in (1, 2))
     found, expected = 1 - complete_iou(first, second), complete_box_iou_loss(first, second)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    # The gradient holds only because neither differentiates the weight of the aspect term.
+    # The gradients are equal only because neither differentiates the weight of the aspect term.
     gradients = torch.autograd.grad(found.sum(), [first, second])
     references = torch.autograd.grad(expected.sum(), [first, second])
     torch.testing.assert_close(gradients, references, atol=1e-6, rtol=1e-4)
