@@ -17,14 +17,14 @@ from anydepth.yolo.objective import YoloObjective
 
 
 def detr_losses(**changes: object) -> DetrObjective:
-    """The losses of AnyDepth-DETR; two underscores lead into parts: ``distillation__l1_weight=0``."""
+    """Build the losses of AnyDepth-DETR; two underscores lead into parts: ``distillation__l1_weight=0``."""
     objective = zoo.build_losses("detr", _overrides(changes))
     assert isinstance(objective, DetrObjective)
     return objective
 
 
 def yolo_losses(**changes: object) -> YoloObjective:
-    """Likewise of AnyDepth-YOLO."""
+    """Build the losses of AnyDepth-YOLO in the same way."""
     objective = zoo.build_losses("yolo", _overrides(changes))
     assert isinstance(objective, YoloObjective)
     return objective
@@ -46,36 +46,36 @@ def _part(family: str, key: str, changes: dict[str, object]) -> Any:
 
 
 def hungarian_matcher(**changes: object) -> HungarianMatcher:
-    """The matcher with the values of ``conf/losses/detr.yaml``."""
+    """Build the matcher with the values of ``conf/losses/detr.yaml``."""
     matcher: HungarianMatcher = _part("detr", "criterion.matcher", changes)
     return matcher
 
 
 def detr_criterion(**changes: object) -> DetrCriterion:
-    """The losses against ground truth with the values of ``conf/losses/detr.yaml``."""
+    """Build the losses against ground truth with the values of ``conf/losses/detr.yaml``."""
     criterion: DetrCriterion = _part("detr", "criterion", changes)
     return criterion
 
 
 def detr_distillation(**changes: object) -> DetrDistillation:
-    """The distillation with the values of ``conf/losses/detr.yaml``."""
+    """Build the distillation with the values of ``conf/losses/detr.yaml``."""
     distillation: DetrDistillation = _part("detr", "distillation", changes)
     return distillation
 
 
 def task_aligned_assigner(**changes: object) -> TaskAlignedAssigner:
-    """The assigner with the values of ``conf/losses/yolo.yaml``."""
+    """Build the assigner with the values of ``conf/losses/yolo.yaml``."""
     assigner: TaskAlignedAssigner = _part("yolo", "criterion.assigner", changes)
     return assigner
 
 
 def yolo_criterion(**changes: object) -> YoloCriterion:
-    """The losses against ground truth with the values of ``conf/losses/yolo.yaml``."""
+    """Build the losses against ground truth with the values of ``conf/losses/yolo.yaml``."""
     criterion: YoloCriterion = _part("yolo", "criterion", changes)
     return criterion
 
 
 def yolo_distillation(**changes: object) -> YoloDistillation:
-    """The distillation with the values of ``conf/losses/yolo.yaml``."""
+    """Build the distillation with the values of ``conf/losses/yolo.yaml``."""
     distillation: YoloDistillation = _part("yolo", "distillation", changes)
     return distillation

@@ -38,7 +38,7 @@ def loop_losses(
     class_temperature: float,
     dfl_temperature: float,
 ) -> dict[str, float]:
-    """Compute section 3.3 of the specification, anchor by anchor, with gains of 1."""
+    """Compute section 3.3 of the specification, anchor by anchor, with weights of 1."""
     sums = {"kd_box": 0.0, "kd_class": 0.0, "kd_dfl": 0.0}
     weights = dict.fromkeys(sums, 0.0)
     images, anchors, _ = student.class_logits.shape
@@ -87,12 +87,12 @@ def test_predictions_are_compared_anchor_by_anchor(
     )
     terms = distillation.predictions(*case)
     expected = loop_losses(*case, class_loss, *temperatures)
-    # Gains of the released L model (specification, 3.4).
-    gains = {"kd_box": 1.2, "kd_class": 0.4, "kd_dfl": 0.8}
-    assert terms.keys() == gains.keys()
+    # Weights of the released L model (specification, 3.4).
+    weights = {"kd_box": 1.2, "kd_class": 0.4, "kd_dfl": 0.8}
+    assert terms.keys() == weights.keys()
     for name, value in terms.items():
         assert value.dtype == torch.float32
-        assert value.item() == pytest.approx(gains[name] * expected[name], rel=1e-4, abs=1e-6), name
+        assert value.item() == pytest.approx(weights[name] * expected[name], rel=1e-4, abs=1e-6), name
 
 
 def test_the_cases_hold_conflicts_and_anchors_of_one_pass_alone() -> None:

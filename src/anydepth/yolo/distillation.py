@@ -121,8 +121,8 @@ class YoloDistillation:
             teacher_assignment: Assignment of the teacher's anchors to the same ground truth.
 
         Returns:
-            ``kd_box``, ``kd_class`` and ``kd_dfl``, if their weights are not 0; float32 scalars, 0 if no anchor
-            counts.
+            ``kd_box``, ``kd_class`` and ``kd_dfl``, if their weights are not 0; float32 scalars, 0 if no
+            anchor counts.
 
         Raises:
             ValueError: ``softmax_kl`` was chosen and there is one class.

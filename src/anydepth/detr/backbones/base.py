@@ -1,4 +1,4 @@
-"""What a backbone of the DETR family has to be, and what a table entry says about one."""
+"""Interface of the backbones of the DETR family, and the entries of the table that lists them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,8 @@ class Backbone(nn.Module, ABC):
     """Stem and four stages; the maps of stages 2 to 4 go to the neck.
 
     Attributes:
-        stem: Images [B, 3, H, W] to the input [B, C, H/4, W/4] of the first stage; the same at every depth.
+        stem: Module from images [B, 3, H, W] to the input [B, C, H/4, W/4] of the first stage; the same at
+            every depth.
         stages: Four :class:`~anydepth.layers.stage.DepthStage`, whose refinement paths may be skipped.
         out_channels: Channels of the three output maps (strides 8, 16, 32).
     """
@@ -51,31 +52,31 @@ class BackboneBuilder(Protocol):
         """Build the backbone.
 
         Args:
-            blocks: Blocks per stage, four numbers.
-            widths: Width per stage, four numbers.
-            stem: One of the stems of the kind.
-            stochastic_depth: Probability with which the last block drops its residual branches in training;
-                0 for a kind without stochastic depth.
-            any_depth: Split stages into essential and refinement paths.
-            switchable_norms: Give essential paths two norm sets; only with ``any_depth``.
-            frozen: Do not train norms with statistics, nor the stem.
+            blocks: Number of blocks of each of the four stages.
+            widths: Width of each of the four stages.
+            stem: Name of the stem, one of those of the kind.
+            stochastic_depth: Probability that the last block drops its residual branches in training; 0 for
+                a kind without stochastic depth.
+            any_depth: Whether stages are split into essential and refinement paths.
+            switchable_norms: Whether essential paths have two norm sets; only with ``any_depth``.
+            frozen: Whether norms with statistics and the stem are frozen.
         """
 
 
 @dataclass(frozen=True)
 class BackboneKind:
-    """A kind of backbone: how it is built, and how its weights are recognised in a file.
+    """A kind of backbone: its builder, and the weights by which it is detected in a file.
 
     Attributes:
-        label: What people call it, e.g. ``a ResNet``.
-        build: Builds one.
-        stems: By name of the stem, a weight that tells it from the other stems of the kind; empty for the
+        label: Common name with its article, e.g. ``a ResNet``.
+        build: Function that builds a backbone.
+        stems: Plain name of a weight that only this stem of the kind has, by name of the stem; empty for the
             stem that has none of these weights.
         marker: Plain name of a weight that only backbones of this kind have, or that no kind earlier in the
             table has; see :func:`anydepth.weights.plan.plain_names`.
-        block_weight: Weight that every block has, below the name of the block.
+        block_weight: Name of a weight that every block has, relative to the block.
         has_stochastic_depth: Whether it can drop residual branches in training.
-        sizes: By blocks per stage, the end of the names of detectors with it, and what people call it.
+        sizes: Suffix of the names of detectors with it, and its common name, by blocks per stage.
     """
 
     label: str
@@ -87,13 +88,13 @@ class BackboneKind:
     sizes: Mapping[tuple[int, ...], tuple[str, str]] = field(default_factory=dict)
 
     def stem_in(self, has: Callable[[str], bool]) -> str:
-        """Return the stem of the backbone whose weights ``has`` knows by their plain names."""
+        """Return the stem of the backbone for whose plain names of weights ``has`` is true."""
         marked = [stem for stem, weight in self.stems.items() if weight and has(weight)]
         plain = [stem for stem, weight in self.stems.items() if not weight]
         return (marked or plain or list(self.stems))[0]
 
     def blocks_in(self, has: Callable[[str], bool]) -> tuple[int, ...]:
-        """Return how many blocks each stage has, by the plain names of the weights that ``has`` knows."""
+        """Return the number of blocks of each stage, from the plain names for which ``has`` is true."""
         counts = []
         for stage in range(4):
             count = 0

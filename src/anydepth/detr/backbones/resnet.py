@@ -132,8 +132,7 @@ class ResNet(Backbone):
         out_channels: Channels of the three output maps (strides 8, 16, 32).
 
     Raises:
-        ValueError: An unknown block or stem, lists that do not have four entries, or an any-depth stage of
-            fewer than two blocks.
+        ValueError: Lists that do not have four entries, or an any-depth stage of fewer than two blocks.
     """
 
     def __init__(
@@ -244,7 +243,7 @@ def _build(
     switchable_norms: bool,
     frozen: bool,
 ) -> ResNet:
-    del stochastic_depth  # A ResNet has none: 0, as the table checks.
+    del stochastic_depth  # A ResNet has none; the table has checked that it is 0.
     return ResNet(
         block=block,
         blocks=blocks,

@@ -230,7 +230,7 @@ def _build(
     switchable_norms: bool,
     frozen: bool,
 ) -> SwinTransformer:
-    del stem  # There is one stem, as the table checks.
+    del stem  # There is only one; the table has checked it.
     return SwinTransformer(
         blocks=blocks,
         widths=widths,

@@ -14,11 +14,11 @@ from anydepth.detr.backbones.swin import SWIN
 ENTRY_POINTS = "anydepth.backbones"
 
 BACKBONES: dict[str, BackboneKind] = {"swin": SWIN, "bottleneck": BOTTLENECK, "basic": BASIC}
-"""By the value of ``block`` in a preset. The first whose marker a file has is the backbone of the file."""
+"""Kinds by the value of ``block`` in a preset. A file has the first kind whose marker it holds."""
 
 
 def backbone_names() -> tuple[str, ...]:
-    """Return the names of all backbones, those of other packages last."""
+    """Return the names of all backbones, with those of other packages last."""
     return (*BACKBONES, *(found.name for found in entry_points(group=ENTRY_POINTS)))
 
 
@@ -26,7 +26,7 @@ def find_backbone(name: str) -> BackboneKind:
     """Return a backbone by its name.
 
     Raises:
-        ValueError: There is none of that name, or the entry point leads to something else.
+        ValueError: The name is unknown, or its entry point is not a :class:`BackboneKind`.
     """
     if name in BACKBONES:
         return BACKBONES[name]
@@ -34,15 +34,15 @@ def find_backbone(name: str) -> BackboneKind:
         kind = found.load()
         if not isinstance(kind, BackboneKind):
             raise ValueError(
-                f"entry point {name} of {ENTRY_POINTS} leads to a {type(kind).__name__}, expected a "
-                "BackboneKind"
+                f"entry point {name} of {ENTRY_POINTS}: got a {type(kind).__name__}, expected a "
+                "BackboneKind; let it name one"
             )
         return kind
     raise ValueError(f"block={name!r}: allowed are {', '.join(map(repr, sorted(backbone_names())))}")
 
 
 def all_backbones() -> Iterator[tuple[str, BackboneKind]]:
-    """Yield every backbone by name; those of other packages first, as their markers are the more special."""
+    """Yield every backbone by name; other packages' first, because their markers are more specific."""
     for found in entry_points(group=ENTRY_POINTS):
         yield found.name, find_backbone(found.name)
     yield from BACKBONES.items()
@@ -59,7 +59,7 @@ def build_backbone(
     switchable_norms: bool,
     frozen: bool,
 ) -> Backbone:
-    """Build the backbone that ``block`` names; settings that it does not have are refused, not ignored.
+    """Build the backbone that ``block`` names; settings that it does not support are refused, not ignored.
 
     Args:
         block: One of :func:`backbone_names`.
@@ -72,7 +72,7 @@ def build_backbone(
         frozen: Whether norms and stem are frozen.
 
     Raises:
-        ValueError: A value that the backbone does not take; the message says what is allowed.
+        ValueError: A value that the backbone does not support; the message says what is allowed.
     """
     kind = find_backbone(block)
     if stem not in kind.stems:
