@@ -122,7 +122,7 @@ def _both_sets(plain: str) -> str:
 
 
 def _own_markers(kinds: Iterable[BackboneKind]) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """Markers of whole detectors and of backbones alone, of every kind of backbone."""
+    """Return the markers of whole detectors and of backbones alone, for every kind of backbone."""
     whole = [((kind.marker,), "") for kind in kinds]
     return (*whole, *(((marker.removeprefix("backbone."),), "backbone.") for (marker,), _ in whole))
 
@@ -228,6 +228,6 @@ LAYOUTS = (
 
 
 def known_layouts() -> tuple[Layout, ...]:
-    """Return all layouts, the most special first; our own knows the backbones of installed packages, too."""
+    """Return all layouts, the most specific first; ours includes the backbones of installed packages."""
     ours = replace(OURS, markers=_own_markers(kind for _, kind in all_backbones()))
     return tuple(ours if layout is OURS else layout for layout in LAYOUTS)
