@@ -162,7 +162,7 @@ def _evaluate_all(
         depths,
         chunk=config["chunk"],
         done=done,
-        keep=parts.add,
+        on_part=parts.add,
         device=device,
         precision=config["precision"],
     )

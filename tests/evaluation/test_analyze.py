@@ -1,4 +1,4 @@
-"""``anydepth-analyze``: compatibility of features; the AP of all configurations, stopped and continued."""
+"""``anydepth-analyze``: compatibility of features; AP of all configurations, interrupted and resumed."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ from anydepth.evaluation.compatibility import Compatibility
 from anydepth.evaluation.cost import count_depth
 from anydepth.evaluation.curve_analysis import CurveAnalysis, analyze_curve
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow, evaluate_depths
-from anydepth.evaluation.depth_parts import joined
+from anydepth.evaluation.depth_parts import join_parts
 from anydepth.results.curve_analysis import print_curve_analysis
 from anydepth.results.curve_parts import CurveParts
 from found_data import unlike_itself, write_found_data
@@ -35,7 +35,7 @@ ALL_DEPTHS = 2**5
 
 @pytest.fixture
 def detector(build_small: Callable[..., Detector]) -> Detector:
-    """Of 32 configurations."""
+    """Detector with 32 depth configurations."""
     return unlike_itself(build_small(decoder_layers=1))
 
 
@@ -74,7 +74,7 @@ def _detector_of(settings: list[str]) -> Detector:
 
 
 def _one_pass(objects: dict[str, Any]) -> DepthCurve:
-    """All configurations in one pass, without the entry point's parts."""
+    """Evaluate all configurations in one pass, without the parts of the entry point."""
     data = objects["data"]
     evaluator = CocoEvaluator(ground_truth=data.index("val").to_coco_dict(), category_ids=[18, 17])
     return evaluate_depths(objects["detector"], data.eval_dataloader("val"), evaluator, "all", progress=False)
@@ -119,7 +119,7 @@ def test_a_killed_analysis_goes_on_and_equals_one_pass(
     assert process.returncode == -signal.SIGKILL, errors.decode()
     finished = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.json")}
     assert 2 <= len(finished) < ALL_DEPTHS // 2
-    # Counting operations takes most of the time of so small a network, and is not what is tested here.
+    # Counting operations would take most of the time with so small a network, and is not tested here.
     costs = cache(lambda depth: count_depth(_detector_of(settings), depth))
     monkeypatch.setattr(depth_curve, "count_depth", lambda _, depth: costs(depth))
     assert not (tmp_path / "out" / "depth_curve_all.json").exists()
@@ -131,7 +131,7 @@ def test_a_killed_analysis_goes_on_and_equals_one_pass(
         return evaluate_depths(*args, **{**kwargs, "progress": False})
 
     monkeypatch.setattr(depth_parts, "evaluate_depths", counted)
-    # Chunks of another size go on as well.
+    # A different chunk size resumes as well.
     figures, objects = analyze.run(config("curve=all", "chunk=30", "compatibility.images=0"))
     assert sum(passes) == ALL_DEPTHS - 2 * len(finished)
     assert max(passes) <= 30
@@ -178,7 +178,7 @@ def test_parts_of_other_weights_data_or_settings_are_refused_and_kept(
     other = build_small(seed=1, decoder_layers=1)
     other.reset_classes(["dog", "cat"])
     weights = zoo.save(other, tmp_path / "other.safetensors")
-    with pytest.raises(EvaluationError, match=r"differs in weights: give another output="):
+    with pytest.raises(EvaluationError, match=r"differs in weights; choose another output="):
         analyze.run(config(*small, f"weights={weights}"))
     with pytest.raises(EvaluationError, match="differs in curve_images, input_size"):
         analyze.run(config(*small, "curve_images=2", "input_size=[64,128]"))
@@ -204,15 +204,15 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
         CurveParts(tmp_path / "parts", {"weights": "a"})
 
 
-def test_parts_are_of_one_evaluation_and_whole() -> None:
+def test_parts_must_be_of_one_evaluation_and_complete() -> None:
     curve = _curve(SPACE, _ap)
     first, second = replace(curve, rows=curve.rows[:3]), replace(curve, rows=curve.rows[3:])
     depths = [row.depth for row in curve.rows]
-    assert joined([second, first], depths) == curve
+    assert join_parts([second, first], depths) == curve
     with pytest.raises(EvaluationError, match="lack"):
-        joined([first], depths)
-    with pytest.raises(EvaluationError, match="not of one evaluation"):
-        joined([first, replace(second, images=9)], depths)
+        join_parts([first], depths)
+    with pytest.raises(EvaluationError, match="different evaluations"):
+        join_parts([first, replace(second, images=9)], depths)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ SPACE = DepthSpace(
 
 
 def _ap(refine: tuple[bool, ...], layers: int | None) -> float:
-    """Stage 1 is worth 0.20 AP, stage 2 0.05; the third layer 0.01; the second 0.3, below what is trained."""
+    """Stage 1 is worth 0.20 AP, stage 2 0.05; layer 3 0.01; layer 2, untrained below, 0.3."""
     worth = {3: 0.31, 2: 0.30, 1: 0.0}[layers or 0]
     return 0.1 + 0.20 * refine[0] + 0.05 * refine[1] + worth
 
@@ -321,7 +321,7 @@ def test_the_largest_cliff_is_named_with_both_sides(analysis: CurveAnalysis) -> 
     ]
 
 
-def test_the_pareto_front_holds_what_no_cheaper_configuration_matches(analysis: CurveAnalysis) -> None:
+def test_the_pareto_front_holds_configurations_that_no_cheaper_one_matches(analysis: CurveAnalysis) -> None:
     """By cost: none@1 11; minimal 12; none@3 (0.41) and stage1@1 (0.30) 13, ...; full 17."""
     rows = {row.depth: (row.gflops, row.figures["AP"]) for row in _curve(SPACE, _ap).rows}
     expected = {
@@ -343,12 +343,12 @@ def test_the_analysis_prints_its_findings(
     assert "largest cliff: 30.00 AP without decoder layer" in printed
     assert "trained range: 20.00 AP without stage1" in printed
     # (0.66 + 0.65 + 0.60 + 0.40) / 4 and (0.66 + 0.46 + 0.41 + 0.40) / 4.
-    assert "57.75 of the measured ladder, 48.25 of the other" in " ".join(printed.split())
+    assert "57.75 of the measured ladder, 48.25 of the ladder in stage order" in " ".join(printed.split())
 
 
 def test_a_curve_that_lacks_a_configuration_or_objects_is_refused() -> None:
     curve = _curve(SPACE, _ap)
-    with pytest.raises(EvaluationError, match=r"lacks 1 configurations, e\.g\. none@1"):
+    with pytest.raises(EvaluationError, match=r"got a curve without 1 configurations, e\.g\. none@1"):
         analyze_curve(replace(curve, rows=curve.rows[:-1]), SPACE)
     with pytest.raises(EvaluationError, match="no object"):
         analyze_curve(_curve(SPACE, lambda *_: -1.0), SPACE)

@@ -1,4 +1,4 @@
-"""The COCO figures: both backends agree with COCO's own code, in one process and over several."""
+"""COCO metrics: both backends agree with COCO's own code, in one process and over several."""
 
 import json
 import os
@@ -22,7 +22,7 @@ IMAGE_IDS = (1, 4, 5, 1000, 4242424242)
 
 
 def _truth(seed: int = 0) -> dict[str, Any]:
-    """Random ground truth with crowd, gaps in all ids, an empty image and a category without objects."""
+    """Return random ground truth with crowd, gaps in ids, an empty image and a category without objects."""
     random = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     for image_id in IMAGE_IDS[:-1]:
@@ -49,7 +49,7 @@ def _truth(seed: int = 0) -> dict[str, Any]:
 def _detections(
     truth: Mapping[str, Any], seed: int = 1, category_ids: Sequence[int] = CATEGORY_IDS
 ) -> dict[int, Detections]:
-    """Jittered copies of the ground truth and false alarms, with scores of two decimals so that many tie."""
+    """Return jittered ground truth and false positives, with scores of two decimals so that many tie."""
     random = np.random.default_rng(seed)
     found: dict[int, Detections] = {}
     for image in truth["images"]:
@@ -121,7 +121,7 @@ def test_figures_equal_those_of_pycocotools(
     result = evaluator.evaluate()["full"]
     assert list(result.figures) == list(FIGURES)
     assert list(result.figures.values()) == pytest.approx(expected, abs=1e-12)
-    assert 0.05 < result.figures["AP"] < 0.95, "figures at the rim would hide differences"
+    assert 0.05 < result.figures["AP"] < 0.95, "metrics near 0 or 1 would hide differences"
     assert result.images == len(IMAGE_IDS)
     assert capsys.readouterr().out == "", "the evaluation must not print into progress bars"
 
@@ -143,7 +143,7 @@ def test_per_class_ap_is_the_ap_of_that_class_alone(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
-def test_nothing_detected_gives_zero_and_minus_one_where_there_is_nothing_to_find(backend: str) -> None:
+def test_no_detections_give_zero_and_minus_one_without_objects(backend: str) -> None:
     truth = _truth()
     truth["annotations"] = [{**a, "area": 2000.0} for a in truth["annotations"]]
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
@@ -159,15 +159,15 @@ def test_nothing_detected_gives_zero_and_minus_one_where_there_is_nothing_to_fin
 def test_only_images_that_were_added_count(backend: str) -> None:
     truth = _truth()
     found = _detections(truth)
-    some = IMAGE_IDS[:2]
+    added = IMAGE_IDS[:2]
     evaluator = CocoEvaluator(ground_truth=truth, backend=backend)
-    evaluator.add("full", some, [found[image_id] for image_id in some])
+    evaluator.add("full", added, [found[image_id] for image_id in added])
     smaller = {
         **truth,
-        "images": [image for image in truth["images"] if image["id"] in some],
-        "annotations": [a for a in truth["annotations"] if a["image_id"] in some],
+        "images": [image for image in truth["images"] if image["id"] in added],
+        "annotations": [a for a in truth["annotations"] if a["image_id"] in added],
     }
-    expected = _reference(smaller, {image_id: found[image_id] for image_id in some})
+    expected = _reference(smaller, {image_id: found[image_id] for image_id in added})
     result = evaluator.evaluate()["full"]
     assert list(result.figures.values()) == pytest.approx(expected, abs=1e-12)
     assert result.images == 2
@@ -222,8 +222,8 @@ def _box(label: int = 0, score: float = 0.5, right: float = 20.0) -> Detections:
 @pytest.mark.parametrize(
     ("image_ids", "detections", "message"),
     [
-        ([3], [_box()], "image id 3"),
-        ([1, 4], [_box()], "2 image ids came with 1"),
+        ([3], [_box()], "got image id 3"),
+        ([1, 4], [_box()], "got 2 image ids and 1 lists"),
         ([1], [_box(label=4)], "4 categories"),
         ([1], [_box(label=-1)], "4 categories"),
         ([1], [_box(score=float("nan"))], "depth full, images \\[1\\].*not finite"),
@@ -238,56 +238,56 @@ def test_detections_that_cannot_be_evaluated_are_refused(
 
 
 def test_wrong_settings_name_what_is_allowed() -> None:
-    with pytest.raises(EvaluationError, match="allowed are hotcoco, pycocotools"):
+    with pytest.raises(EvaluationError, match="expected one of hotcoco, pycocotools"):
         CocoEvaluator(ground_truth=_truth(), backend="coco")
-    with pytest.raises(EvaluationError, match="no categories"):
+    with pytest.raises(EvaluationError, match="without categories"):
         CocoEvaluator(ground_truth={**_truth(), "categories": []})
 
 
 # -- several processes ---------------------------------------------------------------------------------
 
 
-# Image by process: shares of different size, the last image repeats one of the first process as padding does.
+# Image ids by process: shards of different size; the last image repeats one of the first, as padding does.
 TWO = (IMAGE_IDS[:3], (*IMAGE_IDS[3:], IMAGE_IDS[0]))
 # The first process, which evaluates, has no image at all.
 THREE = ((), IMAGE_IDS[:4], (IMAGE_IDS[4], IMAGE_IDS[1], IMAGE_IDS[4]))
 
 
-def _rank(rank: int, folder: str, shares: Sequence[Sequence[int]]) -> None:
-    """One of several processes with its share of the images."""
+def _rank(rank: int, folder: str, shards: Sequence[Sequence[int]]) -> None:
+    """Evaluate in one of several processes with its shard of the images."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(shares))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(shards))
     truth = _truth()
     found = _detections(truth)
     evaluator = CocoEvaluator(ground_truth=truth)
-    for image_id in shares[rank]:
-        evaluator.add("shared out", [image_id], [found[image_id]])
+    for image_id in shards[rank]:
+        evaluator.add("sharded", [image_id], [found[image_id]])
     if rank == 1:
-        evaluator.add("second alone", IMAGE_IDS, [found[image_id] for image_id in IMAGE_IDS])
+        evaluator.add("second only", IMAGE_IDS, [found[image_id] for image_id in IMAGE_IDS])
     results = {key: [*result.figures.values(), result.images] for key, result in evaluator.evaluate().items()}
     Path(folder, f"rank{rank}.json").write_text(json.dumps(results))
-    # A damaged ground truth breaks the evaluation on the first process only: all must hear of it.
+    # A damaged ground truth breaks the evaluation on the first process only, but all must raise.
     broken = CocoEvaluator(ground_truth={**truth, "annotations": [{"id": 1}]}, backend="pycocotools")
     broken.add("full", [IMAGE_IDS[0]], [found[IMAGE_IDS[0]]])
     with pytest.raises(EvaluationError, match="first process"):
         broken.evaluate()
-    Path(folder, f"told{rank}").touch()
+    Path(folder, f"raised{rank}").touch()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("shares", [TWO, THREE], ids=["two processes", "three, one without images"])
+@pytest.mark.parametrize("shards", [TWO, THREE], ids=["two processes", "three, one without images"])
 def test_processes_with_uneven_shards_or_none_agree_with_one(
-    tmp_path: Path, shares: Sequence[Sequence[int]]
+    tmp_path: Path, shards: Sequence[Sequence[int]]
 ) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    spawn(_rank, (str(tmp_path), shares), len(shares))
+    spawn(_rank, (str(tmp_path), shards), len(shards))
     expected = [*_reference(_truth(), _detections(_truth())), len(IMAGE_IDS)]
-    for rank in range(len(shares)):
+    for rank in range(len(shards)):
         results = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert set(results) == {"shared out", "second alone"}
-        assert results["shared out"] == pytest.approx(expected, abs=1e-12)
-        assert results["second alone"] == pytest.approx(expected, abs=1e-12)
-        assert (tmp_path / f"told{rank}").exists()
+        assert set(results) == {"sharded", "second only"}
+        assert results["sharded"] == pytest.approx(expected, abs=1e-12)
+        assert results["second only"] == pytest.approx(expected, abs=1e-12)
+        assert (tmp_path / f"raised{rank}").exists()
 
 
 # -- real detections -----------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_figures_of_an_official_json_with_crowd_equal_those_of_pycocotools(
     figures = evaluator.evaluate()["full"].figures
     expected = _reference(truth, found, category_ids)
     assert list(figures.values()) == pytest.approx(expected, abs=1e-12)
-    assert 0.05 < figures["AP"] < 0.95, "figures at the rim would hide differences"
+    assert 0.05 < figures["AP"] < 0.95, "metrics near 0 or 1 would hide differences"
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])

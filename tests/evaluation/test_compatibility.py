@@ -19,7 +19,7 @@ from anydepth.detector import Detector, evaluating
 from anydepth.evaluation.coco_eval import EvaluationError
 from anydepth.evaluation.compatibility import MEASURES, Compatibility, measure_compatibility
 from anydepth.evaluation.similarity import CovarianceCka, SampleCka, Similarity, SimilarityError
-from anydepth.evaluation.stage_features import FirstImages, stage_features
+from anydepth.evaluation.stage_features import FirstImages, capture_stage_features
 from anydepth.results.compatibility import print_compatibility, write_compatibility
 from anydepth.structures import Batch, Targets
 
@@ -38,14 +38,14 @@ def _gram_cka(x: Features, y: Features) -> float:
 def _library_cka(x: Features, y: Features) -> float:
     """Repsim (C++, MIT licence), with the biased estimator that the paper uses.
 
-    Scale changes nothing in CKA, but repsim takes very small products for zero.
+    CKA is invariant to scale, but repsim treats very small products as zero.
     """
     repsim = pytest.importorskip("repsim", reason="pip install repsim: the independent linear CKA")
     return float(repsim.cka([x / x.std(axis=0).max(), y / y.std(axis=0).max()], "linear", "gretton")[0, 1])
 
 
 def _random(samples: int, channels: tuple[int, int], seed: int = 0) -> tuple[Features, Features]:
-    """Features far from zero that share a part of what they say."""
+    """Return features far from zero that are partly linear functions of each other."""
     random = np.random.default_rng(seed)
     x = random.normal(3, 1, (samples, channels[0]))
     shared = x @ random.normal(0, 1, channels)
@@ -61,7 +61,7 @@ def _in_batches(cka: CovarianceCka | SampleCka, x: Features, y: Features) -> flo
 @pytest.mark.parametrize("reference", [_gram_cka, _library_cka], ids=["Gram matrices", "repsim"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("samples", "channels"), [(200, (32, 20)), (40, (64, 96))], ids=["n>C", "n<C"])
-def test_linear_cka_of_random_features_is_that_of_independent_implementations(
+def test_linear_cka_of_random_features_equals_independent_implementations(
     samples: int,
     channels: tuple[int, int],
     form: str,
@@ -70,18 +70,18 @@ def test_linear_cka_of_random_features_is_that_of_independent_implementations(
     x, y = _random(samples, channels)
     found = _in_batches(FORMS[form](), x, y)
     assert found == pytest.approx(reference(x, y), abs=1e-9)
-    assert 0.1 < found < 0.99, "neither alike nor unrelated, or the test would show nothing"
+    assert 0.1 < found < 0.99, "features must be neither equal nor unrelated for a meaningful test"
 
 
-def test_linear_cka_is_that_recorded_from_repsim() -> None:
-    """Repsim 0.1.5 gave this for features that any version of numpy makes alike: sines of their places."""
+def test_linear_cka_equals_the_value_recorded_from_repsim() -> None:
+    """Value of repsim 0.1.5 for features that every version of numpy computes equally."""
     x = np.sin(np.arange(600.0) ** 1.3).reshape(60, 10)
     y = np.exp(x[:, :7]) + np.cos(np.arange(420.0) ** 1.1).reshape(60, 7)
     assert _in_batches(CovarianceCka(), x, y) == pytest.approx(0.45356289551604917, abs=1e-9)
 
 
-def test_cka_is_that_of_all_samples_whatever_the_batches() -> None:
-    """The average of the batches' own values differs, and is not what is asked for."""
+def test_cka_of_all_samples_is_independent_of_the_batches() -> None:
+    """An average of the values of the batches would differ and depend on their size."""
     x, y = (torch.from_numpy(features) for features in _random(300, (16, 16)))
     values = []
     for size in (300, 100, 7, 1):
@@ -103,7 +103,7 @@ def test_cka_ignores_rotation_scale_and_offset_which_cosine_and_l2_do_not() -> N
     assert values["l2"] > 1
 
 
-def test_cosine_and_relative_l2_are_those_of_torch_and_of_their_definition() -> None:
+def test_cosine_and_relative_l2_equal_torch_and_their_definition() -> None:
     x, y = (torch.from_numpy(features) for features in _random(50, (8, 8)))
     measures = Similarity()
     measures.add(x[:20], y[:20])
@@ -133,9 +133,9 @@ def test_degenerate_features_have_defined_values_or_a_clear_error(keep_samples: 
         _values(zero, varied, **measure)
     with pytest.raises(SimilarityError, match="NaN or infinite"):
         _values(varied, varied / 0, **measure)
-    with pytest.raises(SimilarityError, match="at least 2"):
+    with pytest.raises(SimilarityError, match="expected at least 2"):
         _values(varied[:1], varied[:1], **measure)
-    with pytest.raises(SimilarityError, match="no common axes"):
+    with pytest.raises(SimilarityError, match="expected equal shapes"):
         _values(varied, varied[:, :3], **measure)
 
 
@@ -143,7 +143,7 @@ def test_degenerate_features_have_defined_values_or_a_clear_error(keep_samples: 
 
 
 def _batches(side: int, images: int = 6) -> list[Batch]:
-    """The embedded sample's validation photographs, in batches of 4."""
+    """Return the validation images of the embedded sample, in batches of 4."""
     paths = sorted(Path(sample_root()).rglob("*val*/*.jpg"))[:images]
     assert len(paths) == images
     pictures = [Image.open(path).convert("RGB").resize((side, side)) for path in paths]
@@ -155,8 +155,8 @@ def _batches(side: int, images: int = 6) -> list[Batch]:
     ]
 
 
-def _shaken(detector: Detector) -> Detector:
-    """Weights that no longer start refinements as the identity."""
+def _perturbed(detector: Detector) -> Detector:
+    """Perturb the weights, so that refinement paths are no longer the identity."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in detector.parameters():
@@ -166,7 +166,7 @@ def _shaken(detector: Detector) -> Detector:
 
 @pytest.fixture
 def detector(small_detector: Detector) -> Detector:
-    return _shaken(small_detector)
+    return _perturbed(small_detector)
 
 
 @pytest.fixture
@@ -194,13 +194,13 @@ def test_a_stage_before_the_first_one_that_skips_is_equal_to_full(detector: Dete
 
 @pytest.mark.parametrize("kind", ["pooled", "spatial"])
 @pytest.mark.parametrize("reference", [_gram_cka, _library_cka], ids=["Gram matrices", "repsim"])
-def test_figures_of_real_features_are_those_of_independent_implementations(
+def test_measures_of_real_features_equal_independent_implementations(
     detector: Detector,
     measured: Compatibility,
     reference: Callable[[Features, Features], float],
     kind: str,
 ) -> None:
-    """Features caught at the outputs of the network itself, all images at once."""
+    """The features are the outputs of the network itself, for all images at once."""
     full, minimal = _neck_maps(detector, "full"), _neck_maps(detector, "minimal")
     for stage, x, y in zip(("neck P3", "neck P4", "neck P5"), full, minimal, strict=True):
         pairs = [
@@ -231,9 +231,9 @@ def _neck_maps(detector: Detector, depth: str) -> Sequence[Tensor]:
 def test_stages_of_other_detectors_are_found_with_their_channels_first(
     name: str, side: int, stages: list[str]
 ) -> None:
-    detector = _shaken(zoo.build(name, 2, input_size=[side, side]))
+    detector = _perturbed(zoo.build(name, 2, input_size=[side, side]))
     images = _batches(side, 2)[0].images / 255
-    with evaluating(detector), stage_features(detector) as maps:
+    with evaluating(detector), capture_stage_features(detector) as maps:
         output = detector(images)
         assert list(maps) == stages
         for index in (2, 3, 4):
@@ -245,14 +245,14 @@ def test_stages_of_other_detectors_are_found_with_their_channels_first(
 
 
 def test_an_error_inside_the_block_leaves_no_hook(detector: Detector) -> None:
-    with pytest.raises(RuntimeError, match="on the way"), stage_features(detector):
+    with pytest.raises(RuntimeError, match="on the way"), capture_stage_features(detector):
         raise RuntimeError("on the way")
     assert not any(module._forward_hooks for module in detector.modules())
 
 
 def test_large_maps_are_sampled_on_the_same_even_grid(detector: Detector) -> None:
     found = measure_compatibility(detector, _batches(64), ["full", "minimal"], images=6, positions=20)
-    # Maps of 16, 8, 4 and 2 cells per side: 4 x 5 of them, or all where there are no more than 20.
+    # Maps of 16, 8, 4 and 2 cells per side: 4 x 5 of them, or all if there are at most 20.
     assert dict(found.positions) == {
         "stage1": 20,
         "stage2": 20,
@@ -263,7 +263,7 @@ def test_large_maps_are_sampled_on_the_same_even_grid(detector: Detector) -> Non
         "neck P5": 4,
     }
     assert found.value("stage1", "full", "spatial_l2") == 0
-    with stage_features(detector) as maps, evaluating(detector):
+    with capture_stage_features(detector) as maps, evaluating(detector):
         detector(_batches(64, 2)[0].images / 255, "full")
     assert maps["stage1"].shape[-2:] == (16, 16)
 
@@ -284,17 +284,17 @@ def test_only_the_first_images_count() -> None:
     assert sizes == [4, 1]
     assert [len(batch) for batch in FirstImages(_batches(64), None)] == [4, 2]
     assert [len(batch) for batch in FirstImages(_batches(64), 4)] == [4]
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="expected at least 1"):
         FirstImages([], 0)
 
 
-def test_what_cannot_be_compared_is_refused(detector: Detector, build_small: Callable[..., Detector]) -> None:
+def test_incomparable_features_are_refused(detector: Detector, build_small: Callable[..., Detector]) -> None:
     fixed = build_small(any_depth=False)
     with pytest.raises(EvaluationError, match="fixed depth"):
         measure_compatibility(fixed, _batches(64), ["full"], images=4)
-    with pytest.raises(EvaluationError, match="at least 2 images"):
+    with pytest.raises(EvaluationError, match="expected at least 2 and 1"):
         measure_compatibility(detector, _batches(64), images=1)
-    with pytest.raises(EvaluationError, match="gave 0 images"):
+    with pytest.raises(EvaluationError, match="got 0 images"):
         measure_compatibility(detector, [], images=4)
     with torch.no_grad():
         detector.get_submodule("backbone.stages.2.refinement.0").get_parameter("conv1.conv.weight").fill_(
@@ -307,7 +307,7 @@ def test_what_cannot_be_compared_is_refused(detector: Detector, build_small: Cal
 # -- files -----------------------------------------------------------------------------------------------
 
 
-def test_it_is_written_as_three_files_and_reads_back_equal(
+def test_compatibility_is_written_as_three_files_and_reads_back_equal(
     measured: Compatibility, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = write_compatibility(measured, tmp_path)
@@ -344,16 +344,16 @@ def test_it_is_written_as_three_files_and_reads_back_equal(
 def test_a_damaged_file_is_refused(measured: Compatibility, damage: Callable[[Any], Any]) -> None:
     data = json.loads(measured.to_json())
     damage(data)
-    with pytest.raises(EvaluationError, match="no compatibility as anydepth writes it"):
+    with pytest.raises(EvaluationError, match="not a compatibility file as written by anydepth"):
         Compatibility.from_json(json.dumps(data))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{}", "depth,AP"])
 def test_other_files_are_refused(text: str) -> None:
-    with pytest.raises(EvaluationError, match="no compatibility"):
+    with pytest.raises(EvaluationError, match="not a compatibility file"):
         Compatibility.from_json(text)
 
 
-def test_an_unknown_figure_lists_the_known_ones(measured: Compatibility) -> None:
-    with pytest.raises(EvaluationError, match=r"stages are \['stage1'"):
+def test_an_unknown_stage_lists_the_known_ones(measured: Compatibility) -> None:
+    with pytest.raises(EvaluationError, match=r"expected stages \['stage1'"):
         measured.value("stage9", "full", "pooled_cka")

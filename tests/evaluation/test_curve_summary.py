@@ -1,9 +1,9 @@
-"""What a depth curve comes to: expected figures are computed by hand from four rungs."""
+"""Summary of a depth curve: expected figures are computed by hand from four rungs."""
 
 import pytest
 
 from anydepth.evaluation.coco_eval import FIGURES, NO_GROUND_TRUTH
-from anydepth.evaluation.curve_summary import ladder_rows, summarize, undominated
+from anydepth.evaluation.curve_summary import ladder_rows, pareto_front, summarize
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 
 
@@ -75,5 +75,5 @@ def test_a_fixed_depth_detector_has_one_rung():
     assert (summary.full, summary.ladder_mean, summary.saving) == (0.4, None, None)
 
 
-def test_undominated_points_keep_the_better_of_equal_cost():
-    assert undominated([(2.0, 0.3), (1.0, 0.1), (1.0, 0.2), (3.0, 0.3)]) == [2, 0]
+def test_the_pareto_front_keeps_the_better_of_equal_cost():
+    assert pareto_front([(2.0, 0.3), (1.0, 0.1), (1.0, 0.2), (3.0, 0.3)]) == [2, 0]

@@ -22,7 +22,7 @@ SIDE = 16
 
 
 class _Detector(Detector):
-    """Finds one box per image, in the place the brightness of the image says; only full finds it exactly."""
+    """Detects one box per image at a position given by its brightness; only full depth detects it exactly."""
 
     config: Mapping[str, object] = {"name": "fake"}
     num_classes = 2
@@ -74,7 +74,7 @@ class _Detector(Detector):
 
 
 class _Loader:
-    """Batches of 2, whose passes are counted."""
+    """Loader of batches of 2 that counts its passes."""
 
     def __init__(self, image_ids: Sequence[int]) -> None:
         self.image_ids = image_ids
@@ -123,7 +123,7 @@ def test_each_depth_gets_its_own_figures(curve: DepthCurve) -> None:
     assert curve.row("full").per_class == pytest.approx({"cat": -1, "dog": 1}, abs=1e-6)
     assert curve.row("full").refine == {"stage1": True}
     assert (curve.row("none@2").refine, curve.row("none@2").decoder_layers) == ({"stage1": False}, 2)
-    with pytest.raises(EvaluationError, match=r"no depth '3/4'.*minimal"):
+    with pytest.raises(EvaluationError, match=r"got depth '3/4', expected one of .*minimal"):
         curve.row("3/4")
 
 
@@ -146,7 +146,7 @@ def test_the_data_is_read_once_in_eval_mode_and_the_mode_is_restored() -> None:
     assert [(depth, training) for depth, training, _, _ in batches] == [("full", False), ("minimal", False)]
 
 
-def test_precision_rules_the_network_and_earlier_detections_are_forgotten() -> None:
+def test_precision_applies_to_the_network_and_earlier_detections_are_removed() -> None:
     detector, evaluator = _Detector(), _evaluator(IDS)
     wrong = Detections(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.tensor([1.0]), torch.tensor([0]))
     evaluator.add("full", [IDS[0]], [wrong])
@@ -157,7 +157,7 @@ def test_precision_rules_the_network_and_earlier_detections_are_forgotten() -> N
 
 
 def test_no_image_and_an_unknown_depth_are_errors() -> None:
-    with pytest.raises(EvaluationError, match="no image"):
+    with pytest.raises(EvaluationError, match="got no image"):
         evaluate_depths(_Detector(), _Loader(()), _evaluator(IDS), "full", progress=False)
     with pytest.raises(DepthError, match="stage1"):
         evaluate_depths(_Detector(), _Loader(IDS), _evaluator(IDS), "deepest", progress=False)
@@ -174,7 +174,7 @@ def test_json_reads_back_equal(curve: DepthCurve) -> None:
     "text", ["", "[]", '{"rows": []}', '{"protocol": null, "rows": [{"depth": "full"}]}']
 )
 def test_json_of_something_else_is_refused(text: str) -> None:
-    with pytest.raises(EvaluationError, match="no depth curve"):
+    with pytest.raises(EvaluationError, match="not a depth curve"):
         DepthCurve.from_json(text)
 
 
@@ -198,7 +198,7 @@ def test_a_curve_gives_the_ladder_by_measured_ap(curve: DepthCurve) -> None:
 # -- cost ----------------------------------------------------------------------------------------------
 
 
-def test_latency_takes_turns_between_depths_and_leaves_out_the_warm_up(
+def test_latency_alternates_depths_and_excludes_the_warm_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     detector = _Detector()
@@ -230,7 +230,7 @@ def test_latency_refuses_counts_that_measure_nothing() -> None:
         measure_latency(detector, [detector.depth_space.full], repetitions=0)
 
 
-def test_counting_a_depth_takes_the_size_at_hand() -> None:
+def test_counting_a_depth_uses_the_given_size() -> None:
     assert count_depth(_Detector(), "minimal", (8, 4)).macs == 8 * 4 * 3 * 4
 
 
@@ -254,9 +254,9 @@ def test_latency_and_memory_on_a_gpu() -> None:
 
 def test_devices_and_precisions_that_do_not_exist_are_refused() -> None:
     assert resolve_device("cpu").type == "cpu"
-    with pytest.raises(ValueError, match="allowed are auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="expected auto, cpu, cuda"):
         resolve_device("gpu")
     with pytest.raises(ValueError, match="PyTorch sees"):
         resolve_device("cuda:99")
-    with pytest.raises(ValueError, match="allowed are fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="expected one of fp32, bf16, fp16"):
         autocast(torch.device("cpu"), "int8")

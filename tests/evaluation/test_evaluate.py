@@ -1,4 +1,4 @@
-"""``anydepth-evaluate``: saved weights in, depth curve out, with the figures pycocotools gives."""
+"""``anydepth-evaluate``: saved weights in, depth curve out, with the metrics of pycocotools."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ def detector(small_detector: Detector) -> Detector:
 
 @pytest.fixture
 def root(tmp_path: Path, detector: Detector) -> Path:
-    """A data set of 5 noise images, whose ground truth is what the detector finds, slightly moved."""
+    """Write a data set of 5 noise images whose ground truth is the shifted detections of the detector."""
     random = np.random.default_rng(0)
     folder = tmp_path / "data"
     images, annotations = [], []
@@ -98,13 +98,13 @@ def config(tmp_path: Path, root: Path, detector: Detector) -> Iterator[Callable[
 
 
 def _reference(root: Path, detector: Detector, depth: str) -> list[float]:
-    """pycocotools on what a Python call finds in each file."""
+    """Return the metrics of pycocotools for detections of a Python call on each file."""
     truth = COCO()
     truth.dataset = {"info": {}, **json.loads((root / "annotations" / "instances_val.json").read_text())}
     results: list[dict[str, Any]] = []
     images = truth.dataset["images"]
     paths = [root / "images" / "val" / image["file_name"] for image in images]
-    # The same batches, because scores of weights that learnt nothing differ by less than rounding.
+    # The same batches, because scores of untrained weights differ by less than the rounding error.
     for image, found in zip(images, detector.predict(paths, depth, 0, batch_size=BATCH_SIZE), strict=True):
         rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
         results += [
@@ -178,7 +178,7 @@ def test_figures_of_the_results_file_are_those_of_the_curve(
 
 
 def _test_split(root: Path, name: str, **changed: object) -> None:
-    """The images of val as a test split."""
+    """Turn the images of val into a test split."""
     document = json.loads((root / "annotations" / "instances_val.json").read_text())
     (root / "images" / "val").rename(root / "test2017")
     (root / "annotations" / "instances_val.json").unlink()
@@ -223,7 +223,7 @@ def test_a_validation_split_needs_its_annotations(config: Callable[..., DictConf
         evaluate.run(config("results=true"))
 
 
-def test_the_input_size_can_be_changed_and_rules_cost_and_data(config: Callable[..., DictConfig]) -> None:
+def test_the_input_size_applies_to_cost_and_data(config: Callable[..., DictConfig]) -> None:
     small = evaluate.run(config())[1]["curve"]
     large = evaluate.run(config("input_size=[64,128]"))[1]["curve"]
     assert (small.input_size, large.input_size) == ((64, 64), (64, 128))
@@ -258,7 +258,9 @@ def test_wrong_settings_are_refused_and_nothing_is_written(
 def test_classes_are_matched_by_name_and_unknown_ones_refused() -> None:
     categories = Categories((3, 5, 9), ("cat", "dog", "cow"), Path("val.json"))
     assert evaluate.category_ids_of(("cow", "bird", "cat", "dog"), categories) == [9, -1, 3, 5]
-    with pytest.raises(EvaluationError, match=r"val\.json: the detector does not know cow"):
+    with pytest.raises(
+        EvaluationError, match=r"val\.json: got categories cow, expected classes of the detector"
+    ):
         evaluate.category_ids_of(("cat", "dog"), categories)
 
 

@@ -26,7 +26,7 @@ SPACE = DepthSpace(stages=STAGES, decoder_layers=3, minimal_decoder_layers=2)
 
 
 def sample_curve(best: float, *, loss: float = 0.01, latency: bool = True) -> DepthCurve:
-    """A ladder of 7 depths whose AP falls from ``best`` by ``loss`` per rung, and its cost by 0.2 GFLOPs."""
+    """Return a ladder of 6 depths: per rung, AP falls from ``best`` by ``loss`` and cost by 0.2 GFLOPs."""
     rows = []
     for position, config in enumerate(SPACE.ladder()):
         accuracy = best - loss * position
@@ -53,7 +53,7 @@ def sample_curve(best: float, *, loss: float = 0.01, latency: bool = True) -> De
 
 
 def sample_log(best: float, seed: int, epochs: int = 12, per_epoch: int = 25) -> dict[str, Series]:
-    """Losses that fall, validation that rises, gradients of three modules."""
+    """Return logs with falling losses, rising validation, and gradients of three modules."""
     draw = random.Random(seed)
     steps = tuple(range(epochs * per_epoch))
     by_step = tuple(step // per_epoch for step in steps)
@@ -91,7 +91,7 @@ def sample_log(best: float, seed: int, epochs: int = 12, per_epoch: int = 25) ->
 def sample_gallery(
     folder: Path, best: float, seed: int, *, classes: Sequence[str], images: int = 3
 ) -> Gallery:
-    """Coloured blocks, detected with ever lower scores and more wrong boxes as the depth falls."""
+    """Return coloured blocks, with lower scores and more false detections at shallower depths."""
     depths = [GalleryDepth(row.depth, row.gflops) for row in sample_curve(best).rows]
     shown = []
     for number in range(images):
@@ -114,7 +114,7 @@ def gallery_image(
     seed: int,
     classes: int,
 ) -> GalleryImage:
-    """Detections that follow the truth the less, the shallower the depth."""
+    """Return detections that deviate further from the ground truth at shallower depths."""
     found = {}
     for position, depth in enumerate(depths):
         draw = random.Random(seed * 1000 + number)
@@ -134,7 +134,7 @@ def gallery_image(
 
 
 def sample_run(folder: Path, best: float, seed: int, **parts: object) -> Run:
-    """A run with a curve; ``parts`` replaces what it has besides."""
+    """Return a run with a curve; ``parts`` replaces its other attributes."""
     curve = parts.pop("curve", None) or sample_curve(best)
     assert isinstance(curve, DepthCurve)
     provenance = {
@@ -162,7 +162,7 @@ def sample_run(folder: Path, best: float, seed: int, **parts: object) -> Run:
 
 
 def sample_setting(label: str, runs: Sequence[Run], differing: Mapping[str, object]) -> Setting:
-    """Means over runs, computed here with plain sums."""
+    """Return a setting with means over runs, computed here with plain sums."""
     figures = [run.summary.figures() for run in runs]
     points = []
     for row in runs[0].curve.rows:
@@ -184,7 +184,7 @@ def sample_setting(label: str, runs: Sequence[Run], differing: Mapping[str, obje
 
 
 def sample_compatibility(best: float) -> Compatibility:
-    """Features that part ever more, stage by stage."""
+    """Return features that diverge further from stage to stage."""
     depths = tuple(row.depth for row in sample_curve(best).rows)
     rows = [
         CompatibilityRow(
@@ -203,7 +203,7 @@ def sample_compatibility(best: float) -> Compatibility:
 
 
 def one_comparison(settings: Sequence[Setting], **parts: object) -> Report:
-    """A report of one comparison and one folder that was left out."""
+    """Return a report of one comparison and one folder that was left out."""
     given = {
         "title": "sample: 19 images, 2 classes, detr_tiny",
         "settings": tuple(settings),

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, with curves whose figures a test chooses."""
+"""Run folders as written by training, with curves whose AP a test chooses."""
 
 import json
 import shlex
@@ -28,12 +28,12 @@ Places = Mapping[str, tuple[tuple[bool, bool], int, float]]
 
 
 def make_curve(aps: Mapping[str, float], *, places: Places | None = None, **changes: Any) -> DepthCurve:
-    """A curve with these AP; an unknown depth has the cost of ``neck@3``.
+    """Return a curve with these AP; an unknown depth has the cost of ``neck@3``.
 
     Args:
-        aps: By depth, as shares.
-        places: What depths beside those of :data:`LADDER` run, and their GFLOPs.
-        changes: Of its attributes; ``latency_ms`` gives every depth that latency.
+        aps: AP by depth, in [0, 1].
+        places: Parts that run and GFLOPs of depths that :data:`LADDER` lacks.
+        changes: Changed attributes; ``latency_ms`` gives every depth that latency.
     """
     latency_ms = changes.pop("latency_ms", None)
     device = changes.pop("device", "cpu, 1 thread")
@@ -59,13 +59,13 @@ def make_curve(aps: Mapping[str, float], *, places: Places | None = None, **chan
 
 
 def ladder(full: float, neck: float, none: float, minimal: float) -> dict[str, float]:
-    """AP by depth of the four rungs of :data:`LADDER`, from AP points."""
+    """Return AP by depth of the four rungs of :data:`LADDER`, from AP points."""
     return {depth: ap / 100 for depth, ap in zip(LADDER, (full, neck, none, minimal), strict=True)}
 
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> str:
-    # What ${hydra:...} would answer in a job.
+    # The values of ${hydra:...} in a job.
     chosen = dict(text.split("=", 1) for text in overrides)
     known = [f"detector_name={chosen.get('detector', 'detr_tiny')}", "paths.output_dir=FOLDER"]
     config = compose("train", [*overrides, *known])
@@ -73,14 +73,14 @@ def _composed(overrides: tuple[str, ...]) -> str:
 
 
 def config_of(overrides: Iterable[str], folder: Path | str = "FOLDER") -> dict[str, Any]:
-    """The plain configuration of a training run, composed from the real groups."""
+    """Return the plain configuration of a training run, composed from the real groups."""
     config = json.loads(_composed(tuple(overrides)).replace("FOLDER", str(folder)))
     assert isinstance(config, dict)
     return config
 
 
 def levels_of(config: Mapping[str, Any]) -> list[str]:
-    """What the objective of a configuration states, as training records it."""
+    """Return the distilled levels that the objective of a configuration states, as training records them."""
     objective: Objective = instantiate(config["losses"])
     return sorted(objective.distilled_levels)
 
@@ -100,13 +100,13 @@ def write_run(
     """Write a run folder.
 
     Args:
-        folder: Is created.
-        aps: By depth; None writes no curve.
-        overrides: As on the command line.
-        seed: Of the run.
-        arm: Recorded as ``ablation=ARM``.
-        curve: Changes of the curve, see :func:`make_curve`.
-        data: Changes of what the provenance says of the data; ``{"fingerprint": None}`` of an older run.
+        folder: Folder to create.
+        aps: AP by depth; None writes no curve.
+        overrides: Overrides of the command line.
+        seed: Seed of the run.
+        arm: Arm, recorded as ``ablation=ARM``.
+        curve: Changes to the curve, see :func:`make_curve`.
+        data: Changes to the provenance of the data; ``{"fingerprint": None}`` makes an older run.
         log: Text of ``logs/version_0/metrics.csv``.
         finished: Whether to write ``result.json``.
     """

@@ -1,4 +1,4 @@
-"""What runs say about the claims: roles come from configurations, verdicts from orders made by hand."""
+"""Findings on the claims: arms come from configurations, verdicts from orders of seeds made by hand."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,9 +11,9 @@ from run_files import LADDER, Places, config_of, ladder, levels_of, make_curve
 
 from anydepth.evaluation.curve_summary import summarize
 from anydepth.evaluation.depth_curve import DepthCurve
-from anydepth.report.claims.arms import casts, role_of
-from anydepth.report.claims.ladders import between_mean, largest_mean_drop
-from anydepth.report.claims.questions import Finding, findings_of
+from anydepth.report.claims.arms import arm_of, find_arms
+from anydepth.report.claims.ladders import inner_mean_ap, largest_mean_drop
+from anydepth.report.claims.questions import Finding, answer_questions
 from anydepth.report.runs import Run
 from anydepth.report.settings import group_settings
 
@@ -62,21 +62,21 @@ def _run(
 
 
 def _findings(runs: Runs, *, places: Places | None = None, **curve: object) -> dict[str, Finding]:
-    """Findings by their title; one run per curve, with seeds 0, 1, ...
+    """Return findings by title, with one run per curve and seeds 0, 1, ...
 
     Args:
         runs: AP by depth of each seed, by overrides.
         places: Further depths, see :func:`make_curve`.
-        curve: Changes of the curves of ``full_only``.
+        curve: Changes to the curves of ``full_only``.
     """
-    made = []
+    created = []
     for overrides, seeds in runs.items():
         for seed, aps in enumerate(seeds):
             changes = curve if overrides == FULL_ONLY else {}
             drawn = make_curve(aps, places=places, **changes)
             name = f"{'-'.join(overrides)}/{seed}"
-            made.append(_run({**_config(overrides), "seed": seed}, drawn, overrides, name))
-    return {finding.title: finding for finding in findings_of(group_settings(made))}
+            created.append(_run({**_config(overrides), "seed": seed}, drawn, overrides, name))
+    return {finding.title: finding for finding in answer_questions(group_settings(created))}
 
 
 def _verdicts(runs: Runs) -> dict[str, str]:
@@ -89,18 +89,18 @@ ALONE = "Minimal depth matches or beats the minimal network trained alone"
 NAIVE = "Shallow depths beat the full network skipped naively"
 BETWEEN = "Every point between full and minimal depth works"
 SCHEDULES = "Training the extremes alone is as good as random depths"
-DISTILLATION = "Both kinds of distillation beat fewer of them"
+DISTILLATION = "Distilling predictions and features beats distilling less"
 
 
 def _lower(aps: Mapping[str, float], points: float) -> dict[str, float]:
     return {depth: ap - points / 100 for depth, ap in aps.items()}
 
 
-# -- roles -----------------------------------------------------------------------------------------------
+# -- arms ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("overrides", "role"),
+    ("overrides", "arm"),
     [
         (BOTH, "any-depth"),
         (FULL_ONLY, "full only"),
@@ -123,19 +123,19 @@ def _lower(aps: Mapping[str, float], points: float) -> dict[str, float]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )
-def test_roles_are_recognised_by_schedule_and_objective(overrides: tuple[str, ...], role: str | None):
-    assert role_of(_run(_config(overrides))) == role
+def test_arms_are_recognised_by_schedule_and_objective(overrides: tuple[str, ...], arm: str | None):
+    assert arm_of(_run(_config(overrides))) == arm
 
 
 @pytest.mark.parametrize(
     "change", [{"depth_schedule": None}, {"depth_schedule": {"depths": 3}}], ids=["no schedule", "odd depths"]
 )
-def test_other_configurations_play_no_role(change: Mapping[str, object]):
-    assert role_of(_run({**_config(BOTH), **change})) is None
+def test_other_configurations_belong_to_no_arm(change: Mapping[str, object]):
+    assert arm_of(_run({**_config(BOTH), **change})) is None
 
 
 @pytest.mark.parametrize(
-    ("levels", "role"),
+    ("levels", "arm"),
     [
         (["features", "predictions"], "any-depth"),
         ([], "without distillation"),
@@ -145,44 +145,44 @@ def test_other_configurations_play_no_role(change: Mapping[str, object]):
         ([1], None),
     ],
 )
-def test_what_teaches_is_read_from_the_run_and_never_guessed(levels: object, role: str | None):
-    """An objective of another package, or a new term, is not taken for training without distillation."""
+def test_distilled_levels_are_read_from_the_run_and_never_guessed(levels: object, arm: str | None):
+    """An objective of another package, or a new term, does not count as training without distillation."""
     foreign = {**_config(BOTH), "losses": {"_target_": "somebody.elses.losses"}}
-    assert role_of(_run(foreign, levels=levels)) == role
+    assert arm_of(_run(foreign, levels=levels)) == arm
 
 
-def test_weights_of_zero_teach_nothing():
+def test_weights_of_zero_count_as_no_distillation():
     classes_off = [f"losses.distillation.{name}_kl_weight=0" for name in ("softmax", "bernoulli")]
     nothing = [*classes_off, *(f"losses.distillation.{name}_weight=0" for name in ("l1", "giou"))]
-    assert role_of(_run(_config(tuple(classes_off)))) == "any-depth"
-    assert role_of(_run(_config(tuple(nothing)))) == "feature only"
+    assert arm_of(_run(_config(tuple(classes_off)))) == "any-depth"
+    assert arm_of(_run(_config(tuple(nothing)))) == "feature only"
 
 
-def test_the_method_is_the_setting_that_the_others_vary():
+def test_the_reference_is_the_setting_closest_to_the_others():
     made = _settings(
         BOTH, ("losses.distillation.backbone_weight=4.0",), ("losses.distillation.neck_weight=4.0",)
     )
-    (cast,) = casts(made)
-    assert cast.settings["any-depth"].config["losses.distillation.backbone_weight"] == 1.0
-    assert cast.settings["any-depth"].config["losses.distillation.neck_weight"] == 1.0
-    assert len(cast.others["any-depth"]) == 2
+    (arms,) = find_arms(made)
+    assert arms.settings["any-depth"].config["losses.distillation.backbone_weight"] == 1.0
+    assert arms.settings["any-depth"].config["losses.distillation.neck_weight"] == 1.0
+    assert len(arms.others["any-depth"]) == 2
 
 
-def test_the_method_has_norms_for_each_extreme():
-    # Two keys part it from full_only, but only one parts shared norms from full_only.
-    (cast,) = casts(_settings(("detector.switchable_norms=false",), FULL_ONLY, MINIMAL_ONLY, BOTH))
-    assert cast.settings["any-depth"].config["detector.switchable_norms"] is True
+def test_the_reference_has_switchable_norms():
+    # It differs from full_only in two keys, shared norms only in one.
+    (arms,) = find_arms(_settings(("detector.switchable_norms=false",), FULL_ONLY, MINIMAL_ONLY, BOTH))
+    assert arms.settings["any-depth"].config["detector.switchable_norms"] is True
 
 
-def test_other_architectures_play_no_part():
+def test_other_architectures_are_not_compared():
     runs = {BOTH: [GOOD] * 2, (*FULL_ONLY, "detector.decoder_layers=4"): [GOOD] * 2}
     finding = _findings(runs)[FULL]
     assert finding.verdict == "not tested"
-    assert "of another architecture" in finding.text
+    assert "have another architecture" in finding.text
 
 
 def _settings(*overrides: tuple[str, ...]):
-    return group_settings([_run(_config(asked), name=str(place)) for place, asked in enumerate(overrides)])
+    return group_settings([_run(_config(given), name=str(place)) for place, given in enumerate(overrides)])
 
 
 # -- claim 1 ---------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_full_depth_is_compared_with_a_tolerance(fixed: Sequence[float], verdict
     assert _verdicts(runs)[FULL] == verdict
 
 
-def test_the_text_of_claim_1_says_all_figures():
+def test_the_text_of_claim_1_states_all_figures():
     finding = _findings(
         {BOTH: [GOOD, _lower(GOOD, -0.2)], FULL_ONLY: [_lower(GOOD, 1), _lower(GOOD, 0.6)]},
         parameters=996_000,
@@ -216,25 +216,25 @@ def test_the_text_of_claim_1_says_all_figures():
         'At full depth, "defaults" reaches 30.1 (30.0 to 30.2 over 2 seeds) AP points, '
         '"depth_schedule=full_only" (full only) 29.2 (29.0 to 29.4 over 2 seeds): +0.9 (+0.8 to +1.0 by '
         "seed), as good or better whichever seeds are compared. Up to 0.5 points less count as equal. "
-        "With 2 and 2 seeds, a clear order comes up by chance in 33 % of cases between settings that lie "
-        "exactly 0.5 points apart. Any depth costs +0.40 % "
-        "parameters (1.00 M against 1.00 M; published are +0.03 % to +3.2 %)."
+        "With 2 and 2 seeds, a clear separation occurs by chance in 33 % of cases between settings that "
+        "differ by exactly 0.5 points. Parameters differ by +0.40 % "
+        "(1.00 M against 1.00 M; published: +0.03 % to +3.2 %)."
     )
     assert finding.figures["full/full_only/difference"] == pytest.approx(0.009)
     assert finding.figures["full/full_only/chance"] == pytest.approx(1 / 3)
     assert finding.figures["parameters_ratio"] == pytest.approx(1_000_000 / 996_000)
 
 
-def test_a_baseline_chosen_by_its_own_depth_needs_no_caution():
+def test_a_baseline_selected_by_its_own_depth_needs_no_caveat():
     finding = _findings({BOTH: [GOOD] * 2, FULL_ONLY: [_lower(GOOD, 1)] * 2})[FULL]
     assert finding.verdict == "supported"
     assert "fairer" not in finding.text
     unfair = (*FULL_ONLY, "validation.score=mean")
     finding = _findings({BOTH: [GOOD] * 2, unfair: [_lower(GOOD, 1)] * 2})[FULL]
     assert finding.text.endswith(
-        "was chosen by validation.score=mean, which counts depths that it does not train: validation.score="
-        "full would be fairer. Any depth costs +0.00 % parameters (1.00 M against 1.00 M; published are "
-        "+0.03 % to +3.2 %)."
+        "was selected by validation.score=mean, which includes depths that it does not train: "
+        "validation.score=full would be fairer. Parameters differ by +0.00 % (1.00 M against 1.00 M; "
+        "published: +0.03 % to +3.2 %)."
     )
 
 
@@ -247,7 +247,7 @@ def test_one_seed_decides_nothing():
     }
     findings = _findings(runs)
     assert {finding.verdict for finding in findings.values()} == {"undecided", "not tested"}
-    assert "One seed decides nothing" in findings[FULL].text
+    assert "One seed is not enough for a verdict" in findings[FULL].text
     assert "(one seed)" in findings[BETWEEN].text
 
 
@@ -258,7 +258,7 @@ def test_networks_that_learnt_nothing_decide_nothing():
     assert "learnt too little" in findings[FULL].text
 
 
-def test_the_published_fixed_depth_network_plays_full_only_and_is_named():
+def test_the_published_fixed_depth_network_is_the_full_only_arm_and_is_named():
     fixed = ("detector=rtdetr_r18", *FULL_ONLY)
     method = ("detector=detr_r18",)
     findings = _findings({method: [GOOD] * 2, fixed: [{"full": 0.29}] * 2})
@@ -267,42 +267,42 @@ def test_the_published_fixed_depth_network_plays_full_only_and_is_named():
         "is the fixed-depth rtdetr_r18, which also differs in detector.minimal_decoder_layers."
         in findings[FULL].text
     )
-    # It has no shallower depth to skip to.
+    # A fixed-depth network has no shallower depth.
     assert findings[NAIVE].verdict == "not tested"
 
 
 def test_the_same_network_at_full_depth_only_comes_before_the_published_one():
     yolo = ("detector=yolo_n",)
     made = _settings(yolo, (*yolo, *FULL_ONLY), ("detector=yolov12_n", *FULL_ONLY))
-    (cast,) = casts(made)
-    assert cast.detector == "yolo_n"
-    assert cast.settings["full only"].runs[0].config["detector_name"] == "yolo_n"
-    assert len(cast.others["full only"]) == 1
-    (cast,) = casts(_settings(yolo, ("detector=yolov12_n", *FULL_ONLY)))
-    assert cast.settings["full only"].runs[0].config["detector_name"] == "yolov12_n"
+    (arms,) = find_arms(made)
+    assert arms.detector == "yolo_n"
+    assert arms.settings["full only"].runs[0].config["detector_name"] == "yolo_n"
+    assert len(arms.others["full only"]) == 1
+    (arms,) = find_arms(_settings(yolo, ("detector=yolov12_n", *FULL_ONLY)))
+    assert arms.settings["full only"].runs[0].config["detector_name"] == "yolov12_n"
 
 
 def test_other_differences_of_a_fixed_depth_network_are_another_architecture():
     odd = ("detector=rtdetr_r18", *FULL_ONLY, "detector.num_queries=50")
-    (cast,) = casts(_settings(("detector=detr_r18",), odd))
-    assert cast.settings.keys() == {"any-depth"}
+    (arms,) = find_arms(_settings(("detector=detr_r18",), odd))
+    assert arms.settings.keys() == {"any-depth"}
 
 
 @pytest.mark.parametrize("name", ["rtdetr_r18", "yolov12_m"])
 def test_a_fixed_depth_network_is_never_any_depth(name: str):
-    # Training refuses this schedule for it; an edited folder may hold it nevertheless.
-    assert role_of(_run(_config((f"detector={name}",)))) is None
+    # Training refuses this schedule for it, but an edited folder may hold it.
+    assert arm_of(_run(_config((f"detector={name}",)))) is None
 
 
-def test_a_fixed_depth_network_without_a_counterpart_plays_no_part():
-    assert casts(_settings(("detector=yolov12_m", *FULL_ONLY))) == ()
+def test_a_fixed_depth_network_without_a_counterpart_is_ignored():
+    assert find_arms(_settings(("detector=yolov12_m", *FULL_ONLY))) == ()
 
 
 def test_further_differences_are_named_and_decide_nothing():
     runs = {BOTH: [GOOD] * 2, (*FULL_ONLY, "recipe.lr=0.5", "recipe.epochs=9"): [_lower(GOOD, 5)] * 2}
     finding = _findings(runs)[FULL]
     assert finding.verdict == "undecided"
-    assert "also differ in recipe.epochs, recipe.lr" in finding.text
+    assert "also differ in recipe.epochs, recipe.lr, which may explain" in finding.text
 
 
 # -- claim 2 ---------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_small_saving_of_a_published_detector_contradicts_whatever_the_seeds(
     assert _verdicts({("detector=detr_r18",): [GOOD]})[CHEAP] == "contradicted"
 
 
-def test_seeds_without_an_end_do_not_count_and_are_told():
+def test_seeds_without_an_end_are_ignored_with_a_sentence():
     """Seeds may have been evaluated at other depths, or on images without objects (AP -1)."""
     whole = [GOOD, _lower(GOOD, -0.2)]
     for odd in ({"full": 0.9}, {"minimal": 0.9}, {**GOOD, "minimal": -1.0}, {**GOOD, "full": -1.0}):
@@ -355,8 +355,7 @@ def test_seeds_without_an_end_do_not_count_and_are_told():
             alone = _findings({BOTH: whole})[title]
             assert (findings[title].verdict, findings[title].figures) == (alone.verdict, alone.figures)
             assert (
-                "1 of its 3 runs has no AP for full or minimal depth and counts nowhere"
-                in findings[title].text
+                "1 of its 3 runs has no AP for full or minimal depth and is ignored" in findings[title].text
             )
 
 
@@ -402,21 +401,21 @@ def test_naive_skipping_is_compared_at_minimal_depth_and_between():
     # Differences that print as +0.0 decide nothing; the last seed differs by the tenth that is printed.
     [(0.04, "undecided"), (-0.04, "undecided"), (0.1, "supported"), (-0.1, "contradicted")],
 )
-def test_a_difference_that_is_not_printed_is_none(better: float, verdict: str):
+def test_a_difference_below_the_printed_precision_decides_nothing(better: float, verdict: str):
     runs = {BOTH: [GOOD] * 2, FULL_ONLY: [_lower(GOOD, better)] * 2}
     finding = _findings(runs)[NAIVE]
     assert finding.verdict == verdict
-    assert ("no difference that the figures show" in finding.text) == (verdict == "undecided")
+    assert ("no difference at the printed precision" in finding.text) == (verdict == "undecided")
 
 
 def test_equal_figures_are_no_difference():
     assert (
-        "no difference that the figures show"
+        "no difference at the printed precision"
         in _findings({BOTH: [GOOD] * 2, FULL_ONLY: [GOOD] * 2})[NAIVE].text
     )
 
 
-def test_several_comparisons_say_how_often_one_of_them_comes_up_by_chance():
+def test_several_comparisons_state_their_joint_chance():
     """Bounded by the sum: 2 x 1/3 with two seeds each, 3 x 1/3, and 2 x 1/10 with three."""
     bad = _lower(GOOD, 5)
     naive = _findings({BOTH: [GOOD] * 2, FULL_ONLY: [bad] * 2})[NAIVE]
@@ -456,8 +455,8 @@ def test_a_point_between_works_if_it_is_not_below_the_ends(none: Sequence[float]
     assert _verdicts(runs)[BETWEEN] == verdict
 
 
-def test_fewer_decoder_layers_than_minimal_has_refute_nothing():
-    """curve.depths=all evaluates them, but they were not trained for; so does the end under another name."""
+def test_depths_below_minimal_contradict_nothing():
+    """curve.depths=all evaluates them, but they were not trained."""
     below = {"none@1": ((False, False), 1, 4.0), "full@1": ((True, True), 1, 7.0)}
     seeds = [{**GOOD, "stage1@3": 0.29, "none@1": 0.02, "full@1": 0.05}] * 2
     finding = _findings({BOTH: seeds}, places=below)[BETWEEN]
@@ -472,17 +471,17 @@ def test_a_different_point_that_fails_in_every_seed_is_no_contradiction():
     assert (finding.verdict, finding.figures["points_below"]) == ("undecided", 0.0)
 
 
-def test_the_text_of_claim_3_names_the_cliff_and_that_of_naive_skipping():
+def test_the_text_of_claim_3_names_the_largest_drop_and_that_of_naive_skipping():
     finding = _findings({BOTH: [ladder(30, 29, 27, 28)] * 2, FULL_ONLY: [ladder(31, 28, 12, 2)] * 2})[BETWEEN]
     assert finding.text == (
         'Between 30.0 AP points at full and 28.0 at minimal depth, "defaults" was evaluated at 2 further '
         "depths. The worst, none@3, reaches 27.0 (27.0 to 27.0 over 2 seeds). Its largest drop between "
-        "neighbouring rungs of the ladder, from neck@3 to none@3, is 2.0 points, 100 % of what lies between "
-        'the ends; skipped naively, "depth_schedule=full_only" has one of 16.0. A depth works if it lies at '
-        "most 0.5 points below the lower end of the same network; 1 depth fails in every seed (none@3). Were "
-        "the truth at the limit, 2 seeds would fall on one side of it by chance in 50 % of cases. That is "
-        "the chance of one depth; any of the 2 can contradict, and as they share one network they are not "
-        "independent."
+        "neighbouring rungs of the ladder, from neck@3 to none@3, is 2.0 points, 100 % of the difference "
+        'between the ends; skipped naively, "depth_schedule=full_only" drops by 16.0. A depth works if it '
+        "lies at most 0.5 points below the lower end of the same network; 1 depth fails in every seed "
+        "(none@3). If the true value lay at the limit, 2 seeds would fall on one side of it by chance "
+        "in 50 % of cases. This holds for a single depth; any of the 2 can contradict, and they are not "
+        "independent, as they share one network."
     )
     assert finding.figures == pytest.approx(
         {
@@ -515,7 +514,7 @@ def test_schedules_are_compared_in_the_mean_of_the_ladder():
 
 
 def test_the_largest_mean_drop_is_that_of_the_mean_curve():
-    # Drops of 4, 0, 1 and of 0, 4, 1: in the mean 2, 2, 1, though each seed has one of 4.
+    # Drops of 4, 0, 1 and of 0, 4, 1: on average 2, 2, 1, although each seed has one of 4.
     (setting,) = group_settings([_run_of(0, ladder(30, 26, 26, 25)), _run_of(1, ladder(30, 30, 26, 25))])
     drop = largest_mean_drop(setting)
     assert drop is not None
@@ -524,8 +523,8 @@ def test_the_largest_mean_drop_is_that_of_the_mean_curve():
 
 
 def test_a_ladder_of_two_rungs_has_nothing_between():
-    assert between_mean(_run_of(0, {"full": 0.3, "minimal": 0.2})) is None
-    assert between_mean(_run_of(0, GOOD)) == pytest.approx(0.2925)
+    assert inner_mean_ap(_run_of(0, {"full": 0.3, "minimal": 0.2})) is None
+    assert inner_mean_ap(_run_of(0, GOOD)) == pytest.approx(0.2925)
 
 
 def _run_of(seed: int, aps: Mapping[str, float]) -> Run:
@@ -546,17 +545,17 @@ def test_distillation_is_compared_with_every_arm():
     finding = _findings(runs)[DISTILLATION]
     assert (finding.claim, finding.verdict) == ("distillation", "supported")
     assert finding.figures["ladder_mean/feature_only/difference"] == pytest.approx(0.02)
-    assert "it is +5.0 at full and +5.0 at minimal depth" in finding.text
+    assert "is +5.0 at full and +5.0 at minimal depth" in finding.text
     assert _verdicts({**runs, PREDICTION: [_lower(GOOD, -1)] * 2})[DISTILLATION] == "contradicted"
     assert _verdicts({**runs, PREDICTION: [GOOD, _lower(GOOD, 1)]})[DISTILLATION] == "undecided"
 
 
-def test_feature_distillation_of_a_yolo_says_what_else_it_lacks():
+def test_feature_distillation_of_yolo_states_its_lower_weight_of_ground_truth():
     # alpha x ground truth + (1 - alpha) x teacher, and no teacher of predictions.
     yolo = ("detector=yolo_tiny",)
     feature, prediction = ((*yolo, f"losses=yolo_{kind}_only") for kind in ("feature", "prediction"))
     text = _findings({yolo: [GOOD] * 2, feature: [_lower(GOOD, 5)] * 2})[DISTILLATION].text
-    assert "the shallower path keeps 0.2 of its losses against ground truth" in text
+    assert "the shallower pass keeps 0.2 of its losses against ground truth" in text
     others = {yolo: [GOOD] * 2, prediction: [_lower(GOOD, 5)] * 2}
     assert "0.2 of its losses" not in _findings(others)[DISTILLATION].text
     assert "0.2 of its losses" not in _findings({BOTH: [GOOD] * 2, FEATURE: [GOOD] * 2})[DISTILLATION].text
@@ -570,10 +569,10 @@ def test_a_missing_arm_leaves_distillation_undecided_and_is_named():
     )
 
 
-# -- what is missing -------------------------------------------------------------------------------------
+# -- missing runs ----------------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_named():
+def test_missing_runs_are_named():
     findings = _findings({BOTH: [GOOD] * 2})
     tested = {title for title, finding in findings.items() if finding.verdict != "not tested"}
     assert tested == {CHEAP, BETWEEN}
@@ -583,7 +582,7 @@ def test_what_is_missing_is_named():
     assert findings[FULL].figures == {}
 
 
-def test_baselines_alone_test_nothing_and_say_what_is_missing():
+def test_baselines_alone_test_nothing_and_name_the_missing_runs():
     findings = _findings({FULL_ONLY: [GOOD] * 2, MINIMAL_ONLY: [GOOD] * 2})
     assert {finding.verdict for finding in findings.values()} == {"not tested"}
     assert "with ablation=both (any-depth)" in findings[BETWEEN].text
@@ -591,7 +590,7 @@ def test_baselines_alone_test_nothing_and_say_what_is_missing():
     assert "full only" not in findings[NAIVE].text
 
 
-def test_several_detectors_are_judged_apart():
+def test_several_detectors_are_judged_separately():
     yolo = ("detector=yolo_tiny",)
     runs = {BOTH: [GOOD] * 2, yolo: [GOOD] * 2, (*yolo, *FULL_ONLY): [_lower(GOOD, 2)] * 2}
     findings = _findings(runs)

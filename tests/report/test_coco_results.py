@@ -1,4 +1,4 @@
-"""Results files: the name and the values that COCO's evaluation server takes."""
+"""Results files: the name and the values that COCO's evaluation server accepts."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ from anydepth.results.coco_results import results_name, write_results
         ("bees/valid/_annotations.coco.json", "detections_valid_detr-r50-full_results.json"),
     ],
 )
-def test_name_is_that_of_the_server(json_path: str, expected: str) -> None:
+def test_name_is_the_one_the_server_requires(json_path: str, expected: str) -> None:
     """https://cocodataset.org/#upload: detections_[testset]_[alg]_results.json."""
     assert results_name(Path(json_path), "detr_r50", "full") == expected
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
-def test_rows_are_whole_whatever_is_written_at_once(
+def test_rows_are_complete_for_any_chunk_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(coco_results, "_ROWS_AT_ONCE", at_once)

@@ -1,4 +1,4 @@
-"""What seeds may say: chances are counted by enumeration, orders are written out by hand."""
+"""Evidence of few seeds: probabilities are counted by enumeration, orders are written out by hand."""
 
 from itertools import combinations
 
@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from anydepth.report.claims.evidence import (
     Contrast,
     agreement_chance,
-    difference_of,
-    listed,
-    percent,
-    points,
+    format_difference,
+    format_percent,
+    format_points,
+    format_spread,
+    join_names,
     separation_chance,
-    spread_of,
 )
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (4, 4)])
 def test_chance_of_separation_is_that_of_all_orders(first: int, second: int):
-    # Every choice of places for the seeds of the first among all is as likely.
+    # All choices of ranks for the seeds of the first setting are equally likely.
     ranks = range(first + second)
     orders = list(combinations(ranks, first))
     apart = sum(
@@ -44,7 +44,7 @@ def test_direction_needs_all_seeds_on_one_side():
     assert Contrast(low, low).direction() == 0
 
 
-def test_a_negative_margin_forgives_so_much():
+def test_a_negative_margin_tolerates_a_loss():
     first, second = {"0": 0.30}, {"0": 0.304}
     assert Contrast(first, second).direction(-0.005) == 1
     assert Contrast(first, {"0": 0.306}).direction(-0.005) == -1
@@ -64,18 +64,27 @@ def test_swapping_the_settings_swaps_the_direction(first: dict[str, float], seco
 def test_differences_are_paired_only_where_all_seeds_are():
     contrast = Contrast({"0": 0.30, "1": 0.34}, {"0": 0.31, "1": 0.32})
     assert contrast.paired == (pytest.approx(-0.01), pytest.approx(0.02))
-    assert difference_of(contrast) == "+0.5 (-1.0 to +2.0 by seed)"
+    assert format_difference(contrast) == "+0.5 (-1.0 to +2.0 by seed)"
     unpaired = Contrast({"0": 0.30, "1": 0.34}, {"0": 0.31, "2": 0.31})
     assert unpaired.paired == ()
-    assert difference_of(unpaired) == "+1.0"
+    assert format_difference(unpaired) == "+1.0"
 
 
 def test_figures_are_written_in_points():
-    assert spread_of([0.312]) == "31.2 (one seed)"
-    assert spread_of([0.30, 0.32]) == "31.0 (30.0 to 32.0 over 2 seeds)"
-    assert (points(-0.0001), points(-0.0001, sign=True), points(0.005, sign=True)) == ("0.0", "+0.0", "+0.5")
-    assert [percent(share) for share in (0.004, 1 / 3, 1.0, 0.0)] == ["under 1 %", "33 %", "100 %", "0 %"]
-    assert [listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+    assert format_spread([0.312]) == "31.2 (one seed)"
+    assert format_spread([0.30, 0.32]) == "31.0 (30.0 to 32.0 over 2 seeds)"
+    assert (format_points(-0.0001), format_points(-0.0001, sign=True), format_points(0.005, sign=True)) == (
+        "0.0",
+        "+0.0",
+        "+0.5",
+    )
+    assert [format_percent(share) for share in (0.004, 1 / 3, 1.0, 0.0)] == [
+        "under 1 %",
+        "33 %",
+        "100 %",
+        "0 %",
+    ]
+    assert [join_names(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
         "",
         "a",
         "a and b",

@@ -1,4 +1,4 @@
-"""The gallery holds what the detector finds at each depth, and reads back equal."""
+"""The gallery holds the detections at each depth and reads back equal."""
 
 import json
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import FIGURES
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 from anydepth.results.gallery import (
-    LOWEST_SCORE,
-    MOST_DEPTHS,
+    MAX_DEPTHS,
+    MIN_SCORE,
     GalleryError,
     detect_gallery,
     draw_gallery,
@@ -67,7 +67,7 @@ def test_detections_of_every_depth_read_back(small_detector: Detector, tmp_path:
         assert image.truth.boxes_xyxy.tolist() == [pytest.approx([1.0, 2.0, 30.25, 40.0], abs=0.06)]
         source = _Source().read(image.image_id - 100).image
         for depth in ("full", "minimal"):
-            expected = small_detector.predict(source, depth=depth, threshold=LOWEST_SCORE)[0]
+            expected = small_detector.predict(source, depth=depth, threshold=MIN_SCORE)[0]
             torch.testing.assert_close(image.found[depth].boxes_xyxy, expected.boxes_xyxy, atol=0.06, rtol=0)
             torch.testing.assert_close(image.found[depth].scores, expected.scores, atol=1e-4, rtol=0)
             assert image.found[depth].labels.tolist() == kept.found[depth].labels.tolist()
@@ -77,7 +77,7 @@ def test_detections_of_every_depth_read_back(small_detector: Detector, tmp_path:
 
 def test_many_depths_are_shown_by_the_ladder(small_detector: Detector, tmp_path: Path):
     curve = _curve(small_detector, "all")
-    assert len(curve.rows) > MOST_DEPTHS
+    assert len(curve.rows) > MAX_DEPTHS
     gallery = detect_gallery(small_detector, _Source(), curve, tmp_path, count=1, threshold=0.3)
     assert [depth.depth for depth in gallery.depths] == [str(d) for d in small_detector.depth_space.ladder()]
 
@@ -116,7 +116,7 @@ def test_a_damaged_gallery_is_refused(small_detector: Detector, tmp_path: Path, 
     )
     document = json.loads((tmp_path / "gallery.json").read_text())
     (tmp_path / "gallery.json").write_text(json.dumps(document | {key: value}))
-    with pytest.raises(GalleryError, match=r"gallery\.json: no gallery as anydepth writes it"):
+    with pytest.raises(GalleryError, match=r"gallery\.json: not a gallery as written by anydepth"):
         read_gallery(tmp_path)
-    with pytest.raises(GalleryError, match="no gallery"):
+    with pytest.raises(GalleryError, match="not a gallery"):
         read_gallery(tmp_path / "absent")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_files import write_log
 
-from anydepth.report.logs import MOST_POINTS, Series, read_logs, thin
+from anydepth.report.logs import MAX_POINTS, Series, read_logs, thin
 
 
 def test_gaps_are_skipped_and_every_column_has_its_own_steps(tmp_path: Path):
@@ -21,8 +21,8 @@ def test_gaps_are_skipped_and_every_column_has_its_own_steps(tmp_path: Path):
     assert notes == ()
 
 
-def test_a_later_version_replaces_what_was_trained_in_vain(tmp_path: Path):
-    # Version 10 went on from step 20: steps 25 and 40 of version 9 were lost with the interruption.
+def test_a_later_version_replaces_lost_steps(tmp_path: Path):
+    # Version 10 resumed from step 20: steps 25 and 40 of version 9 were lost with the interruption.
     write_log(tmp_path, 9, "epoch,step,a,b\n0,10,1,5\n0,20,2,\n0,25,2,6\n0,40,4,\n")
     write_log(tmp_path, 10, "epoch,step,a\n0,25,7\n0,35,8\n")
     log, _ = read_logs(tmp_path)
@@ -56,8 +56,8 @@ def test_columns_that_come_later_are_read(tmp_path: Path):
     assert log["b"] == Series((2,), (0.0,), (3.0,))
 
 
-def test_a_half_written_last_line_is_left_out(tmp_path: Path):
-    # The last number was 1234: what is there of it is not what was logged.
+def test_an_incomplete_last_line_is_left_out(tmp_path: Path):
+    # The last number was 1234: its first digits are not what was logged.
     write_log(tmp_path, 0, "epoch,step,a\n0,1,1\n0,2,12")
     log, notes = read_logs(tmp_path)
     assert log["a"].values == (1.0,)
@@ -88,7 +88,7 @@ def test_a_long_log_is_thinned_and_keeps_its_spike(tmp_path: Path):
     lines = [f"{step // 1000},{step},{1000.0 if step == 54_321 else step % 7}" for step in range(100_000)]
     write_log(tmp_path, 0, "\n".join(["epoch,step,a", *lines, ""]))
     series = read_logs(tmp_path)[0]["a"]
-    assert len(series.values) <= MOST_POINTS
+    assert len(series.values) <= MAX_POINTS
     assert (series.steps[0], series.steps[-1]) == (0, 99_999)
     assert series.steps[series.values.index(1000.0)] == 54_321
 
@@ -106,7 +106,7 @@ def test_thinning_keeps_ends_extremes_and_order(values: list[float], most: int):
 
 
 def test_thinning_below_four_points_is_refused():
-    with pytest.raises(ValueError, match="most=3: a thinned series needs at least 4 points"):
+    with pytest.raises(ValueError, match="got max_points=3, expected at least 4"):
         thin(Series((), (), ()), 3)
 
 

@@ -35,13 +35,13 @@ from anydepth.report.comparison import Comparison, Report, compare
 from anydepth.report.logs import Series
 from anydepth.report.page.curves import curves
 from anydepth.report.page.page import BACKGROUNDS, PALETTES, VERDICT_MARKS, render_page, safe_json
-from anydepth.report.page.pictures import LONGEST_SIDE, Pictures, detections
-from anydepth.report.page.tables import MOST_KEYS, config_table, provenance, runs_table, settings_table
+from anydepth.report.page.pictures import MAX_SIDE, Pictures, detections
+from anydepth.report.page.tables import MAX_KEY_COLUMNS, config_table, provenance, runs_table, settings_table
 from anydepth.report.page.training import (
-    MOST_POINTS,
+    MAX_POINTS,
+    downsample,
     gradient_metrics,
     gradients,
-    thinned,
     training,
     training_metrics,
 )
@@ -74,7 +74,7 @@ def test_points_are_means_over_seeds_with_their_range_in_percent(two_seeds: Comp
     assert (full["depth"], full["gflops"], full["latency"], full["rung"]) == ("full", 2.4, 12.0, True)
 
 
-def test_the_front_holds_what_no_cheaper_depth_of_any_setting_matches(two_seeds: Comparison):
+def test_the_front_is_pareto_optimal_over_all_settings(two_seeds: Comparison):
     data = curves(two_seeds)
     # "pair" is above "alone" at every cost, so the front is its ladder, cheapest first.
     assert data["fronts"]["AP"]["gflops"] == [[0, at] for at in (5, 4, 3, 2, 1, 0)]
@@ -90,7 +90,7 @@ def test_without_latency_there_is_no_chart_of_it(tmp_path: Path):
     assert data["fronts"]["AP"]["latency"] is None
 
 
-def test_figures_of_images_without_such_objects_are_missing_not_minus_one(tmp_path: Path):
+def test_metrics_of_images_without_such_objects_are_missing_not_minus_one(tmp_path: Path):
     curve = sample_curve(0.3)
     text = curve.to_json().replace(f'"AP75": {0.3 * 0.9}', f'"AP75": {NO_GROUND_TRUTH}')
     run = sample_run(tmp_path / "r", 0.3, 0, curve=DepthCurve.from_json(text))
@@ -120,17 +120,20 @@ def test_every_run_has_a_row(two_seeds: Comparison):
 
 
 def test_all_differing_keys_are_listed_and_the_first_are_columns(tmp_path: Path):
-    keys = {f"group.key{number}": number for number in range(MOST_KEYS + 2)}
+    keys = {f"group.key{number}": number for number in range(MAX_KEY_COLUMNS + 2)}
     comparison = _comparison(
         one_comparison([sample_setting("a", [sample_run(tmp_path / "r", 0.3, 0)], keys)])
     )
     table = config_table(comparison)
     assert table is not None
     assert [row[0].text for row in table.rows] == list(keys)
-    assert sum(column.title.startswith("key") for column in settings_table(comparison).columns) == MOST_KEYS
+    assert (
+        sum(column.title.startswith("key") for column in settings_table(comparison).columns)
+        == MAX_KEY_COLUMNS
+    )
 
 
-def test_keys_of_one_ending_are_told_apart(tmp_path: Path):
+def test_keys_with_the_same_ending_are_distinguished(tmp_path: Path):
     keys = {"detector.name": "a", "optim.name": "b"}
     comparison = _comparison(
         one_comparison([sample_setting("a", [sample_run(tmp_path / "r", 0.3, 0)], keys)])
@@ -142,7 +145,7 @@ def test_keys_of_one_ending_are_told_apart(tmp_path: Path):
 @pytest.mark.parametrize(
     "broken", [{}, {"git": "x", "versions": 3, "command": "a b"}], ids=["nothing", "odd"]
 )
-def test_a_run_with_poor_provenance_is_shown_with_what_there_is(tmp_path: Path, broken: dict[str, object]):
+def test_a_run_with_incomplete_provenance_is_shown(tmp_path: Path, broken: dict[str, object]):
     run = sample_run(tmp_path / "r", 0.3, 0, provenance=broken, result={})
     assert dict(provenance(run))["folder"] == str(tmp_path / "r")
     assert "r" in render_page(one_comparison([sample_setting("a", [run], {})]))
@@ -159,10 +162,10 @@ def test_the_command_is_shown_as_it_was_recorded(tmp_path: Path):
 
 def test_long_series_become_means_of_neighbours():
     series = Series(tuple(range(1000)), tuple(float(step // 10) for step in range(1000)), tuple(range(1000)))
-    thin = thinned(series)
-    assert len(thin.values) <= MOST_POINTS
+    short = downsample(series)
+    assert len(short.values) <= MAX_POINTS
     # Groups of ceil(1000 / 160) = 7: the mean of 0..6 is 3, at step 6; the last group is 994..999.
-    assert (thin.steps[0], thin.values[0], thin.steps[-1], thin.values[-1]) == (6, 3.0, 999, 996.5)
+    assert (short.steps[0], short.values[0], short.steps[-1], short.values[-1]) == (6, 3.0, 999, 996.5)
 
 
 def test_columns_of_a_log_become_named_metrics():
@@ -170,7 +173,7 @@ def test_columns_of_a_log_become_named_metrics():
     metrics = training_metrics([*columns, "train/gradient_norm", "lr/head"])
     assert [(metric.group, metric.label, list(metric.columns.values())) for metric in metrics] == [
         ("Validation", "AP per depth", ["3/4", "full"]),
-        ("Loss", "total loss per path", ["full", "minimal"]),
+        ("Loss", "total loss per pass", ["full", "minimal"]),
         ("Distillation", "kd_class", ["minimal"]),
         ("Optimization", "gradient norm", ["gradient norm"]),
         ("Optimization", "learning rates", ["head"]),
@@ -178,8 +181,10 @@ def test_columns_of_a_log_become_named_metrics():
     assert gradient_metrics(columns) == []
 
 
-def test_cosines_of_gradients_have_a_line_for_each_path():
-    cosines = [f"gradients/cosine/{path}/{part}" for path in ("minimal", "1/2") for part in ("all", "neck")]
+def test_cosines_of_gradients_have_a_line_for_each_pass():
+    cosines = [
+        f"gradients/cosine/{pass_name}/{part}" for pass_name in ("minimal", "1/2") for part in ("all", "neck")
+    ]
     metrics = gradient_metrics([*cosines, "gradients/norm/full"])
     assert [
         (metric.group, metric.label.rpartition("another")[2], dict(metric.columns)) for metric in metrics
@@ -194,13 +199,13 @@ def test_cosines_of_gradients_have_a_line_for_each_path():
             ": neck",
             {"gradients/cosine/minimal/neck": "minimal", "gradients/cosine/1/2/neck": "1/2"},
         ),
-        ("Norm", "norm of each path's gradient", {"gradients/norm/full": "full"}),
+        ("Norm", "gradient norm of each pass", {"gradients/norm/full": "full"}),
     ]
     (alone,) = gradient_metrics(["gradients/cosine/random1/all"])
-    assert alone.label == "cosine between the gradients of the first path and random1, all shared parameters"
+    assert alone.label == "cosine between the gradients of the first pass and random1, all shared parameters"
 
 
-def test_validation_on_images_without_objects_is_no_accuracy_of_minus_100(tmp_path: Path):
+def test_validation_on_images_without_objects_is_missing_not_minus_100(tmp_path: Path):
     log = {
         "val/full/AP": Series((9, 19), (0.0, 1.0), (-1.0, 0.25)),
         "val/minimal/AP": Series((9,), (0.0,), (-1.0,)),
@@ -249,7 +254,7 @@ def test_one_picture_of_many_runs_is_stored_once_and_boxes_follow_its_size(tmp_p
     embedded = pictures.images[first]
     with Image.open(BytesIO(base64.b64decode(embedded["uri"].partition(",")[2]))) as image:
         # 800 x 480 pixels fit into 640.
-        assert image.size == (embedded["width"], embedded["height"]) == (LONGEST_SIDE, 384)
+        assert image.size == (embedded["width"], embedded["height"]) == (MAX_SIDE, 384)
     truth = galleries[0].images[0].truth.boxes_xyxy[0] * 640 / 800
     assert data["settings"][0]["pictures"][0]["truth"][0][:4] == pytest.approx(truth.tolist(), abs=0.06)
     assert [depth["depth"] for depth in data["settings"][0]["depths"]][::5] == ["full", "minimal"]
@@ -261,11 +266,11 @@ def test_a_damaged_picture_is_left_out_and_the_page_says_so(tmp_path: Path):
     page = render_page(
         one_comparison([sample_setting("a", [sample_run(tmp_path / "r", 0.3, 0, gallery=gallery)], {})])
     )
-    assert "no picture that can be shown" in page
+    assert "not a readable picture" in page
     assert page.count('"uri":') == 1
 
 
-def test_figures_that_are_no_numbers_are_left_out(tmp_path: Path):
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path):
     gallery = sample_gallery(tmp_path, 0.3, 0, classes=("tree",), images=1)
     gallery.images[0].truth.boxes_xyxy[0, 0] = math.nan
     table = sample_compatibility(0.3)
@@ -309,7 +314,7 @@ def _parsed(page: str) -> _Elements:
     return parser
 
 
-def test_names_of_strangers_stay_text(tmp_path: Path):
+def test_untrusted_names_stay_text(tmp_path: Path):
     run = sample_run(
         tmp_path / "r",
         0.3,
@@ -346,7 +351,7 @@ def test_the_page_allows_its_own_scripts_and_no_others(two_seeds: Comparison):
     assert not [attrs for tag, attrs in page.tags if tag == "script" and "src" in attrs]
 
 
-def test_sections_that_runs_have_nothing_for_are_absent(two_seeds: Comparison, tmp_path: Path):
+def test_sections_without_content_are_absent(two_seeds: Comparison, tmp_path: Path):
     bare = render_page(Report((two_seeds,), (), ()))
     rich_run = sample_run(
         tmp_path / "rich", 0.3, 0, log=sample_log(0.3, 0), compatibility=sample_compatibility(0.3)
@@ -360,7 +365,7 @@ def test_sections_that_runs_have_nothing_for_are_absent(two_seeds: Comparison, t
 
 
 @pytest.mark.parametrize("verdict", get_args(Verdict))
-def test_a_verdict_is_told_by_a_word_and_a_mark_not_by_colour_alone(two_seeds: Comparison, verdict: Verdict):
+def test_a_verdict_has_a_word_and_a_mark_not_colour_alone(two_seeds: Comparison, verdict: Verdict):
     finding = Finding("1", "Full depth holds", "Some text.", verdict, {"loss": 0.5})
     page = render_page(Report((replace(two_seeds, findings=(finding,)),), (), ()))
     assert f'<span aria-hidden="true">{VERDICT_MARKS[verdict]}</span> {verdict}</span>' in page
@@ -368,9 +373,11 @@ def test_a_verdict_is_told_by_a_word_and_a_mark_not_by_colour_alone(two_seeds: C
     assert len(set(VERDICT_MARKS.values())) == len(get_args(Verdict))
 
 
-def test_comparisons_of_different_data_are_apart_under_the_note_that_says_so(two_seeds: Comparison):
-    page = render_page(Report((two_seeds, two_seeds), (), ("shown apart, as their data differ",)))
-    assert page.index("shown apart, as their data differ") < page.index('id="c0"') < page.index('id="c1"')
+def test_comparisons_of_different_data_are_separate_below_the_note(two_seeds: Comparison):
+    page = render_page(Report((two_seeds, two_seeds), (), ("shown separately, as their data differ",)))
+    assert (
+        page.index("shown separately, as their data differ") < page.index('id="c0"') < page.index('id="c1"')
+    )
 
 
 def test_json_in_the_page_reads_back():
@@ -415,7 +422,7 @@ def _linear(colour: str) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("vision", sorted(VISION))
 @pytest.mark.parametrize("theme", sorted(PALETTES))
-def test_colours_of_settings_stay_apart_for_colour_blind_readers(theme: str, vision: str):
+def test_colours_of_settings_are_distinguishable_for_colour_blind_readers(theme: str, vision: str):
     seen = [np.clip(VISION[vision] @ _linear(colour), 0, 1) for colour in PALETTES[theme]]
     labs = [TO_LAB @ np.cbrt(TO_LMS @ colour) for colour in seen]
     assert min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(labs, 2)) > 0.1
@@ -437,7 +444,7 @@ def test_lines_stand_out_from_their_background(theme: str):
 
 
 def test_files_among_the_folders_are_skipped_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """STUDY/* names the study's own page and multirun.yaml, too."""
+    """STUDY/* also matches the study's own page and multirun.yaml."""
     run = write_run(tmp_path / "run", {"full": 0.3, "minimal": 0.2})
     files = [tmp_path / "multirun.yaml", tmp_path / "old.html"]
     for file in files:
@@ -445,7 +452,7 @@ def test_files_among_the_folders_are_skipped_with_a_line(tmp_path: Path, capsys:
     page = tmp_path / "report.html"
     assert cli.main([str(files[0]), str(run), str(files[1]), "--output", str(page)]) == 0
     assert page.is_file()
-    skipped = f"anydepth-report: skipped, as no folder: {files[0]}, {files[1]}\n"
+    skipped = f"anydepth-report: skipped files, expected folders: {files[0]}, {files[1]}\n"
     assert capsys.readouterr().err == skipped
     assert cli.main([str(files[0]), "--output", str(page)]) == 1
     assert "is a file; give a run folder" in capsys.readouterr().err
@@ -480,8 +487,8 @@ def test_the_command_compares_the_folders_it_is_given(tmp_path: Path, capsys: py
     first, second = data["comparisons"]
     assert [(s["seeds"], s["points"][0]["AP"]) for s in first["settings"]] == [(2, [25.0, 20.0, 30.0])]
     assert len(second["settings"]) == 1
-    assert "shown apart" in re.sub(r"\s+", " ", page)
-    assert "shown apart" in printed
+    assert "shown separately" in re.sub(r"\s+", " ", page)
+    assert "shown separately" in printed
     assert f"left out: {sweep / '3'}" in printed
     assert str(output) in printed.splitlines()[-1]
     assert [path.name for path in output.parent.iterdir()] == ["page.html"]

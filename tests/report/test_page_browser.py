@@ -126,7 +126,7 @@ def test_all_charts_are_drawn_when_they_come_into_view(open_page: Callable[..., 
     page.locator('[data-part="0-curves"] .chip').first.click()
     assert page.evaluate("document.querySelector('.js-plotly-plot').data.length") == 1 + 2 * 2
     page.locator('[data-part="0-curves"]').get_by_role("button", name="AP50").click()
-    # Full depth of "plain": the means of 0.30 and 0.31 is 30.5 AP, and AP50 is 1.5 x that.
+    # Full depth of "plain": the mean of 0.30 and 0.31 is 30.5 AP, and AP50 is 1.5 x that.
     shown = page.evaluate("document.querySelector('.js-plotly-plot').data.map(trace => trace.y)")
     assert shown[0][-1] == pytest.approx(1.5 * 40.5, abs=0.01)
 
@@ -171,11 +171,11 @@ def test_the_slider_shows_the_detections_of_each_depth(open_page: Callable[..., 
     assert boxes.count() > 5
     viewer.locator(".thumbs button").nth(1).click()
     assert viewer.locator(".pane img").first.get_attribute("alt").startswith("Picture 1")
-    viewer.get_by_label("Beside it").select_option("none")
+    viewer.get_by_label("Compare with").select_option("none")
     assert viewer.locator(".pane").count() == 1
 
 
-def test_names_of_strangers_do_nothing_in_a_browser(open_page: Callable[..., Any]):
+def test_untrusted_names_do_nothing_in_a_browser(open_page: Callable[..., Any]):
     page = open_page()
     _show_all(page)
     page.locator(".js-plotly-plot .nsewdrag").first.hover()

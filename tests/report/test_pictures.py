@@ -10,7 +10,7 @@ from PIL import Image
 
 from anydepth.results.pictures import (
     CROWDED,
-    SMALLEST_SIDE,
+    MIN_SIDE,
     Panel,
     class_colour,
     draw_detections,
@@ -50,8 +50,8 @@ def test_a_box_is_drawn_on_its_borders_in_the_colour_of_its_class() -> None:
 
 def test_small_images_are_enlarged_with_their_boxes() -> None:
     picture = draw_detections(torch.zeros(3, 100, 200, dtype=torch.uint8), _boxes((50, 20, 150, 80)), NAMES)
-    assert picture.size == (SMALLEST_SIDE, SMALLEST_SIDE // 2)
-    scale = SMALLEST_SIDE / 200
+    assert picture.size == (MIN_SIDE, MIN_SIDE // 2)
+    scale = MIN_SIDE / 200
     right = round(150 * scale)
     assert _has_colour(picture, (right - 4, round(50 * scale), right + 4, round(55 * scale)), 0)
 
@@ -61,10 +61,10 @@ def test_colours_differ_between_classes_and_never_change() -> None:
     assert len(set(colours)) == 80
     assert colours == [class_colour(label) for label in range(80)]
     distances = [np.abs(np.subtract(one, two)).sum() for one, two in pairwise(colours)]
-    assert min(distances) > 100, "neighbouring classes must be told apart at a glance"
+    assert min(distances) > 100, "neighbouring classes must be distinguishable"
 
 
-def test_labels_are_written_and_in_a_crowd_only_where_they_fit() -> None:
+def test_labels_are_written_and_in_a_crowd_only_if_they_fit() -> None:
     image = torch.zeros(3, 720, 720, dtype=torch.uint8)
     one = draw_detections(image, _boxes((100, 100, 108, 200)), NAMES)
     above = (100, 80, 140, 99)
@@ -114,7 +114,7 @@ def test_a_row_holds_one_titled_panel_per_entry_and_a_grid_all_rows(tmp_path: Pa
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["grid.jpg"]
 
 
-def test_nothing_to_show_and_images_of_another_form_are_errors() -> None:
+def test_missing_panels_and_images_of_another_shape_are_errors() -> None:
     with pytest.raises(ValueError, match="at least one panel"):
         side_by_side(torch.zeros(3, 9, 9, dtype=torch.uint8), [], NAMES)
     with pytest.raises(ValueError, match="at least one picture"):

@@ -1,4 +1,4 @@
-"""Run folders are found and read; what cannot be read is named, and nothing in them is executed."""
+"""Run folders are found and read; unreadable files are named, and nothing in them is executed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from run_files import config_of, ladder, make_curve, write_run
 from anydepth import train
 from anydepth.config.compose import compose, resolve_config
 from anydepth.evaluation.compatibility import MEASURES, Compatibility, CompatibilityRow
-from anydepth.report.claims.arms import role_of
+from anydepth.report.claims.arms import arm_of
 from anydepth.report.comparison import compare
 from anydepth.report.runs import ReportError, Run, UnusableRun, find_runs
 from anydepth.results.gallery import Gallery, GalleryDepth, GalleryImage, _to_json
@@ -64,7 +64,7 @@ def test_order_of_the_folders_does_not_matter(tmp_path: Path):
 @pytest.mark.parametrize(
     "place", [".hydra", "wandb/offline-run-1/files", "checkpoints", "logs/version_0", "pictures/x"]
 )
-def test_configurations_of_others_are_no_runs(tmp_path: Path, place: str):
+def test_configurations_of_other_programs_are_not_runs(tmp_path: Path, place: str):
     write_run(tmp_path / "run", APS)
     other = tmp_path / "run" / place
     other.mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_a_failed_run_is_named_with_its_message(tmp_path: Path):
     assert _reason(tmp_path) == "failed: out of memory"
 
 
-def test_a_half_written_run_is_said_to_be_interrupted(tmp_path: Path):
+def test_an_incomplete_run_is_reported_as_interrupted(tmp_path: Path):
     write_run(tmp_path / "run", None, finished=False)
     assert "was interrupted" in _reason(tmp_path)
 
@@ -162,7 +162,7 @@ def test_nothing_in_a_configuration_is_executed(tmp_path: Path):
     assert not trace.exists()
 
 
-# -- what only costs a note ------------------------------------------------------------------------------
+# -- damage that adds a note ------------------------------------------------------------------------------
 
 
 def _only(tmp_path: Path) -> Run:
@@ -175,7 +175,7 @@ def _only(tmp_path: Path) -> Run:
     "name", ["provenance.json", "result.json", "compatibility.json", "pictures/gallery.json"]
 )
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff"], ids=["cut", "no object", "no text"])
-def test_another_damaged_file_costs_a_note(tmp_path: Path, name: str, text: str):
+def test_another_damaged_file_adds_a_note(tmp_path: Path, name: str, text: str):
     folder = write_run(tmp_path / "run", APS)
     path = folder / name
     path.parent.mkdir(exist_ok=True)
@@ -183,24 +183,24 @@ def test_another_damaged_file_costs_a_note(tmp_path: Path, name: str, text: str)
     assert any(note.startswith(f"{name} is damaged") for note in _only(tmp_path).notes)
 
 
-def test_damaged_logs_cost_a_note(tmp_path: Path):
+def test_damaged_logs_add_a_note(tmp_path: Path):
     write_run(tmp_path / "run", APS, log="no,columns\n1,2\n")
     run = _only(tmp_path)
     assert run.log == {}
     assert "version_0/metrics.csv is damaged" in run.notes[0]
 
 
-def test_notes_tell_how_a_run_came_about(tmp_path: Path):
+def test_notes_state_the_history_of_a_run(tmp_path: Path):
     folder = write_run(tmp_path / "run", APS, ["ckpt_path=last.ckpt"], finished=False)
     provenance = json.loads((folder / "provenance.json").read_text())
     provenance["git"]["changed"] = True
     (folder / "provenance.json").write_text(json.dumps(provenance))
     notes = "\n".join(_only(tmp_path).notes)
     assert "no result.json" in notes
-    assert "went on from the checkpoint last.ckpt" in notes
+    assert "resumed from the checkpoint last.ckpt" in notes
     assert "uncommitted changes" in notes
     (folder / "failure.json").write_text(json.dumps({"error": "disk full"}))
-    assert "failed after its curve was drawn: disk full" in "\n".join(_only(tmp_path).notes)
+    assert "failed after its depth curve was written: disk full" in "\n".join(_only(tmp_path).notes)
     (folder / "result.json").write_text(json.dumps({"status": "finished"}))
     assert "disk full" not in "\n".join(_only(tmp_path).notes)
 
@@ -254,7 +254,7 @@ def test_a_folder_without_a_run_says_what_was_looked_for(tmp_path: Path):
         find_runs([tmp_path / "runs", tmp_path / "empty"])
 
 
-def test_folders_of_other_commands_are_no_interrupted_trainings(tmp_path: Path):
+def test_folders_of_other_commands_are_not_interrupted_training_runs(tmp_path: Path):
     for name in ("analyze", "evaluate", "predict"):
         (tmp_path / name).mkdir()
         config = resolve_config(compose(name, ["output=out", "paths.output_dir=out"]))
@@ -264,9 +264,9 @@ def test_folders_of_other_commands_are_no_interrupted_trainings(tmp_path: Path):
     reasons = {run.folder.name: run.reason for run in find_runs([tmp_path])[1]}
     assert reasons.pop("train").startswith("was interrupted")
     assert reasons == {
-        "analyze": "is no training run, but of anydepth-analyze",
-        "evaluate": "is no training run, but of anydepth-evaluate, without a depth curve",
-        "predict": "is no training run, but of anydepth-predict",
+        "analyze": "is not a training run, but was written by anydepth-analyze",
+        "evaluate": "is not a training run, but was written by anydepth-evaluate, without a depth curve",
+        "predict": "is not a training run, but was written by anydepth-predict",
     }
 
 
@@ -276,7 +276,7 @@ def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ReportError, match="file: is a file"):
         find_runs([tmp_path / "file"])
-    with pytest.raises(ReportError, match="no folder is given"):
+    with pytest.raises(ReportError, match="got no folder"):
         find_runs([])
 
 
@@ -299,7 +299,7 @@ def test_a_run_that_training_left_is_read(tmp_path: Path, compose_run: Callable[
     assert unusable == []
     assert run.curve == objects["curve"]
     assert run.config == resolve_config(cfg)
-    assert role_of(run) == "any-depth"
+    assert arm_of(run) == "any-depth"
     assert {"train/full/loss", "train/minimal/loss", "val/full/AP", "val/score"} <= run.log.keys()
     assert len(run.log["val/score"].values) == 2
     assert run.gallery is not None

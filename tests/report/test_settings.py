@@ -1,4 +1,4 @@
-"""Runs become settings by their configuration alone; labels are unique; seeds are summed up by hand."""
+"""Runs become settings by their configuration alone; labels are unique; means are computed by hand."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -48,7 +48,7 @@ def _labels(*runs: Run) -> list[str]:
 
 
 def _changed(change: str) -> dict[str, Any]:
-    """The default configuration with a value or a group changed; only groups take composing."""
+    """Return the default configuration with a value or a group changed; only groups are composed."""
     key, value = change.split("=")
     *path, last = key.split(".")
     if not path and key not in ("seed", "ckpt_path", "weights", "compile"):
@@ -106,18 +106,18 @@ def test_what_changes_training_makes_another_setting(change: str):
     assert training_config(config_of([], "a")) != training_config(_changed(change))
 
 
-def test_a_key_that_is_missing_is_as_one_that_is_null():
+def test_a_missing_key_equals_a_null_key():
     # Configurations of earlier versions lack later keys.
     assert flatten({"a": {"b": None, "c": [1]}, "d": {}}) == flatten({"a": {"c": [1]}})
 
 
-@pytest.mark.parametrize("wing", ["detr_tiny", "yolo_tiny"])
-def test_mirrors_take_the_value_of_their_source(wing: str):
-    flat = flatten(config_of([f"detector={wing}", "recipe.minutes=7"]))
+@pytest.mark.parametrize("detector", ["detr_tiny", "yolo_tiny"])
+def test_mirrors_take_the_value_of_their_source(detector: str):
+    flat = flatten(config_of([f"detector={detector}", "recipe.minutes=7"]))
     assert {key: flat[key] for key in MIRRORS} == {key: flat[source] for key, source in MIRRORS.items()}
 
 
-def test_what_follows_another_key_is_told_once():
+def test_mirrored_keys_are_listed_once():
     longer = training_config(
         config_of(["recipe.epochs=7", "recipe.ema_decay=0.5", "detector.fit=letter_box"])
     )
@@ -126,7 +126,7 @@ def test_what_follows_another_key_is_told_once():
         "recipe.ema_decay",
         "recipe.epochs",
     )
-    # Where it was set by itself, it is told.
+    # If it was set explicitly, it is listed.
     own = training_config(config_of(["trainer.max_epochs=7"]))
     assert differing_keys([training_config(config_of([])), own]) == ("trainer.max_epochs",)
 
@@ -151,7 +151,7 @@ def test_seeds_of_one_setting_are_one_and_sorted(tmp_path: Path):
 # -- labels ----------------------------------------------------------------------------------------------
 
 
-def test_arms_of_an_ablation_are_their_names():
+def test_arms_of_an_ablation_are_labelled_by_their_names():
     runs = [
         _run("1", {"x": 1}, overrides=["ablation=both", "seed=0", "data.root=/somewhere"]),
         _run("2", {"x": 2}, overrides=["ablation=none", "recipe.lr=2"]),
@@ -160,7 +160,7 @@ def test_arms_of_an_ablation_are_their_names():
     assert _labels(runs[0]) == ["both"]
 
 
-def test_arms_of_several_detectors_name_the_detector_even_where_it_was_left_to_the_default():
+def test_arms_of_several_detectors_name_the_detector_even_if_it_is_the_default():
     runs = [
         _run(
             f"{arm}{detector}", {"arm": arm, "detector_name": detector}, overrides=[f"ablation={arm}", *extra]
@@ -176,7 +176,7 @@ def test_arms_of_several_detectors_name_the_detector_even_where_it_was_left_to_t
     ]
 
 
-def test_equal_overrides_are_told_apart_by_the_configuration():
+def test_equal_overrides_are_distinguished_by_the_configuration():
     runs = [_run(str(lr), {"recipe": {"lr": lr}, "z": lr}, overrides=["ablation=both"]) for lr in (1, 2)]
     assert _labels(*runs) == ["recipe.lr=1, z=1", "recipe.lr=2, z=2"]
 
@@ -260,19 +260,19 @@ def test_runs_without_a_seed_count_each():
     assert _setting(APS, APS, seeds=(None, None)).seeds == 2
 
 
-def test_only_what_every_run_has_is_summed_up():
+def test_only_figures_of_every_run_are_averaged():
     setting = _setting(APS, {"full": 0.3, "minimal": 0.2})
     assert setting.mean.keys() == {"full", "minimal", "hypervolume", "saving"}
     assert [point.depth for point in setting.curve_mean] == ["full", "minimal"]
 
 
-def test_depths_without_ground_truth_are_no_points():
+def test_depths_without_ground_truth_are_not_points():
     setting = _setting({**APS, "full": -1.0})
     assert "full" not in setting.mean
     assert [point.depth for point in setting.curve_mean] == ["neck@3", "none@3", "minimal"]
 
 
-def test_latency_is_the_mean_and_missing_where_one_run_lacks_it(tmp_path: Path):
+def test_latency_is_the_mean_and_missing_if_one_run_lacks_it(tmp_path: Path):
     for seed, latency in ((0, 4.0), (1, 6.0)):
         write_run(tmp_path / str(seed), APS, seed=seed, curve={"latency_ms": latency})
     (setting,) = group_settings(find_runs([tmp_path])[0])

@@ -1,4 +1,4 @@
-"""Depth curves as files and tables: complete or not there, readable at every width."""
+"""Depth curves as files and tables: written completely or not at all, readable at every width."""
 
 import io
 from dataclasses import replace
@@ -61,7 +61,7 @@ def test_a_wide_table_shows_every_measured_column() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
-def test_a_narrow_table_keeps_what_matters_whole(width: int) -> None:
+def test_a_narrow_table_keeps_the_important_columns(width: int) -> None:
     curve = _curve("ladder")
     text = _printed(curve, width)
     lines = [line for line in text.splitlines() if line.strip()]
@@ -118,7 +118,7 @@ def test_a_chart_without_any_ground_truth_is_drawn_empty(tmp_path: Path) -> None
     assert (tmp_path / "chart.png").stat().st_size > 0
 
 
-def test_a_failed_write_leaves_the_former_file_and_no_other(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_previous_file_and_no_other(tmp_path: Path) -> None:
     target = tmp_path / "curve.json"
     target.write_text("old")
 

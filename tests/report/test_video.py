@@ -59,9 +59,9 @@ def test_what_is_written_reads_back_with_even_sides(tmp_path: Path) -> None:
     assert np.abs(frames[0].permute(1, 2, 0).numpy().astype(int) - expected).mean() < 6
 
 
-def test_files_that_are_no_video_are_refused_by_name(tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(VideoError, match=r"text\.mp4: no readable video"):
+    with pytest.raises(VideoError, match=r"text\.mp4: not a readable video"):
         VideoReader(tmp_path / "text.mp4")
     with pytest.raises(VideoError, match=r"absent\.mp4"):
         VideoReader(tmp_path / "absent.mp4")

@@ -1,1 +1,1 @@
-"""What a detector is worth and what it costs at each depth."""
+"""Accuracy, cost and feature compatibility of a detector at each depth."""

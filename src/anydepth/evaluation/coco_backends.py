@@ -1,4 +1,4 @@
-"""The two implementations of the COCO evaluation behind one interface.
+"""Two implementations of the COCO evaluation behind one interface.
 
 ``hotcoco`` is fast enough to evaluate many depths; ``pycocotools`` is COCO's own code and the reference.
 """
@@ -15,24 +15,24 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 Measured = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""The 12 figures, and the precision [IoU thresholds, recalls, K, area ranges, detection limits]."""
+"""Pair of the 12 metrics and the precision [IoU thresholds, recalls, K, area ranges, detection limits]."""
 
 
 class CocoBackend(Protocol):
-    """Ground truth that is indexed once and compared with any number of sets of detections."""
+    """Ground truth, indexed once, against which any number of sets of detections is evaluated."""
 
     def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
-        """Compare detections with the ground truth.
+        """Evaluate detections against the ground truth.
 
         Args:
             table: [N, 7]: image id, x, y, width, height (pixels), score, category id; N may be 0.
-            image_ids: The images to evaluate, unique and ascending.
+            image_ids: Ids of the images to evaluate, unique and ascending.
         """
         ...
 
 
 class HotcocoBackend:
-    """The Rust implementation.
+    """Backend that runs hotcoco, written in Rust.
 
     Args:
         ground_truth: A COCO dictionary.
@@ -45,13 +45,13 @@ class HotcocoBackend:
         """See :meth:`CocoBackend.measure`."""
         evaluation = hotcoco.COCOeval(self._truth, self._truth.load_res(table), "bbox")
         evaluation.params.img_ids = image_ids.tolist()
-        with _silence():
+        with _silenced_stdout():
             evaluation.run()
         return np.asarray(evaluation.stats), np.asarray((evaluation.eval or {})["precision"])
 
 
 class PycocotoolsBackend:
-    """COCO's own implementation, without its prints.
+    """Backend that runs pycocotools, with its console output silenced.
 
     Args:
         ground_truth: A COCO dictionary.
@@ -59,18 +59,18 @@ class PycocotoolsBackend:
 
     def __init__(self, ground_truth: Mapping[str, Any]) -> None:
         self._ground_truth = dict(ground_truth)
-        self._truth = _pycocotools_index(self._ground_truth)
+        self._truth = _build_pycocotools_index(self._ground_truth)
 
     def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
         """See :meth:`CocoBackend.measure`."""
-        with _silence():
-            # loadRes looks at the first row to tell boxes from masks, so it needs one.
-            found = (
+        with _silenced_stdout():
+            # loadRes distinguishes boxes from masks by the first row, so it fails without one.
+            detections = (
                 self._truth.loadRes(table)
                 if len(table)
-                else _pycocotools_index({**self._ground_truth, "annotations": []})
+                else _build_pycocotools_index({**self._ground_truth, "annotations": []})
             )
-            evaluation = COCOeval(self._truth, found, "bbox")
+            evaluation = COCOeval(self._truth, detections, "bbox")
             evaluation.params.imgIds = image_ids.tolist()
             evaluation.evaluate()
             evaluation.accumulate()
@@ -84,15 +84,15 @@ BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], CocoBackend]] = {
 }
 
 
-def _pycocotools_index(ground_truth: Mapping[str, Any]) -> Any:
+def _build_pycocotools_index(ground_truth: Mapping[str, Any]) -> Any:
     index: Any = COCO()
     index.dataset = dict(ground_truth)
-    with _silence():
+    with _silenced_stdout():
         index.createIndex()
     return index
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _silenced_stdout() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()):
         yield

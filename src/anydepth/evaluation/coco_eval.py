@@ -1,7 +1,7 @@
-"""The COCO figures of detections, for several depths at once and over several processes.
+"""COCO metrics of detections, for several depths at once and over several processes.
 
-Rows are kept per process as flat arrays, gathered once, freed of images that a sampler handed out twice,
-evaluated on the first process and sent back to all: right for uneven shards and for a process without images.
+Rows are kept per process as flat arrays, gathered once, stripped of images that a sampler repeated, evaluated
+on the first process and broadcast: correct with uneven shards and with a process that has no images.
 """
 
 from collections import Counter
@@ -19,24 +19,24 @@ from anydepth.evaluation.coco_backends import BACKENDS, CocoBackend
 from anydepth.structures import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""Names of the 12 COCO figures, in the order in which pycocotools prints them."""
+"""Names of the 12 COCO metrics, in the order in which pycocotools prints them."""
 
 NO_GROUND_TRUTH = -1.0
-"""What COCO's own evaluation reports where there is no object to find, e.g. APs without small objects."""
+"""Value that COCO's own evaluation reports if there is no object to find, e.g. APs without small objects."""
 
 
 class EvaluationError(ValueError):
-    """Ground truth or detections that cannot be evaluated; the message says what came and what to change."""
+    """Ground truth or detections that cannot be evaluated; the message says why and what to change."""
 
 
 @dataclass(frozen=True)
 class CocoResult:
-    """The figures of one set of detections.
+    """COCO metrics of one set of detections.
 
     Attributes:
-        figures: By the names of :data:`FIGURES`, in [0, 1]; -1 where the images hold no object to find.
+        figures: Metrics by the names in :data:`FIGURES`, in [0, 1]; -1 if the images hold no object to find.
         per_class: AP by category name, in the order of category ids; -1 for a category without objects.
-        images: How many images were evaluated; the figures are about these alone.
+        images: Number of images evaluated; the metrics cover these alone.
     """
 
     figures: Mapping[str, float]
@@ -46,9 +46,9 @@ class CocoResult:
 
 @dataclass
 class _Rows:
-    """Detections of some images in arrays: ``images`` and ``counts`` per image, the rest per detection.
+    """Detections as flat arrays: ``images`` and ``counts`` per image, the others per detection.
 
-    ``counts`` matters because an image without detections was looked at all the same.
+    ``counts`` keeps images without detections, which were evaluated all the same.
     """
 
     images: list[NDArray[np.int64]] = field(default_factory=list)
@@ -66,7 +66,7 @@ class _Rows:
 
 
 class CocoEvaluator:
-    """Collects detections under any number of keys and computes the COCO figures of each.
+    """Collects detections under any number of keys and computes the COCO metrics of each.
 
     Example:
         >>> truth = {
@@ -85,10 +85,10 @@ class CocoEvaluator:
     Args:
         ground_truth: A COCO dictionary: ``images``, ``categories``, and ``annotations`` with ``id``,
             ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``area`` and ``iscrowd``.
-        category_ids: The category id of each contiguous label, as the detector was trained; left out: the
-            ids of the ground truth in ascending order. Detections of other categories than those of the
-            ground truth do not count.
-        backend: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Both give the same figures.
+        category_ids: Category id of each contiguous label, as the detector was trained; defaults to the
+            ids of the ground truth in ascending order. Detections of categories that the ground truth lacks
+            are ignored.
+        backend: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Both give the same metrics.
 
     Raises:
         EvaluationError: An unknown backend, or ground truth without images or categories.
@@ -102,13 +102,15 @@ class CocoEvaluator:
         backend: str = "hotcoco",
     ) -> None:
         if backend not in BACKENDS:
-            raise EvaluationError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")
+            raise EvaluationError(f"got backend={backend!r}, expected one of {', '.join(BACKENDS)}")
         for part in ("images", "categories"):
             if not ground_truth.get(part):
-                raise EvaluationError(f"the ground truth has no {part}: nothing can be evaluated")
+                raise EvaluationError(
+                    f"got ground truth without {part}; give a COCO dictionary with at least one entry"
+                )
         self.backend = backend
         self._ground_truth: dict[str, Any] = {
-            # pycocotools reads `info` of every ground truth, though it uses nothing of it.
+            # pycocotools reads `info` of every ground truth, although it makes no use of it.
             "info": {},
             "images": list(ground_truth["images"]),
             "categories": sorted(ground_truth["categories"], key=lambda category: int(category["id"])),
@@ -118,15 +120,15 @@ class CocoEvaluator:
         self._category_ids = np.array(known if category_ids is None else category_ids, dtype=np.int64)
         self._image_ids = {int(image["id"]) for image in self._ground_truth["images"]}
         self._rows: dict[str, _Rows] = {}
-        # Built when first needed and kept: indexing the ground truth costs more than evaluating one depth.
+        # Built lazily and kept: indexing the ground truth costs more than evaluating one depth.
         self._backend: CocoBackend | None = None
 
     def add(self, key: str, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
-        """Keep the detections of some images, on this process, without any communication.
+        """Store the detections of some images on this process, without any communication.
 
         Args:
-            key: What the detections belong to, e.g. the text of a depth.
-            image_ids: Ids of the ground truth. Of an image that comes twice under one key, the first counts.
+            key: Name of the set of detections, e.g. the text of a depth.
+            image_ids: Image ids of the ground truth. If one comes twice under a key, the first counts.
             detections: One entry per image; boxes in pixels of the original image, no threshold applied.
 
         Raises:
@@ -135,11 +137,11 @@ class CocoEvaluator:
         """
         if len(image_ids) != len(detections):
             raise EvaluationError(
-                f"{len(image_ids)} image ids came with {len(detections)} lists of detections"
+                f"got {len(image_ids)} image ids and {len(detections)} lists of detections, expected as many"
             )
         for image_id in image_ids:
             if int(image_id) not in self._image_ids:
-                raise EvaluationError(f"image id {image_id} is not among the images of the ground truth")
+                raise EvaluationError(f"got image id {image_id}, expected an image of the ground truth")
         if not detections:
             return
         boxes_xyxy = _to_numpy([item.boxes_xyxy for item in detections])
@@ -154,13 +156,13 @@ class CocoEvaluator:
         rows.labels.append(labels.astype(np.int32))
 
     def reset(self) -> None:
-        """Forget all detections; the ground truth stays."""
+        """Remove all detections; keep the ground truth."""
         self._rows.clear()
 
     def table(self, key: str) -> NDArray[np.float64]:
-        """The detections kept under a key on this process, each image once.
+        """Return the detections stored under a key on this process, each image once.
 
-        Detections of classes that the ground truth does not have are not among them.
+        Detections of classes that the ground truth lacks are left out.
 
         Returns:
             [R, 7] image id; x, y, width, height in pixels; score; category id.
@@ -168,34 +170,34 @@ class CocoEvaluator:
         if key not in self._rows:
             return np.empty((0, 7))
         known = [int(category["id"]) for category in self._ground_truth["categories"]]
-        _, table = _unique_table(self._rows[key], self._category_ids)
+        _, table = _deduplicated_table(self._rows[key], self._category_ids)
         return table[np.isin(table[:, -1], known)]
 
     def evaluate(self) -> dict[str, CocoResult]:
-        """The figures of every key that any process holds; every process must call this and gets the same.
+        """Return the metrics of every key of any process; every process must call this and gets the same.
 
-        The figures are about the images that were added, so that a run over a part of a data set is not
-        charged with the images it never saw.
+        Only images that were added are evaluated, so that a run over part of a data set is not penalised
+        for images it never saw.
 
         Raises:
-            EvaluationError: On every process, when the evaluation failed on the first one.
+            EvaluationError: On every process, if the evaluation failed on the first one.
         """
         if not _is_distributed():
             return self._evaluate_all([self._rows])
         first = dist.get_rank() == 0
         gathered: list[dict[str, _Rows]] = [{} for _ in range(dist.get_world_size())]
         dist.gather_object(self._rows, gathered if first else None)
-        answer: list[dict[str, CocoResult] | str] = [{}]
+        outcome: list[dict[str, CocoResult] | str] = [{}]
         if first:
-            # A failure travels like a result: a process that raises alone leaves the others waiting.
+            # A failure is broadcast like a result: if the first process raised alone, the others would hang.
             try:
-                answer = [self._evaluate_all(gathered)]
+                outcome = [self._evaluate_all(gathered)]
             except Exception as error:
-                answer = [f"{type(error).__name__}: {error}"]
-        dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], str):
-            raise EvaluationError(f"the COCO evaluation failed on the first process: {answer[0]}")
-        return answer[0]
+                outcome = [f"{type(error).__name__}: {error}"]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], str):
+            raise EvaluationError(f"the COCO evaluation failed on the first process: {outcome[0]}")
+        return outcome[0]
 
     # -- internals ---------------------------------------------------------------------------------------
 
@@ -210,13 +212,13 @@ class CocoEvaluator:
         classes = len(self._category_ids)
         if labels.size and not (labels.min() >= 0 and labels.max() < classes):
             raise EvaluationError(
-                f"labels {labels.min()} to {labels.max()} came for {classes} categories: the detector "
-                "and the data set have different classes"
+                f"got labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1} for "
+                f"{classes} categories; evaluate on a data set with the classes of the detector"
             )
         if not (np.isfinite(boxes_xyxy).all() and np.isfinite(scores).all()):
             raise EvaluationError(
-                f"depth {key}, images {list(image_ids)}: a box or a score is not finite; the weights are "
-                "damaged or training has diverged"
+                f"depth {key}, images {list(image_ids)}: got a box or score that is not finite; the weights "
+                "are damaged or training has diverged, so use an earlier checkpoint"
             )
 
     def _evaluate_all(self, shards: Sequence[Mapping[str, _Rows]]) -> dict[str, CocoResult]:
@@ -231,14 +233,14 @@ class CocoEvaluator:
 
     def _evaluate_one(self, rows: _Rows) -> CocoResult:
         known = [int(category["id"]) for category in self._ground_truth["categories"]]
-        image_ids, table = _unique_table(rows, self._category_ids)
+        image_ids, table = _deduplicated_table(rows, self._category_ids)
         table = table[np.isin(table[:, -1], known)]
         if self._backend is None:
             self._backend = BACKENDS[self.backend](self._ground_truth)
         stats, precision = self._backend.measure(table, image_ids)
         names = _unique_names(self._ground_truth["categories"])
         figures = {name: float(value) for name, value in zip(FIGURES, stats, strict=True)}
-        return CocoResult(figures, _per_class(precision, names), len(image_ids))
+        return CocoResult(figures, _ap_per_class(precision, names), len(image_ids))
 
 
 def _to_numpy(tensors: Sequence[Tensor]) -> NDArray[Any]:
@@ -250,10 +252,10 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _unique_table(
+def _deduplicated_table(
     rows: _Rows, category_ids: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The ids of the images seen, and the rows that :meth:`CocoBackend.measure` takes, each image once."""
+    """Return the ids of the images, and the rows that :meth:`CocoBackend.measure` takes, each image once."""
     occurrences = np.concatenate(rows.images)
     image_ids, first = np.unique(occurrences, return_index=True)
     keep = np.zeros(len(occurrences), dtype=bool)
@@ -274,7 +276,7 @@ def _unique_table(
 
 
 def _unique_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Category names; two categories of one name are told apart by their ids."""
+    """Return the category names; categories that share a name get their id appended."""
     uses = Counter(str(category["name"]) for category in categories)
     return [
         name if uses[name] == 1 else f"{name} ({category['id']})"
@@ -283,11 +285,11 @@ def _unique_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _per_class(precision: NDArray[np.float64], names: Sequence[str]) -> dict[str, float]:
-    """AP by class from precision [IoU thresholds, recalls, K, area ranges, detection limits]."""
+def _ap_per_class(precision: NDArray[np.float64], names: Sequence[str]) -> dict[str, float]:
+    """Return AP by class from precision [IoU thresholds, recalls, K, area ranges, detection limits]."""
     result: dict[str, float] = {}
     for index, name in enumerate(names):
-        values = precision[:, :, index, 0, -1]
+        values = precision[:, :, index, 0, -1]  # [IoU thresholds, recalls], all areas, most detections
         values = values[values > NO_GROUND_TRUTH]
         result[name] = float(values.mean()) if values.size else NO_GROUND_TRUTH
     return result

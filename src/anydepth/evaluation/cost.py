@@ -1,4 +1,4 @@
-"""What a detector costs at each depth: parameters run, GFLOPs, latency, peak memory."""
+"""Cost of a detector at each depth: parameters run, GFLOPs, latency, peak memory."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from anydepth.layers.macs import count_forward
 
 @dataclass(frozen=True)
 class DepthCost:
-    """What one forward pass over one image costs, whatever the machine.
+    """Machine-independent cost of one forward pass over one image.
 
     Attributes:
         macs: Multiply-accumulates of convolutions, matrix products and attention; see
@@ -36,19 +36,19 @@ class DepthCost:
 
 @dataclass(frozen=True)
 class LatencyProtocol:
-    """How latency is measured; without it a latency means nothing.
+    """Conditions under which latency was measured; a latency is meaningless without them.
 
-    One measurement is one forward pass (no reading, resizing or post-processing) of a batch of noise that
-    lies on the device. Depths take turns, so that a disturbance of the machine hits all of them alike. On a
-    GPU the time is taken with CUDA events, and the pass is synchronised; on a CPU it is wall time.
+    One measurement is one forward pass (no reading, resizing or post-processing) of a batch of noise that is
+    already on the device. Depths take turns, so that a disturbance of the machine affects all of them alike.
+    On a GPU, time is measured with CUDA events and a synchronisation; on a CPU, it is wall time.
 
     Attributes:
-        device: As PyTorch names it; on a CPU with the number of threads.
+        device: Device name as PyTorch reports it; on a CPU with the number of threads.
         precision: ``fp32``, ``bf16`` or ``fp16``; the latter two by autocast.
         batch_size: Images per forward pass.
         input_size: (height, width) in pixels.
-        warmup: Passes per depth that are not counted.
-        repetitions: Passes per depth that are.
+        warmup: Untimed passes per depth.
+        repetitions: Timed passes per depth.
     """
 
     device: str
@@ -71,10 +71,10 @@ class Latency:
     """Time and memory of the forward passes of one depth.
 
     Attributes:
-        median_ms: Milliseconds per batch.
-        p90_ms: The 90th percentile of the same.
-        peak_memory_mib: Most memory that tensors held during a pass, weights and input included, in MiB; None
-            on a CPU, where PyTorch does not count it.
+        median_ms: Median time per batch in milliseconds.
+        p90_ms: 90th percentile of the time per batch in milliseconds.
+        peak_memory_mib: Peak memory of tensors during a pass, weights and input included, in MiB; None on a
+            CPU, where PyTorch does not count it.
     """
 
     median_ms: float
@@ -85,12 +85,12 @@ class Latency:
 def count_depth(
     detector: Detector, depth: str | DepthConfig, input_size: tuple[int, int] | None = None
 ) -> DepthCost:
-    """Count what a depth costs, without running it.
+    """Count the cost of a depth on the meta device, without running it.
 
     Args:
-        detector: On any device; it stays as it is.
-        depth: A depth of its space.
-        input_size: (height, width) in pixels; left out: the detector's own.
+        detector: Detector on any device; it is not changed.
+        depth: Depth of its depth space.
+        input_size: (height, width) in pixels; defaults to that of the detector.
     """
     height, width = input_size or detector.input_size
     images = torch.empty(1, 3, height, width, device="meta")
@@ -108,27 +108,27 @@ def measure_latency(
     warmup: int = 3,
     repetitions: int = 20,
 ) -> tuple[list[Latency], LatencyProtocol]:
-    """Measure every depth on the device that holds the detector.
+    """Measure the latency of every depth on the device of the detector.
 
     Args:
-        detector: Its device is the one that is measured.
-        depths: Depths of its space.
+        detector: Detector on the device to measure.
+        depths: Depths of its depth space.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: Images per forward pass.
-        input_size: (height, width) in pixels; left out: the detector's own.
-        warmup: Passes per depth that are not counted.
-        repetitions: Passes per depth that are.
+        input_size: (height, width) in pixels; defaults to that of the detector.
+        warmup: Untimed passes per depth.
+        repetitions: Timed passes per depth.
 
     Returns:
-        One entry per depth, and how they were measured.
+        One entry per depth, and the protocol of the measurement.
 
     Raises:
         ValueError: A count below 1 (``warmup``: below 0), or an unknown precision.
     """
     if batch_size < 1 or warmup < 0 or repetitions < 1:
         raise ValueError(
-            f"latency: batch_size={batch_size}, warmup={warmup}, repetitions={repetitions}: "
-            "allowed are at least 1, 0 and 1"
+            f"latency: got batch_size={batch_size}, warmup={warmup}, repetitions={repetitions}, "
+            "expected at least 1, 0 and 1"
         )
     device = next(detector.parameters()).device
     size = input_size or detector.input_size
@@ -138,14 +138,14 @@ def measure_latency(
             for depth in depths:
                 detector(images, depth=depth)
         memory = [_peak_memory_mib(detector, images, depth) for depth in depths]
-        times = [
+        times = [  # [repetitions, depths]
             [_time_ms(partial(detector, images, depth=depth), device) for depth in depths]
             for _ in range(repetitions)
         ]
     medians, tails = np.percentile(np.array(times), (50, 90), axis=0)
     protocol = LatencyProtocol(_device_name(device), precision, batch_size, size, warmup, repetitions)
-    found = zip(medians, tails, memory, strict=True)
-    return [Latency(float(median), float(tail), peak) for median, tail, peak in found], protocol
+    measured = zip(medians, tails, memory, strict=True)
+    return [Latency(float(median), float(tail), peak) for median, tail, peak in measured], protocol
 
 
 def _time_ms(run: Callable[[], object], device: torch.device) -> float:

@@ -1,14 +1,15 @@
-"""What the curve of ALL configurations of a detector says: its best ladder, its cliffs, its Pareto front."""
+"""Analysis of the curve of ALL depth configurations: best ladder, cliffs and Pareto front."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH, EvaluationError
-from anydepth.evaluation.curve_summary import undominated
+from anydepth.evaluation.curve_summary import pareto_front
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 
 DECODER_LAYER = "decoder layer"
+"""Name of the removed part if it is a decoder layer; other parts go by the name of their stage."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class Rung:
     """One depth of a ladder.
 
     Attributes:
-        depth: Its text.
-        removed: The part that the rung above has and this one has not; empty for full depth.
-        gflops: Of one image.
-        ap: In [0, 1].
+        depth: Text of the depth.
+        removed: Part that the rung above runs and this one does not; empty for full depth.
+        gflops: GFLOPs of one image (2 x GMACs).
+        ap: AP in [0, 1].
     """
 
     depth: str
@@ -30,13 +31,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class Cliff:
-    """Accuracy that removing one part costs.
+    """Accuracy lost by removing one part.
 
     Attributes:
-        removed: A stage of which the refinement path goes, or ``decoder layer``.
-        deeper: The configuration with the part, as text.
-        shallower: The same without it.
-        loss: AP of the deeper one minus AP of the shallower one, in [-1, 1].
+        removed: Stage whose refinement path is removed, or ``decoder layer``.
+        deeper: Text of the configuration with the part.
+        shallower: Text of the configuration without it.
+        loss: AP of the deeper configuration minus AP of the shallower one, in [-1, 1].
     """
 
     removed: str
@@ -47,19 +48,19 @@ class Cliff:
 
 @dataclass(frozen=True)
 class CurveAnalysis:
-    """Figures over all configurations.
+    """Analysis of all depth configurations of a detector.
 
     Attributes:
         detector: Name of the detector.
-        images: How many were evaluated.
-        configurations: How many were compared: all there are.
-        measured_ladder: From full to minimal, each step the removal that loses the least AP per MAC saved.
-        stage_ladder: From full to minimal, the earliest stage first and decoder layers last.
-        largest_cliff: Of all pairs of configurations that differ in one part.
-        largest_cliff_in_range: Of the pairs that keep at least the decoder layers of minimal depth; fewer
-            layers than these were not trained for. The same where a detector has no decoder layers.
-        cliffs: The largest one of each part in that range, largest first.
-        pareto: Configurations that no cheaper or equally cheap one matches, by ascending cost.
+        images: Number of images evaluated.
+        configurations: Number of configurations, all of the depth space.
+        measured_ladder: Rungs from full to minimal, each removing the part that loses the least AP per MAC.
+        stage_ladder: Rungs from full to minimal, earliest stage removed first and decoder layers last.
+        largest_cliff: Largest loss of all pairs of configurations that differ in one part.
+        largest_cliff_in_range: Largest loss of the pairs with at least the decoder layers of minimal depth;
+            fewer layers were not trained. Equal to ``largest_cliff`` for detectors without decoder layers.
+        cliffs: Largest cliff of each part in that range, largest first.
+        pareto: Texts of the Pareto-optimal configurations, by ascending cost.
     """
 
     detector: str
@@ -77,29 +78,31 @@ def analyze_curve(curve: DepthCurve, space: DepthSpace) -> CurveAnalysis:
     """Analyze the curve of all configurations.
 
     Args:
-        curve: Of ``depths=all``.
-        space: Of the detector that the curve is of, with its costs.
+        curve: Curve of ``depths=all``.
+        space: Depth space of the same detector, with its costs.
 
     Raises:
         EvaluationError: A configuration is missing, the images hold no object, or the detector has one depth.
-        DepthError: The curve is of a detector with other stages.
+        DepthError: The curve is of a detector with different stages.
     """
     ap = curve.measured_ap(space)
     rows = dict(zip(ap, curve.rows, strict=True))
     missing = [str(config) for config in space.all() if config not in rows]
     if missing:
-        raise EvaluationError(f"the curve lacks {len(missing)} configurations, e.g. {missing[0]}")
+        raise EvaluationError(
+            f"got a curve without {len(missing)} configurations, e.g. {missing[0]}; evaluate depths=all"
+        )
     if min(ap.values()) == NO_GROUND_TRUTH:
-        raise EvaluationError("the images hold no object to find, so there is no AP to compare")
+        raise EvaluationError("the images hold no object, so there is no AP to compare; use annotated images")
     cliffs = list(_cliffs(rows, space))
     if not cliffs:
-        raise EvaluationError("this detector has a single depth: there is nothing to compare")
-    least = space.minimal_decoder_layers or 0
-    inside = list(_cliffs({c: r for c, r in rows.items() if (c.decoder_layers or 0) >= least}, space))
+        raise EvaluationError("got a detector with a single depth, expected several depths to compare")
+    min_layers = space.minimal_decoder_layers or 0
+    in_range = list(_cliffs({c: r for c, r in rows.items() if (c.decoder_layers or 0) >= min_layers}, space))
     by_part: dict[str, Cliff] = {}
-    for cliff in sorted(inside, key=_loss, reverse=True):
+    for cliff in sorted(in_range, key=_loss, reverse=True):
         by_part.setdefault(cliff.removed, cliff)
-    front = undominated([(row.gflops, row.figures["AP"]) for row in curve.rows])
+    front = pareto_front([(row.gflops, row.figures["AP"]) for row in curve.rows])
     return CurveAnalysis(
         detector=curve.detector,
         images=curve.images,
@@ -107,7 +110,7 @@ def analyze_curve(curve: DepthCurve, space: DepthSpace) -> CurveAnalysis:
         measured_ladder=_rungs(space.ladder(measured_ap=ap), rows, space),
         stage_ladder=_rungs(space.ladder(), rows, space),
         largest_cliff=max(cliffs, key=_loss),
-        largest_cliff_in_range=max(inside or cliffs, key=_loss),
+        largest_cliff_in_range=max(in_range or cliffs, key=_loss),
         cliffs=tuple(by_part.values()),
         pareto=tuple(curve.rows[position].depth for position in front),
     )
@@ -118,7 +121,7 @@ def _loss(cliff: Cliff) -> float:
 
 
 def _cliffs(rows: dict[DepthConfig, DepthRow], space: DepthSpace) -> Iterator[Cliff]:
-    """Every pair of configurations that differ in one part."""
+    """Yield the cliff of every pair of configurations that differ in one part."""
     for deeper, row in rows.items():
         for removed, shallower in _neighbours(deeper, space):
             if shallower in rows:
@@ -128,6 +131,7 @@ def _cliffs(rows: dict[DepthConfig, DepthRow], space: DepthSpace) -> Iterator[Cl
 
 
 def _neighbours(config: DepthConfig, space: DepthSpace) -> Iterator[tuple[str, DepthConfig]]:
+    """Yield each part that a configuration can lose, with the configuration without it."""
     for stage, name in enumerate(space.stages):
         if config.refine[stage]:
             refine = [runs and other != stage for other, runs in enumerate(config.refine)]

@@ -1,4 +1,4 @@
-"""A depth curve in a few figures that runs can be sorted and compared by."""
+"""Summary of a depth curve in a few figures by which runs are sorted and compared."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +14,9 @@ class Drop:
     """Accuracy lost from one rung of the ladder to the next shallower one.
 
     Attributes:
-        deeper: The rung above, as text.
-        shallower: The rung below.
-        loss: AP of the deeper one minus AP of the shallower one; negative where the shallower one is better.
+        deeper: Text of the deeper rung.
+        shallower: Text of the shallower rung.
+        loss: AP of the deeper rung minus AP of the shallower one; negative if the shallower one is better.
     """
 
     deeper: str
@@ -26,20 +26,20 @@ class Drop:
 
 @dataclass(frozen=True)
 class CurveSummary:
-    """What one depth curve comes to. AP are shares in [0, 1]; None: the curve lacks the depths for it.
+    """Summary figures of one depth curve. AP is in [0, 1]; None if the curve lacks the depths for a figure.
 
     Attributes:
         full: AP at full depth.
         minimal: AP at minimal depth.
         ladder_mean: Mean AP over the rungs of the ladder, earliest stage removed first.
         area: Mean AP over cost between minimal and full: the integral of the ladder's AP over GFLOPs by the
-            trapezoidal rule, divided by its width. Unlike the mean over rungs it does not change when a rung
-            is put between two others.
-        hypervolume: Area that the ladder dominates when cost is a share of full's GFLOPs: the integral over
+            trapezoidal rule, divided by its width. Unlike the mean over rungs, it stays the same
+            if a rung on the line between two others is added.
+        hypervolume: Area that the ladder dominates, with cost as a share of full's GFLOPs: the integral over
             shares in [0, 1] of the best AP that costs at most that share (0 below the cheapest depth).
-            Further depths could only add to it, so they do not count; without the ladder, all depths do.
+            Other depths could only add to it, so they are ignored; without the ladder, all depths count.
         saving: GFLOPs of full divided by those of minimal.
-        largest_drop: Between neighbouring rungs of the ladder.
+        largest_drop: Largest drop between neighbouring rungs of the ladder.
     """
 
     full: float | None
@@ -51,7 +51,7 @@ class CurveSummary:
     largest_drop: Drop | None
 
     def figures(self) -> dict[str, float]:
-        """The figures that are known, by name; ``largest_drop`` as its loss."""
+        """Return the figures that are not None, by name; ``largest_drop`` as its loss."""
         plain = asdict(self) | {"largest_drop": self.largest_drop.loss if self.largest_drop else None}
         return {name: float(value) for name, value in plain.items() if value is not None}
 
@@ -60,8 +60,8 @@ def summarize(curve: DepthCurve, figure: str = "AP") -> CurveSummary:
     """Summarize a depth curve.
 
     Args:
-        curve: Of any depths; figures over the ladder need all of its rungs.
-        figure: One of the 12 COCO figures.
+        curve: Curve of any depths; figures of the ladder need all of its rungs.
+        figure: Name of one of the 12 COCO metrics, used in place of AP.
     """
     known = {row.depth: row for row in curve.rows if row.figures[figure] != NO_GROUND_TRUTH}
     full, minimal = known.get("full"), known.get("minimal")
@@ -83,7 +83,7 @@ def summarize(curve: DepthCurve, figure: str = "AP") -> CurveSummary:
 
 
 def ladder_rows(curve: DepthCurve) -> tuple[DepthRow, ...]:
-    """The rungs from full to minimal, earliest stage removed first; empty where one was not evaluated."""
+    """Return the rungs from full to minimal, earliest stage removed first; empty if one is missing."""
     rows = {DepthConfig(tuple(row.refine.values()), row.decoder_layers): row for row in curve.rows}
     named = {row.depth: row for row in curve.rows}
     if not {"full", "minimal"} <= named.keys():
@@ -100,8 +100,8 @@ def ladder_rows(curve: DepthCurve) -> tuple[DepthRow, ...]:
         return ()
 
 
-def undominated(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the (cost, accuracy) that no cheaper or equally cheap point matches, by ascending cost."""
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return positions of the Pareto-optimal points of (cost, accuracy), by ascending cost."""
     order = sorted(range(len(points)), key=lambda position: (points[position][0], -points[position][1]))
     best: list[int] = []
     for position in order:
@@ -123,6 +123,6 @@ def _mean_over_cost(ladder: Sequence[DepthRow], figure: str) -> float | None:
 
 def _hypervolume(rows: Sequence[DepthRow], full_gflops: float, figure: str) -> float:
     points = [(row.gflops / full_gflops, row.figures[figure]) for row in rows]
-    front = [points[position] for position in undominated(points)]
+    front = [points[position] for position in pareto_front(points)]
     ends = [*(cost for cost, _ in front[1:]), 1.0]
     return sum((min(end, 1.0) - cost) * value for (cost, value), end in zip(front, ends, strict=True))

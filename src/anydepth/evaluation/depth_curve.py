@@ -1,7 +1,7 @@
-"""Evaluating many depths of one detector in one pass over the data.
+"""Evaluation of many depths of one detector in one pass over the data.
 
 Each image is read, decoded, resized and moved to the device once, and then runs through the network at every
-depth. The result, a :class:`DepthCurve`, is plain data: it prints as CSV and as JSON, and reads back equal.
+depth. The result, a :class:`DepthCurve`, is plain data that is written as CSV and JSON and reads back equal.
 """
 
 import csv
@@ -32,21 +32,21 @@ from anydepth.structures import Batch
 
 
 class SkippedImagesWarning(UserWarning):
-    """Images that could not be read were left out of an evaluation."""
+    """Warns that images that could not be read were left out of an evaluation."""
 
 
 @dataclass(frozen=True)
 class DepthRow:
-    """One depth: what it runs, what it costs, how well it detects.
+    """One depth of a curve: the parts that run, their cost, and the accuracy.
 
     Attributes:
-        depth: Its text; parses back to the same depth.
-        refine: By stage name, whether its refinement path runs.
-        decoder_layers: How many run; None for a detector without them.
-        parameters_run: Parameters that take part.
-        gflops: 2 x GMACs of one image.
-        latency: None where it was not measured.
-        figures: The 12 COCO figures, see :data:`anydepth.evaluation.coco_eval.FIGURES`.
+        depth: Text of the depth; parses back to the same depth.
+        refine: Whether the refinement path runs, by stage name.
+        decoder_layers: Number of decoder layers that run; None for a detector without them.
+        parameters_run: Number of parameters that the pass reads.
+        gflops: GFLOPs of one image (2 x GMACs).
+        latency: Latency; None if it was not measured.
+        figures: The 12 COCO metrics by name, see :data:`anydepth.evaluation.coco_eval.FIGURES`.
         per_class: AP by category name.
     """
 
@@ -66,12 +66,12 @@ class DepthCurve:
 
     Attributes:
         detector: Name of the detector.
-        parameters: Of the whole detector, whatever the depth.
+        parameters: Number of parameters of the whole detector.
         input_size: (height, width) in pixels.
-        precision: ``fp32``, ``bf16`` or ``fp16``, of the detections.
-        images: How many were evaluated.
-        protocol: How latency was measured; None where it was not.
-        rows: One per depth, in the order asked for.
+        precision: Precision of the evaluation: ``fp32``, ``bf16`` or ``fp16``.
+        images: Number of images evaluated.
+        protocol: Protocol of the latency measurement; None if latency was not measured.
+        rows: Rows, one per depth, in the requested order.
     """
 
     detector: str
@@ -83,21 +83,21 @@ class DepthCurve:
     rows: tuple[DepthRow, ...]
 
     def row(self, depth: str) -> DepthRow:
-        """The row of a depth.
+        """Return the row of a depth.
 
         Raises:
-            EvaluationError: The curve has no such row.
+            EvaluationError: The curve has no such depth.
         """
         for row in self.rows:
             if row.depth == depth:
                 return row
-        raise EvaluationError(f"the curve has no depth {depth!r}: it has {[row.depth for row in self.rows]}")
+        raise EvaluationError(f"got depth {depth!r}, expected one of {[row.depth for row in self.rows]}")
 
     def measured_ap(self, space: DepthSpace) -> dict[DepthConfig, float]:
-        """AP by configuration, as :meth:`anydepth.depth.DepthSpace.ladder` takes it.
+        """Return AP by configuration, as :meth:`anydepth.depth.DepthSpace.ladder` takes it.
 
         Raises:
-            DepthError: The curve is of a detector with other stages.
+            DepthError: The curve is of a detector with different stages.
         """
         return {
             space.config(list(row.refine.values()), row.decoder_layers): row.figures["AP"]
@@ -105,34 +105,34 @@ class DepthCurve:
         }
 
     def to_json(self) -> str:
-        """Everything, as JSON; :meth:`from_json` gives an equal curve back."""
+        """Return the whole curve as JSON; :meth:`from_json` restores an equal curve."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "DepthCurve":
-        """The curve that :meth:`to_json` printed.
+        """Restore a curve from the output of :meth:`to_json`.
 
         Raises:
-            EvaluationError: The text is no depth curve.
+            EvaluationError: The text is not a depth curve.
         """
         try:
             data = json.loads(text)
             protocol = data["protocol"]
             if protocol is not None:
-                protocol = LatencyProtocol(**{**protocol, "input_size": _size(protocol["input_size"])})
-            rows = tuple(_row_from(row) for row in data["rows"])
+                protocol = LatencyProtocol(**{**protocol, "input_size": _parse_size(protocol["input_size"])})
+            rows = tuple(_parse_row(row) for row in data["rows"])
             return cls(
-                **{**data, "input_size": _size(data["input_size"]), "protocol": protocol, "rows": rows}
+                **{**data, "input_size": _parse_size(data["input_size"]), "protocol": protocol, "rows": rows}
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(f"no depth curve as anydepth writes it: {error!r}") from error
+            raise EvaluationError(f"not a depth curve as written by anydepth: {error!r}") from error
 
     def records(self) -> list[dict[str, object]]:
-        """One flat record per depth with its costs and the 12 figures; without the figures per class."""
-        return [_flat(row) for row in self.rows]
+        """Return one flat record per depth with its costs and the 12 metrics; AP per class is left out."""
+        return [_flatten(row) for row in self.rows]
 
     def to_csv(self) -> str:
-        """One line per depth with its costs and the 12 figures; without the figures per class."""
+        """Return one CSV line per depth with its costs and the 12 metrics; AP per class is left out."""
         text = io.StringIO()
         lines = self.records()
         writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
@@ -155,21 +155,21 @@ def evaluate_depths(
 ) -> DepthCurve:
     """Evaluate a detector at several depths in one pass over the data.
 
-    Over several processes each one passes its own share of the data, and all get the same figures.
+    With several processes, each one evaluates its own shard of the data, and all get the same curve.
 
     Args:
-        detector: It is moved to ``device`` and stays there.
+        detector: Detector, which is moved to ``device`` and stays there.
         loader: Batches of resized images.
-        evaluator: Holds the ground truth; earlier detections in it are forgotten.
+        evaluator: Evaluator with the ground truth; earlier detections in it are removed.
         depths: Texts or configurations, or ``ladder`` or ``all``.
-        device: Where to run.
+        device: Device to run on.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         latency_repetitions: Timed passes per depth; 0 measures no latency.
         latency_batch_size: Images per timed pass.
         progress: Whether to show a progress bar.
 
     Warns:
-        SkippedImagesWarning: Images were skipped because they could not be read; names them.
+        SkippedImagesWarning: Images could not be read and were skipped; the message names them.
 
     Raises:
         DepthError: A depth that the detector does not have.
@@ -179,7 +179,7 @@ def evaluate_depths(
     device = torch.device(device)
     detector.to(device)
     evaluator.reset()
-    with evaluating(detector), _progress(enabled=progress) as bar:
+    with evaluating(detector), _progress_bar(enabled=progress) as bar:
         total = len(loader) if isinstance(loader, Sized) else None
         skipped: dict[str, None] = {}
         for batch in bar.track(loader, total=total, description=f"evaluating {len(configs)} depths"):
@@ -187,13 +187,13 @@ def evaluate_depths(
             _evaluate_batch(detector, batch, evaluator, configs, device, precision)
     if skipped:
         warnings.warn(
-            f"{len(skipped)} images could not be read and are not part of the figures: {'; '.join(skipped)}",
+            f"{len(skipped)} images could not be read and were not evaluated: {'; '.join(skipped)}",
             SkippedImagesWarning,
             stacklevel=2,
         )
     results = evaluator.evaluate()
     if not results:
-        raise EvaluationError("the data loader gave no image: nothing can be evaluated")
+        raise EvaluationError("got no image from the data loader, expected at least one; check the data set")
     latencies: Sequence[Latency | None] = [None] * len(configs)
     protocol = None
     if latency_repetitions:
@@ -212,7 +212,7 @@ def evaluate_depths(
         images=results[str(configs[0])].images,
         protocol=protocol,
         rows=tuple(
-            _row(detector, config, results[str(config)], latency)
+            _make_row(detector, config, results[str(config)], latency)
             for config, latency in zip(configs, latencies, strict=True)
         ),
     )
@@ -235,7 +235,9 @@ def _evaluate_batch(
         evaluator.add(str(depth), batch.image_ids, detector.postprocess(output, batch.original_sizes))
 
 
-def _row(detector: Detector, config: DepthConfig, result: CocoResult, latency: Latency | None) -> DepthRow:
+def _make_row(
+    detector: Detector, config: DepthConfig, result: CocoResult, latency: Latency | None
+) -> DepthRow:
     cost = count_depth(detector, config)
     return DepthRow(
         depth=str(config),
@@ -249,7 +251,7 @@ def _row(detector: Detector, config: DepthConfig, result: CocoResult, latency: L
     )
 
 
-def _progress(*, enabled: bool) -> Progress:
+def _progress_bar(*, enabled: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -262,7 +264,7 @@ def _progress(*, enabled: bool) -> Progress:
     )
 
 
-def _flat(row: DepthRow) -> dict[str, object]:
+def _flatten(row: DepthRow) -> dict[str, object]:
     return {
         "depth": row.depth,
         **{f"refine_{stage}": int(runs) for stage, runs in row.refine.items()},
@@ -276,11 +278,11 @@ def _flat(row: DepthRow) -> dict[str, object]:
     }
 
 
-def _size(values: Sequence[int]) -> tuple[int, int]:
+def _parse_size(values: Sequence[int]) -> tuple[int, int]:
     height, width = values
     return int(height), int(width)
 
 
-def _row_from(data: Mapping[str, Any]) -> DepthRow:
+def _parse_row(data: Mapping[str, Any]) -> DepthRow:
     latency = data["latency"]
     return DepthRow(**{**data, "latency": None if latency is None else Latency(**latency)})

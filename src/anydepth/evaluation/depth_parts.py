@@ -1,4 +1,4 @@
-"""Evaluating more depths than fit into memory at once, a part of them per pass over the data."""
+"""Evaluation of more depths than fit into memory at once, a part of them per pass over the data."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -20,38 +20,40 @@ def evaluate_in_parts(
     *,
     chunk: int,
     done: Sequence[DepthCurve] = (),
-    keep: Callable[[DepthCurve], None] = lambda part: None,
+    on_part: Callable[[DepthCurve], None] = lambda part: None,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     progress: bool = True,
 ) -> DepthCurve:
-    """What :func:`anydepth.evaluation.depth_curve.evaluate_depths` gives, in several passes over the data.
+    """Evaluate a detector at many depths in several passes over the data.
+
+    The result equals that of :func:`anydepth.evaluation.depth_curve.evaluate_depths`.
 
     The detections of one pass are in memory at once: 36 MB per depth for COCO val2017 (5,000 images with 300
     detections of 24 bytes). Latency is not measured.
 
     Args:
         detector: See ``evaluate_depths``.
-        loader: Is passed once per part.
-        evaluator: Holds the ground truth; earlier detections in it are forgotten.
-        depths: In the order of the curve.
-        chunk: Depths per pass.
+        loader: Batches of resized images; iterated once per part.
+        evaluator: Evaluator with the ground truth; earlier detections in it are removed.
+        depths: Depths in the order of the curve.
+        chunk: Number of depths per pass.
         done: Parts of an earlier evaluation of the same detector on the same data; their depths are not
             evaluated again.
-        keep: Called with each new part as soon as it is there.
-        device: Where to run.
+        on_part: Called with each new part as soon as it is evaluated.
+        device: Device to run on.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         progress: Whether to show a progress bar per pass.
 
     Raises:
         ValueError: ``chunk`` below 1.
-        EvaluationError: See ``evaluate_depths``; or parts that are not of one evaluation.
+        EvaluationError: See ``evaluate_depths``; or the parts are of different evaluations.
     """
     if chunk < 1:
-        raise ValueError(f"chunk={chunk}: allowed are 1 and above")
+        raise ValueError(f"got chunk={chunk}, expected at least 1")
     parts = list(done)
-    known = {row.depth for part in parts for row in part.rows}
-    missing = [depth for depth in depths if str(depth) not in known]
+    evaluated = {row.depth for part in parts for row in part.rows}
+    missing = [depth for depth in depths if str(depth) not in evaluated]
     for start in range(0, len(missing), chunk):
         part = evaluate_depths(
             detector,
@@ -62,25 +64,27 @@ def evaluate_in_parts(
             precision=precision,
             progress=progress,
         )
-        keep(part)
+        on_part(part)
         parts.append(part)
-    return joined(parts, [str(depth) for depth in depths])
+    return join_parts(parts, [str(depth) for depth in depths])
 
 
-def joined(parts: Sequence[DepthCurve], depths: Sequence[str]) -> DepthCurve:
-    """One curve with the rows of several.
+def join_parts(parts: Sequence[DepthCurve], depths: Sequence[str]) -> DepthCurve:
+    """Join curves of different depths into one.
 
     Args:
         parts: Curves that differ in their rows alone.
-        depths: Rows of the result, in its order.
+        depths: Texts of the depths of the result, in order.
 
     Raises:
-        EvaluationError: The parts are not of one evaluation, or lack a depth.
+        EvaluationError: The parts are of different evaluations, or lack a depth.
     """
     if not parts or any(replace(part, rows=()) != replace(parts[0], rows=()) for part in parts):
-        raise EvaluationError("the parts of the depth curve are not of one evaluation, or there are none")
+        raise EvaluationError(
+            "got no parts or parts of different evaluations, expected parts of one depth curve"
+        )
     rows = {row.depth: row for part in parts for row in part.rows}
     missing = [depth for depth in depths if depth not in rows]
     if missing:
-        raise EvaluationError(f"the parts of the depth curve lack {missing}")
+        raise EvaluationError(f"the parts of the depth curve lack {missing}; evaluate these depths first")
     return replace(parts[0], rows=tuple(rows[depth] for depth in depths))

@@ -1,4 +1,4 @@
-"""Looking at the maps that leave each stage of a detector, without a trace in the detector."""
+"""Capture of the feature maps of each stage with forward hooks that are always removed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,70 +11,70 @@ from anydepth.detector import Detector
 from anydepth.structures import Batch
 
 _FINEST_LEVEL = 3
-"""The level, log2 of the stride, of the first of several maps: P3 has one cell per 8 pixels."""
+"""Level (log2 of the stride) of the first map of a neck with several: P3 has one cell per 8 pixels."""
 
 
 @contextmanager
-def stage_features(detector: Detector) -> Iterator[dict[str, Tensor]]:
-    """Inside the block, every forward leaves the map [B, C, H, W] of each stage in the dictionary.
+def capture_stage_features(detector: Detector) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that every forward pass inside the block fills with the maps [B, C, H, W] by stage.
 
-    Keys are the stages of the depth space in their order; a stage that gives several maps, finest first, has
-    an entry for each, e.g. ``neck P3``. Afterwards no hook is left.
+    Keys are the stages of the depth space in their order; a stage that returns several maps, finest first,
+    has an entry for each, e.g. ``neck P3``. All hooks are removed on exit.
     """
-    found: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
 
-    def keep(stage: str, module: nn.Module, output: Any) -> None:
+    def store(stage: str, module: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor):
-            last = getattr(module, "channels_last", False)
-            found[stage] = output.permute(0, 3, 1, 2) if last else output
+            channels_last = getattr(module, "channels_last", False)
+            maps[stage] = output.permute(0, 3, 1, 2) if channels_last else output
             return
         for level, features in enumerate(output, start=_FINEST_LEVEL):
-            found[f"{stage} P{level}"] = features
+            maps[f"{stage} P{level}"] = features
 
     def hook_for(stage: str) -> Any:
-        return lambda module, _, output: keep(stage, module, output)
+        return lambda module, _, output: store(stage, module, output)
 
-    # Zip without `strict`: a detector of fixed depth has modules, and no stages.
+    # Not `strict`: a fixed-depth detector has stage modules, but no stages in its depth space.
     handles = [
         detector.get_submodule(name).register_forward_hook(hook_for(stage))
         for name, stage in zip(detector.stage_modules, detector.depth_space.stages, strict=False)
     ]
     try:
-        yield found
+        yield maps
     finally:
         for handle in handles:
             handle.remove()
 
 
 class FirstImages:
-    """The first images of a loader, in its batches; the last batch is cut.
+    """Iterates over the first images of a loader; the last batch is truncated.
 
     Args:
         loader: Batches.
-        images: How many; None for all of them.
+        images: Number of images; None for all of them.
 
     Raises:
-        ValueError: No image.
+        ValueError: ``images`` below 1.
     """
 
     def __init__(self, loader: Iterable[Batch], images: int | None) -> None:
         if images is not None and images < 1:
-            raise ValueError(f"images={images}: give 1 or more, or null for all of them")
+            raise ValueError(f"got images={images}, expected at least 1, or null for all images")
         self.loader = loader
         self.images = images
 
     def __iter__(self) -> Iterator[Batch]:
-        left = self.images
+        remaining = self.images
         for batch in self.loader:
-            if left is None or len(batch) < left:
+            if remaining is None or len(batch) < remaining:
                 yield batch
-                left = None if left is None else left - len(batch)
+                remaining = None if remaining is None else remaining - len(batch)
                 continue
-            yield _first_of(batch, left)
+            yield _truncate(batch, remaining)
             return
 
 
-def _first_of(batch: Batch, images: int) -> Batch:
+def _truncate(batch: Batch, images: int) -> Batch:
     return replace(
         batch,
         images=batch.images[:images],

@@ -1,1 +1,1 @@
-"""Tables and pictures that show what a detector does."""
+"""Comparison of training runs: settings, claims, and the HTML page."""

@@ -1,4 +1,4 @@
-"""``anydepth-report RUN_OR_SWEEP_DIR...``: one page that compares runs."""
+"""``anydepth-report RUN_OR_SWEEP_DIR...``: write one page that compares runs."""
 
 import argparse
 import sys
@@ -12,64 +12,64 @@ from anydepth.utils.files import write_text
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Compare the runs of folders on one page, complete or not written at all.
+    """Compare the runs of folders on one page, written completely or not at all.
 
     Args:
         folders: Run folders, or folders of runs.
-        output: The HTML file.
+        output: HTML file to write.
 
     Returns:
         ``output``.
 
     Raises:
-        ReportError: A folder is missing, or none holds a run that can be shown.
+        ReportError: A folder is missing, or no folder holds a run that can be shown.
     """
-    report = _report(folders)
+    report = _compare_runs(folders)
     write_text(output, render_page(report))
     return output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        folders = _folders(arguments.folders)
+        folders = _skip_files(arguments.folders)
         if arguments.output.is_dir():
-            raise ReportError(f"--output {arguments.output} is a folder: name a file in it, as report.html")
-        report = _report(folders)
+            raise ReportError(f"--output {arguments.output} is a folder; give a file in it, e.g. report.html")
+        report = _compare_runs(folders)
         write_text(arguments.output, render_page(report))
     except (ReportError, OSError) as error:
         print(f"anydepth-report: {error}", file=sys.stderr)
         return 1
-    for line in _summary(report):
+    for line in _summary_lines(report):
         print(line)
     print(f"report  {arguments.output.resolve()} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
-def _folders(given: Sequence[Path]) -> list[Path]:
-    """Without files such as the multirun.yaml and report.html that STUDY/* names too, which are told."""
+def _skip_files(given: Sequence[Path]) -> list[Path]:
+    """Return the folders; print the skipped files, e.g. multirun.yaml, which STUDY/* also matches."""
     files = [path for path in given if path.is_file()]
     if len(files) == len(given):
         return [*given]
     if files:
         names = ", ".join(map(str, files))
-        print(f"anydepth-report: skipped, as no folder: {names}", file=sys.stderr)
+        print(f"anydepth-report: skipped files, expected folders: {names}", file=sys.stderr)
     return [path for path in given if path not in files]
 
 
-def _report(folders: Sequence[Path]) -> Report:
+def _compare_runs(folders: Sequence[Path]) -> Report:
     runs, unusable = find_runs(folders)
     return compare(runs, unusable)
 
 
-def _summary(report: Report) -> list[str]:
+def _summary_lines(report: Report) -> list[str]:
     lines = []
     for comparison in report.comparisons:
         runs = sum(len(setting.runs) for setting in comparison.settings)
         settings = len(comparison.settings)
-        many = f"{runs} run{'s' * (runs > 1)} of {settings} setting{'s' * (settings > 1)}"
-        lines.append(f"{comparison.title}: {many}")
+        counts = f"{runs} run{'s' * (runs > 1)} of {settings} setting{'s' * (settings > 1)}"
+        lines.append(f"{comparison.title}: {counts}")
         lines += [f"  {finding.title}: {finding.verdict}" for finding in comparison.findings]
         lines += [f"  note: {warning}" for warning in comparison.warnings]
     lines += [f"note: {note}" for note in report.notes]
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anydepth-report",
         description=(
-            "Compare training runs on one page: depth curves, what they say about the method's claims, "
+            "Compare training runs on one page: depth curves, the evidence for the method's claims, "
             "configurations, training curves, and detections at every depth. The page is a single HTML file "
             "that opens offline."
         ),
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR", help="a run, or a folder that holds runs"
+        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR", help="a run, or a folder of runs"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("report.html"), help="the file to write (default: report.html)"

@@ -1,34 +1,35 @@
-"""Runs put side by side: which may be compared, in what they differ, and what they show."""
+"""Comparison of runs: groups of comparable runs, their differences, findings and limitations."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anydepth.report.claims.arms import detector_of, unused
-from anydepth.report.claims.evidence import FEWEST_SEEDS, listed, percent, separation_chance
-from anydepth.report.claims.questions import Finding, findings_of
+from anydepth.report.claims.arms import detector_of, lacks_counterpart
+from anydepth.report.claims.evidence import MIN_SEEDS, format_percent, join_names, separation_chance
+from anydepth.report.claims.questions import Finding, answer_questions
 from anydepth.report.flat_config import canonical, flatten
 from anydepth.report.runs import ReportError, Run, UnusableRun
 from anydepth.report.settings import CurvePoint, Setting, group_settings
+from anydepth.utils.messages import join_few
 
 __all__ = ["Comparison", "CurvePoint", "Finding", "Report", "Setting", "compare"]
 
-# Names in one sentence.
-_MOST = 6
-# Share of cases from which the play of chance is worth a warning of its own.
-_OFTEN = 0.05
+# Names in one sentence: enough for most studies, few enough to read.
+_MAX_NAMES = 6
+# Probability of separation by chance from which a comparison gets a warning: the usual significance level.
+_CHANCE_WARNING = 0.05
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that may be compared: of the same data and the same classes.
+    """Comparable runs: of the same data and the same classes.
 
     Attributes:
-        title: Names data, number of validation images, classes and detectors.
-        settings: At least one, sorted by label.
-        findings: What they say about the claims, per detector.
-        warnings: What limits the comparison, e.g. other input sizes or a single seed.
+        title: Title with data, number of validation images, classes and detectors.
+        settings: Settings, at least one, sorted by label.
+        findings: Findings on the claims, per detector.
+        warnings: Limitations of the comparison, e.g. different input sizes or a single seed.
     """
 
     title: str
@@ -39,12 +40,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a comparison page shows.
+    """Content of a comparison page.
 
     Attributes:
-        comparisons: More than one where data or class lists differ; ``notes`` says so.
+        comparisons: Comparisons; more than one if data or class lists differ, which ``notes`` states.
         unusable: Run folders that are not part of any comparison.
-        notes: What holds for the report as a whole.
+        notes: Notes on the report as a whole.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -53,22 +54,22 @@ class Report:
 
 
 def compare(runs: Sequence[Run], unusable: Sequence[UnusableRun] = ()) -> Report:
-    """Put runs side by side, apart where their data or classes differ.
+    """Compare runs, in separate comparisons if their data or classes differ.
 
     Args:
-        runs: At least one, with unique names, in any order.
-        unusable: Run folders without a curve, to be named.
+        runs: Runs, at least one, with unique names, in any order.
+        unusable: Run folders without a curve, which the report names.
 
     Raises:
         ReportError: No run has a depth curve.
     """
     if not runs:
         reasons = "; ".join(f"{run.folder}: {run.reason}" for run in unusable) or "no run is given"
-        raise ReportError(f"no run with a depth curve: {reasons}")
+        raise ReportError(f"got no run with a depth curve: {reasons}")
     groups: dict[_Data, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.name):
         groups[_Data.of(run)].append(run)
-    # The larger comparison comes first.
+    # The largest comparison comes first.
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[1][0].name))
     return Report(
         comparisons=tuple(_comparison(data, members) for data, members in ordered),
@@ -77,17 +78,17 @@ def compare(runs: Sequence[Run], unusable: Sequence[UnusableRun] = ()) -> Report
     )
 
 
-# -- which data ------------------------------------------------------------------------------------------
+# -- data -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Data:
-    """What runs must share to be compared.
+    """Data that runs must share to be compared.
 
     Attributes:
-        fingerprint: Of images and annotations; None in runs from before it was recorded.
-        source: Where the data comes from by the configuration, for these runs alone.
-        class_names: In the order of the classes; as the curve lists them where nothing else does.
+        fingerprint: Fingerprint of images and annotations; None for runs of versions that did not record it.
+        source: Location of the data by the configuration, for runs without a fingerprint; else empty.
+        class_names: Class names by label; those of the curve if the provenance lists none.
     """
 
     fingerprint: str | None
@@ -96,6 +97,7 @@ class _Data:
 
     @classmethod
     def of(cls, run: Run) -> "_Data":
+        """Return the data of a run."""
         recorded = run.provenance.get("data")
         recorded = recorded if isinstance(recorded, Mapping) else {}
         fingerprint = recorded.get("fingerprint")
@@ -110,15 +112,15 @@ class _Data:
 
 
 def _source(run: Run) -> dict[str, object]:
-    """The keys of the configuration that say which data set it is."""
+    """Return the configuration keys that identify the data set."""
     data = run.config.get("data")
     flat = flatten(data) if isinstance(data, Mapping) else {}
-    kept = ("_target_", "root", "root.", "train_", "val_", "test_")
-    return {key: value for key, value in flat.items() if key.startswith(kept)}
+    prefixes = ("_target_", "root", "root.", "train_", "val_", "test_")
+    return {key: value for key, value in flat.items() if key.startswith(prefixes)}
 
 
 def _data_name(run: Run) -> str:
-    """A short name of the data set: the last part of where it lies, or that of a public or embedded one."""
+    """Return a short name of the data set: that of its folder, or of a public or embedded data set."""
     source = _source(run)
     name = source.get("root.name") or source.get("root") or source.get("train_json")
     if isinstance(name, str):
@@ -135,20 +137,20 @@ def _comparison(data: _Data, runs: Sequence[Run]) -> Comparison:
     return Comparison(
         title=_title(data, runs, settings),
         settings=settings,
-        findings=findings_of(settings),
+        findings=answer_questions(settings),
         warnings=tuple(_warnings(data, runs, settings)),
     )
 
 
 def _title(data: _Data, runs: Sequence[Run], settings: Sequence[Setting]) -> str:
     images = sorted({run.curve.images for run in runs})
-    counted = " or ".join(map(str, images))
+    image_counts = " or ".join(map(str, images))
     classes = len(data.class_names)
-    named = f" ({', '.join(data.class_names)})" if 0 < classes <= _MOST else ""
-    names = listed(sorted({_data_name(run) for run in runs}))
-    detectors = listed(sorted({detector_of(setting) for setting in settings}))
+    named = f" ({', '.join(data.class_names)})" if 0 < classes <= _MAX_NAMES else ""
+    names = join_names(sorted({_data_name(run) for run in runs}))
+    detectors = join_names(sorted({detector_of(setting) for setting in settings}))
     return (
-        f"{detectors} on {names}: {counted} validation images, {classes} "
+        f"{detectors} on {names}: {image_counts} validation images, {classes} "
         f"class{'' if classes == 1 else 'es'}{named}"
     )
 
@@ -157,46 +159,47 @@ def _warnings(data: _Data, runs: Sequence[Run], settings: Sequence[Setting]) -> 
     if data.fingerprint is None and len(runs) > 1:
         yield (
             "these runs recorded no fingerprint of their data: they are compared because their "
-            "configurations name the same place and their curves the same classes"
+            "configurations name the same location and their curves the same classes"
         )
-    fixed = [setting.label for setting in settings if unused(setting)]
+    fixed = [setting.label for setting in settings if lacks_counterpart(setting)]
     if fixed:
         yield (
-            "of a fixed-depth network that is published against no any-depth detector, and so part of no "
-            f"claim: {_some(fixed)}"
+            "not part of any claim, as these fixed-depth networks have no published any-depth counterpart: "
+            f"{join_few(fixed, _MAX_NAMES)}"
         )
     yield from _seed_warnings(settings)
-    for what, of in _CONDITIONS.items():
-        found = sorted({text for run in runs if (text := of(run))})
-        if len(found) > 1:
-            yield f"{what}: {listed(found[:_MOST])}{' and others' if len(found) > _MOST else ''}"
+    for warning, condition_of in _CONDITIONS.items():
+        conditions = sorted({text for run in runs if (text := condition_of(run))})
+        if len(conditions) > 1:
+            yield f"{warning}: {join_few(conditions, _MAX_NAMES)}"
     partial = [run.name for run in runs if not {"full", "minimal"} <= {row.depth for row in run.curve.rows}]
     if partial:
-        yield f"without full or minimal depth in their curve: {_some(partial)}"
+        yield f"curves without full or minimal depth: {join_few(partial, _MAX_NAMES)}"
 
 
 def _seed_warnings(settings: Sequence[Setting]) -> Iterator[str]:
     single = [setting.label for setting in settings if setting.seeds == 1]
     if single:
         yield (
-            f"one seed only, so that no spread is known and nothing is decided: {_some(single)}; "
-            f"at least {FEWEST_SEEDS} are needed"
+            f"one seed only, so the spread is unknown and nothing is decided (at least {MIN_SEEDS} are "
+            f"needed): {join_few(single, _MAX_NAMES)}"
         )
     counts = {setting.seeds for setting in settings}
     if len(counts) > 1:
         yield f"settings have between {min(counts)} and {max(counts)} seeds"
-    sets = {frozenset(run.seed for run in setting.runs) for setting in settings}
-    if len(counts) == 1 and len(sets) > 1:
-        yield "settings were trained with different seeds, so that none can be paired"
+    seed_sets = {frozenset(run.seed for run in setting.runs) for setting in settings}
+    if len(counts) == 1 and len(seed_sets) > 1:
+        yield "settings were trained with different seeds, so they cannot be paired"
     fewest = min(counts)
-    if fewest >= FEWEST_SEEDS and separation_chance(fewest, fewest) >= _OFTEN:
+    chance = separation_chance(fewest, fewest)
+    if fewest >= MIN_SEEDS and chance >= _CHANCE_WARNING:
         yield (
-            f"few seeds: of {fewest} and {fewest} of two equal settings, all of one lie above all of the "
-            f"other by chance in {percent(separation_chance(fewest, fewest))} of cases"
+            f"few seeds: with {fewest} and {fewest} seeds of two equal settings, all of one lie above all of "
+            f"the other by chance in {format_percent(chance)} of cases"
         )
     for setting in settings:
         if setting.seeds < len(setting.runs):
-            yield f"{setting.label} repeats seeds: runs of one seed count once, with their mean"
+            yield f"{setting.label} repeats seeds: runs with the same seed count once, by their mean"
 
 
 def _input_size(run: Run) -> str:
@@ -219,37 +222,34 @@ def _torch(run: Run) -> str:
 
 
 _CONDITIONS: Mapping[str, Callable[[Run], str]] = {
-    "AP is of different input sizes": _input_size,
-    "AP is of different precisions": lambda run: run.curve.precision,
-    "AP is of different numbers of images, as some could not be read": lambda run: str(run.curve.images),
+    "AP was measured at different input sizes": _input_size,
+    "AP was measured at different precisions": lambda run: run.curve.precision,
+    "AP was measured on different numbers of images, as some could not be read": lambda run: str(
+        run.curve.images
+    ),
     "latency is not comparable, as it was measured on different devices": _device,
     "trained by different commits of the code": _commit,
     "trained with different versions of torch": _torch,
 }
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _MOST
-    return f"{', '.join(names[:_MOST])} and {more} more" if more > 0 else listed(names)
-
-
 # -- the report as a whole -------------------------------------------------------------------------------
 
 
-def _notes(found: Sequence[_Data]) -> Iterator[str]:
-    if len(found) < 2:
+def _notes(data_sets: Sequence[_Data]) -> Iterator[str]:
+    if len(data_sets) < 2:
         return
     reasons = []
-    if len({(data.fingerprint, data.source) for data in found}) > 1:
+    if len({(data.fingerprint, data.source) for data in data_sets}) > 1:
         reasons.append("data")
-    if len({data.class_names for data in found}) > 1:
+    if len({data.class_names for data in data_sets}) > 1:
         reasons.append("class lists")
     yield (
-        f"The runs are of different {listed(reasons)}, so that their AP cannot be compared: they are shown "
-        f"apart, in {len(found)} comparisons."
+        f"The runs have different {join_names(reasons)}, so their AP cannot be compared: they are shown "
+        f"separately, in {len(data_sets)} comparisons."
     )
-    if any(data.fingerprint is None for data in found) and any(data.fingerprint for data in found):
+    if any(data.fingerprint is None for data in data_sets) and any(data.fingerprint for data in data_sets):
         yield (
-            "Some runs recorded no fingerprint of their data, as earlier versions did not: they are apart "
-            "from those that did, even if it is the same data."
+            "Some runs recorded no fingerprint of their data, as earlier versions did not: they are separate "
+            "from the others, even if the data is the same."
         )

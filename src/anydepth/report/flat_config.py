@@ -1,4 +1,4 @@
-"""Configurations as flat keys, and in what those of several runs differ."""
+"""Configurations as flat keys, and the keys in which several of them differ."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from anydepth.config.key_effects import MIRRORS, is_training_key
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, object]:
-    """Values by ``a.b.c``; lists stay whole, nulls and empty groups are as if they were not there.
+    """Return values by flat key ``a.b.c``; lists stay whole, nulls and empty groups are dropped.
 
     Example:
         >>> flatten({"recipe": {"lr": 0.1, "betas": [0.9, 0.99]}, "weights": None})
@@ -18,10 +18,14 @@ def flatten(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, object]:
-    """Return what changes training as flat keys, without mirrored ones; devices as their number."""
-    every = flatten(config)
-    mirrors = {key for key, source in MIRRORS.items() if key in every and every[key] == every.get(source)}
-    flat = {key: value for key, value in every.items() if is_training_key(key) and key not in mirrors}
+    """Return the flat keys that affect training, without mirrored ones; devices as their number."""
+    flat_config = flatten(config)
+    mirrors = {
+        key
+        for key, source in MIRRORS.items()
+        if key in flat_config and flat_config[key] == flat_config.get(source)
+    }
+    flat = {key: value for key, value in flat_config.items() if is_training_key(key) and key not in mirrors}
     devices = flat.get("trainer.devices")
     if isinstance(devices, list):
         flat["trainer.devices"] = len(devices)
@@ -29,12 +33,12 @@ def training_config(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def canonical(flat: Mapping[str, object]) -> str:
-    """Equal text for equal configurations, by which they sort, too."""
+    """Return a text that is equal for equal configurations and sorts them."""
     return json.dumps(flat, sort_keys=True, default=str)
 
 
 def differing_keys(configs: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
-    """The flat keys that not all configurations hold with one value, in alphabetical order."""
+    """Return the flat keys whose value differs between configurations, in alphabetical order."""
     keys = {key for config in configs for key in config}
     return tuple(
         key for key in sorted(keys) if len({canonical({"": config.get(key)}) for config in configs}) > 1

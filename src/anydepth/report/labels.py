@@ -1,4 +1,4 @@
-"""Short names of settings: the arm of an ablation, or what was asked for on the command line."""
+"""Short labels of settings: the arm of an ablation, or the overrides of the command line."""
 
 import json
 import re
@@ -8,24 +8,25 @@ from collections.abc import Mapping, Sequence
 from anydepth.config.key_effects import GROUPS_WITHOUT_NAME, MOST_TELLING, is_training_key
 from anydepth.report.flat_config import canonical, differing_keys
 from anydepth.report.runs import Run
+from anydepth.utils.messages import join_few
 
 ARM = "ablation"
-"""The configuration group whose options are the arms of an ablation."""
+"""Configuration group whose options are the arms of an ablation."""
 
-# Keys in a label that is made of them.
-_MOST_KEYS = 3
+# Keys in a label made of keys: more would not fit a legend.
+_MAX_KEYS = 3
 
 
 def label_settings(runs: Sequence[Run], configs: Sequence[Mapping[str, object]]) -> list[str]:
-    """One unique label per setting, whatever the order of the settings.
+    """Return one unique label per setting, independent of the order of the settings.
 
     Tried in this order: the arm of an ablation and the other overrides in which the settings differ
-    (``prediction_only``, ``depth_schedule=random``); those with the configuration keys that tell equal ones
-    apart; a number.
+    (``prediction_only``, ``depth_schedule=random``); these with the configuration keys that distinguish equal
+    ones; a number.
 
     Args:
         runs: One run of each setting.
-        configs: Its flat configuration without what does not change training.
+        configs: Flat training configuration of each setting.
     """
     labels = _from_overrides(runs)
     clashes = {label for label, count in Counter(labels).items() if count > 1}
@@ -34,76 +35,79 @@ def label_settings(runs: Sequence[Run], configs: Sequence[Mapping[str, object]])
         details = _from_keys([configs[place] for place in places])
         for place, detail in zip(places, details, strict=True):
             labels[place] = ", ".join(part for part in (label, detail) if part)
-    return _numbered([label or "defaults" for label in labels], configs)
+    return _append_numbers([label or "defaults" for label in labels], configs)
 
 
 def _overrides(run: Run) -> dict[str, str]:
-    """What was asked for, by key; later ones win, as Hydra has it."""
+    """Return the values of overrides by key; as in Hydra, the last one of a key wins."""
     given = run.provenance.get("overrides")
     if not isinstance(given, list):
         given = []
-    found: dict[str, str] = {}
+    overrides: dict[str, str] = {}
     for text in map(str, given):
         key, equals, value = text.lstrip("+").partition("=")
-        if equals and not text.startswith(("-", "~")) and not _is_unnamed(key) and is_training_key(key):
-            found[key] = value
-    return found
+        if (
+            equals
+            and not text.startswith(("-", "~"))
+            and not _is_left_out_of_labels(key)
+            and is_training_key(key)
+        ):
+            overrides[key] = value
+    return overrides
 
 
-def _is_unnamed(key: str) -> bool:
+def _is_left_out_of_labels(key: str) -> bool:
     group = key.partition("@")[0]
-    # How a sweep was run is not part of what was trained: keys of Hydra are not named either.
+    # Keys of Hydra configure the sweep, not what was trained.
     return group in GROUPS_WITHOUT_NAME or re.split(r"[./]", group)[0] == "hydra"
 
 
-def _with_detector(overrides: Mapping[str, str], run: Run) -> Mapping[str, str]:
-    """A detector that was left to the default matters beside those that were chosen."""
+def _add_detector(overrides: Mapping[str, str], run: Run) -> Mapping[str, str]:
+    """Add the detector, which distinguishes the default one from overridden ones."""
     name = run.config.get("detector_name")
     return {"detector": name, **overrides} if isinstance(name, str) else overrides
 
 
 def _from_overrides(runs: Sequence[Run]) -> list[str]:
-    """As few overrides as tell apart what overrides can tell apart; of an arm, its name alone."""
+    """Return labels of as few overrides as distinguish the settings; an arm is labelled by its name alone."""
     overrides: list[Mapping[str, str]] = [_overrides(run) for run in runs]
     if len(runs) == 1:
         own = overrides[0]
-        return [own[ARM]] if ARM in own else [_text(own, tuple(sorted(own)))]
-    overrides = [_with_detector(own, run) for own, run in zip(overrides, runs, strict=True)]
+        return [own[ARM]] if ARM in own else [_format_overrides(own, tuple(sorted(own)))]
+    overrides = [_add_detector(own, run) for own, run in zip(overrides, runs, strict=True)]
     labels = [""] * len(overrides)
     chosen: tuple[str, ...] = ()
     for key in sorted(differing_keys(overrides), key=lambda key: (key != ARM, key)):
-        longer = [_text(own, (*chosen, key)) for own in overrides]
+        longer = [_format_overrides(own, (*chosen, key)) for own in overrides]
         if len(set(longer)) > len(set(labels)):
             labels, chosen = longer, (*chosen, key)
     return labels
 
 
-def _text(overrides: Mapping[str, str], keys: Sequence[str]) -> str:
-    told = [key for key in keys if key in overrides]
-    return ", ".join(overrides[key] if key == ARM else f"{key}={overrides[key]}" for key in told)
+def _format_overrides(overrides: Mapping[str, str], keys: Sequence[str]) -> str:
+    present = [key for key in keys if key in overrides]
+    return ", ".join(overrides[key] if key == ARM else f"{key}={overrides[key]}" for key in present)
 
 
 def _from_keys(configs: Sequence[Mapping[str, object]]) -> list[str]:
     keys = sorted(differing_keys(configs), key=_rank)
-    details = []
-    for config in configs:
-        parts = [f"{key}={_value(config.get(key))}" for key in keys[:_MOST_KEYS]]
-        further = len(keys) - len(parts)
-        details.append(", ".join(parts) + (f" and {further} more" if further else ""))
-    return details
+    return [
+        join_few([f"{key}={_format_value(config.get(key))}" for key in keys], _MAX_KEYS) for config in configs
+    ]
 
 
 def _rank(key: str) -> tuple[bool, int, int, str]:
-    telling = [place for place, prefix in enumerate(MOST_TELLING) if key.startswith(prefix)]
-    return key.endswith("_target_"), telling[0] if telling else len(MOST_TELLING), len(key), key
+    """Return a rank by which the most informative keys come first."""
+    matches = [place for place, prefix in enumerate(MOST_TELLING) if key.startswith(prefix)]
+    return key.endswith("_target_"), matches[0] if matches else len(MOST_TELLING), len(key), key
 
 
-def _value(value: object) -> str:
+def _format_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _numbered(labels: Sequence[str], configs: Sequence[Mapping[str, object]]) -> list[str]:
-    """Equal labels with a number behind them, by configuration."""
+def _append_numbers(labels: Sequence[str], configs: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return labels with a number appended to equal ones, in the order of their configurations."""
     taken, result = set(labels), list(labels)
     counts = Counter(labels)
     used: Counter[str] = Counter()

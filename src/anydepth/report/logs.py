@@ -1,4 +1,4 @@
-"""What a run logged while it trained: metrics.csv of Lightning's CSVLogger, also where a run went on."""
+"""Training logs of a run: metrics.csv of Lightning's CSVLogger, merged if the run was resumed."""
 
 import csv
 import math
@@ -9,16 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MOST_POINTS = 10_000
-"""Of one metric that :func:`read_logs` keeps: more than a chart can show, little enough for many runs."""
+from anydepth.utils.messages import join_few
 
-FEWEST_POINTS = 4
-"""That :func:`thin` can leave: both ends and the extremes between."""
+MAX_POINTS = 10_000
+"""Points per metric that :func:`read_logs` keeps: more than a chart can show, few enough for many runs."""
+
+MIN_POINTS = 4
+"""Fewest points that :func:`thin` can keep: both ends and the extremes between them."""
 
 _VERSION = re.compile(r"version_(\d+)")
 _AXES = ("step", "epoch")
-# Columns named in one note.
-_NAMED = 3
+# Columns named in one note: enough for a hint, few enough to read.
+_MAX_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Series:
     """One logged metric over training; equal lengths, ascending steps, finite values.
 
     Attributes:
-        steps: Optimizer steps done.
-        epochs: The epoch of each step; where the log names none, that of the step before (at first 0).
-        values: Finite figures.
+        steps: Numbers of optimizer steps done.
+        epochs: Epoch of each step; if the log has none, that of the step before (initially 0).
+        values: Finite values.
     """
 
     steps: tuple[int, ...]
@@ -37,56 +39,55 @@ class Series:
 
 
 def read_logs(folder: str | Path) -> tuple[dict[str, Series], tuple[str, ...]]:
-    """The logs ``logs/version_N/metrics.csv`` of a run folder as one, with notes on what was left out.
+    """Read the logs ``logs/version_N/metrics.csv`` of a run folder as one, with notes on what was left out.
 
-    A run that went on writes a further version. From its first step on, the later version replaces the
-    earlier ones: what they hold beyond it was trained in vain. Empty cells are gaps; values that are not
-    finite are left out, as is a last line that was half written. Of a metric of more than 10,000 points, that
-    many are kept, the extremes among them.
+    A resumed run writes a further version. From its first step on, the later version replaces the earlier
+    ones, whose later steps were lost. Empty cells are gaps; values that are not finite are left out, as is an
+    incomplete last line. A metric of more than 10,000 points is thinned to that many, keeping its extremes.
 
     Args:
-        folder: The run folder.
+        folder: Run folder.
 
     Returns:
         Metrics by column, in alphabetical order, and notes in plain words.
     """
     merged: dict[str, _Column] = {}
     notes: list[str] = []
-    paths = _versions(Path(folder) / "logs")
+    paths = _find_versions(Path(folder) / "logs")
     for path in paths:
         try:
-            log = _read(path)
+            log = _read_version(path)
         except (OSError, csv.Error, ValueError) as error:
             notes.append(f"{path.parent.name}/{path.name} is damaged and not shown: {error}")
             continue
         notes += [f"{path.parent.name}/{path.name}: {note}" for note in log.notes()]
         for column in merged.values():
-            column.cut(log.first_step)
+            column.truncate(log.first_step)
         for name, column in log.columns.items():
             merged.setdefault(name, _Column()).extend(column)
     found = {name: column.series() for name, column in sorted(merged.items())}
-    return {name: thin(series, MOST_POINTS) for name, series in found.items() if series.steps}, tuple(notes)
+    return {name: thin(series, MAX_POINTS) for name, series in found.items() if series.steps}, tuple(notes)
 
 
-def thin(series: Series, most: int) -> Series:
-    """A series of at most ``most`` points that looks the same in a chart.
+def thin(series: Series, max_points: int) -> Series:
+    """Return a series of at most ``max_points`` points that looks the same in a chart.
 
-    The first and the last point stay; between them, equal runs of points give their smallest and their
+    The first and last point are kept; between them, each of several equal buckets keeps its smallest and
     largest value, so that no spike is lost.
 
     Args:
-        series: Any length.
-        most: At least 4.
+        series: Series of any length.
+        max_points: Maximum of points, at least 4.
 
     Raises:
-        ValueError: Fewer points than that.
+        ValueError: ``max_points`` below 4.
     """
-    if most < FEWEST_POINTS:
-        raise ValueError(f"most={most}: a thinned series needs at least {FEWEST_POINTS} points")
+    if max_points < MIN_POINTS:
+        raise ValueError(f"got max_points={max_points}, expected at least {MIN_POINTS}")
     count = len(series.values)
-    if count <= most:
+    if count <= max_points:
         return series
-    buckets = (most - 2) // 2
+    buckets = (max_points - 2) // 2
     kept = {0, count - 1}
     for number in range(buckets):
         start, stop = (1 + (count - 2) * edge // buckets for edge in (number, number + 1))
@@ -104,7 +105,7 @@ def thin(series: Series, most: int) -> Series:
 
 
 class _Column:
-    """One metric while it is read: flat arrays, an eighth of the memory of tuples."""
+    """One metric during reading, in flat arrays, which take an eighth of the memory of tuples."""
 
     def __init__(self) -> None:
         self.steps, self.epochs, self.values = array("q"), array("d"), array("d")
@@ -119,15 +120,15 @@ class _Column:
         self.epochs.extend(other.epochs)
         self.values.extend(other.values)
 
-    def cut(self, step: int | None) -> None:
-        """Forget this step and all after it."""
+    def truncate(self, step: int | None) -> None:
+        """Remove this step and all later ones; nothing if it is None."""
         kept = [position for position, own in enumerate(self.steps) if step is None or own < step]
         for name in ("steps", "epochs", "values"):
             column: array[float] = getattr(self, name)
             setattr(self, name, array(column.typecode, (column[position] for position in kept)))
 
     def series(self) -> Series:
-        """By ascending step; of a step that was logged twice, the later value."""
+        """Return the series by ascending step; a step that was logged twice keeps the later value."""
         latest = {step: position for position, step in enumerate(self.steps)}
         order = [latest[step] for step in sorted(latest)]
         return Series(
@@ -139,6 +140,8 @@ class _Column:
 
 @dataclass
 class _Log:
+    """Content of one metrics.csv during reading, with counts of what was left out."""
+
     columns: dict[str, _Column] = field(default_factory=dict)
     first_step: int | None = None
     left_out: Counter[str] = field(default_factory=Counter)
@@ -146,11 +149,11 @@ class _Log:
     unreadable: int = 0
 
     def add(self, row: Mapping[str, str], epoch: float) -> float:
-        """Keep a row; returns its epoch."""
+        """Add a row and return its epoch; ``epoch`` is that of the row before."""
         try:
             step = int(float(row.get("step", "")))
-            named = float(row.get("epoch") or epoch)
-            epoch = named if math.isfinite(named) else epoch
+            logged = float(row.get("epoch") or epoch)
+            epoch = logged if math.isfinite(logged) else epoch
         except (ValueError, OverflowError):
             self.unreadable += 1
             return epoch
@@ -158,7 +161,7 @@ class _Log:
         for name, cell in row.items():
             if name in _AXES or not cell:
                 continue
-            value = _number(cell)
+            value = _parse_number(cell)
             if math.isfinite(value):
                 self.columns.setdefault(name, _Column()).add(step, epoch, value)
             else:
@@ -167,40 +170,38 @@ class _Log:
         return epoch
 
     def notes(self) -> Iterator[str]:
-        """What was left out, in words."""
+        """Yield notes on what was left out."""
         if self.unreadable:
             yield f"{self.unreadable} damaged line{'s' if self.unreadable > 1 else ''} left out"
         if self.left_out:
-            named = [
+            columns = [
                 f"{count} of {name} (first at step {self.first_left_out[name]})"
-                for name, count in self.left_out.most_common(_NAMED)
+                for name, count in self.left_out.most_common()
             ]
-            further = len(self.left_out) - len(named)
-            more = f" and of {further} further columns" if further else ""
-            yield f"values that are not finite are left out: {', '.join(named)}{more}"
+            yield f"values that are not finite are left out: {join_few(columns, _MAX_COLUMNS)}"
 
 
-def _versions(folder: Path) -> list[Path]:
+def _find_versions(folder: Path) -> list[Path]:
     numbered = [(_VERSION.fullmatch(path.parent.name), path) for path in folder.glob("*/metrics.csv")]
     return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
 
 
-def _read(path: Path) -> _Log:
+def _read_version(path: Path) -> _Log:
     log, epoch, header = _Log(), 0.0, None
     with path.open(encoding="utf-8", newline="") as file:
-        for cells in csv.reader(_whole_lines(file, log)):
-            # A logger that met a new column in the middle may have written a second header.
+        for cells in csv.reader(_complete_lines(file, log)):
+            # A logger that met a new column during training may have written a second header.
             if "step" in cells:
                 header = cells
             elif header is None:
-                raise ValueError("its first line names no column `step`")
+                raise ValueError("its first line has no column `step`")
             elif cells:
-                epoch = log.add(_row(header, cells), epoch)
+                epoch = log.add(_to_row(header, cells), epoch)
     return log
 
 
-def _whole_lines(lines: Iterable[str], log: _Log) -> Iterator[str]:
-    """All lines but a last one that does not end: its last number may be cut."""
+def _complete_lines(lines: Iterable[str], log: _Log) -> Iterator[str]:
+    """Yield all lines but an unterminated last one, whose last number may be truncated."""
     for line in lines:
         if line.endswith(("\n", "\r")):
             yield line
@@ -208,11 +209,11 @@ def _whole_lines(lines: Iterable[str], log: _Log) -> Iterator[str]:
             log.unreadable += 1
 
 
-def _row(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+def _to_row(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     return dict(zip(header, cells, strict=False))
 
 
-def _number(cell: str) -> float:
+def _parse_number(cell: str) -> float:
     try:
         return float(cell)
     except ValueError:

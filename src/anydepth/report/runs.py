@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, read for comparison; nothing in them is ever executed."""
+"""Reader of run folders of training; nothing in them is ever executed."""
 
 import json
 import math
@@ -23,12 +23,13 @@ CONFIG_FILE = "config.yaml"
 CURVE_FILE = "depth_curve.json"
 COMPATIBILITY_FILE = "compatibility.json"
 
-# Folders that hold a config.yaml of somebody else, or no runs and many files. Hidden ones (.hydra) go too.
+# Folders with a config.yaml of another program, or with many files but no runs. Hidden ones (.hydra) are
+# skipped, too.
 _NOT_SEARCHED = frozenset({"wandb", "checkpoints", "logs", "pictures", "lightning_logs"})
 
 
 class ReportError(ValueError):
-    """Folders that no report can be made of; the message says what to give instead."""
+    """Folders from which no report can be made; the message says what to give instead."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,17 @@ class Run:
     """One run with a depth curve.
 
     Attributes:
-        folder: Absolute path.
-        name: Short and unique within one report, from the folder.
-        config: What ``config.yaml`` holds.
-        provenance: What ``provenance.json`` holds; empty where it is missing or damaged.
-        result: What ``result.json`` holds; empty where the run did not write it.
+        folder: Absolute path of the run folder.
+        name: Short name, unique within one report, from the folder.
+        config: Content of ``config.yaml``.
+        provenance: Content of ``provenance.json``; empty if it is missing or damaged.
+        result: Content of ``result.json``; empty if the run did not write it.
         curve: Accuracy and cost by depth.
-        summary: The curve in a few figures.
-        log: By column of ``metrics.csv``, the logs of a run that went on merged.
-        compatibility: Features of full and of shallower depths compared; None where it was not measured.
-        gallery: Detections at several depths on the same images; None where there are none.
-        notes: What a reader should know, e.g. that the run went on from a checkpoint.
+        summary: Summary figures of the curve.
+        log: Series by column of ``metrics.csv``; logs of a resumed run are merged.
+        compatibility: Compatibility of features of shallower depths with full depth; None if not measured.
+        gallery: Detections at several depths on the same images; None if there are none.
+        notes: Notes for the reader, e.g. that the run was resumed from a checkpoint.
     """
 
     folder: Path
@@ -63,15 +64,15 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """Seed of the run; None where neither file says so."""
+        """Seed of the run; None if neither file records it."""
         seed = self.config.get("seed", self.provenance.get("seed"))
         return seed if isinstance(seed, int) else None
 
     @property
     def distilled_levels(self) -> frozenset[str] | None:
-        """Levels of the deeper pass that taught the shallower one; None: not recorded.
+        """Levels at which the deeper pass taught the shallower one; None if not recorded.
 
-        The objective states them, see :attr:`anydepth.detector.Objective.distilled_levels`.
+        The objective states them: see :attr:`anydepth.detector.Objective.distilled_levels`.
         """
         levels = self.provenance.get("distilled_levels")
         if not isinstance(levels, list) or not all(isinstance(level, str) for level in levels):
@@ -81,11 +82,11 @@ class Run:
 
 @dataclass(frozen=True)
 class UnusableRun:
-    """A run folder without a curve that can be shown.
+    """Run folder without a readable depth curve.
 
     Attributes:
-        folder: Absolute path.
-        reason: Why not: it failed (with its message), was interrupted, drew no curve, or a file is damaged.
+        folder: Absolute path of the run folder.
+        reason: Reason, e.g. that the run failed (with its message), was interrupted, or has no curve.
     """
 
     folder: Path
@@ -95,20 +96,20 @@ class UnusableRun:
 def find_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[UnusableRun]]:
     """Read the run folders at and below some folders, each once, in the natural order of their paths.
 
-    A run folder holds ``config.yaml``. Hidden folders, logs, checkpoints, pictures and those of Weights &
-    Biases are not searched; links are followed, in circles only once.
+    A run folder holds ``config.yaml``. Hidden folders, logs, checkpoints, pictures and folders of Weights &
+    Biases are not searched; links are followed, cyclic ones once.
 
     Args:
         folders: Run folders, or folders of runs at any depth.
 
     Returns:
-        Runs with a depth curve, and run folders without one that can be read.
+        Runs with a depth curve, and run folders without a readable one.
 
     Raises:
-        ReportError: No folder is given, one is missing, or one holds no run.
+        ReportError: No folder is given, or one is missing or holds no run.
     """
     if not folders:
-        raise ReportError("no folder is given: name run folders or folders of runs, e.g. outputs/train")
+        raise ReportError("got no folder; give run folders or folders of runs, e.g. outputs/train")
     found: set[Path] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -117,17 +118,17 @@ def find_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[UnusableRu
         below = set(_run_folders(folder.resolve()))
         if not below:
             raise ReportError(
-                f"{folder}: holds no run. A run folder, as anydepth-train leaves it, holds {CONFIG_FILE} and "
-                f"{CURVE_FILE}; looked for {CONFIG_FILE} in it and in all folders below it"
+                f"{folder}: holds no run. A run folder, as written by anydepth-train, holds {CONFIG_FILE} "
+                f"and {CURVE_FILE}; looked for {CONFIG_FILE} in it and in all folders below it"
             )
         found |= below
-    names = _names(sorted(found, key=_natural))
+    names = _unique_names(sorted(found, key=_natural_key))
     read = [_read_run(folder, name) for folder, name in names.items()]
     runs = [run for run in read if isinstance(run, Run)]
     return runs, [run for run in read if isinstance(run, UnusableRun)]
 
 
-# -- where runs are --------------------------------------------------------------------------------------
+# -- finding runs ---------------------------------------------------------------------------------------
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
@@ -143,16 +144,16 @@ def _run_folders(root: Path) -> Iterator[Path]:
             yield real
 
 
-def _natural(path: Path) -> list[list[tuple[int, str]]]:
-    """Sorts 2 before 10."""
+def _natural_key(path: Path) -> list[list[tuple[int, str]]]:
+    """Return a sort key that puts 2 before 10."""
     return [
         [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
         for name in path.parts
     ]
 
 
-def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Paths below what all folders have in common; a folder that holds all others keeps its own name."""
+def _unique_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return names: paths below the common root; a folder that contains all others keeps its own name."""
     root = folders[0].parent if len(folders) == 1 else Path(os.path.commonpath(folders))
     names: dict[Path, str] = {}
     for folder in folders:
@@ -173,10 +174,10 @@ def _read_run(folder: Path, name: str) -> Run | UnusableRun:
         provenance = _read_json(folder / "provenance.json", notes)
         result = _read_json(folder / "result.json", notes)
         failure = {} if result else _read_json(folder / "failure.json", notes)
-        if other := _other_command(folder, config):
-            return UnusableRun(folder, f"is no training run, but of {other}")
+        if other := _find_other_command(folder, config):
+            return UnusableRun(folder, f"is not a training run, but was written by {other}")
         if not (folder / CURVE_FILE).is_file():
-            return UnusableRun(folder, _why_no_curve(config, result, failure))
+            return UnusableRun(folder, _missing_curve_reason(config, result, failure))
         curve, summary = _read_curve(folder / CURVE_FILE)
     except ReportError as error:
         return UnusableRun(folder, str(error))
@@ -193,12 +194,12 @@ def _read_run(folder: Path, name: str) -> Run | UnusableRun:
         log=log,
         compatibility=compatibility,
         gallery=gallery,
-        notes=(*_story(config, provenance, result, failure), *notes, *log_notes),
+        notes=(*_history_notes(config, provenance, result, failure), *notes, *log_notes),
     )
 
 
-def _other_command(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Which other command left a folder; None: it holds a curve, or it is of training."""
+def _find_other_command(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Return the other command that wrote a folder; None if it holds a curve or is of training."""
     if (folder / CURVE_FILE).is_file() or "losses" in config:
         return None
     if (folder / "analysis.json").is_file() or "chunk" in config:
@@ -208,33 +209,35 @@ def _other_command(folder: Path, config: Mapping[str, Any]) -> str | None:
     return "anydepth-evaluate, without a depth curve" if "weights" in config else None
 
 
-def _why_no_curve(config: Mapping[str, Any], result: Mapping[str, Any], failure: Mapping[str, Any]) -> str:
+def _missing_curve_reason(
+    config: Mapping[str, Any], result: Mapping[str, Any], failure: Mapping[str, Any]
+) -> str:
     if failure:
         return f"failed: {failure.get('error', 'its failure.json holds no message')}"
     settings = config.get("curve")
     if isinstance(settings, Mapping) and not settings.get("depths"):
-        return "has no depth curve, as its configuration asks for none (curve.depths=null)"
+        return "has no depth curve, as its configuration disables it (curve.depths=null)"
     if result:
-        return f"finished, but {CURVE_FILE} is missing: restore it, or run it again"
+        return f"finished, but {CURVE_FILE} is missing: restore it, or repeat the run"
     return (
-        f"was interrupted, is still running, or is half written: neither {CURVE_FILE} nor result.json nor "
-        "failure.json is there"
+        f"was interrupted, is still running, or is incomplete: found neither {CURVE_FILE} nor "
+        "result.json nor failure.json"
     )
 
 
-def _story(
+def _history_notes(
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
     result: Mapping[str, Any],
     failure: Mapping[str, Any],
 ) -> Iterator[str]:
-    """What the run's files say about how it came about."""
+    """Yield notes on the history of a run: failures, resumption, uncommitted code."""
     if failure:
-        yield f"failed after its curve was drawn: {failure.get('error', 'without a message')}"
+        yield f"failed after its depth curve was written: {failure.get('error', 'without a message')}"
     elif not result:
-        yield "holds no result.json: written by an earlier version or by another command, or interrupted"
+        yield "has no result.json: interrupted, or written by an earlier version or another command"
     if config.get("ckpt_path"):
-        yield f"went on from the checkpoint {config['ckpt_path']}"
+        yield f"resumed from the checkpoint {config['ckpt_path']}"
     git = provenance.get("git")
     if isinstance(git, Mapping) and git.get("changed"):
         yield "trained by code with uncommitted changes"
@@ -242,26 +245,26 @@ def _story(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        # Plain containers, interpolations as text: neither objects nor the environment get in.
+        # Plain containers, interpolations as text: no objects are built and no environment is read.
         config = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path.name} is damaged: {_short(error)}") from error
+        raise ReportError(f"{path.name} is damaged: {_short_message(error)}") from error
     if not isinstance(config, dict):
-        raise ReportError(f"{path.name} is damaged: it holds no settings")
+        raise ReportError(f"{path.name} is damaged: it is not a mapping")
     return {str(key): value for key, value in config.items()}
 
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
-    """The object of a JSON file; {} where it is missing, and with a note where it is damaged."""
+    """Return the object of a JSON file; {} if it is missing, or with a note if it is damaged."""
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
-        notes.append(f"{path.name} is damaged: it holds no object")
+        notes.append(f"{path.name} is damaged: it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"{path.name} is damaged: {_short(error)}")
+        notes.append(f"{path.name} is damaged: {_short_message(error)}")
     return {}
 
 
@@ -271,15 +274,15 @@ def _read_curve(path: Path) -> tuple[DepthCurve, CurveSummary]:
         _check_curve(curve)
         return curve, summarize(curve)
     except (OSError, EvaluationError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
-        raise ReportError(f"{path.name} is damaged: {_short(error)}") from error
+        raise ReportError(f"{path.name} is damaged: {_short_message(error)}") from error
 
 
 def _check_curve(curve: DepthCurve) -> None:
     depths = [row.depth for row in curve.rows]
     if not depths:
-        raise EvaluationError("it has no depth")
+        raise EvaluationError("it has no rows")
     if len(set(depths)) < len(depths):
-        raise EvaluationError(f"a depth is there twice: {depths}")
+        raise EvaluationError(f"it has a depth twice: {depths}")
     for row in curve.rows:
         if not math.isfinite(row.figures.get("AP", math.nan)) or not row.gflops > 0:
             raise EvaluationError(f"depth {row.depth!r} has no AP or no GFLOPs")
@@ -292,7 +295,7 @@ def _read_compatibility(folder: Path, notes: list[str]) -> Compatibility | None:
     try:
         return Compatibility.from_json(path.read_text(encoding="utf-8"))
     except (OSError, EvaluationError, UnicodeDecodeError, RecursionError) as error:
-        notes.append(f"{path.name} is damaged: {_short(error)}")
+        notes.append(f"{path.name} is damaged: {_short_message(error)}")
         return None
 
 
@@ -302,17 +305,19 @@ def _read_gallery(folder: Path, notes: list[str]) -> Gallery | None:
     try:
         gallery = read_gallery(folder / "pictures")
     except GalleryError as error:
-        notes.append(f"pictures/{GALLERY_FILE} is damaged: {_short(error)}")
+        notes.append(f"pictures/{GALLERY_FILE} is damaged: {_short_message(error)}")
         return None
     depths = {depth.depth for depth in gallery.depths}
-    whole = tuple(image for image in gallery.images if image.path.is_file() and depths <= image.found.keys())
-    if len(whole) < len(gallery.images):
-        missing = len(gallery.images) - len(whole)
+    complete = tuple(
+        image for image in gallery.images if image.path.is_file() and depths <= image.found.keys()
+    )
+    if len(complete) < len(gallery.images):
+        missing = len(gallery.images) - len(complete)
         notes.append(f"pictures: {missing} of {len(gallery.images)} images are missing or lack a depth")
-    return replace(gallery, images=whole) if whole else None
+    return replace(gallery, images=complete) if complete else None
 
 
-def _short(error: Exception) -> str:
-    """The message on one line, without an endless tail."""
+def _short_message(error: Exception) -> str:
+    """Return the message on one line of at most 300 characters, enough for a path and a reason."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:300] + "..."

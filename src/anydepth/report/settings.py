@@ -1,4 +1,4 @@
-"""Settings: runs that differ in nothing but their seed, and what their seeds come to together."""
+"""Settings: groups of runs that differ in nothing but their seed, with means and ranges over seeds."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,10 @@ class CurvePoint:
     """One depth of a setting over its seeds.
 
     Attributes:
-        depth: Its text.
-        gflops: 2 x GMACs of one image.
-        latency_ms: Mean over the runs of the median latency; None where a run did not measure it.
-        ap: Mean AP over seeds, a share in [0, 1].
+        depth: Text of the depth.
+        gflops: GFLOPs of one image (2 x GMACs).
+        latency_ms: Mean over runs of the median latency in ms; None if a run did not measure it.
+        ap: Mean AP over seeds, in [0, 1].
         low: Lowest AP of a seed.
         high: Highest AP of a seed.
     """
@@ -39,14 +39,14 @@ class Setting:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        label: Unique within a comparison: the ablation's arm, or what differs from the other settings.
-        runs: At least one, by seed.
-        differing: By flattened config key (``a.b.c``), this setting's value of what differs between the
-            settings of the comparison; None where this setting does not have the key.
-        mean: Over seeds, by the names of :meth:`anydepth.evaluation.curve_summary.CurveSummary.figures`; only
-            figures that every run has.
+        label: Label, unique within a comparison: the arm of an ablation, or what differs between settings.
+        runs: Runs, at least one, sorted by seed.
+        differing: Values of the keys that differ between the settings of the comparison, by flat key
+            (``a.b.c``); None if this setting lacks the key.
+        mean: Mean over seeds by the names of
+            :meth:`anydepth.evaluation.curve_summary.CurveSummary.figures`; only figures that every run has.
         spread: Half the range over seeds of the same figures; 0 with one seed.
-        curve_mean: One point per depth that every run evaluated, by falling cost.
+        curve_mean: Points of the mean curve, one per depth that every run evaluated, by descending cost.
     """
 
     label: str
@@ -58,24 +58,24 @@ class Setting:
 
     @property
     def seeds(self) -> int:
-        """Number of different seeds; a run whose seed is not known counts as one of its own."""
+        """Number of different seeds; each run of unknown seed counts as one."""
         return len(self.by_seed(lambda run: 0.0))
 
     @property
     def config(self) -> dict[str, object]:
-        """What was trained, flat: see :func:`anydepth.report.flat_config.training_config`."""
+        """Flat training configuration, see :func:`anydepth.report.flat_config.training_config`."""
         return training_config(self.runs[0].config)
 
     def by_seed(self, figure: Callable[[Run], float | None]) -> dict[str, float]:
-        """A figure of every seed: equal seeds are one, with the mean of their runs.
+        """Return a figure by seed, averaged over runs of the same seed.
 
-        Two runs of one seed repeat each other; counted apart they would feign evidence.
+        Two runs of one seed repeat each other; counted separately, they would pass for evidence.
 
         Args:
-            figure: Of a run; runs for which it is None are left out.
+            figure: Function that returns the figure of a run, or None to leave the run out.
 
         Returns:
-            By the seed as text, or by the run's name where it has none.
+            Figures by the seed as text, or by the name of a run without a seed.
         """
         values: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
@@ -86,28 +86,28 @@ class Setting:
 
 
 def group_settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
-    """Runs as settings, sorted by label; the order of the runs does not matter."""
+    """Group runs into settings, sorted by label; the order of the runs does not matter."""
     grouped: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.name):
         grouped[canonical(training_config(run.config))].append(run)
-    members = [tuple(sorted(group, key=_by_seed)) for _, group in sorted(grouped.items())]
+    members = [tuple(sorted(group, key=_seed_order)) for _, group in sorted(grouped.items())]
     configs = [training_config(group[0].config) for group in members]
     differing = differing_keys(configs)
     labels = label_settings([group[0] for group in members], configs)
     settings = [
-        _setting(label, group, {key: config.get(key) for key in differing})
+        _make_setting(label, group, {key: config.get(key) for key in differing})
         for label, group, config in zip(labels, members, configs, strict=True)
     ]
     return tuple(sorted(settings, key=lambda setting: setting.label))
 
 
-def with_runs(setting: Setting, runs: Sequence[Run]) -> Setting:
-    """A setting of some of its runs alone, at least one, with the means of these."""
-    return _setting(setting.label, tuple(runs), setting.differing)
+def select_runs(setting: Setting, runs: Sequence[Run]) -> Setting:
+    """Return a setting restricted to some of its runs, at least one, with their means."""
+    return _make_setting(setting.label, tuple(runs), setting.differing)
 
 
 def ap_of(run: Run, depth: str) -> float | None:
-    """AP of a run at a depth; None where it was not evaluated or the images hold no object."""
+    """Return AP of a run at a depth; None if it was not evaluated or the images hold no object."""
     for row in run.curve.rows:
         if row.depth == depth:
             ap = row.figures["AP"]
@@ -116,15 +116,15 @@ def ap_of(run: Run, depth: str) -> float | None:
 
 
 def half_range(values: Sequence[float]) -> float:
-    """Half the distance between the largest and the smallest value."""
+    """Return half the distance between the largest and the smallest value."""
     return (max(values) - min(values)) / 2
 
 
-def _by_seed(run: Run) -> tuple[bool, int, str]:
+def _seed_order(run: Run) -> tuple[bool, int, str]:
     return (run.seed is None, run.seed or 0, run.name)
 
 
-def _setting(label: str, runs: tuple[Run, ...], differing: Mapping[str, object]) -> Setting:
+def _make_setting(label: str, runs: tuple[Run, ...], differing: Mapping[str, object]) -> Setting:
     bare = Setting(label, runs, differing, {}, {}, ())
     shared = set.intersection(*(set(run.summary.figures()) for run in runs))
     seeds = {
@@ -145,11 +145,11 @@ def _setting(label: str, runs: tuple[Run, ...], differing: Mapping[str, object])
 def _curve_mean(setting: Setting) -> tuple[CurvePoint, ...]:
     points = []
     for row in setting.runs[0].curve.rows:
-        rows = [_row(run, row.depth) for run in setting.runs]
+        rows = [_find_row(run, row.depth) for run in setting.runs]
         present = [row for row in rows if row is not None]
         if len(present) == len(setting.runs):
             aps = list(setting.by_seed(partial(ap_of, depth=row.depth)).values())
-            points.append(_point(present, aps))
+            points.append(_make_point(present, aps))
     return tuple(sorted(points, key=lambda point: (-point.gflops, point.depth)))
 
 
@@ -157,13 +157,13 @@ def _figure(name: str, run: Run) -> float:
     return run.summary.figures()[name]
 
 
-def _row(run: Run, depth: str) -> DepthRow | None:
-    """A row with an AP."""
-    found = [row for row in run.curve.rows if row.depth == depth and row.figures["AP"] != NO_GROUND_TRUTH]
-    return found[0] if found else None
+def _find_row(run: Run, depth: str) -> DepthRow | None:
+    """Return the row of a depth if it has an AP, else None."""
+    rows = [row for row in run.curve.rows if row.depth == depth and row.figures["AP"] != NO_GROUND_TRUTH]
+    return rows[0] if rows else None
 
 
-def _point(rows: Sequence[DepthRow], aps: Sequence[float]) -> CurvePoint:
+def _make_point(rows: Sequence[DepthRow], aps: Sequence[float]) -> CurvePoint:
     latencies = [row.latency.median_ms for row in rows if row.latency is not None]
     return CurvePoint(
         depth=rows[0].depth,

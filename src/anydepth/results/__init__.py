@@ -1,1 +1,1 @@
-"""What one run writes: tables, charts, pictures, video, and media for Weights & Biases."""
+"""Output files of one run: tables, charts, pictures, video, and media for Weights & Biases."""

@@ -1,4 +1,4 @@
-"""The depth curve as a picture."""
+"""Chart of a depth curve."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,25 +12,29 @@ from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 from anydepth.utils.files import atomic_path
 
 METRICS = {"AP50": "#c8553d", "AP": "#1f5a92"}
-MOST_LABELS = 12
-LONGEST_LABEL = 8
-"""Characters of a depth that is written beside its point; with longer ones, points get numbers and a key."""
+"""Metrics of the chart and their colours."""
+
+MAX_LABELS = 12
+"""Points labelled per panel: labels of more points would overlap."""
+
+MAX_LABEL_CHARACTERS = 8
+"""Length of a depth up to which it labels its point; if one is longer, points are numbered and get a key."""
 
 Cost = Callable[[DepthRow], float]
 
 
 def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
-    """Draw AP and AP50 against GFLOPs, and against latency where it was measured, as a PNG.
+    """Draw AP and AP50 against GFLOPs, and against latency if it was measured, as a PNG.
 
-    A line joins the depths that no cheaper one matches. Up to 12 depths are all labelled; of more, some along
-    that line.
+    A line joins the Pareto-optimal depths. Up to 12 depths are all labelled; of more, only some on that
+    line.
     """
     panels: list[tuple[str, Cost]] = [("GFLOPs (2 x MACs)", _gflops)]
     if curve.protocol is not None:
         panels.append((f"median latency in ms, batch {curve.protocol.batch_size}", _median_ms))
     labels = _labels(curve.rows)
     key = _key(labels)
-    # An own canvas, because pyplot would choose a window system and keep every figure alive.
+    # Not pyplot, which would choose a window system and keep every figure alive.
     figure = Figure(figsize=(6.6 * len(panels) + (2.6 if key else 0.4), 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     height, width = curve.input_size
@@ -39,7 +43,7 @@ def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
         axes = figure.add_subplot(1, len(panels), position + 1)
         _draw(axes, curve.rows, cost, labels)
         axes.set_xlabel(title)
-        axes.set_ylabel(f"percent, {curve.images} images at {height}x{width}")
+        axes.set_ylabel(f"AP in percent, {curve.images} images at {height}x{width}")
     if key:
         axes.text(1.03, 0.98, key, transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.6)
     if curve.protocol is not None:
@@ -52,9 +56,11 @@ def _draw(axes: Axes, rows: Sequence[DepthRow], cost: Cost, labels: Mapping[str,
     for metric, colour in METRICS.items():
         measured = [row for row in rows if row.figures[metric] != NO_GROUND_TRUTH]
         points = sorted((cost(row), 100 * row.figures[metric], row.depth) for row in measured)
-        best = _undominated(points)
+        front = _pareto_front(points)
         axes.scatter([p[0] for p in points], [p[1] for p in points], s=20, color=colour, alpha=0.5)
-        axes.plot([p[0] for p in best], [p[1] for p in best], "o-", color=colour, label=metric, markersize=5)
+        axes.plot(
+            [p[0] for p in front], [p[1] for p in front], "o-", color=colour, label=metric, markersize=5
+        )
         for x, y, depth in points:
             if depth in labels:
                 axes.annotate(
@@ -73,31 +79,31 @@ def _draw(axes: Axes, rows: Sequence[DepthRow], cost: Cost, labels: Mapping[str,
     axes.legend(loc="lower right", frameon=False)
 
 
-def _undominated(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Of (cost, accuracy, depth) in ascending cost, the points more accurate than every cheaper one."""
-    best: list[tuple[float, float, str]] = []
+def _pareto_front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Return the Pareto-optimal points of (cost, accuracy, depth), which must be sorted by cost."""
+    front: list[tuple[float, float, str]] = []
     for point in points:
-        if not best or point[1] > best[-1][1]:
-            best.append(point)
-    return best
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front
 
 
 def _labels(rows: Sequence[DepthRow]) -> dict[str, str]:
-    """What is written beside the points, by depth: the depth itself, or a number where one is too long."""
-    chosen = sorted(rows, key=_gflops, reverse=True)
-    if len(rows) > MOST_LABELS:
+    """Return the labels of points by depth: the depth itself, or a number if one is too long."""
+    labelled = sorted(rows, key=_gflops, reverse=True)
+    if len(rows) > MAX_LABELS:
         points = sorted((row.gflops, row.figures["AP"], row.depth) for row in rows)
-        depths = [depth for _, _, depth in reversed(_undominated(points))]
-        count = min(MOST_LABELS, len(depths))
-        kept = {depths[round(i * (len(depths) - 1) / max(count - 1, 1))] for i in range(count)}
-        chosen = [row for row in chosen if row.depth in kept | {"full", "minimal"}]
-    if all(len(row.depth) <= LONGEST_LABEL for row in chosen):
-        return {row.depth: row.depth for row in chosen}
-    return {row.depth: str(number) for number, row in enumerate(chosen, 1)}
+        depths = [depth for _, _, depth in reversed(_pareto_front(points))]
+        count = min(MAX_LABELS, len(depths))
+        selected = {depths[round(i * (len(depths) - 1) / max(count - 1, 1))] for i in range(count)}
+        labelled = [row for row in labelled if row.depth in selected | {"full", "minimal"}]
+    if all(len(row.depth) <= MAX_LABEL_CHARACTERS for row in labelled):
+        return {row.depth: row.depth for row in labelled}
+    return {row.depth: str(number) for number, row in enumerate(labelled, 1)}
 
 
 def _key(labels: Mapping[str, str]) -> str:
-    """The text that explains numbers; empty where the points carry the depths themselves."""
+    """Return the text that explains numbered labels; empty if the labels are the depths themselves."""
     return "\n".join(f"{label}   {depth}" for depth, label in labels.items() if label != depth)
 
 

@@ -1,4 +1,4 @@
-"""Detections on a data set in COCO's results format, as its evaluation server takes them."""
+"""Detections on a data set in COCO's results format, as its evaluation server accepts them."""
 
 import json
 import re
@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 
 from anydepth.utils.files import atomic_path
 
+# Rows converted to dictionaries at a time: millions of them at once would take gigabytes.
 _ROWS_AT_ONCE = 100_000
 
 
 def results_name(json_path: Path, detector: str, depth: str) -> str:
-    """``detections_TESTSET_NAME_results.json``, the name that the server asks for.
+    """Return ``detections_TESTSET_NAME_results.json``, the file name that the server requires.
 
     Args:
-        json_path: The json of the split, after which the test set is called.
+        json_path: Annotation file of the split, which names the test set.
         detector: Name of the detector.
         depth: Text of the depth.
 
@@ -28,7 +29,7 @@ def results_name(json_path: Path, detector: str, depth: str) -> str:
     testset = re.sub(r"^(instances|image_info)_", "", json_path.stem)
     if testset.startswith("_"):  # SPLIT/_annotations.coco.json
         testset = json_path.parent.name
-    # The server parts the name at underscores.
+    # The server splits the name at underscores.
     algorithm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{detector}-{depth}").strip("-")
     return f"detections_{testset}_{algorithm}_results.json"
 
@@ -36,11 +37,12 @@ def results_name(json_path: Path, detector: str, depth: str) -> str:
 def write_results(table: NDArray[np.float64], path: str | Path) -> Path:
     """Write detections as a list of ``image_id``, ``category_id``, ``bbox`` and ``score``.
 
-    Boxes are rounded to a thousandth of a pixel and scores to seven places, which moves no COCO figure.
+    Boxes are rounded to a thousandth of a pixel and scores to seven places, which does not affect the
+    COCO metrics.
 
     Args:
         table: [R, 7] image id; x, y, width, height in pixels; score; category id of the data set.
-        path: Complete or not there; missing folders are made.
+        path: File to write, complete or not at all; missing folders are created.
 
     Returns:
         The path.
@@ -48,15 +50,14 @@ def write_results(table: NDArray[np.float64], path: str | Path) -> Path:
     path = Path(path)
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write("[")
-        # Millions of detections as dictionaries would take gigabytes.
         for begin in range(0, len(table), _ROWS_AT_ONCE):
-            rows = [_line(*row) for row in table[begin : begin + _ROWS_AT_ONCE].tolist()]
+            rows = [_format_entry(*row) for row in table[begin : begin + _ROWS_AT_ONCE].tolist()]
             file.write((",\n" if begin else "") + ",\n".join(rows))
         file.write("]\n")
     return path
 
 
-def _line(
+def _format_entry(
     image_id: float, x: float, y: float, width: float, height: float, score: float, category_id: float
 ) -> str:
     entry = {

@@ -1,4 +1,4 @@
-"""The compatibility of features as a picture, as tables for the console, and as files."""
+"""Compatibility of features as a chart, as console tables, and as files."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from anydepth.utils.files import atomic_path, write_text
 
 TITLES = {"cka": "linear CKA", "cosine": "cosine", "l2": "relative L2"}
 _KINDS = ("pooled", "spatial")
-# The console shows these as depth by stage; all measures are in the files.
-_TABLES = ("spatial_cka", "pooled_cka", "spatial_cosine", "spatial_l2")
+# Measures printed on the console; the files hold all of them.
+_PRINTED_MEASURES = ("spatial_cka", "pooled_cka", "spatial_cosine", "spatial_l2")
 
 
 def write_compatibility(
@@ -26,7 +26,7 @@ def write_compatibility(
     """Write ``NAME.json``, ``NAME.csv`` and ``NAME.png``, each complete or not at all.
 
     Returns:
-        The paths by suffix without the dot.
+        Paths by suffix without the dot.
     """
     paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("csv", "json", "png")}
     write_text(paths["csv"], found.to_csv())
@@ -38,8 +38,8 @@ def write_compatibility(
 def save_compatibility_chart(found: Compatibility, path: str | Path) -> None:
     """Draw one heat map per measure, depths by stages, with the numbers in the cells, as a PNG.
 
-    Dark is far from full depth. CKA and cosine are drawn from 0 to 1 (0 and below are equally dark), relative
-    L2 from 0 to 1 (1 and above are equally dark).
+    Dark means far from full depth. Colours cover the range 0 to 1: CKA and cosine of 0 and below are equally
+    dark, as is relative L2 of 1 and above.
     """
     rows, columns = len(found.depths), len(found.stages)
     size = (2.6 + 3 * max(2.2, 0.52 * columns), 1.9 + 2 * max(1.2, 0.3 * rows))
@@ -61,12 +61,12 @@ def save_compatibility_chart(found: Compatibility, path: str | Path) -> None:
 
 
 def compatibility_table(found: Compatibility, measure: str, width: int | None = None) -> Table:
-    """One measure as a table of depths by stages.
+    """Return one measure as a table of depths by stages.
 
     Args:
-        found: What to show.
-        measure: One of :data:`anydepth.evaluation.compatibility.MEASURES`.
-        width: Characters at hand; where the depths' own texts are too long for it, they are cut.
+        found: Compatibility to show.
+        measure: Name from :data:`anydepth.evaluation.compatibility.MEASURES`.
+        width: Available width in characters; depths that do not fit are truncated.
     """
     kind, _, name = measure.partition("_")
     table = Table(
@@ -86,7 +86,7 @@ def compatibility_table(found: Compatibility, measure: str, width: int | None = 
 
 
 def print_compatibility(found: Compatibility, console: Console | None = None) -> None:
-    """Print what the features are like, as tables of depths by stages, and how they were measured."""
+    """Print the conditions of the measurement and tables of depths by stages."""
     console = console or Console()
     height, width = found.input_size
     console.print(
@@ -95,30 +95,30 @@ def print_compatibility(found: Compatibility, console: Console | None = None) ->
         highlight=False,
         soft_wrap=True,
     )
-    for measure in _TABLES:
+    for measure in _PRINTED_MEASURES:
         console.print(compatibility_table(found, measure, console.width))
-    few = [stage for stage, channels in found.channels.items() if found.images <= channels]
-    if few:
+    biased = [stage for stage, channels in found.channels.items() if found.images <= channels]
+    if biased:
         console.print(
-            f"pooled CKA of {', '.join(few)} comes from no more images ({found.images}) than channels and is "
-            "biased towards 1: compare it between depths only, or take more images",
+            f"pooled CKA of {', '.join(biased)} comes from no more images ({found.images}) than channels "
+            "and is biased towards 1: compare it between depths only, or use more images",
             highlight=False,
             soft_wrap=True,
         )
 
 
 def _matrix(found: Compatibility, measure: str) -> NDArray[np.float64]:
-    """[depths, stages] values; the rows of a compatibility are in this order."""
+    """Return [depths, stages] values, the order of the rows of a compatibility."""
     values = [row.values[measure] for row in found.rows]
     return np.array(values, dtype=np.float64).reshape(len(found.depths), len(found.stages))
 
 
 def _draw(axes: Axes, found: Compatibility, measure: str) -> None:
     values = _matrix(found, measure)
-    likeness = 1 - values if measure.endswith("l2") else values
-    axes.imshow(likeness, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    similarity = 1 - values if measure.endswith("l2") else values
+    axes.imshow(similarity, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        dark = likeness[row, column] < 0.5
+        dark = similarity[row, column] < 0.5
         text = f"{value:.2f}" if abs(value) < 9.995 else f"{value:.0f}"
         colour = "white" if dark else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)

@@ -1,4 +1,4 @@
-"""Parts of a depth curve kept in a folder, so that a long evaluation can be stopped and continued."""
+"""Parts of a depth curve stored in a folder, so that a long evaluation can be resumed."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ _FINGERPRINT = "fingerprint.json"
 
 
 class CurveParts:
-    """The parts of one evaluation, each a file that is complete or not there.
+    """Parts of one evaluation, each in a file that is complete or absent.
 
     Args:
-        folder: Made with the first part.
-        fingerprint: Everything that the figures depend on, by what it is, e.g. ``weights`` and ``data``.
+        folder: Folder of the parts; created with the first one.
+        fingerprint: Everything that affects the result, by name, e.g. ``weights`` and ``data``.
 
     Raises:
         EvaluationError: The folder holds parts of an evaluation with another fingerprint.
@@ -30,21 +30,21 @@ class CurveParts:
             self._check(path)
 
     def load(self) -> list[DepthCurve]:
-        """The parts that are there.
+        """Read all stored parts.
 
         Raises:
-            EvaluationError: A file is damaged; it is named.
+            EvaluationError: A file is damaged; the message names it.
         """
         parts = []
         for path in self._paths():
             try:
                 parts.append(DepthCurve.from_json(path.read_text(encoding="utf-8")))
             except (EvaluationError, UnicodeDecodeError) as error:
-                raise EvaluationError(f"{path}: {error}; delete it, and its depths run again") from error
+                raise EvaluationError(f"{path}: {error}; delete it to evaluate its depths again") from error
         return parts
 
     def add(self, part: DepthCurve) -> None:
-        """Keep a further part."""
+        """Write a further part."""
         write_text(self.folder / _FINGERPRINT, json.dumps(self.fingerprint, indent=2) + "\n")
         number = max((int(path.stem) for path in self._paths()), default=0) + 1
         write_text(self.folder / f"{number:04}.json", part.to_json())
@@ -54,16 +54,18 @@ class CurveParts:
 
     def _check(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
             differing = sorted(
                 name
-                for name in found.keys() | self.fingerprint.keys()
-                if found.get(name) != self.fingerprint.get(name)
+                for name in stored.keys() | self.fingerprint.keys()
+                if stored.get(name) != self.fingerprint.get(name)
             )
         except (AttributeError, ValueError) as error:
-            raise EvaluationError(f"{path}: damaged ({error!r}); delete {self.folder}") from error
+            raise EvaluationError(
+                f"{path}: damaged ({error!r}); delete {self.folder} to start again"
+            ) from error
         if differing:
             raise EvaluationError(
-                f"{self.folder} holds an evaluation that differs in {', '.join(differing)}: give another "
-                f"output=FOLDER for this one, or delete {self.folder} to start anew"
+                f"{self.folder} holds an evaluation that differs in {', '.join(differing)}; choose another "
+                f"output=FOLDER for this one, or delete {self.folder} to start again"
             )

@@ -1,4 +1,4 @@
-"""Depth curves as tables for the console, and all files of a depth curve."""
+"""Depth curves as console tables, and the files of a depth curve."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,13 @@ from anydepth.utils.files import write_text
 
 @dataclass(frozen=True)
 class _Column:
-    """One column: its title, its cells, and how soon it goes when the table is too wide (0: never)."""
+    """Column of the table.
+
+    Attributes:
+        title: Heading.
+        cell: Function that formats the cell of a row.
+        dispensable: Rank in which columns are dropped if the table is too wide, highest first; 0 for never.
+    """
 
     title: str
     cell: Callable[[DepthRow], str]
@@ -24,28 +30,28 @@ class _Column:
 
 
 def depth_table(curve: DepthCurve, width: int | None = None) -> Table:
-    """A depth curve as a table; figures in percent, "-" where the images hold no object of that kind.
+    """Return a depth curve as a table; metrics in percent, "-" if the images hold no object of that kind.
 
-    In the column ``refines``, one character per stage, ``x`` is a refinement path that runs. Columns that no
-    row can fill (latency that was not measured, decoder layers that do not exist) are left out.
+    The column ``refines`` has one character per stage: ``x`` if its refinement path runs. Columns without
+    values (latency that was not measured, decoder layers that do not exist) are left out.
 
     Args:
-        curve: What to show.
-        width: Characters at hand: less important columns are left out until the table fits.
+        curve: Curve to show.
+        width: Available width in characters; less important columns are dropped until the table fits.
     """
     columns = [column for column in _COLUMNS if any(column.cell(row) for row in curve.rows)]
-    table = _build(curve, columns)
+    table = _build_table(curve, columns)
     while width is not None and Console(width=1000).measure(table).maximum > width:
         least_important = max(column.dispensable for column in columns)
         if not least_important:
             break
         columns = [column for column in columns if column.dispensable < least_important]
-        table = _build(curve, columns)
+        table = _build_table(curve, columns)
     return table
 
 
 def print_depth_curve(curve: DepthCurve, console: Console | None = None) -> None:
-    """Print the table of a depth curve with a caption that says how it was measured."""
+    """Print the table of a depth curve with the latency protocol as its caption."""
     console = console or Console()
     console.print(depth_table(curve, console.width))
 
@@ -54,7 +60,7 @@ def write_depth_curve(curve: DepthCurve, folder: str | Path, name: str = "depth_
     """Write a depth curve as ``NAME.csv``, ``NAME.json`` and ``NAME.png``, each complete or not at all.
 
     Returns:
-        The paths by suffix without the dot.
+        Paths by suffix without the dot.
     """
     paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("csv", "json", "png")}
     write_text(paths["csv"], curve.to_csv())
@@ -63,14 +69,14 @@ def write_depth_curve(curve: DepthCurve, folder: str | Path, name: str = "depth_
     return paths
 
 
-def _build(curve: DepthCurve, columns: list[_Column]) -> Table:
+def _build_table(curve: DepthCurve, columns: list[_Column]) -> Table:
     height, width = curve.input_size
     table = Table(
         title=f"{curve.detector}: {curve.images} images, {height}x{width} pixels, {curve.precision}",
         caption=None if curve.protocol is None else f"latency: {curve.protocol}",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        # Title and caption wrap at the width of the columns.
+        # Both wrap at the width of the columns, where centred lines would be hard to read.
         caption_justify="left",
         title_justify="left",
     )
@@ -103,7 +109,7 @@ def _memory(row: DepthRow) -> str:
     return f"{row.latency.peak_memory_mib:.0f}"
 
 
-def _figure(name: str) -> Callable[[DepthRow], str]:
+def _metric_cell(name: str) -> Callable[[DepthRow], str]:
     def cell(row: DepthRow) -> str:
         value = row.figures[name]
         return "-" if value == NO_GROUND_TRUTH else f"{100 * value:.1f}"
@@ -120,11 +126,11 @@ _COLUMNS = (
     _Column("ms", _median),
     _Column("p90", _p90, dispensable=4),
     _Column("MiB", _memory, dispensable=5),
-    _Column("AP", _figure("AP")),
-    _Column("AP50", _figure("AP50")),
-    _Column("AP75", _figure("AP75"), dispensable=1),
-    _Column("APs", _figure("APs"), dispensable=7),
-    _Column("APm", _figure("APm"), dispensable=7),
-    _Column("APl", _figure("APl"), dispensable=7),
-    _Column("AR100", _figure("AR100"), dispensable=6),
+    _Column("AP", _metric_cell("AP")),
+    _Column("AP50", _metric_cell("AP50")),
+    _Column("AP75", _metric_cell("AP75"), dispensable=1),
+    _Column("APs", _metric_cell("APs"), dispensable=7),
+    _Column("APm", _metric_cell("APm"), dispensable=7),
+    _Column("APl", _metric_cell("APl"), dispensable=7),
+    _Column("AR100", _metric_cell("AR100"), dispensable=6),
 )

@@ -1,6 +1,6 @@
-"""Detections of the same images at many depths, kept so that a viewer can switch between the depths.
+"""Gallery: detections of the same images at many depths, between which a viewer can switch.
 
-A folder with ``gallery.json`` and the images themselves under ``originals/``.
+A gallery is a folder with ``gallery.json`` and the images themselves under ``originals/``.
 """
 
 import json
@@ -22,24 +22,24 @@ from anydepth.structures import Detections
 from anydepth.utils.files import write_text
 
 GALLERY_FILE = "gallery.json"
-LOWEST_SCORE = 0.05
-"""Of the detections that are kept, so that a viewer can lower the threshold."""
+MIN_SCORE = 0.05
+"""Score from which detections are stored: low, so that a viewer can lower the threshold of the pictures."""
 
-MOST_DEPTHS = 12
-"""That a gallery shows."""
+MAX_DEPTHS = 12
+"""Depths of a gallery: more than a ladder has rungs as a rule, and few enough to step through."""
 
 
 class GalleryError(ValueError):
-    """A folder holds no gallery that this version reads."""
+    """Folder without a gallery that this version can read."""
 
 
 @dataclass(frozen=True)
 class GalleryDepth:
-    """A depth of the gallery.
+    """Depth of a gallery.
 
     Attributes:
-        depth: Its text.
-        gflops: 2 x GMACs of one image.
+        depth: Text of the depth.
+        gflops: GFLOPs of one image (2 x GMACs).
     """
 
     depth: str
@@ -48,14 +48,14 @@ class GalleryDepth:
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """One image with its ground truth and what was detected.
+    """Image of a gallery with its ground truth and its detections.
 
     Attributes:
-        image_id: The data set's id.
-        path: The image file.
+        image_id: Image id of the data set.
+        path: Image file.
         size: (height, width) in pixels.
         truth: Ground truth, with scores of 1, in pixels.
-        found: Detections by the text of the depth, in pixels, best score first.
+        found: Detections in pixels by the text of the depth, best score first.
     """
 
     image_id: int
@@ -70,10 +70,10 @@ class Gallery:
     """Images with their detections at every depth.
 
     Attributes:
-        class_names: One per class.
-        threshold: Score from which pictures show a box; detections below it may be there too.
-        depths: In the order of the curve.
-        images: In the order of the data set.
+        class_names: Class names, one per label.
+        threshold: Score from which pictures show a box; detections below it may be stored, too.
+        depths: Depths in the order of the curve.
+        images: Images in the order of the data set.
     """
 
     class_names: tuple[str, ...]
@@ -94,24 +94,24 @@ def detect_gallery(
     """Detect on evenly spaced images of a data set at the depths of a curve, and write the gallery.
 
     Args:
-        detector: On any device.
-        source: The images with their ground truth.
-        curve: Its depths are shown; of more than 12, the rungs of the ladder or 12 evenly spaced by cost.
-        folder: Where to write; ``gallery.json`` is written last.
+        detector: Detector on any device.
+        source: Images with their ground truth.
+        curve: Curve whose depths are shown; of more than 12, the rungs of the ladder, or 12 evenly spaced by
+            cost.
+        folder: Folder to write to; ``gallery.json`` is written last.
         count: Number of images.
-        threshold: Score from which pictures show a box. Detections down to a score of 0.05 are kept, too.
+        threshold: Score from which pictures show a box. Detections down to a score of 0.05 are stored, too.
     """
     folder = Path(folder)
-    rows = _shown(curve)
+    rows = _select_rows(curve)
     images = []
     for position in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist():
         sample = source.read(position)
-        path = folder / _original(sample.image_id)
+        path = folder / _original_path(sample.image_id)
         save_picture(Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy()), path)
         boxes, labels = torch.from_numpy(sample.boxes_xyxy), torch.from_numpy(sample.labels)
         found = {
-            row.depth: detector.predict(sample.image, depth=row.depth, threshold=LOWEST_SCORE)[0]
-            for row in rows
+            row.depth: detector.predict(sample.image, depth=row.depth, threshold=MIN_SCORE)[0] for row in rows
         }
         images.append(
             GalleryImage(
@@ -133,10 +133,10 @@ def detect_gallery(
 
 
 def draw_gallery(gallery: Gallery, folder: str | Path) -> Path:
-    """Draw ground truth, the most and the least expensive depth side by side, above the threshold.
+    """Draw ground truth and the most and least expensive depth side by side, above the threshold.
 
     Returns:
-        ``grid.jpg``, which holds the pictures of all images; there is also one file per image.
+        Path of ``grid.jpg``, which holds the pictures of all images; there is also one file per image.
     """
     by_cost = sorted(gallery.depths, key=lambda depth: -depth.gflops)
     depths = list({by_cost[0].depth: by_cost[0], by_cost[-1].depth: by_cost[-1]}.values())
@@ -153,10 +153,10 @@ def draw_gallery(gallery: Gallery, folder: str | Path) -> Path:
 
 
 def read_gallery(folder: str | Path) -> Gallery:
-    """The gallery of a folder; coordinates are those written, to a tenth of a pixel.
+    """Read the gallery of a folder; coordinates are as written, to a tenth of a pixel.
 
     Raises:
-        GalleryError: There is none, or it is damaged.
+        GalleryError: The folder holds no gallery, or a damaged one.
     """
     path = Path(folder) / GALLERY_FILE
     try:
@@ -165,19 +165,19 @@ def read_gallery(folder: str | Path) -> Gallery:
             class_names=tuple(map(str, document["class_names"])),
             threshold=float(document["threshold"]),
             depths=tuple(GalleryDepth(d["depth"], float(d["gflops"])) for d in document["depths"]),
-            images=tuple(_image(entry, Path(folder)) for entry in document["images"]),
+            images=tuple(_parse_image(entry, Path(folder)) for entry in document["images"]),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise GalleryError(f"{path}: no gallery as anydepth writes it: {error!r}") from error
+        raise GalleryError(f"{path}: not a gallery as written by anydepth: {error!r}") from error
 
 
-def _shown(curve: DepthCurve) -> list[DepthRow]:
-    """The rows of a curve that a viewer can step through, in their order."""
-    if len(curve.rows) <= MOST_DEPTHS:
+def _select_rows(curve: DepthCurve) -> list[DepthRow]:
+    """Return the rows of a curve that a viewer can step through, in order."""
+    if len(curve.rows) <= MAX_DEPTHS:
         return list(curve.rows)
     by_cost = sorted(curve.rows, key=lambda row: -row.gflops)
-    spread = np.linspace(0, len(by_cost) - 1, MOST_DEPTHS).round().astype(int).tolist()
-    return list(ladder_rows(curve)) or [by_cost[position] for position in spread]
+    evenly = np.linspace(0, len(by_cost) - 1, MAX_DEPTHS).round().astype(int).tolist()
+    return list(ladder_rows(curve)) or [by_cost[position] for position in evenly]
 
 
 def _to_json(gallery: Gallery) -> str:
@@ -189,8 +189,8 @@ def _to_json(gallery: Gallery) -> str:
             {
                 "image_id": image.image_id,
                 "size": list(image.size),
-                "truth": _boxes(image.truth),
-                "found": {depth: _boxes(found) for depth, found in image.found.items()},
+                "truth": _to_plain(image.truth),
+                "found": {depth: _to_plain(found) for depth, found in image.found.items()},
             }
             for image in gallery.images
         ],
@@ -198,25 +198,25 @@ def _to_json(gallery: Gallery) -> str:
     return json.dumps(document) + "\n"
 
 
-def _original(image_id: int) -> Path:
+def _original_path(image_id: int) -> Path:
     return Path("originals") / f"{image_id}.jpg"
 
 
-def _image(entry: Mapping[str, object], folder: Path) -> GalleryImage:
+def _parse_image(entry: Mapping[str, object], folder: Path) -> GalleryImage:
     found, size = entry["found"], entry["size"]
     if not isinstance(found, Mapping) or not isinstance(size, Sequence) or len(size) != 2:
-        raise TypeError("an image without detections by depth, or without a size")
+        raise TypeError("an image lacks detections by depth, or its size")
     image_id = int(str(entry["image_id"]))
     return GalleryImage(
         image_id=image_id,
-        path=folder / _original(image_id),
+        path=folder / _original_path(image_id),
         size=(int(size[0]), int(size[1])),
-        truth=_detections(entry["truth"]),
-        found={str(depth): _detections(boxes) for depth, boxes in found.items()},
+        truth=_parse_detections(entry["truth"]),
+        found={str(depth): _parse_detections(boxes) for depth, boxes in found.items()},
     )
 
 
-def _boxes(detections: Detections) -> dict[str, list[object]]:
+def _to_plain(detections: Detections) -> dict[str, list[object]]:
     return {
         "boxes_xyxy": [[round(side, 1) for side in box] for box in detections.boxes_xyxy.tolist()],
         "scores": [round(score, 4) for score in detections.scores.tolist()],
@@ -224,12 +224,12 @@ def _boxes(detections: Detections) -> dict[str, list[object]]:
     }
 
 
-def _detections(entry: object) -> Detections:
+def _parse_detections(entry: object) -> Detections:
     if not isinstance(entry, Mapping):
-        raise TypeError("boxes that are no mapping")
+        raise TypeError("detections are not a mapping")
     boxes = torch.tensor(entry["boxes_xyxy"], dtype=torch.float32).reshape(-1, 4)
     scores = torch.tensor(entry["scores"], dtype=torch.float32)
     labels = torch.tensor(entry["labels"], dtype=torch.int64)
     if not len(boxes) == len(scores) == len(labels):
-        raise ValueError("boxes, scores and labels of different lengths")
+        raise ValueError("boxes, scores and labels differ in length")
     return Detections(boxes, scores, labels)

@@ -12,26 +12,26 @@ from torch import Tensor
 from anydepth.structures import Detections
 from anydepth.utils.files import atomic_path
 
-SMALLEST_SIDE = 720
-"""Images whose longer side is shorter than this many pixels are enlarged, so that text stays legible."""
+MIN_SIDE = 720
+"""Pixels to which the longer side of smaller images is enlarged, so that labels stay legible."""
 
 CROWDED = 15
-"""From so many boxes on, a label is written only where it fits its box."""
+"""Number of boxes from which labels are written only if they fit their box, lest they hide objects."""
 
 _BACKGROUND = (24, 26, 30)
 _FOREGROUND = (236, 236, 236)
-# Successive multiples of it lie far apart on a circle, however many there are.
+# Successive multiples of it, modulo 1, are well spread hues for any number of classes.
 _GOLDEN_RATIO = 0.618034
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a row: boxes on an image, under a title.
+    """Picture in a row: boxes on an image, under a title.
 
     Attributes:
-        title: E.g. ``full, 12.3 GFLOPs``.
-        boxes: What to draw, in pixels of the image; ground truth has scores of 1.
-        show_scores: False for ground truth.
+        title: Title, e.g. ``full, 12.3 GFLOPs``.
+        boxes: Boxes to draw, in pixels of the image; ground truth has scores of 1.
+        show_scores: Whether to write scores; False for ground truth.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Panel:
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """The RGB colour of a class, the same in every picture."""
+    """Return the RGB colour of a class, which is the same in every picture."""
     red, green, blue = colorsys.hsv_to_rgb((0.09 + label * _GOLDEN_RATIO) % 1, 0.72, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -52,14 +52,14 @@ def draw_detections(
 
     Args:
         image: [3, H, W] uint8 RGB.
-        boxes: In pixels of the image. With a single class, its name is not repeated on every box.
-        class_names: One per class.
+        boxes: Boxes in pixels of the image. With a single class, its name is left out of the labels.
+        class_names: Class names, one per label.
         show_scores: Whether to write scores, in percent.
 
     Raises:
-        ValueError: An image of another form.
+        ValueError: The image has another shape or type.
     """
-    picture, scale = _enlarged(_to_pil(image))
+    picture, scale = _enlarge(_to_pil(image))
     draw = ImageDraw.Draw(picture)
     longest = max(picture.size)
     line = max(1, round(longest / 400))
@@ -68,8 +68,8 @@ def draw_detections(
     corners = [[float(value) * scale for value in boxes.boxes_xyxy[index].tolist()] for index in order]
     colours = [class_colour(int(boxes.labels[index])) for index in order]
     for box, colour in zip(corners, colours, strict=True):
-        draw.rectangle(_ordered(box), outline=colour, width=line)
-    # Labels come last, those of high scores last of all: no line and no weak guess hides them.
+        draw.rectangle(_order_corners(box), outline=colour, width=line)
+    # Labels are drawn last, in ascending order of score, so that neither lines nor weak detections hide them.
     for index, box, colour in zip(order, corners, colours, strict=True):
         name = class_names[int(boxes.labels[index])] if len(class_names) > 1 else ""
         score = f"{100 * float(boxes.scores[index]):.0f}" if show_scores else ""
@@ -79,32 +79,34 @@ def draw_detections(
 
 
 def side_by_side(image: Tensor, panels: Sequence[Panel], class_names: Sequence[str]) -> Image.Image:
-    """The same image once per panel, with a title above each.
+    """Draw the same image once per panel, with a title above each.
 
     Args:
         image: [3, H, W] uint8 RGB.
-        panels: From left to right, e.g. ground truth, full, minimal.
-        class_names: One per class.
+        panels: Panels from left to right, e.g. ground truth, full, minimal.
+        class_names: Class names, one per label.
 
     Raises:
-        ValueError: No panel, or an image of another form.
+        ValueError: There is no panel, or the image has another shape or type.
     """
     if not panels:
-        raise ValueError("a row of pictures needs at least one panel")
+        raise ValueError("got no panels, expected at least one panel")
     pictures = [
         draw_detections(image, panel.boxes, class_names, show_scores=panel.show_scores) for panel in panels
     ]
-    return _row([_titled(picture, panel.title) for picture, panel in zip(pictures, panels, strict=True)])
+    return _join_horizontally(
+        [_add_title(picture, panel.title) for picture, panel in zip(pictures, panels, strict=True)]
+    )
 
 
 def grid(rows: Sequence[Image.Image], width: int = 1800) -> Image.Image:
-    """Pictures stacked on each other, each scaled to ``width`` pixels.
+    """Stack pictures vertically, each scaled to ``width`` pixels.
 
     Raises:
-        ValueError: No picture.
+        ValueError: There is no picture.
     """
     if not rows:
-        raise ValueError("a grid needs at least one picture")
+        raise ValueError("got no rows, expected at least one picture")
     scaled = [row.resize((width, max(1, round(row.height * width / row.width)))) for row in rows]
     sheet = Image.new("RGB", (width, sum(row.height for row in scaled)), _BACKGROUND)
     top = 0
@@ -115,7 +117,7 @@ def grid(rows: Sequence[Image.Image], width: int = 1800) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture in the format that the suffix names, complete or not at all."""
+    """Write a picture in the format of the suffix, complete or not at all."""
     with atomic_path(path) as partial:
         picture.save(partial, quality=92)
 
@@ -123,21 +125,21 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
 def _to_pil(image: Tensor) -> Image.Image:
     if image.ndim != 3 or image.shape[0] != 3 or str(image.dtype) != "torch.uint8":
         raise ValueError(
-            f"image of shape {tuple(image.shape)} and type {image.dtype}: give [3, H, W] uint8 RGB"
+            f"got image of shape {tuple(image.shape)} and type {image.dtype}, expected [3, H, W] uint8 RGB"
         )
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
 
 
-def _enlarged(picture: Image.Image) -> tuple[Image.Image, float]:
-    scale = max(1.0, SMALLEST_SIDE / max(picture.size))
+def _enlarge(picture: Image.Image) -> tuple[Image.Image, float]:
+    scale = max(1.0, MIN_SIDE / max(picture.size))
     if scale == 1:
         return picture, 1.0
     size = (round(picture.width * scale), round(picture.height * scale))
     return picture.resize(size, Image.Resampling.BICUBIC), scale
 
 
-def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
-    """A box that PIL accepts: a detector may give corners in the wrong order."""
+def _order_corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return a box that PIL accepts, as a detector may return corners in the wrong order."""
     left, top, right, bottom = box
     return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
 
@@ -150,7 +152,7 @@ def _write_label(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     room: float | None,
 ) -> None:
-    """Write the first of ``texts`` that fits into ``room`` pixels above the box; nothing if none fits."""
+    """Write the first of ``texts`` that fits into ``room`` pixels above the box, or nothing if none fits."""
     for text in texts:
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 4, bottom - top + 4
@@ -164,7 +166,7 @@ def _write_label(
     draw.text((x + 2 - left, y + 2 - top), text, fill=(0, 0, 0), font=font)
 
 
-def _titled(picture: Image.Image, title: str) -> Image.Image:
+def _add_title(picture: Image.Image, title: str) -> Image.Image:
     size = max(13, round(max(picture.size) / 36))
     framed = Image.new("RGB", (picture.width, picture.height + 2 * size), _BACKGROUND)
     framed.paste(picture, (0, 2 * size))
@@ -174,7 +176,7 @@ def _titled(picture: Image.Image, title: str) -> Image.Image:
     return framed
 
 
-def _row(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+def _join_horizontally(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
     row = Image.new("RGB", (width, max(picture.height for picture in pictures)), _BACKGROUND)
     left = 0

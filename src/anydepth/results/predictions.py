@@ -1,10 +1,10 @@
-"""Detections of images outside any data set, in COCO's results format.
+"""Predictions: detections on images outside any data set, in COCO's results format.
 
 ``detections.json`` is the list that COCO tools read: ``image_id``, ``category_id``, ``bbox`` (x, y, width,
-height in pixels of the image, the origin its upper left corner) and ``score``. As such images have no ids of
-their own, ``images.json`` tells what the ids mean: ``images`` with ``id``, ``file_name``, ``width`` and
-``height``, also of images without detections, and ``categories`` with ``id`` and ``name``. Image ids count
-from 1 in the order of the images; a category id is 1 + the class of the detector.
+height in pixels of the image, with the origin at its upper left corner) and ``score``. As such images have no
+ids of their own, ``images.json`` explains the ids: ``images`` with ``id``, ``file_name``, ``width`` and
+``height``, including images without detections, and ``categories`` with ``id`` and ``name``. Image ids count
+from 1 in the order of the images; a category id is 1 + the label of the detector.
 """
 
 import json
@@ -20,7 +20,7 @@ class Predictions:
 
     Args:
         class_names: Names of the detector's classes.
-        info: What else to keep in ``images.json``, e.g. weights and depth; plain values.
+        info: Further values for ``images.json``, e.g. weights and depth; plain values only.
     """
 
     def __init__(self, *, class_names: Sequence[str], info: Mapping[str, object]) -> None:
@@ -36,13 +36,13 @@ class Predictions:
         found: Detections,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        """Keep the detections of one more image.
+        """Add the detections of a further image.
 
         Args:
-            file_name: Name of the image, without its folder.
+            file_name: File name of the image, without its folder.
             size: (height, width) in pixels.
-            found: In pixels of the image.
-            extra: Further values of the image's entry, e.g. the time of a video frame.
+            found: Detections in pixels of the image.
+            extra: Further values for the entry of the image, e.g. the time of a video frame.
         """
         image_id = len(self.images) + 1
         height, width = size
@@ -61,6 +61,6 @@ class Predictions:
 
     def write(self, folder: str | Path) -> None:
         """Write ``detections.json`` and ``images.json`` into a folder."""
-        described = {"info": self._info, "images": self.images, "categories": self._categories}
-        write_text(Path(folder) / "images.json", json.dumps(described, indent=1) + "\n")
+        document = {"info": self._info, "images": self.images, "categories": self._categories}
+        write_text(Path(folder) / "images.json", json.dumps(document, indent=1) + "\n")
         write_text(Path(folder) / "detections.json", json.dumps(self.results) + "\n")

@@ -12,25 +12,27 @@ from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 
+# Suffixes of files that are read as video; FFmpeg reads all of these containers.
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
+# Frames per second of files that state none: the rate of European television.
 _DEFAULT_RATE = Fraction(25)
-# Builds of FFmpeg without x264 always have its own older encoder.
+# mpeg4 is FFmpeg's own encoder, which is also part of builds without x264.
 _CODEC: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 class VideoError(ValueError):
-    """A video that cannot be read; the message names the file."""
+    """Unreadable video; the message names the file."""
 
 
 class VideoReader:
-    """The frames of a video, turned upright.
+    """Reads the frames of a video, rotated upright.
 
     Args:
         path: File with at least one video stream; the first is read.
 
     Raises:
-        VideoError: No such file, or not a video.
+        VideoError: The file is missing or not a video.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,13 +43,13 @@ class VideoReader:
                 self.rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
                 self.length = stream.frames or None
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{path}: no readable video ({error.strerror}); restore the file") from error
+            raise VideoError(f"{path}: not a readable video ({error.strerror}); restore the file") from error
 
     def frames(self) -> Iterator[Tensor]:
-        """Frames [3, H, W] uint8 RGB, one after the other.
+        """Yield frames [3, H, W] uint8 RGB in order.
 
         Raises:
-            VideoError: The video breaks off, or holds no frame.
+            VideoError: The video is damaged, or holds no frame.
         """
         count = 0
         try:
@@ -58,14 +60,14 @@ class VideoReader:
                     yield torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
         except av.FFmpegError as error:
             raise VideoError(
-                f"{self._path}: damaged after frame {count} ({error.strerror}); restore it or cut it there"
+                f"{self._path}: damaged after frame {count} ({error.strerror}); restore or trim the file"
             ) from error
         if not count:
-            raise VideoError(f"{self._path}: the video holds no frame")
+            raise VideoError(f"{self._path}: the video has no frames; restore the file")
 
     def _stream(self, container: "av.container.InputContainer") -> VideoStream:
         if not container.streams.video:
-            raise VideoError(f"{self._path}: holds no video stream")
+            raise VideoError(f"{self._path}: the file has no video stream; choose a video")
         return container.streams.video[0]
 
 
@@ -73,7 +75,7 @@ class VideoWriter:
     """Writes frames of one size as a video without sound; a context manager.
 
     Args:
-        path: File to write; its suffix names the container.
+        path: File to write; its suffix selects the container.
         rate: Frames per second.
     """
 
@@ -87,7 +89,7 @@ class VideoWriter:
         stream = self._stream
         if stream is None:
             stream = self._stream = self._container.add_stream(_CODEC, rate=self._rate)
-            # The pixel format that every player reads halves the colours, which takes even sides.
+            # yuv420p, which every player reads, stores chroma at half resolution and needs even sides.
             stream.width, stream.height = picture.width // 2 * 2, picture.height // 2 * 2
             stream.pix_fmt = "yuv420p"
             # The default of 1 Mbit/s blurs the labels.

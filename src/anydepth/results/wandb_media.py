@@ -1,8 +1,8 @@
-"""What a run shows in Weights & Biases once it has a depth curve: table, charts, pictures, and its weights.
+"""Media that a run with a depth curve logs to Weights & Biases: table, charts, pictures and weights.
 
-Every function takes the run and logs to it; wandb is imported only when one is called. Charts of several
-runs come about in two ways: the points of a curve are history rows with an axis of their own, which line
-panels of a workspace overlay for all selected runs, and a custom chart is logged, which does so, too.
+Every function takes the run and logs to it; wandb is imported only when one is called. Curves of several runs
+are overlaid in two ways: the points of a curve are history rows with an axis of their own, which line panels
+of a workspace overlay for all selected runs, and a custom chart is logged, which does the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from anydepth.structures import Detections
 COST_AXIS = "curve/gflops"
 LATENCY_AXIS = "curve_latency/median_ms"
 CURVE_FIGURES = ("AP", "AP50", "AP75")
-"""Figures of a curve that get a chart; the table holds all 12."""
+"""Metrics of a curve that get a chart; the table holds all 12."""
 
 SUMMARY = "summary"
-"""Prefix of the figures that runs are sorted by."""
+"""Prefix of the figures by which runs are sorted."""
 
-# Where the name alone does not say that it is an AP.
+# Figures whose plain name does not say that they are AP.
 _SUMMARY_NAMES = {
     "full": "AP_full",
     "minimal": "AP_minimal",
@@ -37,7 +37,7 @@ LOSSES_WITH_MINIMUM = ("train/full/loss", "train/minimal/loss")
 
 
 def define_axes(run: Any) -> None:
-    """Say which axis each group of metrics has, and which extremes a run's summary keeps."""
+    """Define the axis of each group of metrics, and which extremes the run's summary keeps."""
     for axis in (TRAINING_AXIS, "epoch", COST_AXIS, LATENCY_AXIS):
         run.define_metric(axis, summary="none" if axis.startswith("curve") else None)
     for group in ("train/*", "lr/*", "gradients/*"):
@@ -54,15 +54,16 @@ def log_curve(run: Any, curve: DepthCurve) -> None:
     """Log a depth curve: the table of all its rows, its charts, and summary figures to sort runs by.
 
     Args:
-        run: Of wandb.
-        curve: Charts show the rungs of its ladder where it has them, else all rows.
+        run: Run of wandb.
+        curve: Depth curve; charts show the rungs of its ladder, or all rows if a rung is missing.
     """
     import wandb
 
     records = curve.records()
     columns: list[str | int] = list(records[0])
     table = wandb.Table(
-        columns=columns, data=[[_known(record[str(name)]) for name in columns] for record in records]
+        columns=columns,
+        data=[[_none_if_missing(record[str(name)]) for name in columns] for record in records],
     )
     run.log({"depth_curve": table})
     rows = ladder_rows(curve) or curve.rows
@@ -72,7 +73,7 @@ def log_curve(run: Any, curve: DepthCurve) -> None:
 
 
 def summary_figures(curve: DepthCurve) -> dict[str, float | str]:
-    """``summary/...``: AP full, minimal, mean over the ladder, areas, and the largest drop with its place."""
+    """Return ``summary/...``: AP at full, minimal and over the ladder, areas, largest drop with its rungs."""
     summary = summarize(curve)
     figures: dict[str, float | str] = {
         f"{SUMMARY}/{_SUMMARY_NAMES.get(name, name)}": value for name, value in summary.figures().items()
@@ -86,8 +87,8 @@ def summary_figures(curve: DepthCurve) -> dict[str, float | str]:
 def log_gallery(run: Any, gallery: Gallery) -> None:
     """Log pictures with ground truth and detections as boxes; each depth is a layer that the viewer toggles.
 
-    Each picture has a key of its own, ``detections/1`` and so on: wandb shows pictures of different sizes
-    under one key distorted.
+    Each picture has its own key, ``detections/1`` and so on, because wandb distorts pictures of different
+    sizes under one key.
     """
     import wandb
 
@@ -98,7 +99,8 @@ def log_gallery(run: Any, gallery: Gallery) -> None:
         for depth in gallery.depths:
             layers[depth.depth] = image.found[depth.depth].above(gallery.threshold)
         boxes = {
-            name: {"box_data": _boxes(found, names), "class_labels": names} for name, found in layers.items()
+            name: {"box_data": _to_wandb_boxes(found, names), "class_labels": names}
+            for name, found in layers.items()
         }
         pictures[f"detections/{number}"] = wandb.Image(
             str(image.path), boxes=boxes, caption=f"image {image.image_id}"
@@ -112,9 +114,9 @@ def log_weights(
     """Log a weight file as an artifact of type ``model`` with the curve and its summary as metadata.
 
     Args:
-        run: Of wandb.
-        weights: The file; it must stay where it is until it is uploaded, as it is not copied.
-        curve: None: there is none.
+        run: Run of wandb.
+        weights: Weight file; it is not copied, so it must not move before the upload.
+        curve: Depth curve; None if there is none.
         files: Further files of the artifact, e.g. ``depth_curve.json``.
         alias: ``best`` for the weights of the best validation, ``last`` for the final ones.
     """
@@ -128,7 +130,8 @@ def log_weights(
             "input_size": list(curve.input_size),
             "summary": asdict(summarize(curve)),
             "depth_curve": [
-                {name: _known(value) for name, value in record.items()} for record in curve.records()
+                {name: _none_if_missing(value) for name, value in record.items()}
+                for record in curve.records()
             ],
         }
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
@@ -138,7 +141,7 @@ def log_weights(
 
 
 def _log_points(run: Any, axis: str, points: Sequence[tuple[float, DepthRow]]) -> None:
-    """History rows of a curve by ascending cost (line panels join them in that order), and a custom chart."""
+    """Log history rows of a curve by ascending cost (line panels join them in that order), and a chart."""
     import wandb
 
     if not points:
@@ -148,7 +151,7 @@ def _log_points(run: Any, axis: str, points: Sequence[tuple[float, DepthRow]]) -
     for cost, row in ordered:
         figures = {name: row.figures[name] for name in CURVE_FIGURES if row.figures[name] != NO_GROUND_TRUTH}
         run.log({axis: cost, **{f"{group}/{name}": value for name, value in figures.items()}})
-    data = [[cost, _known(row.figures["AP"]), row.depth] for cost, row in ordered]
+    data = [[cost, _none_if_missing(row.figures["AP"]), row.depth] for cost, row in ordered]
     table = wandb.Table(columns=[unit, "AP", "depth"], data=[point for point in data if point[1] is not None])
     if not table.data:
         return
@@ -156,12 +159,13 @@ def _log_points(run: Any, axis: str, points: Sequence[tuple[float, DepthRow]]) -
     run.log({f"{group}_chart": chart})
 
 
-def _known(value: object) -> object:
+def _none_if_missing(value: object) -> object:
+    """Return None for the -1 of images without objects, else the value."""
     return None if value == NO_GROUND_TRUTH else value
 
 
-def _boxes(found: Detections, names: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Boxes in pixels as wandb takes them."""
+def _to_wandb_boxes(found: Detections, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Return boxes in pixels in the format of wandb."""
     data = []
     corners, scores, labels = found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist()
     for (left, top, right, bottom), score, label in zip(corners, scores, labels, strict=True):

@@ -1,1 +1,1 @@
-"""What a set of runs says about the claims of the method."""
+"""Evidence of a set of runs for the claims of the method."""

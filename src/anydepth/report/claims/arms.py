@@ -1,4 +1,4 @@
-"""Which part a setting plays in the questions about the method, recognised by its configuration."""
+"""Arms of a study, recognised by the configuration of a run, and the settings to compare in each arm."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from anydepth.report.flat_config import differing_keys
 from anydepth.report.runs import Run
 from anydepth.report.settings import Setting
 
-Role = Literal[
+Arm = Literal[
     "any-depth",
     "prediction only",
     "feature only",
@@ -20,7 +20,7 @@ Role = Literal[
     "random",
 ]
 
-HOW_TO_TRAIN: Mapping[Role, str] = {
+ARM_OVERRIDES: Mapping[Arm, str] = {
     "any-depth": "ablation=both",
     "prediction only": "ablation=prediction_only",
     "feature only": "ablation=feature_only",
@@ -30,16 +30,16 @@ HOW_TO_TRAIN: Mapping[Role, str] = {
     "sandwich": "depth_schedule=sandwich",
     "random": "depth_schedule=random",
 }
-"""The override by which a run takes a role."""
+"""Override of the command line that trains an arm."""
 
-FIXED_DEPTH: Mapping[str, str] = {
+COUNTERPARTS: Mapping[str, str] = {
     **{f"rtdetr_{name}": f"detr_{name}" for name in ("r18", "r34", "r50", "r101", "swin_t")},
     **{f"yolov12_{name}": f"yolo_{name}" for name in ("n", "s", "l", "x")},
 }
-"""Fixed-depth networks by name, and the any-depth detector whose full depth is published against them."""
+"""Any-depth detector whose full depth was published against a fixed-depth network, by name of the network."""
 
-# In which these pairs differ as published.
-_OF_FIXED_DEPTH = (
+# Architecture keys in which the published pairs differ.
+_PUBLISHED_DIFFERENCES = (
     "detector.stem",
     "detector.minimal_decoder_layers",
     "detector.widths",
@@ -49,30 +49,31 @@ _OF_FIXED_DEPTH = (
     "detector.mlp_ratio",
     "detector.residual_scale",
 )
-_NORMS_AND_PATHS = ("detector.switchable_norms", "detector.any_depth", "detector.num_classes")
+# Keys of `detector` that do not make another architecture.
+_IGNORED_KEYS = ("detector.switchable_norms", "detector.any_depth", "detector.num_classes")
 
 
 @dataclass(frozen=True)
-class Cast:
-    """The settings of one detector by the part they play.
+class DetectorArms:
+    """Settings of one detector by arm.
 
     Attributes:
-        detector: Its name.
-        settings: One per role: as any-depth the setting that the others are compared with, and in each other
-            role the setting that differs from it in the fewest keys, of the same architecture.
-        others: Further settings in the same roles, by label.
+        detector: Name of the detector.
+        settings: One setting per arm: for ``any-depth`` the reference setting, and for each other arm the
+            setting of the same architecture that differs from the reference in the fewest keys.
+        others: Labels of further settings of the same arm, by arm.
     """
 
     detector: str
-    settings: Mapping[Role, Setting]
-    others: Mapping[Role, tuple[str, ...]]
+    settings: Mapping[Arm, Setting]
+    others: Mapping[Arm, tuple[str, ...]]
 
 
-def role_of(run: Run) -> Role | None:
-    """Return the role of a run; None: none that a claim asks for.
+def arm_of(run: Run) -> Arm | None:
+    """Return the arm of a run, or None if no claim needs its kind of training.
 
-    What teaches the shallower pass is what the run's objective stated when it trained, whatever package the
-    objective is from.
+    The kind of distillation is taken from what the run's objective stated when it trained, whatever package
+    the objective is from.
     """
     config = run.config
     schedule = config.get("depth_schedule")
@@ -89,65 +90,69 @@ def role_of(run: Run) -> Role | None:
     if levels is None:
         return None
     if depths == ["full", "minimal"] and not random_points:
-        return _EXTREMES.get(levels)
+        return _ARMS_BY_LEVELS.get(levels)
     if random_points and levels == _BOTH_LEVELS and depths in (["full", "minimal"], ["full"]):
         return "sandwich" if "minimal" in depths else "random"
     return None
 
 
 def is_fixed_depth(config: Mapping[str, Any]) -> bool:
-    """Whether the detector has no paths to skip, as RT-DETR and YOLOv12."""
+    """Return whether the detector has no refinement paths to skip, such as RT-DETR and YOLOv12."""
     detector = config.get("detector")
     return isinstance(detector, Mapping) and detector.get("any_depth") is False
 
 
-def casts(settings: Sequence[Setting]) -> tuple[Cast, ...]:
-    """One cast per any-depth detector, by name.
+def find_arms(settings: Sequence[Setting]) -> tuple[DetectorArms, ...]:
+    """Return the arms of each any-depth detector, by name.
 
-    A fixed-depth network plays for the detector that it is published against, as trained at full depth only;
-    without such a detector (see :func:`unused`) it plays no part.
+    A fixed-depth network counts as the ``full only`` arm of the detector it was published against; without
+    such a detector (see :func:`lacks_counterpart`) it is ignored.
     """
-    used = [setting for setting in settings if not unused(setting)]
-    detectors = sorted({_plays_for(setting) for setting in used})
-    return tuple(
-        _cast(name, [setting for setting in used if _plays_for(setting) == name]) for name in detectors
-    )
+    by_detector: dict[str, list[Setting]] = {}
+    for setting in settings:
+        if not lacks_counterpart(setting):
+            by_detector.setdefault(_any_depth_detector(setting), []).append(setting)
+    return tuple(_choose_settings(name, members) for name, members in sorted(by_detector.items()))
 
 
-def unused(setting: Setting) -> bool:
-    """Whether it is of a fixed-depth network that is published against no any-depth detector."""
-    return is_fixed_depth(setting.runs[0].config) and detector_of(setting) not in FIXED_DEPTH
+def lacks_counterpart(setting: Setting) -> bool:
+    """Return whether a setting is of a fixed-depth network without a published any-depth counterpart."""
+    return is_fixed_depth(setting.runs[0].config) and detector_of(setting) not in COUNTERPARTS
 
 
-def _plays_for(setting: Setting) -> str:
+def _any_depth_detector(setting: Setting) -> str:
+    """Return the detector itself, or the any-depth counterpart of a fixed-depth network."""
     name = detector_of(setting)
-    return FIXED_DEPTH.get(name, name) if is_fixed_depth(setting.runs[0].config) else name
+    return COUNTERPARTS.get(name, name) if is_fixed_depth(setting.runs[0].config) else name
 
 
 def detector_of(setting: Setting) -> str:
-    """Name of the detector: the configuration it was built from."""
+    """Return the name of the detector configuration that a setting was built from."""
     name = setting.runs[0].config.get("detector_name")
     return name if isinstance(name, str) else setting.runs[0].curve.detector
 
 
 def further_differences(first: Setting, second: Setting) -> tuple[str, ...]:
-    """Keys in which two settings differ beyond what makes their roles: comparing them tests these, too."""
-    told = {*_NORMS_AND_PATHS}
-    if _any_of_fixed_depth(first, second):
-        told |= {"detector_name", *_OF_FIXED_DEPTH}
+    """Return keys in which two settings differ beyond their arms, and which confound a comparison."""
+    ignored = {*_IGNORED_KEYS}
+    if _any_fixed_depth(first, second):
+        ignored |= {"detector_name", *_PUBLISHED_DIFFERENCES}
     keys = differing_keys([first.config, second.config])
-    return tuple(key for key in keys if effect_of(key) != "arm" and key not in told)
+    return tuple(key for key in keys if effect_of(key) != "arm" and key not in ignored)
 
 
 def fixed_depth_differences(first: Setting, second: Setting) -> tuple[str, ...]:
-    """Keys of the architecture in which an any-depth and a fixed-depth network differ; empty for others."""
-    if not _any_of_fixed_depth(first, second):
+    """Return architecture keys in which an any-depth and a fixed-depth network differ; empty for others."""
+    if not _any_fixed_depth(first, second):
         return ()
-    return tuple(key for key in differing_keys([first.config, second.config]) if key in _OF_FIXED_DEPTH)
+    return tuple(
+        key for key in differing_keys([first.config, second.config]) if key in _PUBLISHED_DIFFERENCES
+    )
 
 
 _BOTH_LEVELS = frozenset({"predictions", "features"})
-_EXTREMES: Mapping[frozenset[str], Role] = {
+# Arms that train the extremes, by the levels that are distilled.
+_ARMS_BY_LEVELS: Mapping[frozenset[str], Arm] = {
     _BOTH_LEVELS: "any-depth",
     frozenset({"predictions"}): "prediction only",
     frozenset({"features"}): "feature only",
@@ -155,50 +160,51 @@ _EXTREMES: Mapping[frozenset[str], Role] = {
 }
 
 
-def _cast(detector: str, settings: Sequence[Setting]) -> Cast:
-    by_role: dict[Role, list[Setting]] = {}
+def _choose_settings(detector: str, settings: Sequence[Setting]) -> DetectorArms:
+    by_arm: dict[Arm, list[Setting]] = {}
     for setting in settings:
-        role = role_of(setting.runs[0])
-        if role is not None:
-            by_role.setdefault(role, []).append(setting)
-    # Without the method, nothing is compared; that its baselines are there is still worth saying.
-    candidates = by_role.get("any-depth") or [setting for found in by_role.values() for setting in found]
+        arm = arm_of(setting.runs[0])
+        if arm is not None:
+            by_arm.setdefault(arm, []).append(setting)
+    # Without the method nothing can be compared, but the report still names the baselines that were trained.
+    candidates = by_arm.get("any-depth") or [setting for members in by_arm.values() for setting in members]
     if not candidates:
-        return Cast(detector, {}, {})
-    reference = min(candidates, key=lambda setting: _oddness(setting, settings))
-    chosen: dict[Role, Setting] = {}
-    for role, found in by_role.items():
-        alike = [setting for setting in found if _alike(setting, reference)]
-        if alike:
-            chosen[role] = min(alike, key=lambda setting: _remoteness(setting, reference))
+        return DetectorArms(detector, {}, {})
+    reference = min(candidates, key=lambda setting: _reference_rank(setting, settings))
+    chosen: dict[Arm, Setting] = {}
+    for arm, members in by_arm.items():
+        comparable = [setting for setting in members if _same_architecture(setting, reference)]
+        if comparable:
+            chosen[arm] = min(comparable, key=lambda setting: _match_rank(setting, reference))
     others = {
-        role: tuple(setting.label for setting in found if setting is not chosen.get(role))
-        for role, found in by_role.items()
+        arm: tuple(setting.label for setting in members if setting is not chosen.get(arm))
+        for arm, members in by_arm.items()
     }
-    return Cast(detector, chosen, {role: labels for role, labels in others.items() if labels})
+    return DetectorArms(detector, chosen, {arm: labels for arm, labels in others.items() if labels})
 
 
-def _oddness(setting: Setting, settings: Sequence[Setting]) -> tuple[bool, int, str]:
-    """Smallest for the setting that the others are variations of; norms for each extreme, as published."""
+def _reference_rank(setting: Setting, settings: Sequence[Setting]) -> tuple[bool, int, str]:
+    """Return a rank, smallest for the setting closest to all others; switchable norms (published) first."""
     shared_norms = setting.config.get("detector.switchable_norms") is False
     return shared_norms, sum(_distance(setting, other) for other in settings), setting.label
 
 
 def _distance(first: Setting, second: Setting) -> int:
+    """Return the number of configuration keys in which two settings differ."""
     return len(differing_keys([first.config, second.config]))
 
 
-def _remoteness(setting: Setting, reference: Setting) -> tuple[bool, int, str]:
-    """Smallest for the closest one; the same network comes before the published fixed-depth one."""
-    return _any_of_fixed_depth(setting, reference), _distance(setting, reference), setting.label
+def _match_rank(setting: Setting, reference: Setting) -> tuple[bool, int, str]:
+    """Return a rank, smallest for the closest setting; fixed-depth counterparts come last."""
+    return _any_fixed_depth(setting, reference), _distance(setting, reference), setting.label
 
 
-def _alike(first: Setting, second: Setting) -> bool:
-    """Whether two settings have one architecture, or those of a published pair."""
-    told = {*_NORMS_AND_PATHS, *(_OF_FIXED_DEPTH if _any_of_fixed_depth(first, second) else ())}
+def _same_architecture(first: Setting, second: Setting) -> bool:
+    """Return whether two settings share an architecture or are a published pair."""
+    ignored = {*_IGNORED_KEYS, *(_PUBLISHED_DIFFERENCES if _any_fixed_depth(first, second) else ())}
     differing = differing_keys([first.config, second.config])
-    return not any(key.startswith("detector.") and key not in told for key in differing)
+    return not any(key.startswith("detector.") and key not in ignored for key in differing)
 
 
-def _any_of_fixed_depth(*settings: Setting) -> bool:
+def _any_fixed_depth(*settings: Setting) -> bool:
     return any(is_fixed_depth(setting.runs[0].config) for setting in settings)

@@ -1,10 +1,10 @@
-"""What few seeds can say about the difference of two settings, and no more.
+"""Comparison of two settings by few seeds.
 
-The rule is that of ranks, which assumes nothing about how seeds scatter: one setting is better than another
-when all of its seeds lie above all seeds of the other, and there are at least two of each. Of n and m seeds
-of two settings that do not differ at all, ``2 / C(n + m, n)`` lie apart like this, one way or the other (the
-two extreme orders of the permutation test): a third of the cases with two seeds each, a tenth with three.
-Every text says that number, and nothing is ever called significant.
+The rule uses ranks, which assume nothing about how seeds are distributed: one setting is better than another
+if all of its seeds lie above all seeds of the other, and there are at least two of each. With n and m seeds
+of two settings that do not differ, this happens in either direction with probability ``2 / C(n + m, n)`` (the
+two extreme orders of the permutation test): a third with two seeds each, a tenth with three. Every text
+states that probability, and nothing is ever called significant.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import comb
 from statistics import fmean
 
-FEWEST_SEEDS = 2
-"""Of each setting, below which nothing is decided."""
+MIN_SEEDS = 2
+"""Seeds that each setting needs for a verdict: a single one has no spread."""
 
 RESOLUTION = 0.001
-"""AP by which settings have to differ to be called different: what the texts print, a tenth of a point."""
+"""AP by which settings must differ to be called different: a tenth of a point, the precision of the texts."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Contrast:
     """One figure of two settings, by seed.
 
     Attributes:
-        first: Figure of the first setting by seed; AP as a share in [0, 1].
-        second: Of the second.
+        first: Figure of the first setting by seed; AP in [0, 1].
+        second: Figure of the second setting by seed.
     """
 
     first: Mapping[str, float]
@@ -33,43 +33,47 @@ class Contrast:
 
     @property
     def difference(self) -> float:
-        """Mean of the first minus mean of the second."""
+        """Mean of the first setting minus mean of the second."""
         return fmean(self.first.values()) - fmean(self.second.values())
 
     @property
     def paired(self) -> tuple[float, ...]:
-        """Differences of the seeds that both have; empty unless all seeds are."""
+        """Differences by seed; empty unless both settings have the same seeds."""
         if self.first.keys() != self.second.keys():
             return ()
         return tuple(self.first[seed] - self.second[seed] for seed in sorted(self.first))
 
     @property
     def chance(self) -> float:
-        """Share of cases in which equal settings lie apart one way or the other."""
+        """Probability that equal settings are separated in either direction."""
         return separation_chance(len(self.first), len(self.second))
 
     def direction(self, margin: float = 0.0, resolution: float = 0.0) -> int:
-        """1: all seeds of the first lie above all of the second plus a margin; -1: all below; 0: neither.
+        """Return 1 if all seeds of the first lie above all of the second plus a margin, -1 if below, else 0.
 
         Args:
-            margin: Negative where the first may be worse by so much.
-            resolution: Least distance, beyond the margin, of the closest seeds; 0 asks for any.
+            margin: Margin; negative if the first may be worse by that much.
+            resolution: Minimum distance of the closest seeds beyond the margin; 0 accepts any distance.
         """
         above = min(self.first.values()) - max(self.second.values()) - margin
         below = min(self.second.values()) - max(self.first.values()) + margin
-        # Rounding of 0.301 - 0.3 must not take away a distance that is printed.
-        least = resolution - 1e-9 if resolution else 0.0
-        return int(above > least) - int(below > least)
+        # The rounding error of 0.301 - 0.3 must not hide a difference that is printed.
+        minimum = resolution - 1e-9 if resolution else 0.0
+        return int(above > minimum) - int(below > minimum)
 
     @property
     def widest(self) -> float:
-        """The largest distance between a seed of the first and one of the second."""
+        """Largest distance between a seed of the first setting and a seed of the second."""
         first, second = self.first.values(), self.second.values()
         return max(max(first) - min(second), max(second) - min(first))
 
 
 def separation_chance(first: int, second: int) -> float:
-    """How often so many seeds of two equal settings lie apart by chance, in either direction.
+    """Return the probability that the seeds of two equal settings are separated, in either direction.
+
+    Args:
+        first: Number of seeds of the first setting.
+        second: Number of seeds of the second setting.
 
     Example:
         >>> round(separation_chance(2, 2), 3)
@@ -79,7 +83,7 @@ def separation_chance(first: int, second: int) -> float:
 
 
 def agreement_chance(seeds: int) -> float:
-    """How often all seeds fall on one side of a limit that is their median, on either side.
+    """Return the probability that all seeds lie on one side, either one, of a limit that is their median.
 
     Example:
         >>> agreement_chance(2)
@@ -88,39 +92,39 @@ def agreement_chance(seeds: int) -> float:
     return min(1.0, 2.0 / float(2**seeds))
 
 
-# -- words -----------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------------
 
 
-def points(share: float, *, sign: bool = False) -> str:
-    """A share as AP points with one decimal; ``sign`` writes the plus, too."""
+def format_points(share: float, *, sign: bool = False) -> str:
+    """Format AP in [0, 1] as points with one decimal; ``sign`` adds the plus sign."""
     # Adding 0 turns a rounded -0.0 into 0.0.
     return f"{round(100 * share, 1) + 0.0:{'+' if sign else ''}.1f}"
 
 
-def percent(share: float) -> str:
-    """A probability or ratio in words that do not claim a precision it lacks."""
+def format_percent(share: float) -> str:
+    """Format a probability or ratio as whole percent."""
     return "under 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
 
 
-def spread_of(values: Sequence[float], *, sign: bool = False) -> str:
-    """Mean and range of seeds, in AP points: ``31.2 (30.8 to 31.6 over 2 seeds)``."""
-    mean = points(fmean(values), sign=sign)
+def format_spread(values: Sequence[float], *, sign: bool = False) -> str:
+    """Format mean and range of seeds in AP points: ``31.2 (30.8 to 31.6 over 2 seeds)``."""
+    mean = format_points(fmean(values), sign=sign)
     if len(values) == 1:
         return f"{mean} (one seed)"
-    low, high = points(min(values), sign=sign), points(max(values), sign=sign)
+    low, high = format_points(min(values), sign=sign), format_points(max(values), sign=sign)
     return f"{mean} ({low} to {high} over {len(values)} seeds)"
 
 
-def difference_of(contrast: Contrast) -> str:
-    """The difference of a contrast, in AP points, with those of its seeds where they are paired."""
-    text = points(contrast.difference, sign=True)
+def format_difference(contrast: Contrast) -> str:
+    """Format a difference in AP points, with its range by seed if the seeds are paired."""
+    text = format_points(contrast.difference, sign=True)
     paired = contrast.paired
     if len(paired) > 1:
-        low, high = points(min(paired), sign=True), points(max(paired), sign=True)
+        low, high = format_points(min(paired), sign=True), format_points(max(paired), sign=True)
         text += f" ({low} to {high} by seed)"
     return text
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as an enumeration: ``a, b and c``."""
+def join_names(names: Sequence[str]) -> str:
+    """Join names to an enumeration: ``a, b and c``."""
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)

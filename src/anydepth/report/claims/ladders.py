@@ -1,4 +1,4 @@
-"""Figures of depth curves between their ends, of one run and over the seeds of a setting."""
+"""Figures of depth curves between full and minimal depth, of one run and over the seeds of a setting."""
 
 from itertools import pairwise
 from statistics import fmean
@@ -11,14 +11,14 @@ from anydepth.report.settings import Setting
 ENDS = ("full", "minimal")
 
 
-def floor_of(run: Run) -> float | None:
-    """AP of the worse end of a curve; None where an end was not evaluated."""
+def lower_end_ap(run: Run) -> float | None:
+    """Return the lower AP of full and minimal depth; None if one was not evaluated."""
     full, minimal = run.summary.full, run.summary.minimal
     return None if full is None or minimal is None else min(full, minimal)
 
 
-def between_mean(run: Run) -> float | None:
-    """Mean AP over the rungs of the ladder between its ends; None where there is none or one is missing."""
+def inner_mean_ap(run: Run) -> float | None:
+    """Return mean AP over the rungs between full and minimal; None if there are none or one is missing."""
     if run.summary.ladder_mean is None:
         return None
     inner = [row.figures["AP"] for row in ladder_rows(run.curve)[1:-1]]
@@ -26,9 +26,10 @@ def between_mean(run: Run) -> float | None:
 
 
 def depths_between(setting: Setting) -> list[str]:
-    """The depths between both ends that every run of a setting evaluated.
+    """Return the depths between full and minimal that every run of a setting evaluated.
 
-    Fewer decoder layers than minimal depth has lie below it: the method does not claim that they work.
+    Depths with fewer decoder layers than minimal depth are left out, as the method does not claim that they
+    work.
     """
     rows = {row.depth: row for row in setting.runs[0].curve.rows}
     if not rows.keys() >= set(ENDS):
@@ -42,7 +43,7 @@ def depths_between(setting: Setting) -> list[str]:
 
 
 def _lies_between(row: DepthRow, full: DepthRow, minimal: DepthRow) -> bool:
-    """It runs all that minimal depth runs, nothing that full does not, and equals neither."""
+    """Return whether a depth runs a superset of minimal depth, a subset of full depth, and equals neither."""
     layers = [part.decoder_layers or 0 for part in (minimal, row, full)]
     stages = all(minimal.refine[name] <= on <= full.refine[name] for name, on in row.refine.items())
     equal = any(
@@ -52,9 +53,9 @@ def _lies_between(row: DepthRow, full: DepthRow, minimal: DepthRow) -> bool:
 
 
 def largest_mean_drop(setting: Setting) -> Drop | None:
-    """The largest drop between neighbouring rungs of the ladder in the means over seeds.
+    """Return the largest drop between neighbouring rungs of the curve averaged over seeds.
 
-    Not the mean of the largest drops, which may lie between other rungs in every seed.
+    This is not the mean of the largest drops, which may lie between different rungs in every seed.
     """
     if "ladder_mean" not in setting.mean:
         return None

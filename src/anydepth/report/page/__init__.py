@@ -1,1 +1,1 @@
-"""The HTML page that compares runs."""
+"""HTML page that compares runs."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.compatibility import Compatibility
-from anydepth.evaluation.curve_summary import ladder_rows, undominated
+from anydepth.evaluation.curve_summary import ladder_rows, pareto_front
 from anydepth.report.comparison import Comparison
 from anydepth.report.runs import Run
 from anydepth.report.settings import Setting
@@ -21,15 +21,15 @@ MEASURE_LABELS: Mapping[str, str] = {
     "cosine": "cosine similarity",
     "l2": "relative L2 distance",
 }
-"""By the last part of the name of a measure of compatibility."""
+"""Labels of compatibility measures, by the last part of their name."""
 
 
 def curves(comparison: Comparison) -> Json:
-    """Points of all settings, in percent, and the Pareto fronts over all of them.
+    """Return the points of all settings, in percent, and the Pareto fronts over all of them.
 
     Returns:
-        ``settings``: per setting its label, seeds and points; ``fronts``: by figure and cost, positions
-        (setting, point) of the undominated means, by ascending cost, or None where the cost is not known.
+        ``settings``: label, seeds and points per setting; ``fronts``: by metric and cost, positions (setting,
+        point) of the Pareto-optimal means, by ascending cost, or None if the cost is unknown.
     """
     settings = [
         {
@@ -50,7 +50,7 @@ def curves(comparison: Comparison) -> Json:
 
 
 def compatibility(comparison: Comparison) -> Json | None:
-    """Maps stage x depth of every setting that has one; of several seeds, the first that was measured."""
+    """Return maps of stage x depth per setting, from its first run with a measurement; None without any."""
     found: list[tuple[Setting, Compatibility]] = []
     for setting in comparison.settings:
         tables = [run.compatibility for run in setting.runs if run.compatibility is not None]
@@ -62,7 +62,7 @@ def compatibility(comparison: Comparison) -> Json | None:
     for setting, table in found:
         known = {(row.stage, row.depth): row.values for row in table.rows}
         values = [
-            [[_rounded(known.get((s, d), {}).get(name)) for d in table.depths] for s in table.stages]
+            [[_round(known.get((s, d), {}).get(name)) for d in table.depths] for s in table.stages]
             for name in measures
         ]
         maps.append(
@@ -73,11 +73,11 @@ def compatibility(comparison: Comparison) -> Json | None:
                 "values": values,
             }
         )
-    return {"measures": [_measure(name, at, maps) for at, name in enumerate(measures)], "maps": maps}
+    return {"measures": [_measure(name, index, maps) for index, name in enumerate(measures)], "maps": maps}
 
 
-def percent(share: float) -> float | None:
-    """In percent with two decimals; None where there was nothing to find."""
+def to_percent(share: float) -> float | None:
+    """Return AP in percent with two decimals; None if the images hold no object."""
     return None if share == NO_GROUND_TRUTH else round(100 * share, 2)
 
 
@@ -91,7 +91,7 @@ def _points(setting: Setting) -> list[Json]:
                 "depth": point.depth,
                 "gflops": round(point.gflops, 4),
                 "latency": None if latency is None else round(latency, 4),
-                # Without a ladder, every depth that was asked for counts as one of the line.
+                # Without a complete ladder, the line joins all evaluated depths.
                 "rung": not rungs or point.depth in rungs,
                 **{figure: _over_seeds(setting, point.depth, figure) for figure in CURVE_FIGURES},
             }
@@ -100,15 +100,15 @@ def _points(setting: Setting) -> list[Json]:
 
 
 def _over_seeds(setting: Setting, depth: str, figure: str) -> list[float] | None:
-    """Mean, lowest and highest over seeds in percent; None where a run lacks it."""
-    shares = {run.name: _share(run, depth, figure) for run in setting.runs}
+    """Return mean, lowest and highest over seeds in percent; None if a run lacks the metric."""
+    shares = {run.name: _metric(run, depth, figure) for run in setting.runs}
     if None in shares.values():
         return None
     seeds = setting.by_seed(lambda run: shares[run.name]).values()
     return [round(100 * value, 2) for value in (fmean(seeds), min(seeds), max(seeds))]
 
 
-def _share(run: Run, depth: str, figure: str) -> float | None:
+def _metric(run: Run, depth: str, figure: str) -> float | None:
     for row in run.curve.rows:
         if row.depth == depth and row.figures.get(figure, NO_GROUND_TRUTH) != NO_GROUND_TRUTH:
             return row.figures[figure]
@@ -116,13 +116,14 @@ def _share(run: Run, depth: str, figure: str) -> float | None:
 
 
 def _front(settings: Sequence[Json], cost: str, figure: str) -> list[list[int]] | None:
-    places, points = [], []
-    for position, setting in enumerate(settings):
-        for at, point in enumerate(setting["points"]):
+    """Return positions (setting, point) of the Pareto front; None if no point has the cost and the metric."""
+    positions, points = [], []
+    for setting_index, setting in enumerate(settings):
+        for point_index, point in enumerate(setting["points"]):
             if point[cost] is not None and point[figure] is not None:
-                places.append([position, at])
+                positions.append([setting_index, point_index])
                 points.append((point[cost], point[figure][0]))
-    return [places[position] for position in undominated(points)] or None
+    return [positions[index] for index in pareto_front(points)] or None
 
 
 def _latency_title(comparison: Comparison) -> str:
@@ -135,15 +136,15 @@ def _latency_title(comparison: Comparison) -> str:
     return "Accuracy against median latency: " + "; or ".join(protocols)
 
 
-def _measure(name: str, at: int, maps: Sequence[Json]) -> Json:
-    """What a measure is called, which figure means equal features, and a scale that fits all maps."""
+def _measure(name: str, index: int, maps: Sequence[Json]) -> Json:
+    """Return the label of a measure, its value for equal features, and a colour scale for all maps."""
     kind, _, short = name.rpartition("_")
-    cells = [cell for table in maps for row in table["values"][at] for cell in row if cell is not None]
+    cells = [cell for table in maps for row in table["values"][index] for cell in row if cell is not None]
     label = f"{MEASURE_LABELS.get(short, short)} of {kind} features" if kind else name
     if short == "l2":
         return {"label": f"{label} (0: equal)", "best": 0, "scale": [0.0, max([*cells, 0.01])]}
     return {"label": f"{label} (1: equal)", "best": 1, "scale": [min([*cells, 0.99]), 1.0]}
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None or not isfinite(value) else round(value, 4)

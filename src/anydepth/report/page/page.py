@@ -1,8 +1,8 @@
-"""A report as one HTML file that needs nothing else: no server, no network, no other file.
+"""Self-contained HTML file of a report: no server, no network, no other file.
 
-Text stands in the HTML, escaped by jinja2; figures for charts are JSON that scripts show as text only. A
-content security policy with the hashes of the page's own scripts lets nothing else run and nothing be
-fetched, whatever the names in a run's files are.
+Text is part of the HTML, escaped by jinja2; data of charts is JSON, from which scripts create text only. A
+content security policy with the hashes of the page's own scripts blocks all other scripts and all requests,
+whatever names a run's files contain.
 """
 
 import base64
@@ -49,10 +49,10 @@ PALETTES: Mapping[str, tuple[str, ...]] = {
         "#96f0aa",
     ),
 }
-"""Colours of settings on the two backgrounds; more settings get them again with other dashes."""
+"""Colours of settings on the two backgrounds; further settings reuse them with other dashes."""
 
 BACKGROUNDS: Mapping[str, str] = {"light": "#ffffff", "dark": "#192027"}
-"""Of charts, as ``page.css`` has them."""
+"""Backgrounds of charts, equal to those in ``page.css``."""
 
 SCRIPTS = ("base.js", "curves.js", "training.js", "heat.js", "viewer.js", "tables.js", "main.js")
 
@@ -62,12 +62,12 @@ VERDICT_MARKS: Mapping[str, str] = {
     "undecided": "?",
     "not tested": "○",
 }
-"""What tells verdicts apart beside their colour and their name."""
+"""Marks of verdicts, so that they do not differ in colour alone."""
 
 
 @dataclass(frozen=True)
 class _Section:
-    """One comparison as the template shows it; ``parts`` are the sections that there is something for."""
+    """One comparison for the template; ``parts`` holds the titles of the sections that have content."""
 
     number: int
     comparison: Comparison
@@ -79,7 +79,7 @@ class _Section:
 
 
 def render_page(report: Report) -> str:
-    """The page of a report as the text of one HTML file."""
+    """Return the page of a report as the text of one HTML file."""
     pictures = Pictures()
     documents = [_document(comparison, pictures) for comparison in report.comparisons]
     sections = [
@@ -104,7 +104,7 @@ def render_page(report: Report) -> str:
 
 
 def safe_json(data: object) -> str:
-    r"""JSON that may stand inside a ``script`` element: it cannot end the element or begin another.
+    r"""Return JSON that is safe inside a ``script`` element: it cannot end the element or start another.
 
     Example:
         >>> safe_json({"name": "</script>"})
@@ -141,7 +141,7 @@ def _section(number: int, comparison: Comparison, document: Mapping[str, Any]) -
     return _Section(
         number=number,
         comparison=comparison,
-        parts={name: title for name, (title, there) in titles.items() if there},
+        parts={name: title for name, (title, has_content) in titles.items() if has_content},
         settings_table=settings_table(comparison),
         runs_table=runs_table(comparison),
         config_table=config_table(comparison),
@@ -165,9 +165,13 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _script(text: str) -> str:
-    """A script as it stands between its tags."""
+    """Return the text of a script element.
+
+    Raises:
+        ValueError: The script would end its own element.
+    """
     if "</script" in text.lower() or "<!--" in text:
-        raise ValueError("a script that would end its own element cannot stand in a page")
+        raise ValueError("got a script that would end its own element; escape </script and <!-- in it")
     return f"\n{text}\n"
 
 
@@ -185,11 +189,11 @@ def _own_scripts() -> str:
 
 @cache
 def _plotly() -> str:
-    """plotly.js as the installed package ships it; its licence stands at its head."""
+    """Return plotly.js as shipped by the installed package, with its licence in the header."""
     # Importing plotly takes longer than the rest of the page.
     from plotly.offline import get_plotlyjs
 
-    # As in HTML, so that the hash is of what the browser sees.
+    # HTML parsers normalise line ends; the hash must match what the browser sees.
     return str(get_plotlyjs()).replace("\r\n", "\n")
 
 

@@ -1,4 +1,4 @@
-"""Galleries of several runs on the same pictures, each picture once, as plain data for the page."""
+"""Galleries of several runs as plain data for the page, with each picture stored once."""
 
 import base64
 import hashlib
@@ -11,24 +11,24 @@ from PIL import Image, UnidentifiedImageError
 
 from anydepth.evaluation.coco_eval import EvaluationError
 from anydepth.report.comparison import Comparison
-from anydepth.report.page.curves import percent
+from anydepth.report.page.curves import to_percent
 from anydepth.report.runs import Run
 from anydepth.results.gallery import Gallery, GalleryImage
 from anydepth.structures import Detections
 
 Json = dict[str, Any]
 
-LONGEST_SIDE = 640
-"""Pixels of an embedded picture."""
+MAX_SIDE = 640
+"""Longer side of an embedded picture in pixels: enough to see boxes, small enough for one file."""
 
-MOST_BOXES = 100
-"""Per picture and depth, best scores first."""
+MAX_BOXES = 100
+"""Boxes per picture and depth, best scores first: as many as COCO evaluates per image."""
 
 
 class Pictures:
-    """The pictures of a page, each stored once however many runs show it.
+    """Pictures of a page, each stored once however many runs show it.
 
-    Two files are the same picture when their bytes are: runs of one data set write equal files.
+    Files with equal bytes are the same picture, as runs of one data set write equal files.
     """
 
     def __init__(self) -> None:
@@ -36,27 +36,27 @@ class Pictures:
         self.unreadable: list[str] = []
 
     def add(self, path: Path) -> str | None:
-        """The key of a picture in :attr:`images`; None where the file cannot be read, which is noted."""
+        """Add a picture and return its key in :attr:`images`; None, with a note, if it cannot be read."""
         try:
             content = path.read_bytes()
             key = hashlib.sha256(content).hexdigest()[:16]
             if key not in self.images:
-                self.images[key] = _embedded(content)
+                self.images[key] = _embed(content)
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            self.unreadable.append(f"{path}: no picture that can be shown: {error}")
+            self.unreadable.append(f"{path}: not a readable picture: {error}")
             return None
         return key
 
 
 def detections(comparison: Comparison, pictures: Pictures) -> Json | None:
-    """Detections per setting on its pictures; of several seeds, the first run that has a gallery.
+    """Return detections per setting on its pictures, from its first run with a gallery.
 
     Args:
-        comparison: Its settings are shown in their order.
-        pictures: What the pictures are added to.
+        comparison: Comparison whose settings are shown in order.
+        pictures: Collection to which the pictures are added.
 
     Returns:
-        None where no run has a picture.
+        Data of the viewer; None if no run has a picture.
     """
     settings, first = [], None
     for position, setting in enumerate(comparison.settings):
@@ -82,7 +82,7 @@ def _setting(run: Run, gallery: Gallery, pictures: Pictures) -> Json:
             shown.append(_picture(key, image, found, pictures.images[key]["width"] / image.size[1]))
     return {
         "depths": [
-            {"depth": d.depth, "gflops": round(d.gflops, 4), "ap": _accuracy(run, d.depth)} for d in depths
+            {"depth": d.depth, "gflops": round(d.gflops, 4), "ap": _ap_percent(run, d.depth)} for d in depths
         ],
         "pictures": shown,
     }
@@ -98,29 +98,29 @@ def _picture(key: str, image: GalleryImage, found: list[Detections], scale: floa
 
 
 def _boxes(detections: Detections, scale: float) -> list[list[float]]:
-    """Rows of x1, y1, x2, y2 in pixels of the embedded picture, score, label; best score first."""
+    """Return rows of x1, y1, x2, y2 (pixels of the embedded picture), score, label; best score first."""
     rows = zip(
         (detections.boxes_xyxy * scale).tolist(),
         detections.scores.tolist(),
         detections.labels.tolist(),
         strict=True,
     )
-    whole = [row for row in rows if all(map(isfinite, (*row[0], row[1])))]
-    best = sorted(whole, key=lambda row: -row[1])[:MOST_BOXES]
+    finite = [row for row in rows if all(map(isfinite, (*row[0], row[1])))]
+    best = sorted(finite, key=lambda row: -row[1])[:MAX_BOXES]
     return [[*(round(side, 1) for side in box), round(score, 3), label] for box, score, label in best]
 
 
-def _accuracy(run: Run, depth: str) -> float | None:
+def _ap_percent(run: Run, depth: str) -> float | None:
     try:
-        return percent(run.curve.row(depth).figures["AP"])
+        return to_percent(run.curve.row(depth).figures["AP"])
     except (EvaluationError, KeyError):
         return None
 
 
-def _embedded(content: bytes) -> Json:
+def _embed(content: bytes) -> Json:
     with Image.open(BytesIO(content)) as opened:
         image = opened.convert("RGB")
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
     written = BytesIO()
     image.save(written, "JPEG", quality=85, optimize=True)
     uri = "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode("ascii")

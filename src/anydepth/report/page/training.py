@@ -1,4 +1,4 @@
-"""What runs logged during training, thinned out, as plain data for the charts of the page."""
+"""Training logs, downsampled, as plain data for the charts of the page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from anydepth.report.logs import Series
 
 Json = dict[str, Any]
 
-MOST_POINTS = 160
-"""Of one line: longer series are shown as means of neighbouring values."""
+MAX_POINTS = 160
+"""Points per line, about one per few pixels of a chart: longer series become means of neighbouring values."""
 
 VALIDATION_FIGURES = ("AP", "AP50", "AP75")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One entry of the selector: a column of the log, or several that belong together.
+    """Entry of the selector: a column of the log, or several that belong together.
 
     Attributes:
         group: Heading in the selector.
-        label: What it is called there.
+        label: Label in the selector.
         unit: Title of the axis.
-        columns: By name of the column, how its line is called; told apart by dashes.
+        columns: Labels of the lines by name of the column; lines differ in their dashes.
     """
 
     group: str
@@ -34,17 +34,17 @@ class Metric:
 
 
 def training(comparison: Comparison) -> Json | None:
-    """Losses per path and term, validation per depth, gradient norm and learning rates; None without logs."""
+    """Return losses per pass and term, validation, gradient norm and learning rates; None without logs."""
     return _section(comparison, training_metrics)
 
 
 def gradients(comparison: Comparison) -> Json | None:
-    """How far the gradients of the paths agree, per module; None where no run measured it."""
+    """Return the agreement of the gradients of the passes, per module; None if no run measured it."""
     return _section(comparison, gradient_metrics)
 
 
 def training_metrics(columns: Sequence[str]) -> list[Metric]:
-    """What the columns of logs offer to look at, most telling first."""
+    """Return the metrics of the columns of logs, most important first."""
     return [
         *_validation(columns),
         *_losses(columns),
@@ -54,29 +54,36 @@ def training_metrics(columns: Sequence[str]) -> list[Metric]:
 
 
 def gradient_metrics(columns: Sequence[str]) -> list[Metric]:
-    """Cosines and norms of the paths' gradients: everything together, then module by module."""
+    """Return cosines and norms of the gradients of the passes: all parameters, then module by module."""
     modules = _cosines(columns)
-    paths = list(dict.fromkeys(path for of in modules.values() for path in of.values()))
-    # Several paths are told apart by dashes.
+    passes = list(dict.fromkeys(name for columns in modules.values() for name in columns.values()))
+    # Several passes differ in their dashes.
     cosine = (
-        f"cosine between the gradients of the first path and {paths[0] if len(paths) == 1 else 'another'}"
+        f"cosine between the gradients of the first pass and {passes[0] if len(passes) == 1 else 'another'}"
     )
-    every = modules.pop("all", None)
+    all_modules = modules.pop("all", None)
     return [
-        *([Metric("Cosine", f"{cosine}, all shared parameters", "cosine", every)] if every else []),
-        *[Metric("Cosine of a module", f"{cosine}: {name}", "cosine", of) for name, of in modules.items()],
-        *_together(columns, "gradients/norm/", "Norm", "norm of each path's gradient", "norm"),
+        *(
+            [Metric("Cosine", f"{cosine}, all shared parameters", "cosine", all_modules)]
+            if all_modules
+            else []
+        ),
+        *[
+            Metric("Cosine of a module", f"{cosine}: {name}", "cosine", lines)
+            for name, lines in modules.items()
+        ],
+        *_together(columns, "gradients/norm/", "Norm", "gradient norm of each pass", "norm"),
     ]
 
 
-def thinned(series: Series, most: int = MOST_POINTS) -> Series:
-    """At most so many points: means of equally many neighbouring ones.
+def downsample(series: Series, max_points: int = MAX_POINTS) -> Series:
+    """Return at most ``max_points`` points: means of equally many neighbouring ones.
 
     Example:
-        >>> thinned(Series((1, 2, 3, 4), (0.0, 0.0, 1.0, 1.0), (1.0, 3.0, 5.0, 7.0)), most=2)
+        >>> downsample(Series((1, 2, 3, 4), (0.0, 0.0, 1.0, 1.0), (1.0, 3.0, 5.0, 7.0)), max_points=2)
         Series(steps=(2, 4), epochs=(0.0, 1.0), values=(2.0, 6.0))
     """
-    size = -(-len(series.values) // most)
+    size = -(-len(series.values) // max_points)
     if size <= 1:
         return series
     groups = [slice(start, start + size) for start in range(0, len(series.values), size)]
@@ -93,11 +100,11 @@ def _section(comparison: Comparison, choose: Callable[[Sequence[str]], list[Metr
     metrics = choose(columns)
     if not metrics:
         return None
-    wanted = {column for metric in metrics for column in metric.columns}
+    needed = {column for metric in metrics for column in metric.columns}
     return {
         "metrics": [_metric(metric) for metric in metrics],
         "runs": [
-            {"setting": at, "name": run.name, **_lines({c: s for c, s in run.log.items() if c in wanted})}
+            {"setting": at, "name": run.name, **_lines({c: s for c, s in run.log.items() if c in needed})}
             for at, run in runs
         ],
     }
@@ -109,22 +116,22 @@ def _metric(metric: Metric) -> Json:
 
 
 def _lines(log: Mapping[str, Series]) -> Json:
-    """Values by column, and the steps and epochs that several columns share only once."""
+    """Return values by column, and each distinct axis of steps and epochs once."""
     axes: dict[tuple[tuple[int, ...], tuple[float, ...]], int] = {}
     series = {}
     for column, logged in log.items():
-        thin = thinned(_with_truth(logged) if column.startswith("val/") else logged)
-        if not thin.values:
+        line = downsample(_drop_missing(logged) if column.startswith("val/") else logged)
+        if not line.values:
             continue
-        axis = axes.setdefault((thin.steps, thin.epochs), len(axes))
+        axis = axes.setdefault((line.steps, line.epochs), len(axes))
         scale = 100 if column.startswith("val/") else 1
-        series[column] = {"axis": axis, "values": [float(f"{scale * value:.5g}") for value in thin.values]}
-    shown = [{"steps": list(steps), "epochs": [round(e, 3) for e in epochs]} for steps, epochs in axes]
-    return {"axes": shown, "series": series}
+        series[column] = {"axis": axis, "values": [float(f"{scale * value:.5g}") for value in line.values]}
+    plain_axes = [{"steps": list(steps), "epochs": [round(e, 3) for e in epochs]} for steps, epochs in axes]
+    return {"axes": plain_axes, "series": series}
 
 
-def _with_truth(series: Series) -> Series:
-    """Without figures of images that hold no ground truth, which are no accuracy of -100 percent."""
+def _drop_missing(series: Series) -> Series:
+    """Remove the -1 of images without ground truth, which is not an accuracy of -100 percent."""
     kept = [at for at, value in enumerate(series.values) if value != NO_GROUND_TRUTH]
     return Series(
         steps=tuple(series.steps[at] for at in kept),
@@ -143,32 +150,32 @@ def _validation(columns: Sequence[str]) -> list[Metric]:
         }
         if found:
             metrics.append(Metric("Validation", f"{figure} per depth", f"{figure}, percent", found))
-    return metrics + _single(columns, "val/score", "Validation", "score that chooses the best epoch")
+    return metrics + _single(columns, "val/score", "Validation", "score that selects the best epoch")
 
 
 def _cosines(columns: Sequence[str]) -> dict[str, dict[str, str]]:
-    """By module, the columns of ``gradients/cosine/PATH/MODULE`` with their path."""
+    """Return the columns ``gradients/cosine/PASS/MODULE`` with their pass, by module."""
     modules: dict[str, dict[str, str]] = {}
     for column in columns:
-        # A path may be called 1/2; no module has a slash.
-        path, _, module = column.removeprefix("gradients/cosine/").rpartition("/")
-        if column.startswith("gradients/cosine/") and path:
-            modules.setdefault(module, {})[column] = path
+        # The name of a pass may be 1/2; no module has a slash.
+        pass_name, _, module = column.removeprefix("gradients/cosine/").rpartition("/")
+        if column.startswith("gradients/cosine/") and pass_name:
+            modules.setdefault(module, {})[column] = pass_name
     return modules
 
 
 def _losses(columns: Sequence[str]) -> list[Metric]:
-    """Total loss of all paths together, then each term alone with a line per path."""
+    """Return the total loss of all passes in one metric, then each term with a line per pass."""
     terms: dict[str, dict[str, str]] = {}
     for column in columns:
         if column.startswith("train/") and column.count("/") >= 2:
-            path, _, term = column.removeprefix("train/").rpartition("/")
-            terms.setdefault(term, {})[column] = path
+            pass_name, _, term = column.removeprefix("train/").rpartition("/")
+            terms.setdefault(term, {})[column] = pass_name
     metrics = []
     if total := terms.pop("loss", None):
-        metrics.append(Metric("Loss", "total loss per path", "loss", total))
+        metrics.append(Metric("Loss", "total loss per pass", "loss", total))
     for term, found in sorted(terms.items(), key=lambda item: (not item[0].startswith("kd_"), item[0])):
-        group = "Distillation" if term.startswith("kd_") else "Terms of the loss"
+        group = "Distillation" if term.startswith("kd_") else "Loss terms"
         metrics.append(Metric(group, term, term, found))
     return metrics
 

@@ -1,4 +1,4 @@
-// What every part of the page uses: the data, elements, colours, the theme, and charts drawn when needed.
+// Shared by all parts of the page: data, elements, colours, theme, and charts that are drawn lazily.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const PHONE = window.matchMedia("(max-width: 600px)");
@@ -6,7 +6,7 @@ const COARSE = window.matchMedia("(pointer: coarse)");
 const PREFERS_DARK = window.matchMedia("(prefers-color-scheme: dark)");
 const SVG = "http://www.w3.org/2000/svg";
 
-// Colours that stay apart for colour-blind readers too (checked by a test), and marks as a second cue.
+// Colours that colour-blind readers can distinguish (checked by a test), with symbols as a second cue.
 const PALETTES = {
   light: DATA.palettes.light,
   dark: DATA.palettes.dark,
@@ -14,12 +14,12 @@ const PALETTES = {
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "pentagon", "star", "hexagon"];
 const SYMBOL_TEXT = ["●", "■", "◆", "▲", "✚", "✖", "▼", "⬟", "★", "⬢"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
-// On photographs: bright, with a dark rim around every line.
+// For photographs: bright colours, as every line has a dark outline.
 const CLASS_COLOURS = [
   "#4cc9ff", "#ffb000", "#5be37d", "#ff7ac6", "#b79cff", "#ffe94a", "#ff8552", "#62f0dc", "#d3d9df", "#9fd356",
 ];
 
-/** An element with properties, attributes (in `attrs`) and children; text only ever as text. */
+/** Creates an element with properties, attributes (in `attrs`) and children; text is never parsed as HTML. */
 function el(tag, properties = {}, ...children) {
   const { attrs = {}, ...rest } = properties;
   const element = Object.assign(document.createElement(tag), rest);
@@ -75,7 +75,7 @@ function fixed(value, digits) {
   return value === null || value === undefined ? "-" : Number(value).toFixed(digits);
 }
 
-/** Text for hover boxes of charts, which read a few HTML tags. */
+/** Escapes text for hover boxes of charts, which interpret some HTML tags. */
 function plain(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
@@ -91,13 +91,13 @@ const Theme = {
     document.documentElement.dataset.theme = this.dark() ? "dark" : "light";
     const button = document.getElementById("theme");
     button.textContent = { auto: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[this.choice];
-    button.setAttribute("aria-label", `Theme: ${this.choice}. Change it`);
+    button.setAttribute("aria-label", `Theme: ${this.choice}. Change theme`);
   },
   start() {
     try {
       const kept = localStorage.getItem("anydepth-theme");
       this.choice = ["light", "dark"].includes(kept) ? kept : "auto";
-    } catch { /* storage may be closed to files */ }
+    } catch { /* browsers may deny storage to local files */ }
     this.apply();
     document.getElementById("theme").addEventListener("click", () => {
       this.choice = { auto: "light", light: "dark", dark: "auto" }[this.choice];
@@ -113,7 +113,7 @@ function css(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-/** How a setting looks in every chart: colour and mark by its number; colours come again with other dashes. */
+/** Style of a setting in every chart, by its number: colour, symbol, and other dashes if colours repeat. */
 function style(index) {
   const colours = PALETTES[Theme.dark() ? "dark" : "light"];
   return {
@@ -132,7 +132,7 @@ function faded(colour, alpha) {
 
 const Charts = {
   all: [],
-  /** `build` gives traces and layout whenever the chart is drawn: when it comes into view, and on changes. */
+  /** `build` returns traces and layout each time the chart is drawn: on entering the view, and on changes. */
   add(host, build) {
     const chart = { host, build, drawn: false };
     this.all.push(chart);
@@ -146,14 +146,14 @@ const Charts = {
     Plotly.react(chart.host, data, frame(layout), {
       responsive: true,
       displaylogo: false,
-      // plotly.js offers to upload charts to its makers' service unless told not to.
+      // By default, plotly.js offers to upload charts to the service of its vendor.
       showSendToCloud: false,
       plotlyServerURL: "",
       displayModeBar: COARSE.matches ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     });
   },
-  /** What else follows the theme. */
+  /** Callbacks that also run on a change of theme. */
   themed: [],
   redraw(charts = this.all) {
     for (const repaint of this.themed) repaint();
@@ -187,9 +187,9 @@ function frame(layout) {
   return merged;
 }
 
-// -- which settings are shown ------------------------------------------------------------------------------
+// -- settings shown ----------------------------------------------------------------------------------------
 
-/** The settings of one comparison that its charts show, switched by chips in every copy of its legend. */
+/** Settings of one comparison shown in its charts, toggled by chips in every copy of the legend. */
 class Legend {
   constructor(settings) {
     this.settings = settings;
@@ -198,7 +198,7 @@ class Legend {
     this.listeners = [];
   }
 
-  /** A row of chips; with one setting there is nothing to switch. */
+  /** Returns a row of chips; hidden with a single setting, which cannot be toggled. */
   row() {
     const list = el("ul", { className: "legend", attrs: { "aria-label": "Settings shown in the charts" } });
     if (this.settings.length < 2) return el("div", { hidden: true });
@@ -206,7 +206,7 @@ class Legend {
       const mark = svg("svg", { width: 26, height: 14, "aria-hidden": "true" });
       const chip = el(
         "button",
-        { type: "button", className: "chip", title: "Show or hide; double click: this one alone" },
+        { type: "button", className: "chip", title: "Click to show or hide, double-click to show only this one" },
         mark, el("span", { className: "name", textContent: setting.label }),
       );
       chip.addEventListener("click", () => this.toggle(index));

@@ -9,7 +9,7 @@ function curveSection(host, comparison, legend) {
   const controls = el(
     "div", { className: "controls" },
     segments("Accuracy", ["AP", "AP50", "AP75"].map((value) => ({ value, text: value })), (value) => { state.figure = value; redraw(); }, "AP"),
-    checkbox("Pareto front over all settings (broad line)", true, (checked) => { state.front = checked; redraw(); }),
+    checkbox("Pareto front over all settings (wide line)", true, (checked) => { state.front = checked; redraw(); }),
   );
   const grid = el("div", { className: "charts" });
   for (const cost of ["gflops", "latency"]) {
@@ -24,13 +24,13 @@ function curveSection(host, comparison, legend) {
   const notes = [];
   if (comparison.settings.some((setting) => setting.seeds > 1)) notes.push("Mean over seeds; the band spans the lowest and the highest seed.");
   if (comparison.settings.some((setting) => setting.points.some((point) => !point.rung))) {
-    notes.push("Lines join the ladder from full to minimal; small marks are all other depths.");
+    notes.push("Lines join the ladder from full to minimal; small marks are the other depths.");
   }
   host.append(el("p", { className: "soft small", textContent: notes.join(" "), hidden: !notes.length }));
 }
 
 function curveChart(comparison, legend, cost, state) {
-  // The front lies under the lines.
+  // First, so that it is drawn below the lines.
   const data = state.front ? [frontTrace(comparison, cost, state.figure)] : [];
   comparison.settings.forEach((setting, index) => {
     if (legend.shown[index]) data.push(...settingTraces(setting, index, cost, state.figure));
@@ -85,7 +85,7 @@ function pointText(setting, point, figure) {
   return `<b>${plain(point.depth)}</b><br>${wrapped(setting.label)}<br>${figure} ${fixed(mean, 1)}${range}<br>${fixed(point.gflops, 2)} GFLOPs${latency}`;
 }
 
-/** A label in lines of at most 42 characters, as hover boxes do not wrap. */
+/** Splits a label into lines of at most 42 characters, as hover boxes do not wrap. */
 function wrapped(text) {
   return (String(text).match(/.{1,42}(\s|,|$)|.{1,42}/g) || [""]).slice(0, 4).map((line) => plain(line.trim())).join("<br>");
 }

@@ -1,4 +1,4 @@
-// How alike the features of full and shallower depths are, per stage: one map per setting.
+// Similarity of the features of full and shallower depths, per stage: one heat map per setting.
 
 function compatibilitySection(host, comparison, compatibility) {
   const state = { measure: 0 };
@@ -22,7 +22,7 @@ function heatChart(map, compatibility, index) {
   const measure = compatibility.measures[index];
   const values = map.values[index];
   const cells = values.flat().filter((value) => value !== null);
-  // One scale for all settings, so that their maps compare.
+  // One scale for all settings, so that their maps are comparable.
   const scale = measure.scale;
   const short = map.depths.map((depth, at) => (depth.length <= 9 ? depth : `${at + 1}`));
   const text = values.map((row) => row.map((value) => (value === null ? "" : value.toFixed(2))));

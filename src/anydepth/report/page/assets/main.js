@@ -1,4 +1,4 @@
-// Puts every section to work.
+// Builds the interactive parts of every section.
 
 function start() {
   Theme.start();
@@ -8,7 +8,7 @@ function start() {
     const legend = new Legend(comparison.settings);
     curveSection(host("curves"), comparison, legend);
     if (comparison.training) {
-      trainingSection(host("training"), comparison, legend, comparison.training, "What was logged during training");
+      trainingSection(host("training"), comparison, legend, comparison.training, "Training curves");
     }
     if (comparison.gradients) {
       trainingSection(host("gradients"), comparison, legend, comparison.gradients, "Gradients during training");

@@ -1,4 +1,4 @@
-// Tables that sort by a click on a header (stable, missing figures last) and filter by text.
+// Tables that sort on a click on a heading (stable, missing values last) and filter by text.
 
 function startTables() {
   for (const table of document.querySelectorAll("table.sortable")) {
@@ -19,7 +19,7 @@ function sortTable(table, heads, column) {
   const head = heads[column];
   const numeric = head.classList.contains("number");
   const before = head.getAttribute("aria-sort");
-  // Figures are asked for best first, names from A; the second click turns it round.
+  // Numbers sort from the largest, names from A; a second click reverses the order.
   const first = numeric ? "descending" : "ascending";
   const order = before === "none" ? first : before === "ascending" ? "descending" : "ascending";
   for (const other of heads) other.setAttribute("aria-sort", other === head ? order : "none");

@@ -1,4 +1,4 @@
-// What was logged during training, one quantity at a time, over epochs or steps.
+// Training logs, one quantity at a time, over epochs or steps.
 
 function trainingSection(host, comparison, legend, training, caption) {
   const state = { metric: training.metrics[0], axis: "steps", smooth: false };
@@ -24,7 +24,7 @@ function trainingSection(host, comparison, legend, training, caption) {
   trainingKey(key, state.metric);
 }
 
-/** What the dashes mean where several columns are shown at once. */
+/** Shows which dashes belong to which column if several are shown. */
 function trainingKey(key, metric) {
   key.replaceChildren(...(metric.columns.length < 2 ? [] : metric.columns.map((column, index) => {
     const sample = svg("svg", { width: 34, height: 8, "aria-hidden": "true" });
@@ -61,7 +61,7 @@ function trainingChart(comparison, legend, training, state) {
   };
 }
 
-/** Means over a window of a tenth of the points on either side. */
+/** Means over a window of a tenth of the points around each one. */
 function smoothed(values) {
   const reach = Math.max(1, Math.round(values.length / 20));
   return values.map((_, at) => {

@@ -1,4 +1,4 @@
-// The same pictures at every depth: one slider takes a detector from full to minimal depth.
+// Viewer of the same pictures at every depth, with a slider from full to minimal depth.
 
 class Viewer {
   constructor(comparison, gallery) {
@@ -7,7 +7,7 @@ class Viewer {
     this.labels = this.settings.map((entry) => comparison.settings[entry.setting].label);
     this.picture = 0;
     this.first = 0;
-    // What stands beside it: nothing, the same setting at full depth ("full"), or another setting's number.
+    // Second pane: "none", the same setting at full depth ("full"), or the number of another setting.
     this.second = this.settings.length > 1 ? "1" : "full";
     this.step = 0;
     this.threshold = gallery.threshold;
@@ -37,7 +37,7 @@ class Viewer {
       el(
         "div", { className: "depthbar" }, this.now,
         el("div", { className: "row" }, this.playButton, el("div", { className: "track" }, this.stops, this.slider)),
-        el("p", { className: "soft small stopkey", textContent: "Bars: GFLOPs, full to minimal" }),
+        el("p", { className: "soft small stopkey", textContent: "Bars: GFLOPs from full to minimal" }),
       ),
       this.panes, this.thumbs, this.options(), this.classes,
     ));
@@ -47,24 +47,24 @@ class Viewer {
 
   chooser() {
     const settings = this.labels.map((text, value) => ({ value: String(value), text }));
-    const beside = [{ value: "none", text: "nothing" }, { value: "full", text: "itself at full depth" }];
-    const secondList = select([...beside, ...settings], (value) => { this.second = value; this.panesChanged(); }, this.second);
+    const fixedChoices = [{ value: "none", text: "nothing" }, { value: "full", text: "same setting at full depth" }];
+    const secondList = select([...fixedChoices, ...settings], (value) => { this.second = value; this.panesChanged(); }, this.second);
     const controls = el("div", { className: "controls" });
     if (settings.length > 1) {
-      controls.append(field("Detector", select(settings, (value) => {
+      controls.append(field("Setting", select(settings, (value) => {
         this.first = Number(value);
         this.step = Math.min(this.step, this.depths.length - 1);
         this.slider.max = this.depths.length - 1;
         this.openPictures();
       }, "0"), "long"));
     }
-    controls.append(field("Beside it", secondList, "long"));
+    controls.append(field("Compare with", secondList, "long"));
     return controls;
   }
 
   options() {
     const value = el("output", { textContent: this.threshold.toFixed(2) });
-    const range = el("input", { type: "range", min: 0.05, max: 0.95, step: 0.05, value: this.threshold, attrs: { "aria-label": "Lowest score shown" } });
+    const range = el("input", { type: "range", min: 0.05, max: 0.95, step: 0.05, value: this.threshold, attrs: { "aria-label": "Minimum score of the boxes shown" } });
     range.addEventListener("input", () => {
       this.threshold = Number(range.value);
       value.textContent = this.threshold.toFixed(2);
@@ -72,7 +72,7 @@ class Viewer {
     });
     range.dataset.role = "threshold";
     return el(
-      "div", { className: "controls" }, field("Scores from", range), value,
+      "div", { className: "controls" }, field("Minimum score", range), value,
       checkbox("Labels", true, (checked) => { this.tags = checked; this.paint(); }),
       checkbox("Ground truth", true, (checked) => { this.truth = checked; this.paint(); }),
     );
@@ -95,14 +95,14 @@ class Viewer {
     this.panesChanged();
   }
 
-  /** A bar per depth over the stops of the slider, as high as it is expensive. */
+  /** Draws a bar per depth over the stops of the slider, with a height proportional to its cost. */
   paintStops() {
     const most = Math.max(...this.depths.map((depth) => depth.gflops)) || 1;
     const last = Math.max(1, this.depths.length - 1);
     this.stops.replaceChildren(...this.depths.map((depth, index) => {
       const bar = el("i");
       bar.style.height = `${(36 * depth.gflops) / most}px`;
-      // Figures that do not fit beside each other are left to the hint.
+      // With many depths, costs do not fit side by side and are shown above the slider only.
       const figure = this.depths.length <= (PHONE.matches ? 7 : 16) ? fixed(depth.gflops, depth.gflops < 10 ? 2 : 0) : "";
       const stop = el("button", { type: "button", title: depth.depth, attrs: { "aria-label": depth.depth, tabindex: -1 } }, bar, figure);
       stop.style.left = `${(100 * index) / last}%`;
@@ -116,7 +116,7 @@ class Viewer {
     }));
   }
 
-  /** The panes of the picture: which setting, and whether it follows the slider. */
+  /** Rebuilds the panes of the picture, each with a setting that follows the slider or stays at full depth. */
   panesChanged() {
     const chosen = [{ entry: this.settings[this.first], label: this.labels[this.first], follows: true }];
     if (this.second === "full") chosen.push({ ...chosen[0], follows: false });
@@ -160,7 +160,7 @@ class Viewer {
     this.playButton.setAttribute("aria-label", "Play through the depths");
   }
 
-  /** The depth of a pane: of the slider's text, or where that setting lacks it, as far along its own depths. */
+  /** Index of a pane's depth: the slider's depth, or if the setting lacks it, the same relative position. */
   depthOf(pane) {
     if (!pane.follows) return 0;
     const same = pane.entry.depths.findIndex((depth) => depth.depth === this.depths[this.step].depth);
@@ -191,7 +191,7 @@ class Viewer {
     if (this.settings.length > 1 || this.shown.length > 1) lines.push(` · ${depth.depth}`);
     if (!pane.picture) {
       pane.drawing.replaceChildren();
-      pane.caption.replaceChildren(...lines, el("br"), "has no detections on this picture");
+      pane.caption.replaceChildren(...lines, el("br"), "no detections stored for this picture");
       return;
     }
     const boxes = pane.picture.found[at].filter((box) => box[4] >= this.threshold && !this.hidden.has(box[5]));
@@ -227,7 +227,7 @@ class Viewer {
     return this.gallery.classes[label] ?? `class ${label}`;
   }
 
-  /** Tags keep the size of text on the screen, however much the picture is scaled. */
+  /** Keeps the text size of labels on the screen, whatever the scale of the picture. */
   scaleTags() {
     for (const pane of this.shown || []) {
       const scale = pane.width / (pane.img.clientWidth || pane.width);
@@ -244,7 +244,7 @@ class Viewer {
     }
   }
 
-  /** Chips of the classes in this picture, to switch them; without a choice there are none. */
+  /** Draws chips that toggle the classes in this picture. */
   paintClasses() {
     const present = new Set();
     for (const pane of this.shown) {
@@ -274,7 +274,7 @@ function rectangle(box, className) {
   return svg("rect", { class: className, x: box[0], y: box[1], width: Math.max(0, box[2] - box[0]), height: Math.max(0, box[3] - box[1]) });
 }
 
-/** Objects that a box of their class covers with an IoU of at least 0.5; each box counts once, best score first. */
+/** Matches boxes, best score first, with objects of their class at an IoU of at least 0.5; each box counts once. */
 function matchTruth(boxes, truth) {
   const missed = new Set(truth.keys());
   let found = 0;
