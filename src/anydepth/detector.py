@@ -1,4 +1,4 @@
-"""What every any-depth detector is to the rest of the framework, whichever wing it belongs to."""
+"""The contracts of a detector and of its losses, whatever family or package they are from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class Detector(nn.Module, ABC):
     @property
     @abstractmethod
     def stage_modules(self) -> tuple[str, ...]:
-        """The name of the submodule that holds each stage of :attr:`depth_space`, in its order."""
+        """Name of the submodule that holds each stage of :attr:`depth_space`, in its order."""
 
     @abstractmethod
     def forward(
@@ -63,9 +63,9 @@ class Detector(nn.Module, ABC):
         Args:
             images: [B, 3, H, W] float RGB in [0, 1].
             depth: A depth of :attr:`depth_space`.
-            targets: Ground truth per image, for what a wing feeds back in training (denoising). Ignored in
+            targets: Ground truth per image, for what a family feeds back in training (denoising). Ignored in
                 eval mode.
-            stem: What :meth:`stem_features` returned for these images, to spare computing it again.
+            stem: Output of :meth:`stem_features` for these images, so that it is not computed again.
 
         Raises:
             DepthError: The depth does not exist in this detector's space.
@@ -74,7 +74,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def stem_features(self, images: Tensor) -> Tensor:
-        """What every depth computes alike in front of the first stage, for several forwards of one batch.
+        """Return what all depths share in front of the first stage, for several passes over one batch.
 
         Args:
             images: [B, 3, H, W] float RGB in [0, 1].
@@ -87,21 +87,21 @@ class Detector(nn.Module, ABC):
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Detections per image in pixels of the original image, best score first, no threshold.
+        """Return the detections per image in pixels of the original image, best score first, no threshold.
 
         Args:
-            output: What :meth:`forward` returned in eval mode.
+            output: Output of :meth:`forward` in eval mode.
             original_sizes: (height, width) of each image in pixels.
         """
 
     @abstractmethod
     def reset_classes(self, class_names: Sequence[str]) -> None:
-        """Name the classes; where their number changes, the class heads are initialised anew."""
+        """Name the classes; if their number changes, the class heads are initialised again."""
 
     def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:
         """Fill the detector with weights of a file or a state dict.
 
-        A wing overrides this with the layouts it knows; here, keys must be named as the detector names them.
+        A family overrides this with the layouts it knows; by default, keys must be named as in the detector.
 
         Args:
             source: A checkpoint file, or a state dict.
@@ -115,11 +115,11 @@ class Detector(nn.Module, ABC):
         return load_own_layout(self, self.class_names, source)
 
     def placements(self, original_sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Placement]:
-        """Where images of these sizes lay in what the network saw, of ``size`` (height, width) in pixels."""
+        """Return where images of these sizes lay in an input of ``size`` (height, width) in pixels."""
         return [place_image(original, size, self.fit) for original in original_sizes]
 
     def measure_depth_costs(self) -> DepthCosts:
-        """MACs at ``input_size`` of each refinement path, and of a decoder layer where there are several."""
+        """Count the MACs at ``input_size`` of each refinement path, and of one of several decoder layers."""
         space = self.depth_space
         images = torch.empty(1, 3, *self.input_size, device="meta")
         full = count_forward(self, images, depth=space.full)
@@ -156,10 +156,10 @@ class Detector(nn.Module, ABC):
 
         Raises:
             ValueError: An image of another form, or a threshold outside [0, 1].
-            ImageError: A file that is missing or is no readable image.
+            ImageError: A file that is missing or not a readable image.
         """
         if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold}: allowed are 0 to 1")
+            raise ValueError(f"got threshold={threshold}, expected 0 to 1")
         config = self.depth_space.parse(depth)
         sources = _as_list(source)
         device = next(self.parameters()).device
@@ -190,13 +190,13 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass(frozen=True)
 class PassLosses:
-    """Losses of one path through the detector.
+    """Losses of one pass through the detector.
 
     Attributes:
-        terms: Weighted scalars by name; their sum is the loss of the path.
+        terms: Weighted scalars by name; their sum is the loss of the pass.
         assignment: Which predictions were assigned to which ground truth; a teacher's assignment is
             handed to the distillation, so that nothing is matched twice.
-        fault: What was NaN or infinite in the predictions or the ground truth, where the losses looked.
+        fault: Error about values of the predictions or the ground truth that are NaN or infinite; None: none.
     """
 
     terms: Mapping[str, Tensor]
@@ -210,10 +210,10 @@ class PassLosses:
 
 
 class Objective(nn.Module, ABC):
-    """The losses of one wing: a path that learns from ground truth, and one that learns from another path.
+    """The losses of one family: a pass that learns from ground truth, and one that learns from a deeper pass.
 
-    NaN and infinity raise nothing: the terms are what they come to, and :attr:`PassLosses.fault` says where
-    they came from. Of several processes one alone must not leave a step, in which the others wait for it.
+    NaN and infinity raise nothing: they are in the terms, and :attr:`PassLosses.fault` says where they came
+    from. One of several processes must not leave a step alone, because the others wait for it.
     """
 
     @property
@@ -228,10 +228,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
-        """Losses of a training-mode output against ground truth, in float32.
+        """Return the losses of a training-mode output against ground truth, in float32.
 
         Args:
-            output: What the detector returned in training mode.
+            output: Output of the detector in training mode.
             targets: Ground truth per image; images without boxes are allowed.
         """
 
@@ -243,19 +243,19 @@ class Objective(nn.Module, ABC):
         targets: Sequence[Targets],
         teacher_losses: PassLosses,
     ) -> PassLosses:
-        """Losses of a shallower path that learns from a deeper one of the same step, in float32.
+        """Return the losses of a shallower pass that learns from a deeper one of the same step, in float32.
 
         Args:
-            student: Training-mode output of the shallower path.
-            teacher: Training-mode output of the deeper path; it is detached here.
+            student: Training-mode output of the shallower pass.
+            teacher: Training-mode output of the deeper pass; it is detached here.
             targets: Ground truth per image.
-            teacher_losses: What :meth:`supervised` returned for the teacher; its assignment is reused.
+            teacher_losses: Losses of the teacher from :meth:`supervised`; their assignment is reused.
         """
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside the block; the former mode of every submodule afterwards."""
+    """Run the block in eval mode without gradients; every submodule returns to its mode afterwards."""
     with eval_mode(module), torch.inference_mode():
         yield
 
@@ -274,26 +274,27 @@ def _as_image(source: ImageSource) -> Tensor:
     else:
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
             raise ValueError(
-                f"array image of shape {source.shape} and type {source.dtype}: give [H, W, 3] uint8 RGB"
+                f"got an array image of shape {source.shape} and type {source.dtype}, expected "
+                "[H, W, 3] uint8 RGB"
             )
         image = torch.from_numpy(np.ascontiguousarray(source)).permute(2, 0, 1)
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"tensor image of shape {tuple(image.shape)}: give [3, H, W]")
+        raise ValueError(f"got a tensor image of shape {tuple(image.shape)}, expected [3, H, W]")
     if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise ValueError(f"tensor image of type {image.dtype}: give uint8 or float in [0, 1]")
+        raise ValueError(f"got a tensor image of type {image.dtype}, expected uint8 or float in [0, 1]")
     return image
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what no detector can take.
+    """Refuse images that no detector can take.
 
     Raises:
         ValueError: Not [B, 3, H, W] float with H and W multiples of 32.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"images of shape {tuple(images.shape)} and type {images.dtype}: "
-            "give [B, 3, H, W] float RGB in [0, 1]"
+            f"got images of shape {tuple(images.shape)} and type {images.dtype}, "
+            "expected [B, 3, H, W] float RGB in [0, 1]"
         )
     check_input_size(images.shape[2], images.shape[3])
 
@@ -307,13 +308,13 @@ def check_input_size(height: int, width: int) -> None:
     if height % SIZE_DIVISOR or width % SIZE_DIVISOR or min(height, width) < SIZE_DIVISOR:
         lower = [max(SIZE_DIVISOR, side // SIZE_DIVISOR * SIZE_DIVISOR) for side in (height, width)]
         raise ValueError(
-            f"image size {height}x{width}: height and width must be multiples of {SIZE_DIVISOR}, "
-            f"e.g. {lower[0]}x{lower[1]}"
+            f"got image size {height}x{width}, expected multiples of {SIZE_DIVISOR}; give e.g. "
+            f"{lower[0]}x{lower[1]}"
         )
 
 
 def plain_config(values: Mapping[str, object]) -> dict[str, object]:
-    """A builder's arguments with sequences as lists, equal to what a yaml or json file gives back."""
+    """Return a builder's arguments with sequences as lists, as a yaml or json file gives them back."""
     return {
         name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for name, value in values.items()

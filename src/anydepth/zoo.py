@@ -30,8 +30,8 @@ from anydepth.weights.report import LoadReport
 FORMAT = "anydepth"
 FORMAT_VERSION = 1
 
-# What a weights file may ask for beyond the shapes of its tensors, far above what any detector here has: its
-# author need not be the user, and a number costs nothing to write.
+# Limits of what a weights file may ask for beyond the shapes of its tensors, far above any detector here: the
+# file is untrusted, and a number costs nothing to write.
 _LARGEST = {
     "input_size": 8192,
     "num_queries": 10_000,
@@ -143,7 +143,7 @@ def find_builder(target: str) -> Callable[..., Detector]:
 
 
 def _named(name: str, num_classes: int, overrides: Mapping[str, object]) -> _Blueprint:
-    """The blueprint of a preset, once its overrides are known to exist."""
+    """Return the blueprint of a preset, after checking that its overrides exist."""
     if name not in names():
         raise ZooError(f"unknown detector {short_repr(name)}: known are {', '.join(names())}")
     keywords = deepcopy(_settings(name))
@@ -157,7 +157,7 @@ def _named(name: str, num_classes: int, overrides: Mapping[str, object]) -> _Blu
 
 @cache
 def _settings(name: str) -> dict[str, Any]:
-    """What ``detector=NAME`` composes to; kept, as composing takes as long as building a small network."""
+    """Compose ``detector=NAME``; cached, because composing takes as long as building a small network."""
     try:
         config = compose(None, [f"+detector={name}"])
     except ConfigCompositionException:
@@ -220,10 +220,10 @@ def save(detector: Detector, path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Detector:
-    """The detector that :func:`save` wrote, on the CPU, in eval mode, with its class names.
+    """Load the detector that :func:`save` wrote, on the CPU, in eval mode, with its class names.
 
-    The file may be anybody's: the detector that it describes is sketched without memory first, and built only
-    where the file holds its weights.
+    The file is untrusted: the detector that it describes is first built without memory, and for real only if
+    the file holds its weights.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -247,10 +247,10 @@ def load(path: str | Path) -> Detector:
 
 
 def load_for_evaluation(weights: str | Path | None, input_size: Sequence[int] | None = None) -> Detector:
-    """The detector that :func:`save` wrote, at the input size that an entry point asks for.
+    """Load the detector that :func:`save` wrote, at the input size that an entry point asks for.
 
     Args:
-        weights: The file; None is an error that says how to give one.
+        weights: File of weights; None is an error that says how to give one.
         input_size: (height, width) in pixels; None: the one the detector was trained for.
 
     Raises:
@@ -261,20 +261,20 @@ def load_for_evaluation(weights: str | Path | None, input_size: Sequence[int] | 
     detector = load(weights)
     if input_size is not None:
         if len(input_size) != 2:
-            raise ValueError(f"input_size={input_size}: give [height, width] in pixels")
+            raise ValueError(f"got input_size={input_size}, expected [height, width] in pixels")
         detector.input_size = (int(input_size[0]), int(input_size[1]))
     return detector
 
 
 def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
-    """Adapt weights of any layout that the detector's wing knows, and load what fits.
+    """Adapt weights of any layout that the detector knows, and load what fits.
 
     Args:
         detector: The detector to fill; weights without a counterpart keep their values.
         source: A checkpoint file, or a state dict.
 
     Returns:
-        The wing's load report: what was loaded, initialised anew and left over; prints as text.
+        The load report: what was loaded, kept as initialised and left over; prints as text.
 
     Raises:
         ValueError: A file or layout that cannot be used; the message says why.
@@ -283,7 +283,7 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) 
 
 
 def _blueprint_of(contents: "_Contents") -> _Blueprint:
-    """The blueprint in a weights file; files of before builders were written have presets of this package."""
+    """Return the blueprint in a weights file; older files name no builder, but a preset of this package."""
     num_classes = len(contents.class_names)
     if contents.builder is None or contents.name in names():
         # The preset adds what an older file lacks.
@@ -296,7 +296,7 @@ def _blueprint_of(contents: "_Contents") -> _Blueprint:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a weights file holds."""
+    """Contents of a weights file."""
 
     name: str
     builder: str | None

@@ -24,10 +24,10 @@ def small() -> DetrDetector:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(3, 64, 64), r"shape \(3, 64, 64\).*give \[B, 3, H, W\] float RGB"),
+        (torch.zeros(3, 64, 64), r"shape \(3, 64, 64\).*expected \[B, 3, H, W\] float RGB"),
         (torch.zeros(1, 1, 64, 64), r"shape \(1, 1, 64, 64\)"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "type torch.uint8.*give"),
-        (torch.zeros(1, 3, 64, 70), r"64x70: .*multiples of 32, e\.g\. 64x64"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "type torch.uint8, expected"),
+        (torch.zeros(1, 3, 64, 70), r"64x70, expected multiples of 32; give e\.g\. 64x64"),
         (torch.zeros(1, 3, 0, 64), "multiples of 32"),
     ],
 )
@@ -197,7 +197,7 @@ def test_predict_drops_detections_below_the_threshold(small: DetrDetector) -> No
     (found,) = small.predict(image, threshold=threshold)
     assert isinstance(found, Detections)
     assert len(found) == 5
-    with pytest.raises(ValueError, match=r"threshold=1\.5: allowed are 0 to 1"):
+    with pytest.raises(ValueError, match=r"got threshold=1\.5, expected 0 to 1"):
         small.predict(image, threshold=1.5)
 
 
@@ -205,7 +205,7 @@ def test_predict_drops_detections_below_the_threshold(small: DetrDetector) -> No
     ("image", "message"),
     [
         (torch.zeros(4, 8, 8), r"shape \(4, 8, 8\): give \[3, H, W\]"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), "type torch.int64: give uint8 or float"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "type torch.int64, expected uint8 or float"),
         (torch.zeros(8, 8, 3).numpy(), r"shape \(8, 8, 3\) and type float32: give \[H, W, 3\] uint8"),
     ],
 )

@@ -177,7 +177,7 @@ def test_outputs_and_losses_of_another_wing_are_refused() -> None:
     objective = detr_losses()
     targets = make_targets((1,), classes=4)
     output = make_output(targets, 4, 1)
-    with pytest.raises(ValueError, match="DetectorOutput came to the DETR objective"):
+    with pytest.raises(ValueError, match="got a DetectorOutput, expected a DetrOutput"):
         objective.supervised(DetectorOutput((), ()), targets)
-    with pytest.raises(ValueError, match="teacher's assignment is a NoneType"):
+    with pytest.raises(ValueError, match="got a NoneType as the teacher's assignment"):
         objective.distilled(output, output, targets, PassLosses({"loss": torch.zeros(())}))

@@ -144,7 +144,7 @@ def test_the_head_maps_have_the_published_shapes() -> None:
         ({"backbone_units": [2, 2, 2]}, r"backbone_units=\[2, 2, 2\]: give four"),
         ({"neck_units": [2, 2, 2, 0]}, r"neck_units=.*1 and above"),
         ({"input_size": [256]}, r"expected \[height, width\]"),
-        ({"input_size": [250, 256]}, "multiples of 32, e.g. 224x256"),
+        ({"input_size": [250, 256]}, "multiples of 32; give e.g. 224x256"),
         ({"nms_iou": 1.5}, r"nms_iou=1\.5: allowed are 0 to 1"),
         ({"nms_detections": 0}, "nms_detections=0: allowed are 1 or more"),
         ({"num_classes": 0}, "num_classes=0"),
@@ -164,5 +164,5 @@ def test_an_unknown_scale_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize("size", [(250, 256), (16, 32)])
 def test_image_sizes_that_are_not_multiples_of_the_stride_are_refused(size: tuple[int, int]) -> None:
     detector = anydepth.build("yolo_tiny", 1).eval()
-    with pytest.raises(ValueError, match=r"must be multiples of 32, e\.g\."):
+    with pytest.raises(ValueError, match=r"expected multiples of 32; give e\.g\."):
         detector(torch.rand(1, 3, *size))

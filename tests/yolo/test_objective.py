@@ -263,7 +263,7 @@ def test_a_path_that_would_learn_nothing_is_refused() -> None:
 def test_outputs_and_losses_of_another_wing_are_refused() -> None:
     objective, targets = yolo_losses(), make_targets((1,), 4)
     output = make_output(1, 4, 1)
-    with pytest.raises(ValueError, match="DetectorOutput came to the YOLO objective"):
+    with pytest.raises(ValueError, match="got a DetectorOutput, expected a YoloOutput"):
         objective.supervised(DetectorOutput((), ()), targets)
-    with pytest.raises(ValueError, match="teacher's assignment is a NoneType"):
+    with pytest.raises(ValueError, match="got a NoneType as the teacher's assignment"):
         objective.distilled(output, output, targets, PassLosses({"loss": torch.zeros(())}))

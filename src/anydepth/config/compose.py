@@ -25,7 +25,7 @@ presets.register()
 
 
 def config_dir() -> Path:
-    """The folder of the configuration groups: inside an installed wheel, or beside ``src`` in a clone.
+    """Return the folder of the configuration groups: inside an installed wheel, or beside ``src`` in a clone.
 
     Raises:
         FileNotFoundError: Neither place holds it; the installation is damaged.
@@ -65,7 +65,7 @@ def option_names(group: str) -> tuple[str, ...]:
 def compose(
     config_name: str | None, overrides: Sequence[str] = (), *, hydra_config: bool = False
 ) -> DictConfig:
-    """The configuration that an entry point would get, composed from Python, also inside a Hydra job.
+    """Compose the configuration that an entry point would get, also inside a Hydra job.
 
     Args:
         config_name: A file of :func:`config_dir` without its suffix, e.g. ``train``; None starts empty.
@@ -93,7 +93,7 @@ def compose(
 
 
 def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any:
-    """Build what ``_target_`` names from plain values; an error keeps its own type and says where it arose.
+    """Build the object that ``_target_`` names; an error keeps its own type and says where it arose.
 
     Args:
         config: A node with ``_target_``; nested nodes with one are built too.
@@ -119,7 +119,7 @@ def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any
 
 
 def check_config(config: DictConfig) -> dict[str, Any]:
-    """:func:`resolve_config`, where every ``_target_`` may be built: what an entry point begins with.
+    """Resolve a configuration and check that every ``_target_`` may be built, as every entry point does.
 
     Raises:
         TargetError: One must not; nothing was built.
@@ -131,7 +131,7 @@ def check_config(config: DictConfig) -> dict[str, Any]:
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
-    """Make a function of a configuration a command: ``hydra.main``, with all that is composed checked first.
+    """Make a command of a function of a configuration: ``hydra.main`` that checks what it composed first.
 
     Args:
         config_name: A file of :func:`config_dir` without its suffix.
@@ -160,7 +160,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
 
 def resolve_config(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain containers, interpolations resolved, without the node ``hydra``.
+    """Return the configuration as plain containers, interpolations resolved, without the node ``hydra``.
 
     Raises:
         ValueError: A setting that only the user can give is missing.

@@ -1,4 +1,4 @@
-"""The losses of AnyDepth-DETR as the training loop sees them: one supervised path and one that is taught."""
+"""The losses of AnyDepth-DETR as the training loop sees them: a supervised pass and a distilled one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from anydepth.structures import DetectorOutput, Targets
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a path was taught with; the ``assignment`` of its :class:`~anydepth.detector.PassLosses`.
+    """Ground truth and assignment of a pass: ``assignment`` in :class:`~anydepth.detector.PassLosses`.
 
     Attributes:
         truth: The ground truth of the batch and the number the losses are divided by.
@@ -28,15 +28,15 @@ class Supervision:
 class DetrObjective(Objective):
     """Losses of AnyDepth-DETR (Kang et al., 2026), in float32 also under mixed precision.
 
-    The deeper path learns from ground truth. The shallower path's last layer and features learn from the
-    deeper path, its auxiliary and denoising outputs from ground truth.
+    The deeper pass learns from ground truth. The shallower pass's last layer and features learn from the
+    deeper pass, its auxiliary and denoising outputs from ground truth.
 
     Terms are named ``vfl``, ``l1``, ``giou`` (last layer), ``aux_*``, ``dn_*``, ``kd_class``, ``kd_l1``,
     ``kd_giou``, ``kd_backbone`` and ``kd_neck``.
 
     Args:
         criterion: Losses against ground truth.
-        distillation: Losses against the deeper path.
+        distillation: Losses against the deeper pass.
     """
 
     def __init__(self, *, criterion: DetrCriterion, distillation: DetrDistillation) -> None:
@@ -50,14 +50,14 @@ class DetrObjective(Objective):
         return self.distillation.levels
 
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
-        """Losses of a training-mode output against ground truth, in float32.
+        """Return the losses of a training-mode output against ground truth, in float32.
 
         Args:
-            output: What the detector returned in training mode.
+            output: Output of the detector in training mode.
             targets: Ground truth of the B images, on the output's device; images without boxes are allowed.
 
         Raises:
-            ValueError: The output is of another wing or of eval mode, or the number of images differs.
+            ValueError: The output is of another family or of eval mode, or the number of images differs.
         """
         output = _as_detr(output)
         with disable_autocast(output.logits.device):
@@ -73,25 +73,25 @@ class DetrObjective(Objective):
         targets: Sequence[Targets],
         teacher_losses: PassLosses,
     ) -> PassLosses:
-        """Losses of a shallower path that learns from a deeper one of the same step, in float32.
+        """Return the losses of a shallower pass that learns from a deeper one of the same step, in float32.
 
         Args:
-            student: Training-mode output of the shallower path.
-            teacher: Training-mode output of the deeper path; it is detached here.
+            student: Training-mode output of the shallower pass.
+            teacher: Training-mode output of the deeper pass; it is detached here.
             targets: Ground truth of the B images, the same that the teacher was matched to.
-            teacher_losses: What :meth:`supervised` or :meth:`distilled` returned for the teacher; its
-                assignment and its box count are reused.
+            teacher_losses: Losses of the teacher from :meth:`supervised` or :meth:`distilled`; their
+                assignment and box count are reused.
 
         Raises:
-            ValueError: An output of another wing or of eval mode, losses that another objective made, or
+            ValueError: An output of another family or of eval mode, losses that another objective made, or
                 ``softmax_kl`` with one class.
         """
         student, teacher = _as_detr(student), _as_detr(teacher)
         given = teacher_losses.assignment
         if not isinstance(given, Supervision):
             raise ValueError(
-                f"the teacher's assignment is a {type(given).__name__}: give the PassLosses that this "
-                "objective's supervised() returned for the teacher's output"
+                f"got a {type(given).__name__} as the teacher's assignment, expected the PassLosses that "
+                "this objective's supervised() returned for the teacher's output"
             )
         with disable_autocast(student.logits.device):
             assignment, fault = self.criterion.match(student, targets)
@@ -107,7 +107,7 @@ class DetrObjective(Objective):
 def _as_detr(output: DetectorOutput) -> DetrOutput:
     if not isinstance(output, DetrOutput):
         raise ValueError(
-            f"a {type(output).__name__} came to the DETR objective, which needs a DetrOutput: choose the "
+            f"got a {type(output).__name__}, expected a DetrOutput: choose the "
             "losses of the detector's own family"
         )
     return output

@@ -1,4 +1,4 @@
-"""The losses of AnyDepth-YOLO as the training loop sees them: one supervised path and one that is taught."""
+"""The losses of AnyDepth-YOLO as the training loop sees them: a supervised pass and a distilled one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from anydepth.yolo.output import YoloOutput
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a path was taught with; the ``assignment`` of its :class:`~anydepth.detector.PassLosses`.
+    """Ground truth and assignment of a pass: ``assignment`` in :class:`~anydepth.detector.PassLosses`.
 
     Attributes:
         truth: The ground truth of the batch.
-        assignment: Of the path's own predictions to it.
+        assignment: Assignment of the pass's own predictions to it.
     """
 
     truth: GroundTruth
@@ -32,16 +32,16 @@ class Supervision:
 class YoloObjective(Objective):
     """Losses of AnyDepth-YOLO (Kang et al., 2026), in float32 also under mixed precision.
 
-    The deeper path learns from ground truth; the shallower one from alpha x ground truth + (1 - alpha) x the
-    deeper path.
+    The deeper pass learns from ground truth; the shallower one from alpha x ground truth + (1 - alpha) x the
+    deeper pass.
 
     Terms are named ``box``, ``class`` and ``dfl``, and ``kd_box``, ``kd_class``, ``kd_dfl`` and
     ``kd_feature``; those of a weight of 0 are left out.
 
     Args:
         criterion: Losses against ground truth.
-        distillation: Losses against the deeper path.
-        alpha: Share of the ground truth in the shallower path: 1 is ground truth alone, 0 none of it.
+        distillation: Losses against the deeper pass.
+        alpha: Share of the ground truth in the shallower pass: 1 is ground truth alone, 0 none of it.
 
     Raises:
         ValueError: alpha outside [0, 1], or alpha = 0 with every distillation weight 0.
@@ -67,14 +67,14 @@ class YoloObjective(Objective):
         return self.distillation.levels if self.alpha < 1 else frozenset()
 
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
-        """Losses of an output against ground truth, in float32.
+        """Return the losses of an output against ground truth, in float32.
 
         Args:
-            output: What the detector returned.
+            output: Output of the detector.
             targets: Ground truth of the B images, on the output's device; images without boxes are allowed.
 
         Raises:
-            ValueError: The output is of another wing, or the number of images differs.
+            ValueError: The output is of another family, or the number of images differs.
         """
         output = _as_yolo(output)
         with disable_autocast(output.maps[0].device):
@@ -92,25 +92,25 @@ class YoloObjective(Objective):
         targets: Sequence[Targets],
         teacher_losses: PassLosses,
     ) -> PassLosses:
-        """Losses of a shallower path that learns from a deeper one of the same step, in float32.
+        """Return the losses of a shallower pass that learns from a deeper one of the same step, in float32.
 
         Args:
-            student: What the detector returned for the shallower path.
-            teacher: What it returned for the deeper path; it is detached here.
+            student: Output of the detector for the shallower pass.
+            teacher: Its output for the deeper pass; it is detached here.
             targets: Ground truth of the B images; the teacher's, already collected, is used.
-            teacher_losses: What :meth:`supervised` or :meth:`distilled` returned for the teacher; its
-                ground truth and its assignment are reused.
+            teacher_losses: Losses of the teacher from :meth:`supervised` or :meth:`distilled`; their
+                ground truth and assignment are reused.
 
         Raises:
-            ValueError: An output of another wing, losses that another objective made, or ``softmax_kl`` with
-                one class.
+            ValueError: An output of another family, losses that another objective made, or ``softmax_kl``
+                with one class.
         """
         student, teacher = _as_yolo(student), _as_yolo(teacher)
         given = teacher_losses.assignment
         if not isinstance(given, Supervision):
             raise ValueError(
-                f"the teacher's assignment is a {type(given).__name__}: give the PassLosses that this "
-                "objective's supervised() returned for the teacher's output"
+                f"got a {type(given).__name__} as the teacher's assignment, expected the PassLosses that "
+                "this objective's supervised() returned for the teacher's output"
             )
         terms: dict[str, Tensor] = {}
         with disable_autocast(student.maps[0].device):
@@ -131,7 +131,7 @@ class YoloObjective(Objective):
 def _as_yolo(output: DetectorOutput) -> YoloOutput:
     if not isinstance(output, YoloOutput):
         raise ValueError(
-            f"a {type(output).__name__} came to the YOLO objective, which needs a YoloOutput: choose the "
+            f"got a {type(output).__name__}, expected a YoloOutput: choose the "
             "losses of the detector's own family"
         )
     return output
