@@ -204,9 +204,9 @@ def test_predict_drops_detections_below_the_threshold(small: DetrDetector) -> No
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(4, 8, 8), r"shape \(4, 8, 8\): give \[3, H, W\]"),
+        (torch.zeros(4, 8, 8), r"shape \(4, 8, 8\), expected \[3, H, W\]"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "type torch.int64, expected uint8 or float"),
-        (torch.zeros(8, 8, 3).numpy(), r"shape \(8, 8, 3\) and type float32: give \[H, W, 3\] uint8"),
+        (torch.zeros(8, 8, 3).numpy(), r"shape \(8, 8, 3\) and type float32, expected \[H, W, 3\] uint8"),
     ],
 )
 def test_predict_refuses_images_of_a_wrong_shape_or_type(
