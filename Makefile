@@ -12,7 +12,7 @@ TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train-detr train-yolo ablation test test-slow look-at-data bench-step bench-data bench-memory bench-index \
-	bench-eval bench-logging bench-long lint types check lock sample-data clean
+	bench-eval bench-logging bench-long lint types docs check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -79,14 +79,18 @@ lint: setup ## Check style (ruff) and the layers of the architecture (import-lin
 types: setup ## Check types (mypy --strict, no exemptions)
 	$(BIN)/mypy
 
-check: lint types test ## Everything that CI runs
+# The theme's notice about the future of MkDocs is no warning of this site.
+docs: setup ## Build the documentation into site/ (offline; warnings are errors)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-lock: ## Pin the newest allowed versions in requirements.lock (needs uv)
+check: lint types docs test ## Everything that CI runs
+
+lock: ## Pin every dependency in requirements.lock; versions that still fit stay (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --group dev pyproject.toml -o requirements.lock
+		--no-header --group dev --group docs pyproject.toml -o requirements.lock
 
 sample-data: setup ## Cut the embedded sample again from its source photographs (SOURCE=folder of the photographs)
 	$(BIN)/python scripts/make_sample.py $(SOURCE)
 
 clean: ## Remove the environment, caches and run outputs
-	rm -rf $(VENV) outputs multirun .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site outputs multirun .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
