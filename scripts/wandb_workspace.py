@@ -1,6 +1,6 @@
 """Create the saved view of depth curves in a project of Weights & Biases.
 
-Usage: ``python scripts/wandb_workspace.py --entity TEAM --project anydepth`` (needs ``anydepth[workspace]``)
+Usage: ``python scripts/wandb_workspace.py --entity TEAM --project anydepth`` (needs the extra ``workspace``)
 
 The view holds AP against GFLOPs and against latency with one line per selected run, summary figures as bars
 and as columns of the run table, AP of each depth over the epochs, losses of both paths, distillation terms,
@@ -168,7 +168,7 @@ def main() -> None:
     try:
         workspace = build_workspace(arguments.entity, arguments.project, arguments.name, arguments.max_runs)
     except ModuleNotFoundError as error:
-        sys.exit(f'Error: {error}; install it with: pip install "anydepth[workspace]"')
+        sys.exit(f'Error: {error}; install it with: pip install ".[workspace]" in the checkout')
     if arguments.spec:
         arguments.spec.write_text(json.dumps(spec_of(workspace), indent=2) + "\n", encoding="utf-8")
         print(arguments.spec)

@@ -64,7 +64,7 @@ def test_every_group_is_tested() -> None:
 
 @pytest.mark.parametrize("options", COMPOSITIONS, ids=lambda options: " ".join(filter(None, options)))
 def test_every_option_composes_and_fits_the_code(options: Sequence[str | None]) -> None:
-    """On top of the defaults; with the wing's detector where the name says that it is one wing's."""
+    """On top of the defaults; with the family's detector where the name says that it is one family's."""
     given = [option for option in options if option]
     needed = NEEDED if any(option.startswith(("experiment=", "data=")) for option in given) else ()
     settings = resolve_config(composed(*given, *needed))
@@ -74,7 +74,7 @@ def test_every_option_composes_and_fits_the_code(options: Sequence[str | None]) 
 
 @pytest.mark.parametrize("name", option_names("ablation"))
 @pytest.mark.parametrize("detector", ["detr_tiny", "yolo_tiny"])
-def test_ablations_fit_both_wings(name: str, detector: str) -> None:
+def test_ablations_fit_both_families(name: str, detector: str) -> None:
     config = composed(f"ablation={name}", f"detector={detector}")
     assert config.losses._target_.startswith(f"anydepth.{detector.partition('_')[0]}.")
     assert check_targets(resolve_config(config)) > 10
@@ -290,17 +290,17 @@ def test_a_callback_can_be_left_out(compose_run: Callable[..., DictConfig], tmp_
         *((name, data) for name in ("detr_tiny", "yolo_tiny") for data in ("sample", "custom")),
     ],
 )
-def test_losses_and_recipe_are_those_of_the_detectors_wing(detector: str, data: str) -> None:
+def test_losses_and_recipe_are_those_of_the_detectors_family(detector: str, data: str) -> None:
     config = composed(f"detector={detector}", f"data={data}")
-    wing = "yolo" if detector.startswith("yolo") else "detr"
-    assert config.detector._target_.startswith(f"anydepth.{wing}.")
-    assert config.losses._target_ == f"anydepth.{wing}.objective.{wing.capitalize()}Objective"
-    published = {"detr": "AdamWRecipe", "yolo": "SGDRecipe"}[wing]
+    family = "yolo" if detector.startswith("yolo") else "detr"
+    assert config.detector._target_.startswith(f"anydepth.{family}.")
+    assert config.losses._target_ == f"anydepth.{family}.objective.{family.capitalize()}Objective"
+    published = {"detr": "AdamWRecipe", "yolo": "SGDRecipe"}[family]
     recipe = published if data == "coco" else "AdamWRecipe"
     assert config.recipe._target_ == f"anydepth.training.recipes.{recipe}"
 
 
-def test_the_losses_of_a_wing_can_be_chosen() -> None:
+def test_the_losses_of_a_family_can_be_chosen() -> None:
     config = composed("detector=yolo_tiny", "losses=yolo_none", "recipe=yolo")
     assert config.losses.alpha == 1
     # Specification 3.5: SGD 0.01 to 0.0001, momentum 0.937, decay 5e-4, 600 epochs, 256 images, clip 10.

@@ -84,7 +84,7 @@ def test_sweeps_over_what_exists_pass() -> None:
 def test_a_plugin_that_is_not_installed_is_named(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = _master(override)
     monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SweepError, match=r'is not installed: pip install "anydepth\[sweep\]"'):
+    with pytest.raises(SweepError, match=r'is not installed: pip install "\.\[sweep\]" in the checkout'):
         check_plugins(config)
 
 

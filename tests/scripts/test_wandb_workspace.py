@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from anydepth.train import run
 from wandb_files import offline_runs
 
-pytest.importorskip("wandb_workspaces", reason='install it with: pip install "anydepth[workspace]"')
+pytest.importorskip("wandb_workspaces", reason='install it with: pip install ".[workspace]" in the checkout')
 
 # Deprecations within the library.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

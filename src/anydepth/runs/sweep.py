@@ -118,7 +118,7 @@ def check_plugins(config: DictConfig) -> None:
     for node in (config.hydra.launcher, config.hydra.sweeper):
         package = ".".join(node._target_.split(".")[:2])
         if importlib.util.find_spec(package) is None:
-            raise SweepError(f'{node._target_} is not installed: pip install "anydepth[sweep]"')
+            raise SweepError(f'{node._target_} is not installed: pip install ".[sweep]" in the checkout')
 
 
 def check_keys(config: DictConfig) -> None:

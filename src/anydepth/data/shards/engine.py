@@ -21,7 +21,7 @@ def import_engine(module: str) -> Any:
     except ModuleNotFoundError as error:
         raise DataError(
             f"streaming needs litdata, which cannot be imported ({error}); install it with "
-            '`pip install "anydepth[stream]"`'
+            '`pip install ".[stream]"` in the checkout'
         ) from error
 
 
