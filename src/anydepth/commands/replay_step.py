@@ -13,6 +13,7 @@ import torch
 from anydepth import zoo
 from anydepth.config.compose import instantiate
 from anydepth.config.errors import readable_errors
+from anydepth.config.renamed import check_groups
 from anydepth.detector import Detector
 from anydepth.layers.precision import disable_autocast
 from anydepth.training.checkpointing.read import detector_weights, read_checkpoint
@@ -99,7 +100,8 @@ def replay(file: Path, weights: Path | None = None, device: str | None = None) -
     if target.type != step.run["device"]:
         print(f"The run trained on {step.run['device']}: random numbers differ on {target.type}")
     config = step.run["config"]
-    detector = _build_detector(config, step.run["num_classes"])
+    check_groups(config)
+    detector = zoo.build_configured(config["detector_name"], config["detector"], step.run["num_classes"])
     _load_weights(detector, weights or weights_beside(file, step))
     torch.set_float32_matmul_precision(config["float32_matmul"])
     module = _build_module(config, detector, step).to(target)
@@ -124,11 +126,6 @@ def replay(file: Path, weights: Path | None = None, device: str | None = None) -
                 )
             )
     return replayed
-
-
-def _build_detector(config: Mapping[str, Any], num_classes: int) -> Detector:
-    settings = {k: v for k, v in config["detector"].items() if k not in ("_target_", "num_classes")}
-    return zoo.build(config["detector_name"], num_classes, **settings)
 
 
 def _load_weights(detector: Detector, weights: Path) -> None:

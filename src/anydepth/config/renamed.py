@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -85,8 +86,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
             )
 
 
-def check_groups(config: DictConfig) -> None:
-    """Refuse a composed configuration with old groups at its top, which a file of the user's brought in.
+def check_groups(config: Mapping[Any, Any] | DictConfig) -> None:
+    """Refuse a configuration with old groups at its top: a file of the user, or a run of an older version.
 
     Raises:
         RenamedKeyError: Names the new name.
@@ -95,7 +96,7 @@ def check_groups(config: DictConfig) -> None:
         new = RENAMED.get(key)
         if new is not None:
             raise RenamedKeyError(
-                f"the configuration has a group {key}, which is called {new} now: rename it"
+                f"the configuration has a group {key}, which is called {new} now: rename it in that file"
             )
 
 

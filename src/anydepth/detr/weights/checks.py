@@ -72,6 +72,6 @@ def check_frozen_norms(detector: nn.Module, plan: Plan, origin: str) -> None:
     if frozen:
         raise WeightsError(
             f"{origin}: its backbone has one set of norms, and freeze_backbone_norms=true would freeze "
-            f"{len(frozen)} skip norms with the statistics of the full path: build the detector with "
+            f"{len(frozen)} skip norms with the statistics of the full state: build the detector with "
             "freeze_backbone_norms=false"
         )
