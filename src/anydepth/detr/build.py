@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from anydepth.detector import plain_config
+from anydepth.detr.backbones.base import BackboneSettings
 from anydepth.detr.backbones.table import build_backbone
 from anydepth.detr.decoder import RTDETRDecoder
 from anydepth.detr.detector import DenoisingConfig, DetrDetector
@@ -86,8 +87,7 @@ def build_detr(
         raise ValueError(f"got input_size={list(input_size)}, expected [height, width] in pixels")
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"got {len(class_names)} class names, expected num_classes={num_classes}")
-    backbone = build_backbone(
-        block=block,
+    settings = BackboneSettings(
         blocks=blocks,
         widths=widths,
         stem=stem,
@@ -96,6 +96,7 @@ def build_detr(
         switchable_norms=switchable_norms,
         frozen=freeze_backbone_norms,
     )
+    backbone = build_backbone(block, settings)
     neck = HybridEncoder(
         in_channels=backbone.out_channels,
         hidden_dim=hidden_dim,

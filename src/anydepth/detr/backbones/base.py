@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -35,32 +34,28 @@ class Backbone(nn.Module, ABC):
         """
 
 
-class BackboneBuilder(Protocol):
-    """Builds a backbone from the settings that all kinds share."""
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings:
+    """Settings that all kinds of backbones share.
 
-    def __call__(
-        self,
-        *,
-        blocks: Sequence[int],
-        widths: Sequence[int],
-        stem: str,
-        stochastic_depth: float,
-        any_depth: bool,
-        switchable_norms: bool,
-        frozen: bool,
-    ) -> Backbone:
-        """Build the backbone.
+    Attributes:
+        blocks: Number of blocks of each of the four stages.
+        widths: Width of each of the four stages.
+        stem: Name of the stem, one of those of the kind.
+        stochastic_depth: Probability that the last block drops its residual branches in training; 0 for a
+            kind without stochastic depth.
+        any_depth: Whether stages are split into essential and refinement paths.
+        switchable_norms: Whether essential paths have two norm sets; only with ``any_depth``.
+        frozen: Whether norms with statistics and the stem are frozen.
+    """
 
-        Args:
-            blocks: Number of blocks of each of the four stages.
-            widths: Width of each of the four stages.
-            stem: Name of the stem, one of those of the kind.
-            stochastic_depth: Probability that the last block drops its residual branches in training; 0 for
-                a kind without stochastic depth.
-            any_depth: Whether stages are split into essential and refinement paths.
-            switchable_norms: Whether essential paths have two norm sets; only with ``any_depth``.
-            frozen: Whether norms with statistics and the stem are frozen.
-        """
+    blocks: Sequence[int]
+    widths: Sequence[int]
+    stem: str
+    stochastic_depth: float
+    any_depth: bool
+    switchable_norms: bool
+    frozen: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class BackboneKind:
 
     Attributes:
         label: Common name with its article, e.g. ``a ResNet``.
-        build: Function that builds a backbone.
+        build: Function that builds a backbone; the stem and ``stochastic_depth`` are checked before.
         stems: Plain name of a weight that only this stem of the kind has, by name of the stem; empty for the
             stem that has none of these weights.
         marker: Plain name of a weight that only backbones of this kind have, or that no kind earlier in the
@@ -80,7 +75,7 @@ class BackboneKind:
     """
 
     label: str
-    build: BackboneBuilder
+    build: Callable[[BackboneSettings], Backbone]
     stems: Mapping[str, str]
     marker: str
     block_weight: str

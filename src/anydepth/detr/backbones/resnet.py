@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from anydepth.detr.backbones.base import Backbone, BackboneKind
+from anydepth.detr.backbones.base import Backbone, BackboneKind, BackboneSettings
 from anydepth.layers.conv import ConvNorm
 from anydepth.layers.norm import SwitchableNorm, batch_norm
 from anydepth.layers.stage import DepthStage, check_stages, essential_count
@@ -232,26 +232,15 @@ def _make_stem(kind: Stem, width: int, frozen: bool) -> nn.Sequential:
     return nn.Sequential(*convs, nn.MaxPool2d(3, stride=2, padding=1))
 
 
-def _build(
-    block: Block,
-    *,
-    blocks: Sequence[int],
-    widths: Sequence[int],
-    stem: str,
-    stochastic_depth: float,
-    any_depth: bool,
-    switchable_norms: bool,
-    frozen: bool,
-) -> ResNet:
-    del stochastic_depth  # A ResNet has none; the table has checked that it is 0.
+def _build(block: Block, settings: BackboneSettings) -> ResNet:
     return ResNet(
         block=block,
-        blocks=blocks,
-        widths=widths,
-        stem="deep" if stem == "deep" else "plain",
-        any_depth=any_depth,
-        switchable_norms=switchable_norms,
-        frozen=frozen,
+        blocks=settings.blocks,
+        widths=settings.widths,
+        stem="deep" if settings.stem == "deep" else "plain",
+        any_depth=settings.any_depth,
+        switchable_norms=settings.switchable_norms,
+        frozen=settings.frozen,
     )
 
 

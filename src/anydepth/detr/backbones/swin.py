@@ -14,7 +14,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import MLP, StochasticDepth
 
 from anydepth import distributed
-from anydepth.detr.backbones.base import Backbone, BackboneKind
+from anydepth.detr.backbones.base import Backbone, BackboneKind, BackboneSettings
 from anydepth.layers.norm import layer_norm
 from anydepth.layers.stage import DepthStage, check_stages, essential_count
 
@@ -220,24 +220,14 @@ def _channels_first(features: Tensor) -> Tensor:
     return features.permute(0, 3, 1, 2)
 
 
-def _build(
-    *,
-    blocks: Sequence[int],
-    widths: Sequence[int],
-    stem: str,
-    stochastic_depth: float,
-    any_depth: bool,
-    switchable_norms: bool,
-    frozen: bool,
-) -> SwinTransformer:
-    del stem  # There is only one; the table has checked it.
+def _build(settings: BackboneSettings) -> SwinTransformer:
     return SwinTransformer(
-        blocks=blocks,
-        widths=widths,
-        any_depth=any_depth,
-        switchable_norms=switchable_norms,
-        stochastic_depth=stochastic_depth,
-        frozen_stem=frozen,
+        blocks=settings.blocks,
+        widths=settings.widths,
+        any_depth=settings.any_depth,
+        switchable_norms=settings.switchable_norms,
+        stochastic_depth=settings.stochastic_depth,
+        frozen_stem=settings.frozen,
     )
 
 

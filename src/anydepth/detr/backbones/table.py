@@ -4,10 +4,10 @@ A package adds one of its own with an entry point of the group ``anydepth.backbo
 of ``block`` in a detector preset, and whose object is a :class:`~anydepth.detr.backbones.base.BackboneKind`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from anydepth.detr.backbones.base import Backbone, BackboneKind
+from anydepth.detr.backbones.base import Backbone, BackboneKind, BackboneSettings
 from anydepth.detr.backbones.resnet import BASIC, BOTTLENECK
 from anydepth.detr.backbones.swin import SWIN
 
@@ -48,48 +48,26 @@ def all_backbones() -> Iterator[tuple[str, BackboneKind]]:
     yield from BACKBONES.items()
 
 
-def build_backbone(
-    *,
-    block: str,
-    blocks: Sequence[int],
-    widths: Sequence[int],
-    stem: str,
-    stochastic_depth: float,
-    any_depth: bool,
-    switchable_norms: bool,
-    frozen: bool,
-) -> Backbone:
+def build_backbone(block: str, settings: BackboneSettings) -> Backbone:
     """Build the backbone that ``block`` names; settings that it does not support are refused, not ignored.
 
     Args:
         block: One of :func:`backbone_names`.
-        blocks: See :class:`~anydepth.detr.backbones.base.BackboneBuilder` for this and the rest.
-        widths: Width per stage.
-        stem: Stem of the backbone.
-        stochastic_depth: Probability of dropping residual branches.
-        any_depth: Whether stages are split.
-        switchable_norms: Whether essential paths have two norm sets.
-        frozen: Whether norms and stem are frozen.
+        settings: Settings of the backbone.
 
     Raises:
         ValueError: A value that the backbone does not support; the message says what is allowed.
     """
     kind = find_backbone(block)
-    if stem not in kind.stems:
+    if settings.stem not in kind.stems:
         allowed = " or ".join(map(repr, kind.stems))
-        raise ValueError(f"stem={stem!r}: {kind.label} (block={block}) has the stem {allowed}; give that one")
-    if stochastic_depth and not kind.has_stochastic_depth:
+        raise ValueError(
+            f"stem={settings.stem!r}: {kind.label} (block={block}) has the stem {allowed}; give that one"
+        )
+    if settings.stochastic_depth and not kind.has_stochastic_depth:
         others = ", ".join(f"block={name}" for name, found in all_backbones() if found.has_stochastic_depth)
         raise ValueError(
-            f"stochastic_depth={stochastic_depth}: {kind.label} (block={block}) drops no residual branches; "
-            f"give 0, or {others}"
+            f"stochastic_depth={settings.stochastic_depth}: {kind.label} (block={block}) drops no residual "
+            f"branches; give 0, or {others}"
         )
-    return kind.build(
-        blocks=blocks,
-        widths=widths,
-        stem=stem,
-        stochastic_depth=stochastic_depth,
-        any_depth=any_depth,
-        switchable_norms=switchable_norms,
-        frozen=frozen,
-    )
+    return kind.build(settings)

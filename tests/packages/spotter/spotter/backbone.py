@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anydepth.detr.backbones.base import Backbone, BackboneKind
+from anydepth.detr.backbones.base import Backbone, BackboneKind, BackboneSettings
 from anydepth.layers.norm import batch_norm
 from anydepth.layers.stage import DepthStage
 from spotter.detector import Block
@@ -41,21 +41,11 @@ class PlainBackbone(Backbone):
         return tuple(maps[1:])
 
 
-def build_plain(
-    *,
-    blocks: Sequence[int],
-    widths: Sequence[int],
-    stem: str,
-    stochastic_depth: float,
-    any_depth: bool,
-    switchable_norms: bool,
-    frozen: bool,
-) -> PlainBackbone:
-    """Build the backbone; see :class:`anydepth.detr.backbones.base.BackboneBuilder`."""
-    del stem, stochastic_depth
-    if frozen:
+def build_plain(settings: BackboneSettings) -> PlainBackbone:
+    """Build the backbone."""
+    if settings.frozen:
         raise ValueError("the plain backbone has no pretrained weights: give freeze_backbone_norms=false")
-    return PlainBackbone(blocks, widths, any_depth, switchable_norms)
+    return PlainBackbone(settings.blocks, settings.widths, settings.any_depth, settings.switchable_norms)
 
 
 PLAIN = BackboneKind(
