@@ -1,12 +1,12 @@
-"""How fast training images come: our loader against the obvious one, in turns on the same files and workers.
+"""Throughput of training images: our loader against a baseline, in turns on the same files and workers.
 
-Usage: ``python scripts/benchmark_data.py --data ROOT --recipe rtdetr yolo --workers 2``
+Usage: ``python scripts/benchmark_data.py --data ROOT --augmentation rtdetr yolo --workers 2``
 
-The obvious loader is torchvision's ``CocoDetection`` with the same list of operations from
-``torchvision.transforms.v2``, on Pillow images, converted to float in the worker; for YOLO it makes each
-mosaic of four images of its own and maps the canvas of twice the size. Copy-paste, which torchvision does not
+The baseline is torchvision's ``CocoDetection`` with the same list of operations from
+``torchvision.transforms.v2``, on Pillow images, converted to float in the worker; for YOLO it builds each
+mosaic from four new images and maps the canvas of twice the size. Copy-paste, which torchvision does not
 have, is left out of both. The images are repeated under other names until there are ``--images`` of them, so
-that no cache holds them all. Each turn first uses up what was loaded while the other loader had its turn;
+that no cache holds them all. Each turn first consumes what was loaded ahead during the other loader's turn;
 medians over turns and their ratio are printed. Then each stage of our loader is timed alone, in one process.
 """
 
@@ -37,7 +37,7 @@ from anydepth.data.sampling import EpochSampler
 from anydepth.data.source import AnnotatedImage, FileSource
 from anydepth.images import to_unit_range
 
-RECIPES = ("rtdetr", "yolo")
+AUGMENTATIONS = ("rtdetr", "yolo")
 PREFETCH = 2  # batches per worker, DataLoader's own default
 Sampled = tuple[Any, dict[str, Any]]
 
@@ -47,27 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     with tempfile.TemporaryDirectory() as name, readable_errors():
         root = repeated(options.data, Path(name), options.images)
-        for recipe in options.recipe:
-            module = our_module(root, recipe, options)
-            compare(module, obvious_loader(root, recipe, options), recipe, options)
-            stages(module, recipe, options)
+        for augmentation in options.augmentation:
+            module = our_module(root, augmentation, options)
+            compare(module, baseline_loader(root, augmentation, options), augmentation, options)
+            stages(module, augmentation, options)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare our training loader with the obvious one.")
+    parser = argparse.ArgumentParser(description="Compare our training loader with torchvision's.")
     parser.add_argument("--data", type=Path, default=sample_root(), help="COCO layout (default: the sample)")
-    parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--workers", type=int, default=2, help="processes that load (default: 2)")
+    parser.add_argument("--augmentation", nargs="+", choices=AUGMENTATIONS, default=list(AUGMENTATIONS))
+    parser.add_argument("--workers", type=int, default=2, help="worker processes per loader (default: 2)")
     parser.add_argument("--batch", type=int, default=16, help="images per batch (default: 16)")
     parser.add_argument("--size", type=int, default=640, help="side of the input in pixels (default: 640)")
     parser.add_argument("--images", type=int, default=4096, help="size of the data set (default: 4096)")
-    parser.add_argument("--turns", type=int, default=5, help="of each loader (default: 5)")
-    parser.add_argument("--batches", type=int, default=10, help="timed per turn (default: 10)")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each loader (default: 5)")
+    parser.add_argument("--batches", type=int, default=10, help="timed batches per turn (default: 10)")
     return parser.parse_args(arguments)
 
 
 def repeated(data: Path, root: Path, count: int) -> Path:
-    """A data set of ``count`` images in ``root``: those of the training split, again and again."""
+    """Create a data set of ``count`` images in ``root`` by repeating those of the training split."""
     found = CocoDataModule(root=data, input_size=(64, 64), batch_size=1).split("train")
     document = json.loads(found.json_path.read_text(encoding="utf-8"))
     boxes: dict[int, list[dict[str, Any]]] = {}
@@ -89,17 +89,17 @@ def repeated(data: Path, root: Path, count: int) -> Path:
     return root
 
 
-def our_module(root: Path, recipe: str, options: argparse.Namespace) -> CocoDataModule:
-    """Our data module as a training run composes it."""
+def our_module(root: Path, augmentation: str, options: argparse.Namespace) -> CocoDataModule:
+    """Build our data module as a training run does."""
     settings = [
         "data=custom",
         f"data.root={root}",
-        f"augmentation={recipe}",
+        f"augmentation={augmentation}",
         f"detector.input_size=[{options.size},{options.size}]",
         f"data.batch_size={options.batch}",
         f"data.num_workers={options.workers}",
         "paths.output_dir=unused",
-        *(["data.augmentation.copy_paste=null"] if recipe == "yolo" else []),
+        *(["data.augmentation.copy_paste=null"] if augmentation == "yolo" else []),
     ]
     module: CocoDataModule = instantiate(compose("train", settings)["data"])
     return module
@@ -151,7 +151,7 @@ class Mosaics(Dataset[Sampled]):
         return mixed
 
     def mosaic(self, index: int) -> Sampled:
-        """Four images around a point of the canvas, seen through an affine map."""
+        """Return four images around a point of the canvas, after an affine map."""
         size = self.size
         canvas = Image.new("RGB", (2 * size, 2 * size), (114, 114, 114))
         x, y = (int(size * (0.5 + float(torch.rand(())))) for _ in range(2))
@@ -174,7 +174,7 @@ class Mosaics(Dataset[Sampled]):
 
 
 class WithBoxes(Dataset[Sampled]):
-    """Gives images without annotations, for which torchvision has no keys, empty ones."""
+    """Adds empty annotations to images without any, for which torchvision omits the keys."""
 
     def __init__(self, images: Dataset[Sampled]) -> None:
         self.images = images
@@ -192,7 +192,7 @@ class WithBoxes(Dataset[Sampled]):
 
 
 class Transformed(WithBoxes):
-    """Images through a list of operations."""
+    """Applies a list of operations to images."""
 
     def __init__(self, images: Dataset[Sampled], operations: v2.Transform) -> None:
         super().__init__(images)
@@ -203,8 +203,8 @@ class Transformed(WithBoxes):
         return changed
 
 
-def obvious_loader(root: Path, recipe: str, options: argparse.Namespace) -> DataLoader[Sampled]:
-    """Torchvision's data set and operations, put together as its documentation does."""
+def baseline_loader(root: Path, augmentation: str, options: argparse.Namespace) -> DataLoader[Sampled]:
+    """Build a loader of torchvision's data set and operations, as its documentation does."""
     files = datasets.CocoDetection(root / "train", root / "annotations" / "instances_train.json")
     images = datasets.wrap_dataset_for_transforms_v2(files, target_keys=("boxes", "labels"))
     size = (options.size, options.size)
@@ -222,7 +222,9 @@ def obvious_loader(root: Path, recipe: str, options: argparse.Namespace) -> Data
         ]
     )
     changed = (
-        Mosaics(WithBoxes(images), options.size) if recipe == "yolo" else Transformed(images, operations)
+        Mosaics(WithBoxes(images), options.size)
+        if augmentation == "yolo"
+        else Transformed(images, operations)
     )
     return DataLoader(
         changed,
@@ -236,35 +238,35 @@ def obvious_loader(root: Path, recipe: str, options: argparse.Namespace) -> Data
 
 
 def stack(samples: Sequence[Sampled]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """A batch of images and a list of targets."""
+    """Stack samples into a batch of images and a list of targets."""
     return torch.stack([sample[0] for sample in samples]), [sample[1] for sample in samples]
 
 
 @dataclass
 class Runner:
-    """Takes turns at a loader."""
+    """Times one loader in turns."""
 
     batches: Iterator[Any]
-    ahead: int  # batches that workers load while nobody asks
+    ahead: int  # batches that workers load ahead
 
     def turn(self, count: int) -> float:
-        """Seconds of a batch once what was loaded ahead is used up."""
+        """Return the seconds per batch after consuming the batches that were loaded ahead."""
         for _ in range(self.ahead):
             next(self.batches)
         start = time.perf_counter()
         for _ in range(count):
             next(self.batches)
         seconds = (time.perf_counter() - start) / count
-        time.sleep(1.3 * self.ahead * seconds)  # its workers load ahead once more, and then rest
+        time.sleep(1.3 * self.ahead * seconds)  # until its workers have loaded ahead again and are idle
         return seconds
 
 
 def compare(
-    module: CocoDataModule, obvious: DataLoader[Sampled], recipe: str, options: argparse.Namespace
+    module: CocoDataModule, baseline: DataLoader[Sampled], augmentation: str, options: argparse.Namespace
 ) -> None:
-    """Images per second of both loaders, in turns."""
+    """Print the images per second of both loaders, measured in turns."""
     ahead = PREFETCH * options.workers
-    runners = {"ours": Runner(_ours(module), ahead), "obvious": Runner(_endless(obvious), ahead)}
+    runners = {"ours": Runner(_ours(module), ahead), "baseline": Runner(_endless(baseline), ahead)}
     for runner in runners.values():
         runner.turn(options.batches)
     seconds: dict[str, list[float]] = {name: [] for name in runners}
@@ -272,10 +274,10 @@ def compare(
         for name, runner in runners.items():
             seconds[name].append(runner.turn(options.batches))
     rates = {name: options.batch / statistics.median(values) for name, values in seconds.items()}
-    pairs = [slow / fast for fast, slow in zip(seconds["ours"], seconds["obvious"], strict=True)]
+    pairs = [slow / fast for fast, slow in zip(seconds["ours"], seconds["baseline"], strict=True)]
     get_console().print(
-        f"{recipe}: ours {rates['ours']:.1f} images/s, obvious {rates['obvious']:.1f} images/s, "
-        f"ratio of medians {rates['ours'] / rates['obvious']:.2f}, "
+        f"{augmentation}: ours {rates['ours']:.1f} images/s, baseline {rates['baseline']:.1f} images/s, "
+        f"ratio of medians {rates['ours'] / rates['baseline']:.2f}, "
         f"median of pairs {statistics.median(pairs):.2f} "
         f"({min(pairs):.2f} to {max(pairs):.2f}); {options.workers} workers, {options.size} px",
         highlight=False,
@@ -284,7 +286,7 @@ def compare(
 
 
 def _ours(module: CocoDataModule) -> Iterator[Any]:
-    """Our batches as the step of a training gets them: in [0, 1]."""
+    """Yield our batches as a training step receives them: in [0, 1]."""
     loader = module.train_dataloader()
     assert isinstance(loader.sampler, EpochSampler)
     epoch = 0
@@ -301,7 +303,7 @@ def _endless(loader: DataLoader[Sampled]) -> Iterator[Any]:
 
 
 class TimedSource(FileSource):
-    """Adds up the time that reading and decoding take."""
+    """Sums the time of reading and decoding."""
 
     seconds = 0.0
     images = 0
@@ -315,15 +317,15 @@ class TimedSource(FileSource):
         return image
 
 
-def stages(module: CocoDataModule, recipe: str, options: argparse.Namespace) -> None:
-    """Milliseconds and images per second of each stage of our loader, in one process and thread."""
+def stages(module: CocoDataModule, augmentation: str, options: argparse.Namespace) -> None:
+    """Print milliseconds and images per second of each stage of our loader, in one process and thread."""
     torch.set_num_threads(1)
     loader = module.train_dataloader()
     assert isinstance(loader.sampler, EpochSampler)
     assert isinstance(loader.dataset, DetectionDataset)
     dataset, source = loader.dataset, TimedSource(module.index("train"))
     dataset.source = source
-    # The keys of one worker: every eighth batch shares its partners.
+    # The keys of one lane: every eighth batch, whose partners are among its own images.
     keys = list(loader.sampler)
     batches = [keys[start : start + options.batch] for start in range(0, len(keys), options.batch)][::8]
     warm, timed = batches[:4], batches[4:16]
@@ -350,7 +352,7 @@ def stages(module: CocoDataModule, recipe: str, options: argparse.Namespace) -> 
         "collate": collating,
         "all": total + collating,
     }
-    table = Table("stage", "ms per image", "images/s per core", title=f"{recipe}, one process")
+    table = Table("stage", "ms per image", "images/s per core", title=f"{augmentation}, one process")
     for name, seconds in times.items():
         table.add_row(name, f"{1000 * seconds / count:.2f}", f"{count / seconds:.0f}")
     get_console().print(table)

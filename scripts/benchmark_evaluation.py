@@ -1,18 +1,17 @@
-"""What evaluation costs: the COCO figures of one depth, and five depths in one pass over the data.
+"""Cost of evaluation: the COCO figures of one depth, and five depths in one pass over the data.
 
 Usage: ``python scripts/benchmark_evaluation.py``; ``--data ROOT`` adds the second part
 
 First part: ground truth of COCO val2017's shape (5,000 images, 36,781 boxes, 80 classes, crowd regions) and
 100 detections per image, jittered copies of the boxes and false ones. ``CocoEvaluator.evaluate`` is timed
-with all depths at once and divided by their number; pycocotools, called as its own demonstration does,
-evaluates the first depth beside it, and the largest differences of the 12 figures and of the AP per class
-are printed.
+with all depths at once and divided by their number; pycocotools, called as in its own demo, evaluates the
+first depth as well, and the largest differences of the 12 figures and of the AP per class are printed.
 
-Second part: a detector with random weights over the validation split of a data set in COCO layout. In each
+Second part: a detector with random weights on the validation split of a data set in COCO layout. In each
 repetition it times one pass of the loader alone, forward and post-processing of each depth on batches in
 memory, and ``evaluate_depths`` over all depths; the ratio of the last to the sum of the others is printed,
-as the median over repetitions. Above 1 is what the single pass adds (rows, figures), below 1 what it shares
-(the stem).
+as the median over repetitions. It is above 1 by what the single pass adds (rows, figures), and below 1 by
+what it shares (the stem).
 """
 
 import argparse
@@ -43,15 +42,15 @@ CLASSES = 80
 CROWD_SHARE = 446 / 36_781  # of COCO val2017
 
 
-# -- the figures of many detections --------------------------------------------------------------------------
+# -- figures of many detections ------------------------------------------------------------------------------
 
 
 def make_truth(images: int, boxes: int, seed: int = 0) -> dict[str, Any]:
-    """Ground truth of COCO's shape: ids with gaps, small to large boxes, crowd regions, empty images."""
+    """Make ground truth of COCO's shape: ids with gaps, small to large boxes, crowd regions, empty images."""
     random = np.random.default_rng(seed)
     image_ids = np.sort(random.choice(600_000, images, replace=False))
     category_ids = np.sort(random.choice(np.arange(1, 91), CLASSES, replace=False))
-    # Objects of a class come in groups, as in photographs, and some classes are far more frequent.
+    # A heavy-tailed distribution of classes, of which some are far more frequent, as in photographs.
     owners = random.choice(image_ids, boxes)
     shares = random.pareto(1.2, CLASSES) + 0.05
     kinds = random.choice(category_ids, boxes, p=shares / shares.sum())
@@ -80,7 +79,7 @@ def make_truth(images: int, boxes: int, seed: int = 0) -> dict[str, Any]:
 
 
 def make_detections(truth: Mapping[str, Any], per_image: int, seed: int) -> dict[int, Detections]:
-    """What a middling detector finds: boxes near the true ones, often of the right class, and false ones."""
+    """Make detections of a mediocre detector: boxes near true ones, mostly of their class, and false ones."""
     random = np.random.default_rng(seed)
     category_ids = [category["id"] for category in truth["categories"]]
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
@@ -118,7 +117,7 @@ def _detections_near(
 def time_evaluator(
     truth: Mapping[str, Any], depths: Sequence[dict[int, Detections]], repetitions: int
 ) -> tuple[list[float], dict[str, CocoResult]]:
-    """Seconds per depth in each repetition, the indexing of the ground truth included; the last results."""
+    """Return seconds per depth in each repetition, including indexing the ground truth, and the results."""
     seconds = []
     for _ in range(repetitions):
         evaluator = CocoEvaluator(ground_truth=truth)
@@ -136,7 +135,7 @@ def time_evaluator(
 def time_pycocotools(
     truth: Mapping[str, Any], found: Mapping[int, Detections]
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Seconds, the 12 figures and the AP of each class [80] of one depth, by COCO's own code."""
+    """Return seconds, the 12 figures and the AP of each class [80] of one depth, by COCO's own code."""
     category_ids = [category["id"] for category in truth["categories"]]
     results = [
         {
@@ -169,7 +168,7 @@ def time_pycocotools(
 
 
 def measure_figures(arguments: argparse.Namespace) -> dict[str, object]:
-    """The first part."""
+    """Measure the first part."""
     truth = make_truth(arguments.images, arguments.boxes)
     depths = [make_detections(truth, arguments.detections, seed) for seed in range(arguments.depths)]
     seconds, results = time_evaluator(truth, depths, arguments.repetitions)
@@ -201,7 +200,7 @@ def _difference(ours: Sequence[float], reference: np.ndarray) -> float:
 
 
 def measure_single_pass(arguments: argparse.Namespace, workers: int) -> dict[str, object]:
-    """The second part, with this many processes that load images."""
+    """Measure the second part, with this many data loader workers."""
     size = (arguments.size, arguments.size)
     data = CocoDataModule(
         input_size=size, batch_size=arguments.batch, root=arguments.data, num_workers=workers
@@ -210,7 +209,7 @@ def measure_single_pass(arguments: argparse.Namespace, workers: int) -> dict[str
     detector = build(arguments.detector, data.num_classes)
     detector.input_size = size
     depths = detector.depth_space.ladder()
-    depths = [depths[round(place)] for place in np.linspace(0, len(depths) - 1, arguments.depths)]
+    depths = [depths[round(rung)] for rung in np.linspace(0, len(depths) - 1, arguments.depths)]
     loader = data.eval_dataloader("val")
     index = data.val_index
     evaluator = CocoEvaluator(ground_truth=index.to_coco_dict(), category_ids=index.category_ids)
@@ -273,7 +272,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its default")
     arguments = parser.parse_args()
     if arguments.only_pass and arguments.data is None:
-        parser.error("--only-pass measures on a data set: give its folder as --data")
+        parser.error("--only-pass needs a data set: give its folder with --data")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     result: dict[str, object] = {}

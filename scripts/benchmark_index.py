@@ -1,13 +1,13 @@
-"""What a data set of COCO's size costs: seconds to load its json, and memory of the index per process.
+"""Cost of a data set of COCO's size: seconds to load its json, and memory of the index per process.
 
 Usage: ``python scripts/benchmark_index.py`` (COCO train2017's size), or smaller with ``--annotations 100000``
 
-A json of COCO's shape (polygons, crowd regions with run lengths, ids with gaps, annotations in no order) is
+A json of COCO's shape (polygons, crowd regions with run lengths, ids with gaps, unordered annotations) is
 written into a temporary folder and loaded in fresh processes: with the index, with the index and its
-outlines, and with pycocotools, which keeps dictionaries. Memory is what the kernel says (Linux): RSS counts
-every page a process sees, USS only those that no other process shares. "Steady" is after every row and
-array has been read once. Then workers, started in each way that Python knows, read every row; their growth
-of USS is what each of them costs. 1 MB is 10^6 bytes.
+outlines, and with pycocotools, which keeps dictionaries. Memory is measured by the kernel (Linux): RSS counts
+every page of a process, USS only those that no other process shares. "Steady" is after every row and array
+has been read once. Then workers, started with each of Python's start methods, read every row; the growth of
+their USS is the cost of each worker. 1 MB is 10^6 bytes.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from anydepth.data.coco.index import CocoIndex
 START_METHODS = ("fork", "spawn", "forkserver")
 # COCO's own 80 category ids leave out these of 1 to 90.
 ID_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-COORDINATES = 48  # of an outline on average: with it the json is as large as instances_train2017.json
+COORDINATES = 48  # per outline on average: makes the json as large as instances_train2017.json
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How large the data set is."""
+    """Size of the data set."""
 
     images: int
     annotations: int
@@ -44,7 +44,7 @@ class Shape:
 
 
 def write_data_set(folder: Path, shape: Shape, seed: int = 0) -> tuple[Path, Path]:
-    """Write a json of COCO's shape and one empty file per image; returns the json and the image folder."""
+    """Write a json of COCO's shape and one empty file per image; return the json and the image folder."""
     random = np.random.default_rng(seed)
     images = folder / "train2017"
     images.mkdir()
@@ -83,7 +83,7 @@ def _write_list(file: TextIO, entries: Iterator[str]) -> None:
 
 
 def _annotations(random: np.random.Generator, shape: Shape, image_ids: np.ndarray) -> Iterator[str]:
-    """The text of each annotation; outlines come from a stock, since writing each anew takes minutes."""
+    """Yield the text of each annotation; outlines are reused, because generating each takes minutes."""
     count = shape.annotations
     polygons = [_polygon(random) for _ in range(4096)]
     run_lengths = [str(random.integers(1, 900, 300).tolist()) for _ in range(64)]
@@ -122,7 +122,7 @@ def _polygon(random: np.random.Generator) -> str:
 
 
 def memory_mb() -> dict[str, float]:
-    """RSS, PSS and USS of this process in MB."""
+    """Return RSS, PSS and USS of this process in MB."""
     amounts: dict[str, int] = {}
     for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]:
         key, value = line.split()[:2]
@@ -132,7 +132,7 @@ def memory_mb() -> dict[str, float]:
 
 
 def peak_rss_mb() -> float:
-    """The highest RSS of this process since :func:`reset_peak`, in MB."""
+    """Return the highest RSS of this process since :func:`reset_peak`, in MB."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -140,7 +140,7 @@ def peak_rss_mb() -> float:
 
 
 def reset_peak() -> None:
-    """Forget the high-water mark, which imports have raised."""
+    """Reset the high-water mark, which imports have raised."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -148,11 +148,11 @@ def _added(now: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {f"added_{key}_mb": round(now[key] - before[key], 1) for key in now}
 
 
-# -- what is measured ----------------------------------------------------------------------------------------
+# -- measurements --------------------------------------------------------------------------------------------
 
 
 def walk_index(index: CocoIndex) -> int:
-    """Read every row as a data loader does; returns how many boxes there were."""
+    """Read every row as a data loader does; return the number of boxes."""
     boxes = 0
     for row in range(len(index)):
         index.path(row)
@@ -162,7 +162,7 @@ def walk_index(index: CocoIndex) -> int:
 
 
 def walk_pycocotools(coco: COCO) -> int:
-    """The same rows through dictionaries."""
+    """Read the same rows from pycocotools' dictionaries; return the number of boxes."""
     boxes = 0
     for image_id in coco.getImgIds():
         found = coco.loadAnns(coco.getAnnIds(imgIds=[image_id], iscrowd=False))
@@ -180,7 +180,7 @@ def measure_index(path: Path, images: Path, outlines: bool, workers: int) -> dic
     peak = peak_rss_mb() - before["rss"]
     loaded = _added(memory_mb(), before)
     boxes = walk_index(index)
-    for array in (index.areas, index.annotation_ids):  # Evaluation alone reads these.
+    for array in (index.areas, index.annotation_ids):  # Only evaluation reads these.
         array.max()
     return {
         "seconds": round(seconds, 2),
@@ -195,7 +195,7 @@ def measure_index(path: Path, images: Path, outlines: bool, workers: int) -> dic
 
 
 def measure_pycocotools(path: Path, workers: int) -> dict[str, Any]:
-    """The same with pycocotools; workers are forked only, since started afresh each would copy everything."""
+    """Measure pycocotools; workers are only forked, because spawned ones would each copy everything."""
     before = memory_mb()
     reset_peak()
     start = time.perf_counter()
@@ -213,7 +213,7 @@ def measure_pycocotools(path: Path, workers: int) -> dict[str, Any]:
 
 
 def measure_categories(path: Path) -> dict[str, Any]:
-    """Read the categories alone."""
+    """Measure reading the categories alone."""
     before = memory_mb()
     reset_peak()
     start = time.perf_counter()
@@ -229,7 +229,7 @@ def measure_categories(path: Path) -> dict[str, Any]:
 def _worker_growth(
     data: Any, walk: Callable[[Any], int], boxes: int, method: str, workers: int
 ) -> list[float]:
-    """By how many MB the USS of each worker grows while it reads every row."""
+    """Return by how many MB the USS of each worker grows while it reads every row."""
     context: Any = multiprocessing.get_context(method)
     started = []
     for _ in range(workers):
@@ -248,7 +248,7 @@ def _worker_growth(
 def _work(data: Any, walk: Callable[[Any], int], boxes: int, sender: Connection) -> None:
     before = memory_mb()["uss"]
     if walk(data) != boxes:
-        raise RuntimeError("a worker sees other boxes than the process that started it")
+        raise RuntimeError("a worker reads other boxes than the process that started it")
     sender.send(memory_mb()["uss"] - before)
 
 
@@ -266,9 +266,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=118_287)
     parser.add_argument("--annotations", type=int, default=860_001)
     parser.add_argument("--crowd", type=int, default=10_000, help="crowd regions among the annotations")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes per way of starting them")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes per start method")
     parser.add_argument("--only-index", action="store_true", help="leave out outlines and pycocotools")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made (default: $TMPDIR)")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder (default: $TMPDIR)")
     arguments = parser.parse_args()
     shape = Shape(arguments.images, arguments.annotations, arguments.crowd)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

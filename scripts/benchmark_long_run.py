@@ -1,12 +1,12 @@
-"""Whether a long run stays as it began: memory, open files, threads and the time of a step, over its steps.
+"""Stability of a long run: memory, open files, threads and time per step, over its steps.
 
 Usage: ``python scripts/benchmark_long_run.py --steps 2000``, with overrides: ``... detector=yolo_tiny``
 
-Trains a small network on the embedded sample, with everything that a run has: loader processes, averaged
-weights, logging, validations and checkpoints. Printed are, for each quarter of the steps, the resident memory
-of the training process, its open files and threads at the end of the quarter, and the median seconds of a
-step, by the clock and of the processor, which other programs change less. The first quarter warms up; the
-last one should equal the second. Linux.
+Trains a small network on the embedded sample, with all parts of a run: data loader workers, averaged weights,
+logging, validations and checkpoints. Printed are, for each quarter of the steps, the resident memory of the
+training process, its open files and threads at the end of the quarter, and the median seconds of a step, in
+wall time and in CPU time, which depends less on other programs. The first quarter is the warm-up; the last
+one should equal the second. Linux.
 """
 
 import argparse
@@ -35,15 +35,15 @@ QUARTERS = 4
 
 @dataclass(frozen=True)
 class Quarter:
-    """What a quarter of the steps ended with.
+    """Measurements at the end of a quarter of the steps.
 
     Attributes:
-        steps: Done by then.
-        resident_mib: Memory of the training process.
-        open_files: Its file descriptors.
-        threads: Its threads.
-        seconds_per_step: Median of the quarter, validations left out.
-        processor_seconds_per_step: Likewise what the training process took of all processors.
+        steps: Steps done so far.
+        resident_mib: Resident memory of the training process.
+        open_files: Number of its file descriptors.
+        threads: Number of its threads.
+        seconds_per_step: Median wall time of a step in the quarter, without validations.
+        processor_seconds_per_step: Median CPU time of the training process, over all cores.
     """
 
     steps: int
@@ -54,11 +54,11 @@ class Quarter:
     processor_seconds_per_step: float
 
 
-class Watch(pl.Callback):
-    """Notes what a run uses.
+class ResourceMonitor(pl.Callback):
+    """Records the resources that a run uses.
 
     Args:
-        steps: Of the run.
+        steps: Steps of the run.
     """
 
     def __init__(self, *, steps: int) -> None:
@@ -76,32 +76,32 @@ class Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop them; at the end of a quarter, look at the process."""
+        """Stop the clocks; at the end of a quarter, measure the process."""
         clock, processor = self._start
         self._seconds.append((time.perf_counter() - clock, time.process_time() - processor))
         if len(self._seconds) == self.quarter:
             gc.collect()
-            self.quarters.append(_look(trainer.global_step, self._seconds))
+            self.quarters.append(_measure_process(trainer.global_step, self._seconds))
             self._seconds.clear()
 
 
 def measure(steps: int, folder: Path, overrides: Sequence[str] = ()) -> list[Quarter]:
-    """Train and watch.
+    """Train and measure.
 
     Args:
         steps: Training steps, a multiple of 4.
-        folder: Where the run is written.
-        overrides: As on the command line of ``anydepth-train``.
+        folder: Folder of the run.
+        overrides: Settings, as on the command line of ``anydepth-train``.
     """
-    watch = Watch(steps=steps)
+    monitor = ResourceMonitor(steps=steps)
     settings = [*SETTINGS, f"trainer.max_steps={steps}", f"paths.output_dir={folder}", *overrides]
     data, module, trainer = assemble(compose("train", settings, hydra_config=True))
-    trainer.callbacks.append(watch)
+    trainer.callbacks.append(monitor)
     trainer.fit(module, datamodule=data)
-    return watch.quarters
+    return monitor.quarters
 
 
-def _look(steps: int, seconds: Sequence[tuple[float, float]]) -> Quarter:
+def _measure_process(steps: int, seconds: Sequence[tuple[float, float]]) -> Quarter:
     clock, processor = map(statistics.median, zip(*seconds, strict=True))
     process = Path("/proc/self")
     fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())

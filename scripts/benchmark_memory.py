@@ -1,6 +1,6 @@
-"""Does the memory of the processes that load images grow? Several epochs of a synthetic data set tell.
+"""Memory growth of data loader workers, over several epochs of a synthetic data set.
 
-Usage: ``python scripts/benchmark_memory.py --images 20000 --epochs 5 --recipe rtdetr yolo`` (Linux)
+Usage: ``python scripts/benchmark_memory.py --images 20000 --epochs 5 --augmentation rtdetr yolo`` (Linux)
 
 Resident memory and the private part of it (USS) of every worker are read at the end of each epoch. The last
 column compares with the first epoch, which fills the cache of decoded images.
@@ -23,7 +23,7 @@ from anydepth.config.errors import readable_errors
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.sampling import EpochSampler
 
-PICTURES = 200  # files, each of which many images are links to
+PICTURES = 200  # image files; all other images are links to them, which saves disk space
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,17 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=20_000, help="size of the data set (default: 20000)")
     parser.add_argument("--epochs", type=int, default=5, help="default: 5")
     parser.add_argument("--workers", type=int, default=2, help="default: 2")
-    parser.add_argument("--recipe", nargs="+", choices=("rtdetr", "yolo"), default=["rtdetr", "yolo"])
+    parser.add_argument("--augmentation", nargs="+", choices=("rtdetr", "yolo"), default=["rtdetr", "yolo"])
     parser.add_argument("--size", type=int, default=160, help="side of pictures and input (default: 160)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name, readable_errors():
         write_dataset(Path(name), options.images, options.size)
-        for recipe in options.recipe:
-            measure(Path(name), recipe, options)
+        for augmentation in options.augmentation:
+            measure(Path(name), augmentation, options)
 
 
 def write_dataset(root: Path, count: int, side: int) -> None:
-    """Noise with up to 15 boxes and their polygons."""
+    """Write a data set of noise images with up to 15 boxes and their polygons."""
     random = np.random.default_rng(0)
     (root / "pictures").mkdir()
     for number in range(PICTURES):
@@ -73,12 +73,12 @@ def write_dataset(root: Path, count: int, side: int) -> None:
     (root / "annotations" / "instances_train.json").write_text(json.dumps(document), encoding="utf-8")
 
 
-def measure(root: Path, recipe: str, options: argparse.Namespace) -> None:
-    """Go through the epochs, and print the memory of all workers after each."""
+def measure(root: Path, augmentation: str, options: argparse.Namespace) -> None:
+    """Run the epochs, and print the memory of all workers after each."""
     settings = [
         "data=custom",
         f"data.root={root}",
-        f"augmentation={recipe}",
+        f"augmentation={augmentation}",
         f"detector.input_size=[{options.size},{options.size}]",
         "data.batch_size=16",
         f"data.num_workers={options.workers}",
@@ -89,7 +89,11 @@ def measure(root: Path, recipe: str, options: argparse.Namespace) -> None:
     loader = module.train_dataloader()
     assert isinstance(loader.sampler, EpochSampler)
     table = Table(
-        "epoch", "RSS in MiB", "USS in MiB", "RSS to epoch 1", title=f"{recipe}, {options.workers} workers"
+        "epoch",
+        "RSS in MiB",
+        "USS in MiB",
+        "RSS to epoch 1",
+        title=f"{augmentation}, {options.workers} workers",
     )
     first = 0.0
     for epoch in range(options.epochs):
@@ -104,7 +108,7 @@ def measure(root: Path, recipe: str, options: argparse.Namespace) -> None:
 
 
 def memory_of(process: int) -> tuple[float, float]:
-    """Resident and private memory in MiB."""
+    """Return resident and private memory of a process in MiB."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
     kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return kibibytes["Rss"] / 1024, (kibibytes["Private_Clean"] + kibibytes["Private_Dirty"]) / 1024

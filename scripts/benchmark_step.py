@@ -1,14 +1,14 @@
-"""What any-depth training costs: one step against a full-only step of the same network, paired in one run.
+"""Cost of any-depth training: one step against a full-only step of the same network, paired in one run.
 
 Usage: ``python scripts/benchmark_step.py --detector detr_r50 --size 640 --batch 16 --precision bf16-mixed``
 
-Three kinds of step alternate in one run of Lightning's Trainer, so that other work on the machine hits all
-of them alike: full-only, both paths with one backward pass for the sum of their losses (``backward=joint``),
-and both with a pass each (``backward=separate``). Medians and their ratios are printed. A step is what
-training does from the arrival of a batch to the end of the optimizer's step, on random images and boxes. Peak
-memory, with weights, gradients and the optimizer's state, is torch's on a GPU; on a CPU each kind runs in a
-process of its own, whose peak resident memory is printed less what it had before the network was built.
-``--latency`` adds the inference latency of every rung of the ladder.
+Three kinds of step alternate in one run of Lightning's Trainer, so that other load on the machine affects all
+of them alike: full-only, both passes with one backward for the sum of their losses (``backward=joint``), and
+both with their own backward (``backward=separate``). Medians and their ratios are printed. A step lasts from
+the arrival of a batch to the end of the optimizer step, on random images and boxes. Peak memory, including
+weights, gradients and the optimizer's state, is torch's on a GPU; on a CPU each kind runs in its own process,
+and its peak resident memory is printed minus the memory before the network was built. ``--latency`` adds the
+inference latency of every rung of the ladder.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.module import DetectionModule
 from anydepth.zoo import build
 
-# Depths of the paths, and whether each has a backward pass of its own.
+# Depths of the passes, and whether each runs its own backward.
 KINDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "full-only": (("full",), False),
     "joint": (("full", "minimal"), False),
@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[tuple[str, ...], bool]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured."""
+    """Settings of a measurement."""
 
     detector: str
     num_classes: int
@@ -60,7 +60,7 @@ class Setting:
 
 @dataclass
 class Alternation(pl.Callback):
-    """Gives every step the next kind, and notes its seconds and its peak of GPU memory."""
+    """Alternates the kinds of step, and records seconds and peak GPU memory of each."""
 
     kinds: Sequence[str]
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Alternation(pl.Callback):
         depths, pl_module.separate_backward = KINDS[self.kinds[batch_idx % len(self.kinds)]]
         space = pl_module.detector.depth_space
         pl_module.plan = DepthSchedule(depths=depths).sample(space, seed=0, step=batch_idx)
-        # What the former step left is not this one's.
+        # Gradients of the former step do not count as memory of this one.
         pl_module.zero_grad()
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
@@ -84,7 +84,7 @@ class Alternation(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note what it took."""
+        """Record seconds and memory of the step."""
         kind = self.kinds[batch_idx % len(self.kinds)]
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
@@ -94,7 +94,7 @@ class Alternation(pl.Callback):
 
 
 def make_module(setting: Setting) -> DetectionModule:
-    """The module that ``anydepth-train`` would train, with its detector's losses and recipe."""
+    """Build the module that ``anydepth-train`` would train, with its detector's losses and recipe."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def make_module(setting: Setting) -> DetectionModule:
 
 
 def make_batch(setting: Setting) -> Batch:
-    """Random images and boxes."""
+    """Make a batch of random images and boxes."""
     shape = (setting.batch, 3, setting.size, setting.size)
     boxes = torch.rand(setting.batch, setting.boxes, 4) * 0.3 + 0.2
     labels = torch.randint(setting.num_classes, (setting.batch, setting.boxes))
@@ -123,7 +123,7 @@ def make_batch(setting: Setting) -> Batch:
 
 
 def train(setting: Setting, module: DetectionModule, kinds: Sequence[str], rounds: int) -> Alternation:
-    """Take ``rounds`` steps of each kind, in turn."""
+    """Train ``rounds`` steps of each kind, in turn."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     alternation = Alternation(kinds)
@@ -146,9 +146,9 @@ def train(setting: Setting, module: DetectionModule, kinds: Sequence[str], round
 
 
 def ratio_by_operations(detector: Detector, size: int) -> float:
-    """1 + operations of minimal over those of full: what the ratio of times would be if only they counted.
+    """Return 1 + operations of minimal over those of full: the ratio of times if only operations counted.
 
-    In training the minimal path runs all decoder layers, so more than its operations in inference.
+    In training the minimal pass runs all decoder layers, so more than its operations in inference.
     """
     space = detector.depth_space
     minimal = space.config(space.parse("minimal").refine)
@@ -157,7 +157,7 @@ def ratio_by_operations(detector: Detector, size: int) -> float:
 
 
 def peak_memory_cpu(setting: Setting, kind: str) -> float:
-    """Peak MiB that a network and steps of a kind add to a fresh process."""
+    """Return the peak MiB that a network and steps of a kind add to a fresh process."""
     before = _resident_mib("VmRSS")
     module = make_module(setting)
     # 5 resets the high-water mark, which importing torch has raised.
@@ -174,9 +174,9 @@ def _resident_mib(field: str) -> float:
 
 
 def in_new_process(function: Callable[[Setting, str], float], setting: Setting, kind: str) -> float:
-    """Call a function in a process that has not allocated anything yet, and that keeps nothing it frees.
+    """Call a function in a process that has not allocated anything yet, and returns freed memory at once.
 
-    So resident memory is what tensors take, as torch counts it on a GPU: glibc by itself keeps freed memory.
+    So resident memory is that of tensors, as torch counts it on a GPU: by default glibc keeps freed memory.
     """
     os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_MMAP_MAX_="1000000")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--latency", action="store_true", help="also the latency of every rung")
+    parser.add_argument("--latency", action="store_true", help="also measure the latency of every rung")
     arguments = parser.parse_args()
     names = Setting.__dataclass_fields__
     setting = Setting(**{name: getattr(arguments, name) for name in names})

@@ -1,13 +1,13 @@
-"""Give files and texts that nobody should write to everything that reads those of others.
+"""Fuzz everything that reads untrusted files and texts.
 
     python scripts/fuzz.py                              # all boundaries, 100,000 cases each
     python scripts/fuzz.py images depth --cases 5000
-    python scripts/fuzz.py checkpoints --case failures/checkpoints-crash-0b5f...    # one case again
+    python scripts/fuzz.py checkpoints --case failures/checkpoints-crash-0b5f...    # one kept case again
 
-Atheris (on libFuzzer) changes earlier cases that reached new code of the package, and gets cases invented for
-each format. Every case is refused with a documented error or read into something that holds what it promises,
-within a time limit, without starting a program and without writing, or opening what is planted, outside its
-folder. The first case of a boundary that fails is kept and ends its search.
+Atheris (on libFuzzer) mutates earlier cases that reached new code of the package, and receives generated
+cases of each format. Every case must be refused with a documented error or read into a valid result, within a
+time limit, without starting a program, and without writing or opening planted files outside its folder. The
+first failing case of a boundary is kept and ends its search.
 """
 
 import argparse
@@ -26,31 +26,31 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "tests" / "hostile"), str(REPOSITORY / "tests")]
 
 BOUNDARIES = ("annotations", "images", "depth", "checkpoints", "config")
-_MEMORY_BYTES = 6 << 30
-_SHOWN_LINES = 30  # of what libFuzzer says about a failure
+_MEMORY_BYTES = 6 << 30  # more lets a case slow the machine down, less fails valid cases
+_SHOWN_LINES = 30  # of libFuzzer's output about a failure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script.
 
     Args:
-        argv: The command line without the program; None: that of the process.
+        argv: Command line without the program; None: that of the process.
 
     Returns:
-        0, or 1 where a boundary failed.
+        0, or 1 if a boundary failed.
     """
     arguments = _parser().parse_args(argv)
     if arguments.within is not None:
         _search(arguments)
     wanted = arguments.boundaries or BOUNDARIES
     if arguments.case is not None and len(wanted) != 1:
-        raise SystemExit("--case FILE: name the one boundary that it is for")
+        raise SystemExit("--case FILE: name the one boundary that it belongs to")
     if importlib.util.find_spec("atheris") is None:
-        raise SystemExit("atheris is not installed here (it runs on Linux and macOS): pip install atheris")
+        raise SystemExit("atheris is not installed (it runs on Linux and macOS): pip install atheris")
     failed = False
     for name in wanted:
         with tempfile.TemporaryDirectory() as place:
-            # A search ends with its process.
+            # libFuzzer ends its process, so each search has its own.
             command = [sys.executable, __file__, name, "--within", place]
             command += ["--cases", str(arguments.cases), "--seed", str(arguments.seed)]
             command += ["--keep", str(arguments.keep)]
@@ -83,7 +83,7 @@ def _search(arguments: argparse.Namespace) -> None:
     for number, seed in enumerate(there.seeds):
         (corpus / str(number)).write_bytes(seed)
         with contextlib.suppress(Exception):
-            there.run(seed)  # Imports what readers import late, unwatched.
+            there.run(seed)  # Triggers late imports of readers, unwatched.
     arguments.keep.mkdir(parents=True, exist_ok=True)
     counted = {True: 0, False: 0}
 
@@ -100,14 +100,14 @@ def _search(arguments: argparse.Namespace) -> None:
             return changed
         return make_case(there, rng, data)[:most]
 
-    # What asks for more fails, instead of taking the machine with it.
+    # A case that needs more memory fails, instead of exhausting the machine.
     resource.setrlimit(resource.RLIMIT_AS, (_used_bytes() + _MEMORY_BYTES, resource.RLIM_INFINITY))
     options = [
         f"-runs={arguments.cases}",
-        f"-seed={arguments.seed + 1}",  # 0 would be another one each time.
+        f"-seed={arguments.seed + 1}",  # 0 means a random seed.
         f"-max_len={MOST_BYTES}",
         "-len_control=0",
-        "-timeout=0",  # The watch has its own.
+        "-timeout=0",  # The watch has its own time limit.
         f"-rss_limit_mb={2 * _MEMORY_BYTES >> 20}",
         "-verbosity=0",
         f"-artifact_prefix={arguments.keep}/{name}-",
@@ -126,12 +126,16 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "boundaries", nargs="*", metavar="BOUNDARY", help=f"of {', '.join(BOUNDARIES)}; default: all"
+        "boundaries", nargs="*", metavar="BOUNDARY", help=f"any of {', '.join(BOUNDARIES)}; default: all"
     )
-    parser.add_argument("--cases", type=int, default=100_000, help="of each boundary; default 100000")
-    parser.add_argument("--seed", type=int, default=0, help="of the cases; default 0")
+    parser.add_argument("--cases", type=int, default=100_000, help="cases per boundary; default 100000")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the cases; default 0")
     parser.add_argument(
-        "--keep", type=Path, default=Path("failures"), metavar="DIR", help="for failing cases; ./failures"
+        "--keep",
+        type=Path,
+        default=Path("failures"),
+        metavar="DIR",
+        help="folder of failing cases; default ./failures",
     )
     parser.add_argument("--case", type=Path, metavar="FILE", help="run only this kept case")
     parser.add_argument("--within", type=Path, help=argparse.SUPPRESS)

@@ -1,17 +1,17 @@
 """Cut the embedded sample: tiles of airborne photographs with tree-crown boxes, in COCO layout.
 
 Usage: ``python scripts/make_sample.py SOURCE_DIR``, where SOURCE_DIR is the folder ``deepforest/data`` inside
-the wheel ``deepforest==2.1.0`` (MIT): the photographs with a VOC xml beside each. The result is the same
-on every run: nothing is drawn at random.
+the wheel ``deepforest==2.1.0`` (MIT): the photographs, each with a VOC xml of the same name. The result is
+the same on every run, without random numbers.
 
-How the tiles are cut:
+Tiles:
 
-* The validation split is a grid of tiles inside blocks that are set aside in the two large photographs;
-  validation tiles do not overlap. No training tile touches a block, so the splits share no pixel.
-* Training tiles are larger and overlap: the random crop of training then finds as many different views.
-  They are chosen greedily until hardly a crown is missing from ``TRAIN_VIEWS`` of them, so meadows stay out.
-* A box that the border of a tile cuts is clipped, and kept where at least ``MIN_VISIBLE`` of its area
-  remains. A crown of which less is seen stays unlabelled.
+* The validation split is a grid of tiles inside reserved blocks of the two large photographs; validation
+  tiles do not overlap. No training tile touches a block, so the splits share no pixel.
+* Training tiles are larger and overlap, so that the random crop of training finds more different views. They
+  are chosen greedily until almost every crown is in ``TRAIN_VIEWS`` of them, so meadows are left out.
+* A box that the border of a tile cuts is clipped, and kept if at least ``MIN_VISIBLE`` of its area remains. A
+  crown of which less is visible stays unlabelled.
 """
 
 import argparse
@@ -31,13 +31,21 @@ Boxes = NDArray[np.float64]
 Rect = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels of a photograph; x1 and y1 are outside."""
 
+# A multiple of the detectors' largest stride, 32.
 VAL_SIDE = 320
+# The two small photographs are tiles of this size; a random crop of 0.8 of it has the scale of validation.
 TRAIN_SIDE = 400
+# Pixels between candidate tiles: a finer grid gives more choice and takes longer.
 TRAIN_STEP = 40
+# Tiles that show each crown: more views make a larger package.
 TRAIN_VIEWS = 2
+# Fewest crowns that a further tile has to add: below, tiles repeat what is there already.
 MIN_GAIN = 4
+# Share of a crown: trades labels of cut crowns against boxes that are hard to recognise.
 MIN_VISIBLE = 0.4
+# Pixels; smaller boxes are remains of clipping.
 MIN_SIDE = 6.0
+# Trades the size of the package against JPEG artefacts.
 JPEG_QUALITY = 85
 OUTPUT = Path(__file__).resolve().parents[1] / "src" / "anydepth" / "data" / "sample"
 
@@ -47,11 +55,11 @@ class Photograph:
     """One source photograph.
 
     Attributes:
-        file: Name inside the source folder; the VOC xml has the same stem.
-        sha256: Of the photograph, so that another release of the source is noticed.
+        file: File name in the source folder; the VOC xml has the same stem.
+        sha256: Hash of the photograph, which detects another release of the source.
         name: Prefix of the tiles.
-        labelled: The part whose crowns are all labelled; no tile leaves it.
-        val_blocks: Set aside for validation; sides are multiples of ``VAL_SIDE``.
+        labelled: Part whose crowns are all labelled; no tile extends beyond it.
+        val_blocks: Blocks reserved for validation; sides are multiples of ``VAL_SIDE``.
     """
 
     file: str
@@ -63,7 +71,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Tile:
-    """A square of one photograph and the boxes seen in it (xyxy, pixels of the tile)."""
+    """A square of one photograph and the boxes visible in it (xyxy, pixels of the tile)."""
 
     file_name: str
     rect: Rect
@@ -82,7 +90,7 @@ PHOTOGRAPHS = (
         "2019_YELL_2_541000_4977000_image_crop.png",
         "178e58a23cc2642226a364a30f71bd9258ddc1b012c826f12250914a90c7a131",
         "yell_541000",
-        # Crowns at the left border carry no boxes.
+        # Crowns at the left border are unlabelled.
         (40, 0, 1249, 1035),
         ((929, 75, 1249, 1035),),
     ),
@@ -102,7 +110,7 @@ PHOTOGRAPHS = (
 
 
 def read_boxes(path: Path) -> Boxes:
-    """The boxes [N, 4] of a VOC file as xyxy; VOC counts pixels from 1 and includes the last one."""
+    """Read the boxes [N, 4] of a VOC file as xyxy; VOC counts pixels from 1 and includes the last one."""
     corners = [
         [float(box.findtext(key, "nan")) for key in ("xmin", "ymin", "xmax", "ymax")]
         for box in ET.parse(path).iter("bndbox")
@@ -114,7 +122,7 @@ def read_boxes(path: Path) -> Boxes:
 
 
 def visible_boxes(boxes: Boxes, rect: Rect) -> Boxes:
-    """Boxes seen in ``rect``, clipped to it and in its frame, without those of which too little remains."""
+    """Return boxes visible in ``rect``, clipped to it and in its frame, without mostly hidden ones."""
     origin = np.array([rect[0], rect[1], rect[0], rect[1]])
     limit = np.array([rect[2], rect[3], rect[2], rect[3]])
     clipped = np.clip(boxes, origin, limit)
@@ -126,12 +134,12 @@ def visible_boxes(boxes: Boxes, rect: Rect) -> Boxes:
 
 
 def overlaps(first: Rect, second: Rect) -> bool:
-    """Whether two rectangles share a pixel."""
+    """Return whether two rectangles share a pixel."""
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def val_rects(photograph: Photograph) -> list[Rect]:
-    """The grid of validation tiles."""
+    """Return the grid of validation tiles."""
     return [
         (x, y, x + VAL_SIDE, y + VAL_SIDE)
         for x0, y0, x1, y1 in photograph.val_blocks
@@ -141,7 +149,7 @@ def val_rects(photograph: Photograph) -> list[Rect]:
 
 
 def train_rects(photograph: Photograph, boxes: Boxes) -> list[Rect]:
-    """Training tiles, greedily: always the one that shows most whole crowns not yet seen often enough."""
+    """Choose training tiles greedily: next the one with most whole crowns not yet in enough tiles."""
     x0, y0, x1, y1 = photograph.labelled
     columns = [*range(x0, x1 - TRAIN_SIDE, TRAIN_STEP), x1 - TRAIN_SIDE]
     rows = [*range(y0, y1 - TRAIN_SIDE, TRAIN_STEP), y1 - TRAIN_SIDE]
@@ -184,7 +192,7 @@ def write_split(source: Path, output: Path, split: str, plan: dict[Photograph, l
 
 
 def coco_dict(tiles: list[Tile]) -> dict[str, object]:
-    """The COCO dictionary of a list of tiles."""
+    """Return the COCO dictionary of a list of tiles."""
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for image_id, tile in enumerate(tiles, start=1):
@@ -207,7 +215,7 @@ def coco_dict(tiles: list[Tile]) -> dict[str, object]:
 
 
 def check_source(source: Path) -> None:
-    """Stop unless the folder holds the photographs that the blocks were chosen on."""
+    """Exit unless the folder holds the photographs that the blocks were chosen for."""
     for photograph in PHOTOGRAPHS:
         path = source / photograph.file
         if not path.is_file():
@@ -215,13 +223,15 @@ def check_source(source: Path) -> None:
                 f"{path}: missing; unzip the wheel deepforest==2.1.0 and give its deepforest/data"
             )
         if hashlib.sha256(path.read_bytes()).hexdigest() != photograph.sha256:
-            raise SystemExit(f"{path}: another picture than in deepforest==2.1.0; the blocks do not fit it")
+            raise SystemExit(
+                f"{path}: differs from the photograph in deepforest==2.1.0, which the blocks were chosen for"
+            )
 
 
 def check_result(
     output: Path, tiles: dict[str, list[Tile]], plans: dict[str, dict[Photograph, list[Rect]]]
 ) -> None:
-    """Verify what was written: splits disjoint, files readable, boxes inside their tile."""
+    """Verify the written files: splits disjoint, images readable, boxes inside their tile."""
     for photograph in PHOTOGRAPHS:
         for train in plans["train"][photograph]:
             if any(overlaps(train, val) for val in plans["val"][photograph]):
@@ -235,7 +245,7 @@ def check_result(
             with Image.open(output / "images" / split / entry["file_name"]) as tile:
                 tile.load()
                 if tile.size != (entry["width"], entry["height"]):
-                    raise SystemExit(f"{entry['file_name']}: {tile.size} does not fit the json")
+                    raise SystemExit(f"{entry['file_name']}: {tile.size} differs from the size in the json")
             sides[entry["id"]] = entry["width"]
         for annotation in written["annotations"]:
             x, y, width, height = annotation["bbox"]
@@ -245,7 +255,7 @@ def check_result(
 
 
 def main() -> None:
-    """Cut the sample, verify it and print what it holds."""
+    """Cut the sample, verify it and print its size."""
     parser = argparse.ArgumentParser(description="Cut the embedded sample from its source photographs.")
     parser.add_argument("source", type=Path, help="folder deepforest/data of the wheel deepforest==2.1.0")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: the package's sample folder")

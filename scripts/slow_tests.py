@@ -1,9 +1,9 @@
 """Run the slow tests, and with ``--record`` write their results to ``docs/slow-tests.md``.
 
-    python scripts/slow_tests.py                          # what `make test-slow` does
-    python scripts/slow_tests.py --record tests/hostile   # some of them; the results of the others stay
+    python scripts/slow_tests.py                          # all, as `make test-slow` does
+    python scripts/slow_tests.py --record tests/hostile   # some; the results of the others are kept
 
-Everything else is for pytest. What a test prints as a line that begins with "measured: " is recorded, too.
+All other arguments are passed to pytest. Printed lines that start with "measured: " are recorded, too.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MEASURED = "measured: "
 COLUMNS = ("test", "result", "seconds", "measured", "date", "commit", "machine")
 HEAD = """# Last results of the slow tests
 
-`make test-slow` runs them all, `make test-slow ARGS="--record"` writes this page. Each row tells when, at
+`make test-slow` runs them all, `make test-slow ARGS="--record"` writes this page. Each row shows when, at
 which commit and where the test ran last.
 
 """
@@ -46,7 +46,7 @@ class Row:
 
 
 def read_results(xml: str, date: str, commit: str, machine: str) -> list[Row]:
-    """The rows of a JUnit report of pytest."""
+    """Read the rows of a JUnit report of pytest."""
     rows = []
     for case in ElementTree.fromstring(xml).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -64,39 +64,39 @@ def read_results(xml: str, date: str, commit: str, machine: str) -> list[Row]:
 
 
 def _cell(text: str) -> str:
-    """Text that leaves the table whole."""
+    """Escape text for a cell of a Markdown table."""
     return re.sub(r"\s+", " ", text).replace("|", "\\|").strip()
 
 
 def read_rows(page: str) -> dict[str, Row]:
-    """The rows of a page that :func:`write_page` wrote, by test."""
+    """Read the rows of a page that :func:`write_page` wrote, by test."""
     lines = [line for line in page.splitlines() if line.startswith("| `")]
     rows = (Row(*(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])) for line in lines)
     return {row.test: row for row in rows}
 
 
 def write_page(rows: Mapping[str, Row]) -> str:
-    """The page, sorted by test."""
+    """Return the page, sorted by test."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     lines += [f"| {' | '.join(astuple(rows[test]))} |" for test in sorted(rows)]
     return HEAD + "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns what pytest returns."""
+    """Run the script; return pytest's exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(REPOSITORY)}")
     arguments, for_pytest = parser.parse_known_args(argv)
-    begun = datetime.now(UTC)
+    start = datetime.now(UTC)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "slow", f"--junitxml={report}"]
         command += ["-o", "junit_logging=system-out", *for_pytest]
         code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
         if arguments.record and report.is_file():
-            found = read_results(report.read_text(), f"{begun:%Y-%m-%d}", _commit(), _machine())
+            found = read_results(report.read_text(), f"{start:%Y-%m-%d}", _commit(), _machine())
             former = read_rows(RECORD.read_text()) if RECORD.is_file() else {}
             RECORD.parent.mkdir(exist_ok=True)
             RECORD.write_text(write_page(former | {row.test: row for row in found}))

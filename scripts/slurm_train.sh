@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # One training on GPUs of one or several machines of a SLURM cluster, which survives time limits, pre-emption and lost
-# machines: whatever ended it, it goes on from its last checkpoint, in the folder that is named after the job.
+# machines: it resumes from its last checkpoint, in a folder that is named after the job.
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 scripts/slurm_train.sh data=coco data.root=/data/coco \
 #     detector=detr_r50
 #
-# Options of sbatch stand before the script and replace those below, settings of anydepth-train behind it. Started from
-# the folder of the clone, on a disk that all machines see; elsewhere, give PYTHON=/path/to/python.
+# Options of sbatch before the script's name replace those below; settings of anydepth-train follow it. Start it in the
+# folder of the clone, on a disk that all machines see; elsewhere, give PYTHON=/path/to/python.
 #SBATCH --job-name=anydepth
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -17,7 +17,7 @@
 #SBATCH --open-mode=append
 # After pre-emption, or the loss of a machine, SLURM queues the job again by itself.
 #SBATCH --requeue
-# Three minutes before the time limit this script is told, and nobody else.
+# Three minutes before the time limit, a signal to this script alone.
 #SBATCH --signal=B:USR1@180
 set -euo pipefail
 
@@ -32,12 +32,12 @@ srun --kill-on-bad-exit=0 --wait=120 "$python" -m anydepth.train \
 step=$!
 
 time_is_up=""
-# SIGTERM for the processes of training: they finish their step, save it and end with 143.
+# SIGTERM for the processes of training: they finish their step, save it and exit with 143.
 trap 'time_is_up=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-# Pre-emption and scancel end them, too; this script waits for them.
+# On pre-emption and scancel they end as well; this script waits for them.
 trap : TERM
 
-# A signal ends `wait`, not what it waits for.
+# A signal interrupts `wait`, but not the process it waits for.
 code=0
 wait "$step" || code=$?
 while kill -0 "$step" 2>/dev/null; do

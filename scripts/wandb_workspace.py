@@ -3,9 +3,10 @@
 Usage: ``python scripts/wandb_workspace.py --entity TEAM --project anydepth`` (needs the extra ``workspace``)
 
 The view holds AP against GFLOPs and against latency with one line per selected run, summary figures as bars
-and as columns of the run table, AP of each depth over the epochs, losses of both paths, distillation terms,
-norms and cosines of gradients, and detections with one layer per depth. Run again, it makes a further view;
-views are deleted in the browser. ``--spec FILE`` writes what would be saved and contacts no server.
+and as columns of the run table, AP of each depth over the epochs, losses of both passes, distillation terms,
+norms and cosines of gradients, and detections with one layer per depth. Each run of the script creates
+another view; views are deleted in the browser. ``--spec FILE`` writes the view to a file and contacts no
+server.
 """
 
 import argparse
@@ -28,17 +29,17 @@ SUMMARY_FIGURES = {
     "largest_drop": "largest drop between neighbouring rungs",
 }
 PICTURES = 8
-"""Of the default ``curve.pictures``."""
+"""Panels of pictures: the default of ``curve.pictures``."""
 
 
 def build_workspace(entity: str, project: str, name: str, max_runs: int) -> "Workspace":
-    """The view as an object of W&B's library.
+    """Build the view as an object of W&B's library.
 
     Args:
         entity: User or team.
-        project: Of the entity.
-        name: Shown in the list of views.
-        max_runs: Shown in each panel.
+        project: Project of the entity.
+        name: Name in the list of views.
+        max_runs: Most runs in each panel.
     """
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
@@ -94,9 +95,9 @@ def _training() -> "Section":
     return _section(
         "Losses",
         [
-            _matching("Losses of all paths", TRAINING_AXIS, r"^train/.+/loss$"),
-            _line("Loss of the full path", TRAINING_AXIS, ["train/full/loss"]),
-            _line("Loss of the minimal path", TRAINING_AXIS, ["train/minimal/loss"]),
+            _matching("Losses of all passes", TRAINING_AXIS, r"^train/.+/loss$"),
+            _line("Loss of the full pass", TRAINING_AXIS, ["train/full/loss"]),
+            _line("Loss of the minimal pass", TRAINING_AXIS, ["train/minimal/loss"]),
             _matching("Distillation terms", TRAINING_AXIS, r"^train/.+/kd_.+$"),
         ],
     )
@@ -107,8 +108,8 @@ def _gradients() -> "Section":
         "Gradients",
         [
             _line("Norm of the gradients before clipping", TRAINING_AXIS, ["train/gradient_norm"]),
-            _matching("Norm of each path's gradients", TRAINING_AXIS, r"^gradients/norm/.+$"),
-            _matching("Cosine of the paths' gradients", TRAINING_AXIS, r"^gradients/cosine/.+/all$"),
+            _matching("Norm of each pass's gradients", TRAINING_AXIS, r"^gradients/norm/.+$"),
+            _matching("Cosine of the passes' gradients", TRAINING_AXIS, r"^gradients/cosine/.+/all$"),
             _matching("Cosine by module", TRAINING_AXIS, r"^gradients/cosine/.+/.+$"),
         ],
     )
@@ -142,13 +143,13 @@ def _section(name: str, panels: list[Any], columns: int = 3) -> "Section":
 
 
 def spec_of(workspace: "Workspace") -> dict[str, Any]:
-    """What is saved, as plain containers."""
+    """Return the saved specification of a view as plain containers."""
     spec: dict[str, Any] = workspace._to_model().spec.model_dump(by_alias=True, exclude_none=True)
     return spec
 
 
 def wandb_error() -> type[Exception]:
-    """The base class of what wandb raises."""
+    """Return the base class of wandb's errors."""
     import wandb
 
     return wandb.errors.Error
@@ -160,10 +161,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--entity", required=True, help="user or team")
-    parser.add_argument("--project", default="anydepth", help="of the runs (default: %(default)s)")
-    parser.add_argument("--name", default="Depth curves", help="of the view (default: %(default)s)")
-    parser.add_argument("--max-runs", type=int, default=30, help="per panel (default: %(default)s)")
-    parser.add_argument("--spec", type=Path, metavar="FILE", help="write the view as JSON instead")
+    parser.add_argument("--project", default="anydepth", help="project of the runs (default: %(default)s)")
+    parser.add_argument("--name", default="Depth curves", help="name of the view (default: %(default)s)")
+    parser.add_argument("--max-runs", type=int, default=30, help="most runs per panel (default: %(default)s)")
+    parser.add_argument(
+        "--spec", type=Path, metavar="FILE", help="write the view as JSON instead of saving it"
+    )
     arguments = parser.parse_args()
     try:
         workspace = build_workspace(arguments.entity, arguments.project, arguments.name, arguments.max_runs)

@@ -1,4 +1,4 @@
-"""``anydepth-predict``: pictures and COCO results of images, folders and videos; mistakes write nothing."""
+"""``anydepth-predict``: pictures and COCO results of images, folders and videos; errors write nothing."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from anydepth import predict, zoo
 from anydepth.config.compose import compose
 from anydepth.detector import Detector
 
-# Low enough for weights that never learnt anything; above some of their scores.
+# Low enough for untrained weights, and above some of their scores.
 THRESHOLD = 0.012
 
 
@@ -29,7 +29,7 @@ def weights(tmp_path: Path, small_detector: Detector) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three images of different sizes and formats, and three entries that are no images."""
+    """Three images of different sizes and formats, and three entries that are not images."""
     random = np.random.default_rng(0)
     folder = tmp_path / "photos"
     (folder / "inner.png").mkdir(parents=True)
@@ -77,7 +77,7 @@ def test_a_folder_gives_pictures_and_coco_results_in_sorted_order(
     ]
     assert described["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert described["info"]["depth"] == "minimal"
-    # What a Python call on the same files finds, one by one.
+    # Detections of a Python call on the same files, one by one.
     detector = zoo.load(weights)
     expected = []
     for image in described["images"]:
@@ -96,7 +96,7 @@ def test_a_folder_gives_pictures_and_coco_results_in_sorted_order(
     assert pictures == ["a.png", "b.jpg", "c.BMP.png"]
 
 
-def test_the_depth_and_the_threshold_rule_what_is_found(
+def test_the_depth_and_the_threshold_decide_the_detections(
     config: Callable[..., DictConfig], photos: Path
 ) -> None:
     results = [
@@ -154,7 +154,7 @@ def _empty(photos: Path) -> str:
     for path in photos.iterdir():
         if path.suffix != ".txt" and path.is_file():
             path.unlink()
-    return "holds no image"
+    return "no image in this folder"
 
 
 @pytest.mark.parametrize("spoil", [_truncate, _empty])
@@ -188,7 +188,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(
 
 
 def test_files_that_are_neither_image_nor_video_are_refused(photos: Path) -> None:
-    with pytest.raises(predict.SourceError, match=r"notes\.txt: neither an image"):
+    with pytest.raises(predict.SourceError, match=r"notes\.txt: unknown suffix; give an image"):
         predict.find_images(photos / "notes.txt")
     (photos / "FILM.MP4").touch()
     assert predict.find_images(photos / "FILM.MP4") == ([], 0)

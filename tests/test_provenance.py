@@ -1,4 +1,4 @@
-"""What a run folder says about its origin."""
+"""Provenance in a run folder."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ def _git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone with one commit that this package seems to run from."""
+    """A clone with one commit, from which this package appears to run."""
     folder = tmp_path / "clone"
     (folder / "src" / "anydepth").mkdir(parents=True)
     (folder / "src" / "anydepth" / "code.py").write_text("one = 1\n")
@@ -43,7 +43,7 @@ def _written(folder: Path) -> dict[str, object]:
     return found
 
 
-def test_a_changed_clone_leaves_what_git_apply_needs(clone: Path, tmp_path: Path) -> None:
+def test_a_changed_clone_leaves_a_patch_for_git_apply(clone: Path, tmp_path: Path) -> None:
     code = clone / "src" / "anydepth" / "code.py"
     code.write_text("one = 2\n")
     new = code.parent / "new.py"
@@ -58,7 +58,7 @@ def test_a_changed_clone_leaves_what_git_apply_needs(clone: Path, tmp_path: Path
     state = _written(tmp_path / "run")["git"]
     assert isinstance(state, dict)
     assert (state["changed"], state["new_files"]) == (True, ["src/anydepth/empty.py", "src/anydepth/new.py"])
-    # The clone's own index knows nothing of new files.
+    # The clone's own index does not list new files.
     assert provenance.git_state(clone) == state
     _git(clone, "checkout", "-q", ".")
     new.unlink()
@@ -77,7 +77,7 @@ def test_new_files_alone_leave_a_patch(clone: Path, tmp_path: Path) -> None:
     assert "+two = 2" in (tmp_path / "run" / "uncommitted.patch").read_text()
 
 
-def test_a_run_that_goes_on_keeps_the_record_of_its_parts(
+def test_a_resumed_run_keeps_the_record_of_its_parts(
     clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, code = tmp_path / "run", clone / "src" / "anydepth" / "code.py"
@@ -90,9 +90,9 @@ def test_a_run_that_goes_on_keeps_the_record_of_its_parts(
     first = _written(folder)
     assert "history" not in first
     _git(clone, "commit", "-qam", "second")
-    goes_on = {**config, "ckpt_path": str(folder / "checkpoints" / "last.ckpt")}
+    resumed = {**config, "ckpt_path": str(folder / "checkpoints" / "last.ckpt")}
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "1.1", "numpy": "2.0"})
-    write_provenance(folder, goes_on)
+    write_provenance(folder, resumed)
     second = _written(folder)
     part = {
         "time": first["time"],
@@ -105,12 +105,12 @@ def test_a_run_that_goes_on_keeps_the_record_of_its_parts(
     assert second["history"] == [part]
     assert "+one = 2" in (folder / "uncommitted.1.patch").read_text()
     assert not (folder / "uncommitted.patch").exists()
-    write_provenance(folder, goes_on)
+    write_provenance(folder, resumed)
     parts = _written(folder)["history"]
     assert isinstance(parts, list)
     assert parts[0] == part
     assert (len(parts), parts[1]["changed"], parts[1]["versions"]) == (2, False, {})
-    # Begun anew: another run.
+    # A new training is another run.
     write_provenance(folder, config)
     assert "history" not in _written(folder)
 
@@ -123,7 +123,7 @@ def test_a_clean_clone_leaves_no_patch_not_even_an_old_one(clone: Path, tmp_path
     assert not (tmp_path / "run" / "uncommitted.patch").exists()
 
 
-def test_a_huge_difference_is_cut_and_says_so(
+def test_a_huge_difference_is_truncated_and_says_so(
     clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (clone / "src" / "anydepth" / "code.py").write_text("x\n" * 1000)
@@ -178,7 +178,7 @@ def test_the_command_keeps_other_files_and_the_settings_of_hydra_that_matter(
     assert arguments[2:-3] == _written(tmp_path)["overrides"]
 
 
-def test_the_hash_of_a_result_ignores_where_it_lies_and_nothing_else(
+def test_the_hash_of_a_result_ignores_only_its_location(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     def hash_of(folder: str, *overrides: str) -> str:
@@ -192,7 +192,7 @@ def test_the_hash_of_a_result_ignores_where_it_lies_and_nothing_else(
     assert len({first, *others}) == 5
 
 
-def test_what_is_known_later_is_added(tmp_path: Path) -> None:
+def test_later_entries_are_added(tmp_path: Path) -> None:
     write_provenance(tmp_path, {"seed": 1})
     provenance.complete(tmp_path, device={"name": "x"})
     assert {"device", "seed", "versions", "platform", "time"} <= _written(tmp_path).keys()

@@ -1,4 +1,4 @@
-"""Configuration directory, composition inside a job, provenance, and errors a user can read."""
+"""Configuration directory, composition inside a job, provenance, and readable errors."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from anydepth.zoo import ZooError
 
 
 def refuse(*, value: int) -> None:
-    """A constructor with a check, for `_target_`; the check stands in the test, so it is foreign code."""
+    """Raise, as a `_target_` with a check; the check is in a test, so it counts as foreign code."""
     raise ValueError(f"value={value}: allowed is nothing")
 
 
@@ -122,7 +122,7 @@ def _from_a_worker_process() -> None:
         (_from_a_worker_process, "Error: the message\n"),
     ],
 )
-def test_mistakes_of_the_user_end_in_a_message(
+def test_user_errors_end_in_a_message(
     mistake: "object", message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(mistake)

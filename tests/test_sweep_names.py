@@ -1,4 +1,4 @@
-"""Folders of sweeps and their jobs: stable, readable, usable as a path on the command line."""
+"""Folders of sweeps and their jobs: stable, readable, usable as a file path on the command line."""
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
@@ -12,7 +12,7 @@ CHOICES = {"experiment": "ablation_losses", "detector": "detr_tiny", "data": "sa
 
 
 def _sweep(*task: str, params: dict[str, str] | None = None) -> DictConfig:
-    """The node ``hydra`` of a sweep, as far as names depend on it."""
+    """Return the node ``hydra`` of a sweep, as far as names depend on it."""
     return OmegaConf.create(
         {
             "hydra": {
@@ -31,7 +31,7 @@ def test_a_study_is_named_by_experiment_detector_and_data() -> None:
     assert study_name(_sweep("detector=yolo_tiny")) == "ablation_losses/yolo_tiny_sample"
 
 
-def test_what_is_swept_does_not_name_the_study_so_that_it_can_grow() -> None:
+def test_swept_keys_do_not_name_the_study_so_that_it_can_grow() -> None:
     params = {"ablation": "both,feature_only"}
     names = {
         study_name(_sweep(*task, params=params))
@@ -47,7 +47,7 @@ def test_other_common_settings_give_another_folder() -> None:
     assert study_name(_sweep("a=1", "b=2")) == study_name(_sweep("b=2", "a=1"))
 
 
-def test_each_start_of_a_sweep_is_told_apart() -> None:
+def test_each_start_of_a_sweep_has_its_own_id() -> None:
     master, job = _sweep("seed=0,1"), _sweep("seed=1")
     assert resolvers.sweep_id(master) is None
     assert resolvers.recorded_keys(master) == []
@@ -64,8 +64,8 @@ def test_a_sweep_over_detectors_lies_in_one_folder() -> None:
     assert study_name(_sweep("detector=detr_tiny,yolo_tiny")) == "ablation_losses/detr_tiny+yolo_tiny_sample"
 
 
-def test_jobs_know_what_their_sweep_varies() -> None:
-    """Hydra composes each job anew and hands on the cache; a job's own settings no longer show a sweep."""
+def test_jobs_know_the_swept_keys() -> None:
+    """Hydra composes each job again and passes on the cache; a job's own settings show no sweep."""
     master = _sweep("seed=0,1", "recipe.lr=0.1", "detector=detr_tiny,yolo_tiny", params={"ablation": "both"})
     record_sweep(master)
     job = _sweep("ablation=both", "seed=1", "recipe.lr=0.1", "detector=yolo_tiny")

@@ -1,4 +1,4 @@
-"""Whole sweeps through the command line: killed and continued, with failing jobs, side by side, searching."""
+"""Whole sweeps through the command line: killed and resumed, with failing jobs, in parallel, searching."""
 
 import json
 import os
@@ -24,7 +24,7 @@ Sweep = Callable[..., int]
 
 @pytest.fixture
 def sweep(small_run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweep:
-    """Runs ``anydepth-train`` with these settings in this process; returns the exit code."""
+    """Run ``anydepth-train`` with these settings in this process; return the exit code."""
 
     monkeypatch.chdir(tmp_path)
 
@@ -43,13 +43,13 @@ def sweep(small_run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def _ordered(small_run: tuple[str, ...], settings: tuple[str, ...]) -> list[str]:
-    """Options first: Hydra takes settings only in one row."""
+    """Put options first: Hydra accepts settings only as one block."""
     flags = [text for text in settings if text.startswith("-")]
     return [*flags, *small_run, *(text for text in settings if text not in flags)]
 
 
 def _assert_equal_weights(first: Path, second: Path) -> None:
-    # Not the bytes of the files: the order of their header is left to chance.
+    # Not the bytes of the files: the order of the entries in their header is arbitrary.
     one, two = load_file(first), load_file(second)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -57,7 +57,7 @@ def _assert_equal_weights(first: Path, second: Path) -> None:
 
 
 def _jobs(folder: Path) -> dict[str, Path]:
-    """Folders of jobs by what they are called before the hash."""
+    """Return the folders of jobs by their name before the hash."""
     return {path.name.rpartition("-")[0]: path for path in run_folders(folder)}
 
 
@@ -70,11 +70,11 @@ def _wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 3
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_in_its_third_job_runs_only_what_was_missing(
+def test_a_sweep_killed_in_its_third_job_runs_only_the_missing_jobs(
     sweep: Sweep, small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Seeds 0 and 1 keep their files, 2 goes on from its checkpoint to the weights of an unbroken run."""
-    settings = ("-m", "sweep=seeds", "seed=0,1,2,3", "recipe.epochs=4", "hydra.sweep.dir=study")
+    """Seeds 0 and 1 keep their files, 2 resumes to the weights of an uninterrupted run."""
+    settings = ("-m", "experiment=seeds", "seed=0,1,2,3", "recipe.epochs=4", "hydra.sweep.dir=study")
     command = [sys.executable, "-m", "anydepth.train", *_ordered(small_run, settings)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     study = tmp_path / "study"
@@ -115,7 +115,7 @@ def test_a_sweep_killed_in_its_third_job_runs_only_what_was_missing(
 def test_sigterm_to_all_processes_ends_a_sweep_within_its_job(
     small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """As a batch system sends it. The loader's workers end first, which must not pass for a failed job."""
+    """As a batch system sends it. The loader's workers end first, which must not count as a failed job."""
     settings = ("-m", "seed=0,1", "recipe.epochs=100000", "data.num_workers=1", "hydra.sweep.dir=study")
     command = [sys.executable, "-m", "anydepth.train", *_ordered(small_run, settings)]
     process = subprocess.Popen(
@@ -150,7 +150,7 @@ def _files(folder: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_a_job_killed_after_its_last_step_gets_its_figures(sweep: Sweep, tmp_path: Path) -> None:
-    """Nothing is left to train then, only to evaluate; the record equals that of the unbroken job."""
+    """Nothing is left to train, only to evaluate; the record equals that of the uninterrupted job."""
     settings = ("-m", "seed=0", "hydra.sweep.dir=study")
     assert sweep(*settings) == 0
     (job,) = _jobs(tmp_path / "study").values()
@@ -165,7 +165,7 @@ def test_a_job_killed_after_its_last_step_gets_its_figures(sweep: Sweep, tmp_pat
     assert (job / "weights.safetensors").is_file()
 
 
-def test_a_failing_job_hides_no_other(
+def test_a_failing_job_does_not_affect_the_others(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("-m", "experiment=ablation_losses", "ablation=both,full_only", "recipe.lr=-1,0.001")
@@ -181,7 +181,7 @@ def test_a_failing_job_hides_no_other(
         "ablation_full_only-lr_0.001": True,
     }
     failure = read_record(jobs["ablation_both-lr_-1"], FAILURE)
-    assert failure["error"] == "recipe.lr=-1: allowed are above 0 (in the configuration key `optim`)"
+    assert failure["error"] == "recipe.lr=-1: allowed are above 0 (in the configuration key `recipe`)"
     printed = capsys.readouterr()
     assert "Traceback" not in printed.out + printed.err
     assert printed.err.count("\nError in ") == 2
@@ -245,8 +245,8 @@ def test_a_search_does_not_start_processes_that_draw_again(
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Path) -> None:
-    """What SLURM does, with the local executor of the same launcher."""
+def test_jobs_run_in_parallel_in_their_own_processes(sweep: Sweep, tmp_path: Path) -> None:
+    """As on SLURM, with the local executor of the same launcher."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     settings = ("-m", "recipe.lr=0.001,-1", "recipe.epochs=1", "hydra/launcher=local_jobs")
     assert sweep(*settings, "hydra.sweep.dir=study") == 1
@@ -254,15 +254,15 @@ def test_jobs_side_by_side_in_processes_of_their_own(sweep: Sweep, tmp_path: Pat
     states = {name: (path / "result.json").exists() for name, path in jobs.items()}
     assert states == {"lr_0.001": True, "lr_-1": False}
     assert list((tmp_path / "study" / ".submitit").iterdir())
-    # What the sweep noted reaches jobs in other processes.
+    # The sweep's id reaches jobs in other processes.
     assert len({read_record(path, VISIT)["sweep"] for path in jobs.values()}) == 1
-    # A former failure is no failure of a sweep without that job.
+    # A former failure does not fail a sweep without that job.
     other = ("-m", "recipe.lr=0.001", "recipe.epochs=1", "hydra.sweep.dir=study")
     assert sweep(*other) == 0
 
 
 def test_two_runs_of_one_configuration_are_equal(sweep: Sweep, tmp_path: Path) -> None:
-    """Weights and every logged figure, bit by bit, with all that draws random numbers switched on."""
+    """Weights and every logged figure, bit by bit, with everything on that draws random numbers."""
     settings = (
         "depth_schedule=sandwich",
         "recipe.multi_scale_sizes=[64,96]",

@@ -1,4 +1,4 @@
-"""What frames a sweep: what it refuses before the first job, the table and the page after the last."""
+"""Hooks around a sweep: checks before its first job, table and comparison page after the last."""
 
 import io
 import json
@@ -21,7 +21,7 @@ START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def _master(*task: str, params: dict[str, str] | None = None) -> DictConfig:
-    """What a sweeper is given: composed without what it varies, which stands in the overrides."""
+    """Return the configuration of a sweeper: composed without the swept keys, which are in the overrides."""
     fixed = [text for text in task if "," not in text]
     config = compose("train", ["paths.output_dir=out", *fixed], hydra_config=True)
     OmegaConf.set_readonly(config.hydra, False)
@@ -49,7 +49,7 @@ def _result(**metrics: float) -> dict[str, object]:
     [
         (
             "recipe.lrr=1,2",
-            "varies recipe.lrr, but detector=detr_tiny .* no such setting; close to it: recipe.lr",
+            "varies recipe.lrr, but detector=detr_tiny .* no such setting; similar keys: recipe.lr",
         ),
         ("nonsense.key=1,2", "varies nonsense.key"),
         ("detector.nothing=choice(1,2)", r"varies detector.nothing"),
@@ -69,12 +69,12 @@ def test_a_sweep_over_decoder_layers_is_refused_for_yolo() -> None:
         check_keys(_master("detector=yolo_tiny", params=params))
 
 
-def test_sweeps_over_what_exists_pass() -> None:
+def test_sweeps_over_existing_keys_pass() -> None:
     config = _master(
         "recipe.lr=1,2", "ablation=both,random", "weights=a,b", "+new.key=1,2", "curve.depths=[a],null"
     )
     check_keys(config)
-    # Keys of another wing: Hydra composes, and checks, every job.
+    # Keys of another family: Hydra composes, and checks, every job.
     check_keys(_master("detector=detr_tiny,yolo_tiny", "losses.distillation.feature_weight=1,2"))
 
 
@@ -130,17 +130,17 @@ def test_states_of_jobs(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Path], Path]]:
-    """The pages that were asked for."""
-    asked: list[tuple[list[Path], Path]] = []
+    """Requested comparison pages."""
+    requested: list[tuple[list[Path], Path]] = []
 
     def write_report(folders: Sequence[Path], output: Path) -> Path:
-        asked.append((list(folders), output))
+        requested.append((list(folders), output))
         return output
 
     module = types.ModuleType("anydepth.report.cli")
     module.write_report = write_report  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "anydepth.report.cli", module)
-    return asked
+    return requested
 
 
 def _end(folder: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_sweep_whose_jobs_would_sweep_again_is_refused_once(
         return
     with pytest.raises(SweepError, match=r"trainer\.strategy=ddp_spawn.*hydra/launcher=slurm"):
         sweep.check_processes(config)
-    # Each job checks itself then.
+    # If the sweep varies the trainer, each job checks itself.
     config.hydra.overrides.task = ["trainer.devices=1,2"]
     sweep.check_processes(config)
 
@@ -237,7 +237,7 @@ def _is_refused(config: DictConfig) -> bool:
     return False
 
 
-def test_a_page_that_cannot_be_written_is_said(
+def test_a_page_that_cannot_be_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(folders: Sequence[Path], output: Path) -> Path:
@@ -258,13 +258,13 @@ def test_without_any_curve_of_a_finished_job_there_is_no_page(tmp_path: Path, pa
 
 
 def test_the_command_line_has_the_callback(compose_run: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """Hydra takes it for every run; single runs pass it by."""
+    """Hydra builds it for every run, but calls it only in sweeps."""
     (node,) = compose_run(tmp_path).hydra.callbacks.values()
     assert isinstance(instantiate(node), SweepSummary)
 
 
 def test_jobs_on_images_without_objects_have_no_accuracy(tmp_path: Path) -> None:
-    """-1 is what a COCO evaluation says of no ground truth."""
+    """A COCO evaluation returns -1 without ground truth."""
     folder = _job(tmp_path / "one", result=_result(curve__full__AP=-1.0, curve__minimal__AP=0.125))
     console = Console(width=100, file=io.StringIO())
     print_jobs([read_job(folder, START)], console)

@@ -1,4 +1,4 @@
-"""What a job of training leaves and finds: results, failures, what is passed over, continued and refused."""
+"""Training jobs and their records: results and failures; jobs that are skipped, resumed or refused."""
 
 import json
 import math
@@ -32,7 +32,7 @@ Compose = Callable[..., DictConfig]
 
 
 class Trainer:
-    """Stands in for training; notes what it was given and does what it is told."""
+    """Fake training that records its configurations and returns or raises a given outcome."""
 
     def __init__(self, outcome: float | BaseException = 0.25) -> None:
         self.outcome = outcome
@@ -48,7 +48,7 @@ class Trainer:
 
 @pytest.fixture
 def job(compose_run: Compose, tmp_path: Path) -> Callable[..., DictConfig]:
-    """Composes a job of a sweep in ``tmp_path/job``, or a single run."""
+    """Compose a job of a sweep in ``tmp_path/job``, or a single run."""
 
     def compose(*overrides: str, sweep: bool = True) -> DictConfig:
         config = compose_run(tmp_path / "job", *overrides)
@@ -83,13 +83,13 @@ def test_a_result_is_written_last_and_is_plain_json(
     assert set(record) == {"status", "config_hash", "seconds", "finished", "metrics"}
 
 
-def test_a_finished_job_is_passed_over(
+def test_a_finished_job_is_skipped(
     job: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     execute(job(), Trainer())
     capsys.readouterr()
     again = Trainer(0.5)
-    # Where it logs and what it shows does not make it another job.
+    # Other loggers or console output do not make it another job.
     assert execute(job("logger=none", "+callbacks.progress={_target_: x}"), again) == 0.25
     assert again.seen == []
     assert capsys.readouterr().out.startswith("skipped   job: finished 20")
@@ -103,17 +103,17 @@ def test_a_folder_with_the_result_of_other_settings_is_refused_and_kept(
     other = Trainer()
     assert math.isnan(execute(job("recipe.lr=0.5"), other) or 0)
     printed = " ".join(capsys.readouterr().err.split())
-    assert "recipe.lr: 0.001 there, 0.5 here" in printed
+    assert "recipe.lr: 0.001 in the folder, 0.5 in this job" in printed
     assert "delete that folder" in printed
     assert other.seen == []
     assert (tmp_path / "job" / "result.json").read_bytes() == before
     assert "recipe.lr" in read_record(tmp_path / "job", REFUSAL)["error"]
-    # The settings of the result are welcome again.
+    # The settings of the result are still accepted.
     assert execute(job(), other) == 0.25
     assert not (tmp_path / "job" / "refused.json").exists()
 
 
-def test_an_interrupted_job_goes_on_from_its_last_checkpoint(
+def test_an_interrupted_job_resumes_from_its_last_checkpoint(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +128,7 @@ def test_an_interrupted_job_goes_on_from_its_last_checkpoint(
 
 
 @pytest.mark.parametrize("reason", ["other settings", "damaged", "none"])
-def test_what_cannot_be_gone_on_with_begins_anew_in_a_clean_folder(
+def test_a_job_that_cannot_be_resumed_starts_in_a_clean_folder(
     job: Callable[..., DictConfig], tmp_path: Path, reason: str
 ) -> None:
     folder = tmp_path / "job"
@@ -160,9 +160,9 @@ def test_what_cannot_be_gone_on_with_begins_anew_in_a_clean_folder(
             "Error in job: ZeroDivisionError: lines (a defect of the program, see",
         ),
     ],
-    ids=["mistake", "defect"],
+    ids=["user error", "defect"],
 )
-def test_a_failing_job_is_recorded_and_the_sweep_goes_on(
+def test_a_failing_job_is_recorded_and_the_sweep_continues(
     job: Callable[..., DictConfig],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -203,7 +203,7 @@ def test_a_single_run_records_its_failure_and_ends_as_before(
     assert read_record(tmp_path / "job", FAILURE)["error"] == "gone"
     with pytest.raises(ZeroDivisionError):
         execute(job(sweep=False), Trainer(ZeroDivisionError()))
-    # Trained again in the same folder, always anew.
+    # A single run in the same folder is always trained again.
     again = Trainer(0.5)
     assert execute(job(sweep=False), again) == 0.5
     assert execute(job(sweep=False), again) == 0.5
@@ -261,16 +261,16 @@ def test_one_job_of_a_study_needs_all_its_settings_but_the_seed(
 
 
 def _old_results(folder: Path) -> None:
-    """What an earlier run left."""
+    """Create outputs of an earlier run."""
     (folder / "logs" / "version_0").mkdir(parents=True)
     for name in ("depth_curve.json", "weights.safetensors", "compatibility.png", "notes.txt"):
         (folder / name).touch()
 
 
-def test_a_single_run_that_dies_leaves_nothing_of_the_former_one(
+def test_a_single_run_that_dies_leaves_no_results_of_the_former_one(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    """Its settings would stand beside the curve and the weights of other settings."""
+    """Otherwise its settings would be next to the curve and the weights of other settings."""
     folder = tmp_path / "job"
     execute(job(sweep=False), Trainer())
     _old_results(folder)
@@ -280,9 +280,7 @@ def test_a_single_run_that_dies_leaves_nothing_of_the_former_one(
     assert left == {"config.yaml", "provenance.json", "notes.txt"}
 
 
-def test_a_single_run_that_goes_on_in_its_folder_keeps_it(
-    job: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_a_single_run_that_resumes_keeps_its_folder(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     folder = tmp_path / "job"
     execute(job(sweep=False), Trainer())
     _old_results(folder)
@@ -294,15 +292,13 @@ def test_a_single_run_that_goes_on_in_its_folder_keeps_it(
     assert set(part) >= {"time", "commit", "changed", "versions"}
 
 
-def test_a_single_run_clears_no_folder_that_was_never_a_runs(
-    job: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_a_single_run_clears_only_folders_of_runs(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     _old_results(tmp_path / "job")
     execute(job(sweep=False), Trainer())
     assert (tmp_path / "job" / "logs" / "version_0").is_dir()
 
 
-def test_initial_weights_are_not_cleared_away(
+def test_initial_weights_are_not_removed(
     job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     execute(job(sweep=False), Trainer())
@@ -326,7 +322,7 @@ def test_a_sweeper_gets_the_score_of_the_best_checkpoint(job: Callable[..., Dict
 
 
 @pytest.mark.parametrize("mark", ["weights.safetensors", "result.json", "checkpoints/last.ckpt"])
-def test_results_of_other_commands_do_not_go_where_a_training_run_lies(tmp_path: Path, mark: str) -> None:
+def test_other_commands_do_not_write_into_a_training_run(tmp_path: Path, mark: str) -> None:
     HydraConfig.instance().cfg = None
     (tmp_path / "run" / mark).parent.mkdir(parents=True)
     (tmp_path / "run" / mark).touch()
@@ -340,7 +336,7 @@ def test_results_of_other_commands_do_not_go_where_a_training_run_lies(tmp_path:
 
 
 def _stopped(job: Callable[..., DictConfig], *names: str) -> list[Path]:
-    """Checkpoints that a run left which has no result, the first one of 10 steps, the next of 20."""
+    """Create checkpoints of an interrupted run, the first one of 10 steps, the next of 20."""
     with pytest.raises(KeyboardInterrupt):
         execute(job(sweep=False), Trainer(KeyboardInterrupt()))
     folder = Path(str(job(sweep=False).paths.output_dir)) / "checkpoints"
@@ -350,7 +346,7 @@ def _stopped(job: Callable[..., DictConfig], *names: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def test_auto_goes_on_from_the_newest_checkpoint_and_keeps_the_folder(
+def test_auto_resumes_from_the_newest_checkpoint_and_keeps_the_folder(
     job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best, last = _stopped(job, "best.ckpt", "last.ckpt")
@@ -359,13 +355,13 @@ def test_auto_goes_on_from_the_newest_checkpoint_and_keeps_the_folder(
     second = Trainer(0.5)
     assert execute(job("ckpt_path=auto", sweep=False), second) == 0.5
     assert second.seen[0].ckpt_path == str(last)
-    assert f"goes on   from {last}, after step 20\n" in capsys.readouterr().out
+    assert f"resumes   from {last}, after step 20\n" in capsys.readouterr().out
     assert (tmp_path / "job" / "depth_curve.json").exists()
     assert sorted((tmp_path / "job" / "checkpoints").iterdir()) == [best, last]
     assert len(json.loads((tmp_path / "job" / "provenance.json").read_text())["history"]) == 1
 
 
-def test_auto_begins_where_there_is_no_checkpoint(
+def test_auto_starts_a_new_run_without_a_checkpoint(
     job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     execute(job(sweep=False), Trainer())
@@ -373,12 +369,12 @@ def test_auto_begins_where_there_is_no_checkpoint(
     second = Trainer(0.5)
     assert execute(job("ckpt_path=auto", sweep=False), second) == 0.5
     assert second.seen[0].ckpt_path is None
-    assert f"begins    as there is no checkpoint in {tmp_path / 'job'}\n" in capsys.readouterr().out
-    # As of any run that begins: nothing of the former one is left beside its results.
+    assert f"starts    a new run: no checkpoint in {tmp_path / 'job'}\n" in capsys.readouterr().out
+    # As for any new run, no results of the former one remain.
     assert not (tmp_path / "job" / "depth_curve.json").exists()
 
 
-def test_auto_tells_which_checkpoints_are_damaged_and_clears_none_away(
+def test_auto_names_damaged_checkpoints_and_removes_none(
     job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best, last = _stopped(job, "best.ckpt", "last.ckpt")
@@ -386,11 +382,11 @@ def test_auto_tells_which_checkpoints_are_damaged_and_clears_none_away(
     second = Trainer(0.5)
     assert execute(job("ckpt_path=auto", sweep=False), second) == 0.5
     assert second.seen[0].ckpt_path == str(best)
-    assert f"ignored   {last}: no complete checkpoint" in capsys.readouterr().out
+    assert f"ignored   {last}: not a complete checkpoint" in capsys.readouterr().out
     best.write_bytes(b"")
     with pytest.raises(SystemExit):
         execute(job("ckpt_path=auto", sweep=False), second)
-    assert "delete them to begin anew" in " ".join(capsys.readouterr().err.split())
+    assert "Delete them to start a new run" in " ".join(capsys.readouterr().err.split())
     assert len(second.seen) == 1
     assert best.exists()
 
@@ -414,7 +410,7 @@ def test_a_folder_without_checkpoints_is_refused(
     assert f"ckpt_path={tmp_path}: no checkpoint in this folder" in capsys.readouterr().err
 
 
-def test_auto_in_a_sweep_begins_or_goes_on_as_the_sweep_does(
+def test_auto_in_a_sweep_starts_or_resumes_as_the_sweep_does(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     first = Trainer(KeyboardInterrupt())
@@ -428,7 +424,7 @@ def test_auto_in_a_sweep_begins_or_goes_on_as_the_sweep_does(
 
 
 @pytest.mark.parametrize("sweep", [True, False], ids=["sweep", "single"])
-def test_the_end_by_sigterm_is_told_in_one_line(
+def test_the_end_by_sigterm_is_printed_in_one_line(
     job: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], sweep: bool
 ) -> None:
     def train(cfg: DictConfig) -> tuple[dict[str, float], Any]:
@@ -439,7 +435,7 @@ def test_the_end_by_sigterm_is_told_in_one_line(
         execute(job("hydra.sweep.dir=study", sweep=sweep), train)
     assert stopped.value.code == 143
     (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("stopped")]
-    saved = f"after step 0, {tmp_path / 'job' / 'checkpoints' / 'last.ckpt'} is saved; go on with the same"
+    saved = f"after step 0, {tmp_path / 'job' / 'checkpoints' / 'last.ckpt'} is saved; resume with the same"
     again = "hydra.sweep.dir=study" if sweep else f"hydra.run.dir={tmp_path / 'job'} and ckpt_path=auto"
     assert line == f"stopped   by SIGTERM {saved} command and {again}"
     assert not {"result.json", "failure.json"} & {path.name for path in (tmp_path / "job").iterdir()}

@@ -1,4 +1,4 @@
-"""The entry point: what it refuses, and training in two processes."""
+"""The entry point of training: invalid settings, and two processes."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from anydepth.training.checkpointing.last import LastCheckpoint
 Compose = Callable[..., DictConfig]
 
 
-def test_classes_that_contradict_the_data(compose_run: Compose, tmp_path: Path) -> None:
+def test_classes_that_contradict_the_data_are_refused(compose_run: Compose, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_classes=3, but the data set has 1 classes"):
         run(compose_run(tmp_path, "detector.num_classes=3"))
 
@@ -48,7 +48,7 @@ def test_a_sweep_does_not_start_processes_that_sweep_again(compose_run: Compose,
 
 
 def test_training_starts_from_given_weights(compose_run: Compose, tmp_path: Path) -> None:
-    """With a learning rate of next to nothing and no averaging, a run ends with the weights it began with."""
+    """With a negligible learning rate and no averaging, a run ends with its initial weights."""
     still = ("recipe.lr=1e-30", "recipe.backbone_lr=0", "recipe.weight_decay=0", "callbacks.averaging=null")
     short = ("recipe.epochs=1", "trainer.limit_train_batches=1")
     run(compose_run(tmp_path / "first", *short))
@@ -112,8 +112,8 @@ def test_the_command_line_refuses_in_one_message(
     assert "Traceback" not in printed
 
 
-def test_the_best_score_is_read_from_its_checkpoint_where_only_that_came_back(tmp_path: Path) -> None:
-    """As from processes that Lightning starts from Python."""
+def test_the_best_score_is_read_from_its_checkpoint_if_only_that_was_returned(tmp_path: Path) -> None:
+    """As by processes that Lightning starts from Python."""
     best = ModelCheckpoint(monitor="val/score", dirpath=tmp_path)
     trainer: Any = SimpleNamespace(checkpoint_callbacks=[LastCheckpoint(dirpath=tmp_path), best])
     assert best_score(trainer) == {}

@@ -1,4 +1,4 @@
-"""``anydepth-analyze``: what depths do to features, and the AP of every configuration of saved weights."""
+"""``anydepth-analyze``: compatibility of features between depths, and AP of every depth configuration."""
 
 import hashlib
 import json
@@ -39,15 +39,15 @@ from anydepth.utils.files import write_text
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Analyze saved weights; write and print what was found.
+    """Analyze saved weights; write and print the results.
 
     Args:
-        cfg: What ``conf/analyze.yaml`` composes to.
+        cfg: Configuration composed from ``conf/analyze.yaml``.
 
     Returns:
         Figures by name (``STAGE/DEPTH/MEASURE``, and ``DEPTH/AP`` of the curve), and the objects of the run
-        by name: ``detector``, ``data``, ``compatibility``, ``curve`` and ``analysis`` (None where not asked
-        for), and ``files`` by what they are.
+        by name: ``detector``, ``data``, ``compatibility``, ``curve`` and ``analysis`` (None if not
+        requested), and ``files`` by description.
 
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
@@ -71,7 +71,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     objects |= {"curve": None, "analysis": None, "files": {}}
     if config["compatibility"]["images"]:
         objects["compatibility"] = _compare_features(config, detector, data, device)
-        objects["files"] |= _written(config, objects["compatibility"])
+        objects["files"] |= _write_compatibility(config, objects["compatibility"])
     write_provenance(config["output"], config)
     if parts is not None and evaluator is not None:
         curve = _evaluate_all(config, detector, data, evaluator, parts, device)
@@ -99,7 +99,7 @@ def _check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"curve_images={config['curve_images']}: give 1 or more, or null for all of them")
     if not images and config["curve"] is None:
         raise ValueError("nothing to do: give compatibility.images above 1, or curve=all")
-    # Refuses an unknown precision before any work.
+    # Raises for an unknown precision before any work.
     autocast(torch.device("cpu"), config["precision"])
 
 
@@ -119,7 +119,7 @@ def _compare_features(
     return found
 
 
-def _written(config: Mapping[str, Any], found: Compatibility) -> dict[str, Path]:
+def _write_compatibility(config: Mapping[str, Any], found: Compatibility) -> dict[str, Path]:
     paths = write_compatibility(found, config["output"])
     return {f"compatibility ({suffix})": path for suffix, path in paths.items()}
 
@@ -127,7 +127,9 @@ def _written(config: Mapping[str, Any], found: Compatibility) -> dict[str, Path]
 def _evaluator(config: Mapping[str, Any], detector: Detector, data: DetectionDataModule) -> CocoEvaluator:
     index = data.index(config["split"])
     if not len(index.labels):
-        raise EvaluationError(f"{index.json_path}: holds no annotations, so that there is no AP")
+        raise EvaluationError(
+            f"{index.json_path}: holds no annotations to evaluate against; give curve=null or another split"
+        )
     return CocoEvaluator(
         ground_truth=index.to_coco_dict(),
         category_ids=category_ids_of(detector.class_names, index.categories),
@@ -145,10 +147,10 @@ def _evaluate_all(
 ) -> DepthCurve:
     depths = list(detector.depth_space.all())
     done = parts.load()
-    left = len(depths) - sum(len(part.rows) for part in done)
+    remaining = len(depths) - sum(len(part.rows) for part in done)
     get_console().print(
-        f"{len(depths)} configurations, {left} of them to evaluate; stopped, the same command with "
-        f"output={config['output']} goes on",
+        f"{len(depths)} configurations, {remaining} of them to evaluate; if interrupted, the same command "
+        f"with output={config['output']} resumes",
         highlight=False,
         soft_wrap=True,
     )
@@ -171,7 +173,7 @@ def _evaluate_all(
 def _dependencies(
     config: Mapping[str, Any], detector: Detector, index: CocoIndex, device: torch.device
 ) -> dict[str, str]:
-    """What the figures of the curve depend on."""
+    """Return everything that the figures of the curve depend on; parts with other values are refused."""
     with Path(config["weights"]).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return {

@@ -25,12 +25,12 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Evaluate saved weights at several depths, and write and print their depth curve.
 
     Args:
-        cfg: What ``conf/evaluate.yaml`` composes to.
+        cfg: Configuration composed from ``conf/evaluate.yaml``.
 
     Returns:
         The COCO figures as ``DEPTH/FIGURE``, and the objects of the run by name: ``detector``, ``data``,
-        ``curve`` and ``files`` (paths by suffix, and of the results by depth). Of a split without ground
-        truth there are no figures.
+        ``curve`` and ``files`` (by suffix, and results files by depth). A split without ground truth has no
+        figures.
 
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
@@ -50,8 +50,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     has_truth = len(index.labels) > 0
     if not has_truth and not cfg.results:
         raise EvaluationError(
-            f"{index.json_path}: holds no annotations, so there is nothing to compare with; results=true "
-            "writes the detections for an evaluation server"
+            f"{index.json_path}: holds no annotations to evaluate against; results=true writes the "
+            "detections for an evaluation server"
         )
     evaluator = CocoEvaluator(
         ground_truth=index.to_coco_dict(),
@@ -87,7 +87,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 def _write_results(
     evaluator: CocoEvaluator, curve: DepthCurve, json_path: Path, folder: Path
 ) -> dict[str, Path]:
-    """Files of the detections by depth."""
+    """Write the detections of each depth in COCO's results format; return the files by depth."""
     return {
         row.depth: write_results(
             evaluator.table(row.depth), folder / results_name(json_path, curve.detector, row.depth)

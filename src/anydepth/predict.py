@@ -1,4 +1,4 @@
-"""``anydepth-predict``: detections in pictures or a video, drawn and in COCO's results format."""
+"""``anydepth-predict``: detect in images or a video; draw, and write COCO's results format."""
 
 import shutil
 import tempfile
@@ -46,23 +46,23 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     }
 )
-# Formats that every browser shows; pictures of other formats are annotated as PNG.
-_DRAWN_AS_THEY_ARE = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+# Formats that every browser shows; images of other formats are drawn as PNG.
+_KEPT_FORMATS = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 T = TypeVar("T")
 
 
 class SourceError(ValueError):
-    """A source without anything to detect in; the message names it."""
+    """A source holds nothing to detect in; the message names it."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """How to detect.
+    """Detector and settings of a prediction.
 
     Attributes:
-        detector: On the device where it is to run.
-        depth: Of its space.
+        detector: Detector on its device.
+        depth: Depth of its depth space.
         threshold: Lowest score that is kept.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: Images per forward pass.
@@ -75,27 +75,27 @@ class Task:
     batch_size: int
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
-        """Detections of one batch of images of any size."""
+        """Return the detections of one batch of images of any size."""
         with autocast(next(self.detector.parameters()).device, self.precision):
             return self.detector.predict(images, self.depth, self.threshold, self.batch_size)
 
     def draw(self, image: Tensor, found: Detections) -> Image.Image:
-        """An annotated picture of an image."""
+        """Return a picture of an image with its detections."""
         return draw_detections(image, found, self.detector.class_names)
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Detect objects in an image, a folder of images or a video.
 
-    The results appear in the output folder when all of them are there: ``pictures/`` or a video named like
+    The results appear in the output folder once all of them are complete: ``pictures/`` or a video named like
     the source, ``detections.json`` and ``images.json`` (see :mod:`anydepth.results.predictions`).
 
     Args:
-        cfg: What ``conf/predict.yaml`` composes to.
+        cfg: Configuration composed from ``conf/predict.yaml``.
 
     Returns:
-        How many ``images`` or frames were read, ``detections`` found and files ``skipped``, and the objects
-        of the run by name: ``detector``, ``predictions`` and ``output`` (the folder).
+        Numbers of ``images`` or frames, of ``detections`` and of ``skipped`` files, and the objects of the
+        run by name: ``detector``, ``predictions`` and ``output`` (the folder).
 
     Raises:
         ValueError: A setting or a file that cannot be used; the message says what to change.
@@ -138,21 +138,21 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def find_images(source: Path) -> tuple[list[Path], int]:
-    """The image files of a source in sorted order, told by their suffixes.
+    """Find the image files of a source by their suffixes, in sorted order.
 
     Returns:
-        The images (none for a video), and how many other files a folder holds. Folders in the folder, and
-        files whose name starts with a dot, are not looked at.
+        The images (none for a video), and the number of other files in a folder. Subfolders and files whose
+        name starts with a dot are ignored.
 
     Raises:
-        SourceError: Nothing there, a folder without images, or a file that is neither image nor video.
+        SourceError: A missing source, a folder without images, or a file that is neither image nor video.
     """
     if source.is_dir():
         files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
         images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
             raise SourceError(
-                f"{source}: the folder holds no image ({len(files)} other files); known suffixes are "
+                f"{source}: no image in this folder ({len(files)} other files); allowed suffixes are "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return images, len(files) - len(images)
@@ -163,8 +163,8 @@ def find_images(source: Path) -> tuple[list[Path], int]:
     if source.suffix.lower() in VIDEO_SUFFIXES:
         return [], 0
     raise SourceError(
-        f"{source}: neither an image ({', '.join(sorted(IMAGE_SUFFIXES))}) nor a video "
-        f"({', '.join(sorted(VIDEO_SUFFIXES))}) by its suffix"
+        f"{source}: unknown suffix; give an image ({', '.join(sorted(IMAGE_SUFFIXES))}) or a video "
+        f"({', '.join(sorted(VIDEO_SUFFIXES))})"
     )
 
 
@@ -174,7 +174,7 @@ def _predict_images(task: Task, paths: list[Path], predictions: Predictions, fol
         images = [read_image(path) for path in batch]
         for path, image, found in zip(batch, images, task.detect(images), strict=True):
             predictions.add(path.name, (image.shape[-2], image.shape[-1]), found)
-            known = path.suffix.lower() in _DRAWN_AS_THEY_ARE
+            known = path.suffix.lower() in _KEPT_FORMATS
             save_picture(task.draw(image, found), folder / (path.name if known else f"{path.name}.png"))
 
 
@@ -199,7 +199,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _move_into(staging: Path, output: Path) -> None:
-    """Replace what an earlier run left in the output folder under the same names."""
+    """Move results into the output folder, replacing those of an earlier run with the same names."""
     for item in sorted(staging.iterdir()):
         target = output / item.name
         if target.is_dir():
@@ -209,7 +209,7 @@ def _move_into(staging: Path, output: Path) -> None:
 
 def _at_least_one(name: str, value: int) -> int:
     if value < 1:
-        raise ValueError(f"{name}={value}: must be at least 1")
+        raise ValueError(f"{name}={value}: allowed are 1 and above")
     return value
 
 

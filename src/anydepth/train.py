@@ -1,4 +1,4 @@
-"""``anydepth-train``: train a detector at many depths, then draw its depth curve."""
+"""``anydepth-train``: train a detector at many depths, then measure its depth curve."""
 
 import logging
 import platform
@@ -32,32 +32,32 @@ from anydepth.results.compatibility import write_compatibility
 from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
 from anydepth.results.gallery import detect_gallery, draw_gallery
 from anydepth.runs import provenance
-from anydepth.runs.job import BEST_SCORE, SCORE, execute, explain_restarted_sweep, resolve_checkpoint
+from anydepth.runs.job import BEST_SCORE, SCORE, execute, explain_repeated_sweep, resolve_checkpoint
 from anydepth.runs.provenance import write_provenance
 from anydepth.training.callbacks.process_guard import ProcessGuard
 from anydepth.training.callbacks.progress import ConsoleProgress
 from anydepth.training.callbacks.self_distillation import SelfDistillation
 from anydepth.training.checkpointing.last import LastCheckpoint
 from anydepth.training.checkpointing.read import check_resumable, detector_weights, read_checkpoint
-from anydepth.training.checkpointing.sigterm import Terminated, forwarded_sigterm
+from anydepth.training.checkpointing.sigterm import Terminated, forward_sigterm
 from anydepth.training.checkpointing.write import CheckpointFiles
 from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.loggers.run_logger import close_loggers, failures_end_runs, log_results
+from anydepth.training.loggers.run_logger import close_loggers, end_runs_on_failure, log_results
 from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.recorder import StepRecorder
 from anydepth.training.non_finite.watch import NonFinitePolicy, StepWatch
-from anydepth.training.norms import NormSynchronisation
+from anydepth.training.norms import NormSynchronization
 
-# Remarks of Lightning that ask for nothing a user of this entry point should change.
-_NOISE = (
+# Warnings of Lightning that recommend nothing a user of this entry point should change.
+_IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The dirpath has changed from.*",
     ".*isinstance\\(treespec, LeafSpec\\).*",
-    # Where float16's first step overflows.
+    # Raised when float16's first step overflows.
     ".*Detected call of .lr_scheduler.step.*",
-    # The evaluator gives all processes the same figures.
+    # The evaluator returns the same figures in all processes.
     ".*sync_dist=True.*",
 )
 
@@ -65,18 +65,18 @@ _NOISE = (
 _SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
-@failures_end_runs()
+@end_runs_on_failure()
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Train, export the best averaged weights and draw their depth curve.
+    """Train, export the best averaged weights and measure their depth curve.
 
     Args:
-        cfg: What ``conf/train.yaml`` composes to.
+        cfg: Configuration composed from ``conf/train.yaml``.
 
     Returns:
         Metrics by name (``val/score`` of the last validation, ``val/best_score`` of the best checkpoint, and
         ``curve/DEPTH/FIGURE`` on the first process), and the objects of
         the run by name: ``data``, ``detector``, ``module``, ``trainer``, and on the first process ``files``
-        and ``curve`` (None where the configuration asks for no curve).
+        and ``curve`` (None if the configuration asks for no curve).
 
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
@@ -90,17 +90,17 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         check_resumable(config["ckpt_path"], detector)
     if trainer.is_global_zero:
         _complete_provenance(config, data, trainer, module.objective)
-        _announce(config, detector, data, trainer)
-    with _sigterm_for_processes(trainer):
+        _print_summary(config, detector, data, trainer)
+    with _forward_sigterm_to_processes(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
     if config["ckpt_path"] and "val/score" not in trainer.callback_metrics:
-        # The checkpoint was the last one: nothing was left to train, but its figures are part of the result.
+        # The checkpoint was the last one: nothing is left to train, but its figures are part of the result.
         trainer.validate(
             module, datamodule=data, ckpt_path=config["ckpt_path"], verbose=False, weights_only=True
         )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | best_score(trainer)
     objects: dict[str, Any] = {"data": data, "detector": detector, "module": module, "trainer": trainer}
-    # What follows runs in the first process alone and must not wait for the others.
+    # The rest runs in the first process alone and must not wait for the others.
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -117,7 +117,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.Trainer]:
-    """What trains together, ready for ``trainer.fit(module, datamodule=data)``.
+    """Build data, module and Trainer, ready for ``trainer.fit(module, datamodule=data)``.
 
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
@@ -131,8 +131,8 @@ def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.
     return data, module, build_trainer(cfg, config, detector, data)
 
 
-def _sigterm_for_processes(trainer: pl.Trainer) -> AbstractContextManager[None]:
-    """Where processes that this one starts from Python train in its place, SIGTERM is for them."""
+def _forward_sigterm_to_processes(trainer: pl.Trainer) -> AbstractContextManager[None]:
+    """Forward SIGTERM if this process only starts, from Python, the processes that train."""
     launcher: Any = trainer.strategy.launcher
     if type(launcher).__name__ != "_MultiProcessingLauncher":
         return nullcontext()
@@ -142,7 +142,7 @@ def _sigterm_for_processes(trainer: pl.Trainer) -> AbstractContextManager[None]:
             raise Terminated
         launcher.kill(number)
 
-    return forwarded_sigterm(send)
+    return forward_sigterm(send)
 
 
 def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Detector:
@@ -166,7 +166,7 @@ def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Dete
 
 
 def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule) -> DetectionModule:
-    """The Lightning module with the losses, the recipe and the evaluator of the validation images.
+    """Build the Lightning module with the losses, the recipe and the evaluator of the validation images.
 
     Raises:
         ValueError: A setting that is out of range; the message says what is allowed.
@@ -193,7 +193,7 @@ def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule)
 
 
 def build_watch(config: Mapping[str, Any], detector: Detector) -> StepWatch:
-    """What keeps steps that are not finite from the weights.
+    """Build the watch that keeps non-finite steps from the weights.
 
     Raises:
         ValueError: A setting that is out of range; the message says what is allowed.
@@ -216,7 +216,7 @@ def build_trainer(
     detector: Detector,
     data: DetectionDataModule,
 ) -> pl.Trainer:
-    """Lightning's Trainer with the configured callbacks and loggers.
+    """Build Lightning's Trainer with the configured callbacks and loggers.
 
     Raises:
         ValueError: A sweep whose jobs would start processes by running the command line again.
@@ -229,7 +229,7 @@ def build_trainer(
     ]
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
     strategy = cfg.trainer.strategy
-    # With a backward pass per path, the last one, in which gradients are exchanged, is of one path only.
+    # With one backward per pass, gradients are exchanged in the last one, which covers a single pass only.
     every_parameter = cfg.backward == "joint" and schedule.trains_every_parameter(detector.depth_space)
     if strategy in ("ddp", "ddp_spawn") and not every_parameter:
         strategy += "_find_unused_parameters_true"
@@ -237,8 +237,8 @@ def build_trainer(
         cfg.trainer,
         strategy=strategy,
         sync_batchnorm=False,
-        plugins=[CheckpointFiles(), *([NormSynchronisation()] if cfg.trainer.sync_batchnorm else [])],
-        # Lightning takes None for 1000 epochs.
+        plugins=[CheckpointFiles(), *([NormSynchronization()] if cfg.trainer.sync_batchnorm else [])],
+        # Lightning interprets None as 1000 epochs.
         max_epochs=-1 if cfg.trainer.max_epochs is None else cfg.trainer.max_epochs,
         callbacks=callbacks,
         logger=loggers or False,
@@ -247,21 +247,21 @@ def build_trainer(
     )
     starts_processes = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
     if is_sweep() and trainer.world_size > 1 and starts_processes:
-        raise ValueError(explain_restarted_sweep(cfg.trainer.strategy))
+        raise ValueError(explain_repeated_sweep(cfg.trainer.strategy))
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
     return trainer
 
 
 def build_guard(config: Mapping[str, Any], data: DetectionDataModule) -> ProcessGuard:
-    """The guard over what the processes of a run were started with."""
+    """Build the guard that compares settings, data and versions of all processes of a run."""
     return ProcessGuard(
         facts=partial(_facts, config, data),
         remedies={
-            "setting": "Start all processes with the same command. A sweeper must not draw anew in each of "
+            "setting": "Start all processes with the same command. A sweeper must not draw again in each of "
             "them: sweep with trainer=ddp_spawn, with a launcher that starts one job per configuration "
-            "(submitit), or on one device (trainer.devices=1). Processes that another program starts do not "
-            "know each other's time of day: name their folder, paths.output_dir=FOLDER",
+            "(submitit), or on one device (trainer.devices=1). Processes that another program starts have "
+            "different start times: name their common folder with paths.output_dir=FOLDER",
             "data split": "Give all processes the same annotations",
             "version of": "Install the same versions everywhere",
         },
@@ -275,12 +275,12 @@ def _facts(config: Mapping[str, Any], data: DetectionDataModule) -> dict[str, di
 
 
 def best_score(trainer: pl.Trainer) -> dict[str, float]:
-    """``val/best_score``: that of the checkpoint that is exported; empty where none was kept by its score."""
+    """Return ``val/best_score`` of the exported checkpoint; empty if none was selected by its score."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor == SCORE:
             score = callback.best_model_score
             if score is None and callback.best_model_path:
-                # Processes that Lightning starts from Python hand back the path alone.
+                # Processes that Lightning starts from Python return only the file path.
                 states = read_checkpoint(callback.best_model_path).get("callbacks", {})
                 score = states.get(callback.state_key, {}).get("best_model_score")
             if score is not None:
@@ -294,7 +294,7 @@ def finish(
     """Export the best weights and evaluate their depths in one pass over the validation images.
 
     Returns:
-        Files by what they are, and the curve if one was asked for.
+        Files by description, and the curve if the configuration asks for one.
     """
     folder = Path(config["paths"]["output_dir"])
     detector, settings = module.detector, config["curve"]
@@ -347,10 +347,10 @@ def compare_features(
     folder: Path,
     device: torch.device,
 ) -> dict[str, Path]:
-    """How compatible the features of the curve's depths are with those of full depth, on validation images.
+    """Measure how compatible the features of the curve's depths are with full depth, on validation images.
 
     Returns:
-        Files by what they are; none where it was not asked for, or where there is nothing to compare.
+        Files by description; empty if not requested, or if there is nothing to compare.
     """
     images = min(settings["compatibility_images"], len(data.val_index))
     if images < 2 or not detector.depth_space.stages:
@@ -367,7 +367,7 @@ def _prepare(config: Mapping[str, Any]) -> None:
         raise ValueError(f"curve.compatibility_images={images}: give 2 or more images, or 0 for none")
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision(config["float32_matmul"])
-    for message in _NOISE:
+    for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -378,7 +378,7 @@ def _prepare(config: Mapping[str, Any]) -> None:
 def _complete_provenance(
     config: Mapping[str, Any], data: DetectionDataModule, trainer: pl.Trainer, objective: Objective
 ) -> None:
-    """Add what is known only now: the data that was read, the device, and what teaches."""
+    """Add what is known only now: the data that was read, the device, and the distilled levels."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     provenance.complete(
@@ -394,7 +394,7 @@ def _complete_provenance(
     )
 
 
-def _announce(
+def _print_summary(
     config: Mapping[str, Any],
     detector: Detector,
     data: DetectionDataModule,
@@ -421,7 +421,7 @@ def _announce(
 
 @entry_point("train")
 def main(cfg: DictConfig) -> float | None:
-    """Console script ``anydepth-train``; a sweep gets the validation score."""
+    """Console script ``anydepth-train``; returns the validation score to a sweep."""
     return execute(cfg, run)
 
 

@@ -51,8 +51,8 @@ def bad_run(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> t
 
 def test_a_run_continues_and_counts(bad_run: tuple[Path, str]) -> None:
     folder, shown = bad_run
-    assert "step 1 of epoch 0 is NaN or infinite and was not taken:\npath 'full': gradient of " in shown
-    assert "step 3 of epoch 1 is NaN or infinite and was not taken:\npath 'full': loss " in shown
+    assert "step 1 of epoch 0 is NaN or infinite and was not taken:\npass 'full': gradient of " in shown
+    assert "step 3 of epoch 1 is NaN or infinite and was not taken:\npass 'full': loss " in shown
     assert "skipped 2 of at most 100 steps" in shown
     with next(folder.rglob("metrics.csv")).open() as file:
         skipped = [row["train/skipped_steps"] for row in csv.DictReader(file) if row["train/skipped_steps"]]
@@ -118,7 +118,7 @@ def test_missing_and_damaged_files_are_named(bad_run: tuple[Path, str], tmp_path
     ):
         replay_step.replay(alone)
     alone.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(StepFileError, match="no complete file of a step"):
+    with pytest.raises(StepFileError, match="not a complete step file"):
         replay_step.replay(alone)
     torch.save({"format": 1}, alone)
     with pytest.raises(StepFileError, match="damaged"):

@@ -311,7 +311,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(
     with pytest.raises(SystemExit), readable_errors():
         recorded_epochs(module, tmp_path / "run")
     message = capsys.readouterr().err
-    assert "Error: a process that loads images is gone: DataLoader worker (pid" in message
+    assert "Error: a data loader worker died: DataLoader worker (pid" in message
     assert "ckpt_path=RUN/checkpoints/last.ckpt" in message
 
 

@@ -133,17 +133,17 @@ def test_charts_have_the_axes_that_runs_define(script: ModuleType) -> None:
     assert axes["train/minimal/loss"] == "trainer/global_step"
 
 
-def test_cosines_of_every_path_are_charted(script: ModuleType) -> None:
+def test_cosines_of_every_pass_are_charted(script: ModuleType) -> None:
     spec = script.spec_of(script.build_workspace("me", "anydepth", "Depth curves", 30))
     patterns = {
         chart["config"]["chartTitle"]: chart["config"]["metricRegex"]
         for chart in panels(spec)
         if chart["config"].get("metricRegex", "").startswith("^gradients/cosine")
     }
-    for path in ("minimal", "random1"):
-        assert re.search(patterns["Cosine of the paths' gradients"], f"gradients/cosine/{path}/all")
-        assert not re.search(patterns["Cosine of the paths' gradients"], f"gradients/cosine/{path}/neck")
-        assert re.search(patterns["Cosine by module"], f"gradients/cosine/{path}/neck")
+    for name in ("minimal", "random1"):
+        assert re.search(patterns["Cosine of the passes' gradients"], f"gradients/cosine/{name}/all")
+        assert not re.search(patterns["Cosine of the passes' gradients"], f"gradients/cosine/{name}/neck")
+        assert re.search(patterns["Cosine by module"], f"gradients/cosine/{name}/neck")
 
 
 def test_the_view_is_saved_on_a_server(server: Server, tmp_path: Path, script: ModuleType) -> None:

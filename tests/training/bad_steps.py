@@ -1,4 +1,4 @@
-"""Ways in which a training step comes to hold NaN or infinity, and steps as the Trainer takes them."""
+"""Causes of NaN and infinity in a training step, and steps as the Trainer takes them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,12 +31,12 @@ def infinite_box(batch: Batch) -> Batch:
 
 
 def explode_full(module: DetectionModule) -> None:
-    """A weight that only the full path uses."""
+    """Spoil a weight that only the full pass uses."""
     _spoil(module, "refinement", "weight", 1e38)
 
 
 def explode_minimal(module: DetectionModule) -> None:
-    """A weight that only the minimal path uses."""
+    """Spoil a weight that only the minimal pass uses."""
     _spoil(module, ".skip.", "weight", torch.inf)
 
 
@@ -48,7 +48,7 @@ def _spoil(module: DetectionModule, part: str, kind: str, value: float) -> None:
 
 
 def break_gradient(module: DetectionModule, part: str = "") -> tuple[str, RemovableHandle]:
-    """Make the gradient of a part's first parameter NaN, at a finite loss; its name, and how to end that."""
+    """Make the gradient of a part's first parameter NaN, at a finite loss; return its name and the hook."""
     name, parameter = next(
         (name, p) for name, p in module.detector.named_parameters() if part in name and p.requires_grad
     )
@@ -56,7 +56,7 @@ def break_gradient(module: DetectionModule, part: str = "") -> tuple[str, Remova
 
 
 def make_optimizer(module: DetectionModule) -> torch.optim.Optimizer:
-    """With two moments and a decay of the weights, so that a step without gradients could show."""
+    """Build an optimizer with two moments and weight decay, so that a step without gradients could show."""
     groups = [{"params": list(module.detector.parameters()), "name": "head"}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
     module.optimizers = lambda **_: optimizer
@@ -69,7 +69,11 @@ def take_step(
     batches: Sequence[Batch],
     forward: Callable[[Batch, int], Tensor] | None = None,
 ) -> bool:
-    """An optimizer step on several batches, in the order of Lightning's hooks; whether it was taken."""
+    """Take an optimizer step on several batches, in the order of Lightning's hooks.
+
+    Returns:
+        Whether the weights were updated.
+    """
     trainer: Any = module._trainer
     trainer.accumulate_grad_batches = len(batches)
     for index, batch in enumerate(batches):
@@ -84,7 +88,7 @@ def take_step(
 
 
 def state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training changes, copied."""
+    """Copy every tensor that training changes."""
     tensors = {name: value.clone() for name, value in module.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"{number}/{name}": value.clone() for name, value in moments.items()}
@@ -92,7 +96,7 @@ def state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, T
 
 
 def differences(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
-    """Names of tensors that are not equal bit for bit; NaN equals itself."""
+    """Return the names of tensors that are not equal bit for bit; NaN equals itself."""
     assert first.keys() == second.keys()
     return [name for name, value in first.items() if not _same(value, second[name])]
 

@@ -1,4 +1,4 @@
-"""Small whole runs of both wings with everything in them that draws random numbers or counts steps."""
+"""Small whole runs of both families with everything that draws random numbers or counts steps."""
 
 import hashlib
 import os
@@ -38,24 +38,24 @@ _YOLO = (
     "augmentation=yolo",
     "data.unmixed_epochs=1",
 )
-# What may differ: the time a run took, its folder, and what Lightning notes and does not restore.
+# Entries that may differ: the time of a run, its folder, and what Lightning records and does not restore.
 _FREE = ("elapsed", "dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "current_score")
 
 
-def run_settings(wing: str, small_run: Sequence[str]) -> tuple[str, ...]:
-    """Settings of a run of a wing: ``detr`` or ``yolo``.
+def run_settings(family: str, small_run: Sequence[str]) -> tuple[str, ...]:
+    """Return the settings of a run.
 
     Args:
-        wing: Of the detector.
-        small_run: The fixture.
+        family: Family of the detector, ``detr`` or ``yolo``.
+        small_run: The fixture of that name.
     """
-    if wing == "detr":
+    if family == "detr":
         return (*small_run, *_COMMON)
     return (*(text for text in small_run if not text.startswith("detector.")), *_YOLO, *_COMMON)
 
 
 class Diary(pl.Callback):
-    """Notes what each step is given: images, their augmentation, depths."""
+    """Records the inputs of each step: images, their augmentation, depths."""
 
     def __init__(self, *, path: str) -> None:
         self.path = Path(path)
@@ -65,18 +65,18 @@ class Diary(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, DetectionModule)
         pixels = hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()[:16]
-        depths = " ".join(str(path.depth) for path in pl_module.plan)
+        depths = " ".join(str(planned.depth) for planned in pl_module.plan)
         with self.path.open("a") as file:
             file.write(f"{trainer.current_epoch} {batch_idx}: {list(batch.image_ids)} {pixels} {depths}\n")
 
 
 def diary(folder: Path) -> set[str]:
-    """All that the steps of a run were given, also those that were done again."""
+    """Return the inputs of all steps of a run, including repeated ones."""
     return set((folder / "diary.txt").read_text().splitlines())
 
 
 def differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """Where two parts of checkpoints differ, bit by bit."""
+    """Return where two parts of checkpoints differ, bit by bit."""
     if isinstance(first, torch.Tensor):
         return [] if first.dtype == second.dtype and torch.equal(first, second) else [where]
     if isinstance(first, dict):
@@ -95,25 +95,25 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
 
 
 def assert_equal_runs(folder: Path, whole: Path) -> None:
-    """Weights, averages, optimizer, learning rates, best score, counters; and what the steps were given."""
+    """Compare weights, averages, optimizer, learning rates, best score, counters, and inputs of steps."""
     for name in ("last.ckpt", "best.ckpt"):
         found, expected = (read_checkpoint(run / "checkpoints" / name) for run in (folder, whole))
         different = differences(found, expected)
         assert not different, f"{name} of {folder}: {different[:20]}"
         assert {"optimizer_states", "lr_schedulers", "weights_in_training", "callbacks"} <= found.keys()
-    assert not diary(folder) ^ diary(whole), f"steps of {folder} were given: {diary(folder) - diary(whole)}"
+    assert not diary(folder) ^ diary(whole), f"inputs only of {folder}: {diary(folder) - diary(whole)}"
 
 
 # -- as commands -----------------------------------------------------------------------------------------
 
 
 def start_run(
-    folder: Path, small_run: Sequence[str], *settings: str, wing: str = "detr"
+    folder: Path, small_run: Sequence[str], *settings: str, family: str = "detr"
 ) -> "subprocess.Popen[str]":
-    """``anydepth-train`` in ``folder/run``, in a group of processes of its own, after a checkpoint."""
+    """Start ``anydepth-train`` in ``folder/run``, in its own process group; return after a checkpoint."""
     last = folder / "run" / "checkpoints" / "last.ckpt"
     before = _written(last)
-    own = [text for text in run_settings(wing, small_run) if "diary" not in text]
+    own = [text for text in run_settings(family, small_run) if "diary" not in text]
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "anydepth.train", *own, "callbacks.last.every_minutes=null"),
@@ -138,7 +138,7 @@ def _written(path: Path) -> int:
 
 
 def end_run(process: "subprocess.Popen[str]", *, whole_group: bool) -> tuple[str, str]:
-    """Send SIGTERM to the command alone, or to all its processes; returns what it printed."""
+    """Send SIGTERM to the command alone, or to all its processes; return its output."""
     try:
         (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
         return process.communicate(timeout=120)

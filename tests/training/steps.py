@@ -1,4 +1,4 @@
-"""Training steps of small networks of both wings, without a Trainer."""
+"""Training steps of small networks of both families, without a Trainer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,10 +34,10 @@ NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """What is written for float32 computes in float64, whose rounding hides no mistake."""
+    """Within the block, code written for float32 computes in float64, whose rounding hides no mistake."""
     former = torch.get_default_dtype()
     with pytest.MonkeyPatch.context() as patch:
-        # Losses ask for float32 by name, to keep to it where the rest runs in half precision.
+        # Losses request float32 by name, to stay in it when the rest runs in half precision.
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         patch.setattr(torch, "float32", torch.float64)
         torch.set_default_dtype(torch.float64)
@@ -48,7 +48,7 @@ def in_float64() -> Iterator[None]:
 
 
 def make_module(network: str, backward: Backward = "joint") -> DetectionModule:
-    """With weights of which none is zero, and the plan of both extremes."""
+    """Build a module without zero weights, and with the plan of both extremes."""
     name, settings = NETWORKS[network]
     torch.manual_seed(0)
     detector = zoo.build(name, CLASSES, **settings)
@@ -78,7 +78,7 @@ def make_module(network: str, backward: Backward = "joint") -> DetectionModule:
 
 
 def make_batch(counts: Sequence[int], rows: slice = slice(None)) -> Batch:
-    """Some rows of a batch of images with so many boxes each."""
+    """Make rows of a batch of images with the given number of boxes each."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (len(counts), 3, 64, 64), dtype=torch.uint8, generator=generator)
     targets = []

@@ -55,18 +55,18 @@ def test_a_schedule_that_does_not_fit_the_detector_stops_before_training(module:
 
 def test_the_time_limit_drives_progress_stops_and_validates(module: DetectionModule) -> None:
     now = 100.0
-    budget = TimeLimit(minutes=2, clock=lambda: now)
+    limit = TimeLimit(minutes=2, clock=lambda: now)
     trainer = _trainer(max_epochs=None)
-    budget.on_train_start(trainer, module)
+    limit.on_train_start(trainer, module)
     for elapsed, progress in ((30, 0.25), (119, 119 / 120)):
         now = 100.0 + elapsed
-        budget.on_train_batch_start(trainer, module, None, 0)
-        budget.on_train_batch_end(trainer, module, None, None, 0)
+        limit.on_train_batch_start(trainer, module, None, 0)
+        limit.on_train_batch_end(trainer, module, None, None, 0)
         assert module.time_progress == pytest.approx(progress)
         assert not trainer.should_stop
     now = 100.0 + 121
-    budget.on_train_batch_start(trainer, module, None, 0)
-    budget.on_train_batch_end(trainer, module, None, None, 0)
+    limit.on_train_batch_start(trainer, module, None, 0)
+    limit.on_train_batch_end(trainer, module, None, None, 0)
     assert module.time_progress == 1
     assert trainer.should_stop
     assert trainer.check_val_every_n_epoch == 1
@@ -91,17 +91,38 @@ def test_a_resumed_run_has_the_rest_of_its_time(module: DetectionModule) -> None
     assert module.time_progress == pytest.approx(105 / 120)
 
 
+def test_a_checkpoint_of_before_the_renaming_keeps_its_elapsed_time(
+    module: DetectionModule, tmp_path: Path
+) -> None:
+    """Lightning finds a callback's state by ``state_key``, whose default is the name of the class."""
+    limit = TimeLimit(minutes=2)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=[limit],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.strategy._lightning_module = module
+    old = {"callbacks": {"TrainingBudget": {"elapsed": 90.0}}, "pytorch-lightning_version": pl.__version__}
+    trainer._checkpoint_connector._loaded_checkpoint = old
+    trainer._checkpoint_connector.restore_callbacks()
+    assert limit.elapsed == 90.0
+
+
 def test_the_last_epoch_is_validated(module: DetectionModule) -> None:
-    budget = TimeLimit(minutes=None)
+    limit = TimeLimit(minutes=None)
     trainer = _trainer(max_epochs=7, current_epoch=5)
-    budget.on_train_epoch_start(trainer, module)
+    limit.on_train_epoch_start(trainer, module)
     assert trainer.check_val_every_n_epoch == 5
     trainer = _trainer(max_epochs=7, current_epoch=6)
-    budget.on_train_epoch_start(trainer, module)
+    limit.on_train_epoch_start(trainer, module)
     assert trainer.check_val_every_n_epoch == 1
-    # Also where a run goes on within it, of which Lightning does not say that it starts.
+    # Also if a run resumes within it: Lightning then does not call on_train_epoch_start.
     trainer = _trainer(max_epochs=7, current_epoch=6)
-    budget.on_train_start(trainer, module)
+    limit.on_train_start(trainer, module)
     assert trainer.check_val_every_n_epoch == 1
 
 

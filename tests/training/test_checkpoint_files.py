@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: complete or not there, whatever ends the process or fills the disk."""
+"""Checkpoints on the disk: complete or absent, whatever ends the process or fills the disk."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from anydepth.config.errors import explain
 from anydepth.training.checkpointing import write
 from anydepth.training.checkpointing.write import CheckpointFiles, CheckpointWriteError
 
-# Of 3 MB, which limits of files and memory tell from the least that can be written.
+# 3 MB in total: large enough for limits of file size and memory to act in the middle of it.
 TENSORS = 12
 NUMBERS = 65536
 
@@ -31,7 +31,7 @@ def checkpoint(seed: int = 0) -> dict[str, Any]:
 
 
 def saved_step(path: Path) -> int:
-    """Of a checkpoint every byte of which is as it was written."""
+    """Return the step of a checkpoint after checking that all its tensors are as they were written."""
     found: dict[str, Any] = torch.load(path, weights_only=True)
     expected = checkpoint(found["global_step"])["state_dict"]
     assert found["state_dict"].keys() == expected.keys()
@@ -59,17 +59,17 @@ def test_file_and_folder_reach_the_disk_before_and_after_the_file_takes_its_plac
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
-    def note_fsync(opened: int) -> None:
+    def record_fsync(opened: int) -> None:
         name = Path(f"/proc/self/fd/{opened}").readlink().name
         done.append(f"fsync {name}")
         fsync(opened)
 
-    def note_replace(self: Path, target: Path) -> Path:
+    def record_replace(self: Path, target: Path) -> Path:
         done.append("replace")
         return replace(self, target)
 
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(Path, "replace", note_replace)
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "replace", record_replace)
     CheckpointFiles().save_checkpoint(checkpoint(), path)
     assert done == [f"fsync .last.{os.getpid()}.partial.ckpt", "replace", "fsync checkpoints"]
 
@@ -101,15 +101,15 @@ def limited_file_size(limit: int) -> Iterator[None]:
 
 def assert_untouched(path: Path, message: str) -> None:
     assert saved_step(path) == 1
-    assert [found.name for found in path.parent.iterdir()] == ["last.ckpt"], "nothing half-written is left"
+    assert [found.name for found in path.parent.iterdir()] == ["last.ckpt"], "no partial file is left"
     assert message.startswith(f"{path}: this checkpoint could not be written (")
-    assert "The one before it is whole" in message
+    assert "The one before it is complete" in message
     assert f"hydra.run.dir={path.parents[1]} and ckpt_path=auto" in message
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 1_000_000, 3_100_000], ids=lambda limit: f"after {limit} bytes")
-def test_a_file_that_may_not_grow_leaves_the_former_checkpoint_whole(path: Path, limit: int) -> None:
-    """A real refusal of the operating system, in the first bytes, in the tensors, and at the very end."""
+def test_a_file_that_may_not_grow_leaves_the_former_checkpoint_intact(path: Path, limit: int) -> None:
+    """A real error of the operating system, in the first bytes, in the tensors, and at the very end."""
     CheckpointFiles().save_checkpoint(checkpoint(1), path)
     assert path.stat().st_size > 3_145_728
     with limited_file_size(limit), pytest.raises(CheckpointWriteError) as raised:
@@ -122,7 +122,7 @@ def test_a_file_that_may_not_grow_leaves_the_former_checkpoint_whole(path: Path,
 
 
 def test_a_full_disk_is_named_whenever_it_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Network disks notice it only when the file is to reach the disk."""
+    """Network disks report it only when the file is synced."""
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -134,11 +134,11 @@ def test_a_full_disk_is_named_whenever_it_is_noticed(path: Path, monkeypatch: py
             CheckpointFiles().save_checkpoint(checkpoint(2), path)
     assert_untouched(path, str(raised.value))
     assert "(No space left on device)" in str(raised.value)
-    assert "Make room for two of them" in str(raised.value)
+    assert "Free space for two of them" in str(raised.value)
     assert explain(raised.value) == str(raised.value), "ends a run as a message, without a traceback"
 
 
-def test_a_device_without_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_device_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real error of a full device, while the tensors are written."""
     full = Path("/dev/full")
     if not full.exists():
@@ -153,7 +153,7 @@ def test_a_device_without_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         CheckpointFiles().save_checkpoint(checkpoint(), path)
 
 
-def test_a_folder_that_cannot_be_one(path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_named(path: Path) -> None:
     path.parents[1].mkdir()
     path.parent.write_text("a file in its place")
     with pytest.raises(CheckpointWriteError, match=r"last\.ckpt: this checkpoint could not be written \("):
@@ -173,8 +173,8 @@ def _save_as_nobody(path: Path, answers: Any) -> None:
         answers.put("written")
 
 
-def test_a_folder_without_permission() -> None:
-    """Tried as another user where this one may write anywhere, and in a folder that others may read."""
+def test_a_folder_without_permission_is_named() -> None:
+    """As another user if this one is root, in a folder that others may read."""
     with TemporaryDirectory() as root:
         path = Path(root) / "run" / "checkpoints" / "last.ckpt"
         CheckpointFiles().save_checkpoint(checkpoint(1), path)
@@ -220,5 +220,5 @@ def test_a_process_killed_while_it_writes_leaves_the_former_checkpoint(path: Pat
     partial = path.with_name(f".last.{process.pid}.partial.ckpt")
     assert partial.exists()
     CheckpointFiles().save_checkpoint(checkpoint(2), path)
-    assert not partial.exists(), "the next one clears away what is left"
+    assert not partial.exists(), "the next write removes partial files"
     assert saved_step(path) == 2

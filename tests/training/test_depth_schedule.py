@@ -1,4 +1,4 @@
-"""Which paths a step runs: the published pair, the ablations, and agreement between processes."""
+"""The passes of a step: the published pair, the ablations, and agreement between processes."""
 
 from collections import Counter
 
@@ -22,27 +22,27 @@ def test_extremes_teach_minimal_with_full() -> None:
     )
 
 
-def test_without_distillation_every_path_learns_from_ground_truth() -> None:
-    paths = DepthSchedule(depths=("full", "minimal"), distill=False).sample(SPACE, seed=0, step=0)
-    assert [path.teacher for path in paths] == [None, None]
+def test_without_distillation_every_pass_learns_from_ground_truth() -> None:
+    passes = DepthSchedule(depths=("full", "minimal"), distill=False).sample(SPACE, seed=0, step=0)
+    assert [planned.teacher for planned in passes] == [None, None]
 
 
-def test_weights_belong_to_their_paths() -> None:
+def test_weights_belong_to_their_passes() -> None:
     schedule = DepthSchedule(depths=("full", "minimal"), random_points=2, weights=(1.0, 0.5, 0.25))
-    assert [path.weight for path in schedule.sample(SPACE, seed=0, step=0)] == [1.0, 0.5, 0.25, 0.25]
+    assert [planned.weight for planned in schedule.sample(SPACE, seed=0, step=0)] == [1.0, 0.5, 0.25, 0.25]
 
 
 def test_sandwich_draws_distinct_points_between_the_extremes() -> None:
     schedule = DepthSchedule(depths=("full", "minimal"), random_points=2)
     for step in range(50):
-        paths = schedule.sample(SPACE, seed=1, step=step)
-        assert [path.name for path in paths] == ["full", "minimal", "random1", "random2"]
-        assert len({path.depth.refine for path in paths}) == 4
-        assert all(path.depth.decoder_layers == 6 for path in paths[2:])
+        passes = schedule.sample(SPACE, seed=1, step=step)
+        assert [planned.name for planned in passes] == ["full", "minimal", "random1", "random2"]
+        assert len({planned.depth.refine for planned in passes}) == 4
+        assert all(planned.depth.decoder_layers == 6 for planned in passes[2:])
 
 
 def test_random_points_cover_all_configurations_evenly() -> None:
-    """2^3 - 1 points are left beside full; 700 draws of 7 points: 100 each, 5 standard deviations are 46."""
+    """2^3 - 1 points remain besides full; 700 draws of 7 points: 100 each, 5 standard deviations are 46."""
     schedule = DepthSchedule(depths=("full",), random_points=1)
     drawn = Counter(schedule.sample(SPACE, seed=0, step=step)[1].depth.refine for step in range(700))
     assert len(drawn) == 7
@@ -50,7 +50,7 @@ def test_random_points_cover_all_configurations_evenly() -> None:
     assert all(54 <= count <= 146 for count in drawn.values())
 
 
-def test_paths_are_a_function_of_seed_and_step_alone() -> None:
+def test_passes_are_a_function_of_seed_and_step_alone() -> None:
     def sequence(seed: int, steps: range) -> list[str]:
         schedule = DepthSchedule(depths=("full",), random_points=1)
         return [str(schedule.sample(SPACE, seed, step)[1].depth) for step in steps]
@@ -67,7 +67,7 @@ def test_a_detector_of_fixed_depth_has_nothing_to_distil() -> None:
 
 
 def test_more_random_points_than_there_are() -> None:
-    with pytest.raises(ValueError, match="has 6 further points"):
+    with pytest.raises(ValueError, match="has only 6 points besides"):
         DepthSchedule(depths=("full", "minimal"), random_points=7).sample(SPACE, seed=0, step=0)
 
 
@@ -86,12 +86,12 @@ def test_unknown_depth_prints_the_space() -> None:
         ({"depths": ["full", "minimal"], "weights": [1.0, 0.0]}, "positive"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, list[str]], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, list[str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DepthSchedule(**settings)
 
 
-def test_which_schedules_train_every_parameter() -> None:
+def test_schedules_know_whether_they_train_every_parameter() -> None:
     def covers(*depths: str, random_points: int = 0) -> bool:
         schedule = DepthSchedule(depths=depths, random_points=random_points)
         return schedule.trains_every_parameter(SPACE)

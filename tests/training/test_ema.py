@@ -1,4 +1,4 @@
-"""Averaged weights: the recursion, its warm-up, accumulation, and which weights are in the detector when."""
+"""Averaged weights: the recursion, its warm-up, accumulation, and which weights the detector holds when."""
 
 import copy
 import math
@@ -84,7 +84,7 @@ def test_one_update_per_optimizer_step(small_detector: Detector) -> None:
     assert callback.updates == 2
 
 
-def test_validation_sees_the_average_and_training_goes_on_with_its_own_weights(
+def test_validation_sees_the_average_and_training_continues_with_its_own_weights(
     small_detector: Detector,
 ) -> None:
     fit = _Fit(WeightAveraging(), small_detector)
@@ -106,7 +106,7 @@ def test_after_a_fit_the_detector_holds_the_average_until_the_next_fit(small_det
     fit.hook("on_train_end")
     averaged = fit.weights()
     assert not _equal(averaged, training)
-    # Outside of a fit nothing is exchanged: loaded weights are validated as they are.
+    # Outside a fit nothing is swapped: loaded weights are validated as they are.
     fit.state.state.fn = TrainerFn.VALIDATING
     fit.hook("on_validation_start")
     assert _equal(fit.weights(), averaged)
@@ -117,7 +117,7 @@ def test_after_a_fit_the_detector_holds_the_average_until_the_next_fit(small_det
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_fit_goes_on_from_a_checkpoint_with_both_sets(
+def test_a_fit_resumes_from_a_checkpoint_with_both_sets(
     build_small: Callable[..., Detector], ended: bool
 ) -> None:
     """Also from a checkpoint that was written when the detector already held the average."""
@@ -145,6 +145,6 @@ def test_a_fit_goes_on_from_a_checkpoint_with_both_sets(
 
 
 @pytest.mark.parametrize("settings", [{"decay": 1.0}, {"decay": -0.1}, {"warmup_steps": -1}])
-def test_values_out_of_range(settings: dict[str, Any]) -> None:
+def test_values_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="allowed are"):
         WeightAveraging(**settings)

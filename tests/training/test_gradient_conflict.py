@@ -1,4 +1,4 @@
-"""The gradients of the paths: what is compared with what, and that training does not notice."""
+"""Gradients of the passes: which are compared, and that training stays the same."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ from anydepth.train import run
 from anydepth.training.callbacks.gradient_conflict import (
     GradientConflict,
     Gradients,
-    _averaged,
-    _scale,
+    _average_gradients,
+    _loss_scale,
     compare_gradients,
     parameter_groups,
     pass_gradients,
@@ -58,32 +58,32 @@ def _module(schedule: DepthSchedule | None = None, *, distilled: bool = True) ->
     )
     schedule = schedule or DepthSchedule(depths=("full", "minimal"), distill=distilled)
     module.plan = schedule.sample(detector.depth_space, seed=0, step=0)
-    # Nothing is logged without a Trainer, which says what is.
+    # Without a Trainer nothing can be logged.
     module.log_dict = lambda *_, **__: None
     module._is_logged_step = lambda: False
     return module
 
 
 def _compared(module: DetectionModule, batch: Batch, scale: float = 1.0) -> dict[str, float]:
-    """What the callback computes in the middle of a step."""
-    names = [path.name for path in module.plan]
-    return compare_gradients(module.detector, _path_gradients(module, batch, scale), names)
+    """Compute the figures of the callback in the middle of a step."""
+    names = [planned.name for planned in module.plan]
+    return compare_gradients(module.detector, _pass_gradients(module, batch, scale), names)
 
 
-def _path_gradients(module: DetectionModule, batch: Batch, scale: float = 1.0) -> list[Gradients]:
+def _pass_gradients(module: DetectionModule, batch: Batch, scale: float = 1.0) -> list[Gradients]:
     found: list[Gradients] = []
-    module.observe_path = lambda graph: found.append(pass_gradients(module.detector, graph, scale=scale))
+    module.observe_pass = lambda graph: found.append(pass_gradients(module.detector, graph, scale=scale))
     module.training_step(batch, 0)
-    module.observe_path = None
+    module.observe_pass = None
     return found
 
 
 def _separate_gradients(module: DetectionModule, batch: Batch) -> list[dict[str, Tensor]]:
-    """The naive way: a forward and a backward of its own for the loss of each path."""
+    """Compute gradients naively: a separate forward and backward for the loss of each pass."""
     gradients = []
     for position in range(len(module.plan)):
         kept: list[PassGraph] = []
-        module.observe_path = kept.append
+        module.observe_pass = kept.append
         module.zero_grad(set_to_none=True)
         module.training_step(batch, 0)
         kept[position].total.backward()
@@ -94,7 +94,7 @@ def _separate_gradients(module: DetectionModule, batch: Batch) -> list[dict[str,
                 if parameter.grad is not None
             }
         )
-    module.observe_path = None
+    module.observe_pass = None
     module.zero_grad(set_to_none=True)
     return gradients
 
@@ -120,8 +120,9 @@ def test_cosines_and_norms_are_those_of_separate_backward_passes(distilled: bool
         names = [name for name in shared if name.startswith(prefix)]
         expected = torch.cosine_similarity(_flat(full, names), _flat(minimal, names), dim=0)
         assert found[f"gradients/cosine/minimal/{part}"] == pytest.approx(float(expected), abs=1e-6), part
-    for name, path in (("full", full), ("minimal", minimal)):
-        assert found[f"gradients/norm/{name}"] == pytest.approx(float(_flat(path, shared).norm()), rel=1e-5)
+    for name, gradients in (("full", full), ("minimal", minimal)):
+        norm = float(_flat(gradients, shared).norm())
+        assert found[f"gradients/norm/{name}"] == pytest.approx(norm, rel=1e-5)
     assert set(found) == {f"gradients/cosine/minimal/{part}" for part in prefixes} | {
         "gradients/norm/full",
         "gradients/norm/minimal",
@@ -130,8 +131,8 @@ def test_cosines_and_norms_are_those_of_separate_backward_passes(distilled: bool
     assert min(cosines) < 0.95, "gradients of one direction alone would show nothing"
 
 
-def test_only_parameters_of_both_paths_count() -> None:
-    """Norm sets of one state and refinement paths have no gradient in the other path."""
+def test_only_parameters_of_both_passes_count() -> None:
+    """Norm sets of one pass, and refinement paths, have no gradient in the other pass."""
     full, minimal = _separate_gradients(_module(), _batch())
     only_full, only_minimal = full.keys() - minimal.keys(), minimal.keys() - full.keys()
     assert any(".refinement." in name for name in only_full)
@@ -140,7 +141,7 @@ def test_only_parameters_of_both_paths_count() -> None:
     assert all(".skip." in name for name in only_minimal)
 
 
-def test_further_paths_are_compared_with_the_first_under_their_own_names() -> None:
+def test_further_passes_are_compared_with_the_first_under_their_own_names() -> None:
     module = _module(DepthSchedule(depths=("full", "minimal"), random_points=1))
     gradients = _separate_gradients(module, _batch())
     found = _compared(module, _batch())
@@ -153,7 +154,7 @@ def test_further_paths_are_compared_with_the_first_under_their_own_names() -> No
     assert found["gradients/norm/random1"] == pytest.approx(norm, rel=1e-5)
 
 
-def test_the_second_path_is_named_too() -> None:
+def test_the_second_pass_is_named_too() -> None:
     module = _module(DepthSchedule(depths=("full",), random_points=1))
     cosines = {name for name in _compared(module, _batch()) if name.startswith("gradients/cosine/")}
     assert cosines == {f"gradients/cosine/random1/{part}" for part in (*PARTS, "all")}
@@ -161,7 +162,7 @@ def test_the_second_path_is_named_too() -> None:
 
 def test_a_loss_compared_with_itself_and_with_its_opposite() -> None:
     module = _module()
-    full = _path_gradients(module, _batch())[0]
+    full = _pass_gradients(module, _batch())[0]
     opposite = [None if gradient is None else -2 * gradient for gradient in full]
     found = compare_gradients(module.detector, [full, full, opposite], ["a", "b", "c"])
     for part in (*PARTS, "all"):
@@ -170,16 +171,16 @@ def test_a_loss_compared_with_itself_and_with_its_opposite() -> None:
     assert found["gradients/norm/c"] == pytest.approx(2 * found["gradients/norm/a"], rel=1e-5)
 
 
-def test_the_scale_of_half_precision_is_taken_out_again_and_an_overflow_left_out() -> None:
+def test_the_loss_scale_cancels_and_an_overflow_is_left_out() -> None:
     plain, scaled = _compared(_module(), _batch()), _compared(_module(), _batch(), scale=65536.0)
     assert scaled == pytest.approx(plain, rel=1e-5)
     assert _compared(_module(), _batch(), scale=1e38) == {}
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
-    # The scaler knows its scale once it has scaled something.
+    # The scaler initialises its scale when it is first used.
     scaler.scale(torch.ones(1))
-    assert _scale(cast(Any, SimpleNamespace(precision_plugin=plugin))) == 256
-    assert _scale(cast(Any, SimpleNamespace(precision_plugin=None))) == 1
+    assert _loss_scale(cast(Any, SimpleNamespace(precision_plugin=plugin))) == 256
+    assert _loss_scale(cast(Any, SimpleNamespace(precision_plugin=None))) == 1
 
 
 def test_images_without_objects_can_be_measured() -> None:
@@ -221,7 +222,7 @@ def _trained(compose_run: Callable[..., DictConfig], folder: Path, *settings: st
 
 
 def _logged(folder: Path) -> dict[int, dict[str, float]]:
-    """By step, what was logged of the gradients."""
+    """Return the logged gradient metrics by step."""
     (path,) = folder.rglob("metrics.csv")
     rows = {}
     for row in csv.DictReader(path.read_text().splitlines()):
@@ -235,7 +236,7 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
 def test_training_is_bit_for_bit_the_same_and_every_nth_step_is_logged(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    """4 optimizer steps of 2 micro-batches each, logged whatever log_every_n_steps says."""
+    """4 optimizer steps of 2 micro-batches each, logged independently of log_every_n_steps."""
     without = _trained(compose_run, tmp_path / "without", "callbacks.gradient_conflict=null")
     every = "callbacks.gradient_conflict.every_n_steps=2"
     measured = _trained(compose_run, tmp_path / "with", every)
@@ -248,7 +249,7 @@ def test_training_is_bit_for_bit_the_same_and_every_nth_step_is_logged(
     assert all(abs(value) <= 1 for row in logged.values() for key, value in row.items() if "cosine" in key)
 
 
-def test_a_schedule_of_one_path_is_trained_without_a_comparison(
+def test_a_schedule_of_one_pass_is_trained_without_a_comparison(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     run(compose_run(tmp_path, "depth_schedule=full_only", "validation.depths=[full]"))
@@ -261,11 +262,11 @@ def test_a_wrong_interval_is_refused() -> None:
 
 
 def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL refuses tensors that are not contiguous, as channels last; here the sum of 2 processes is told."""
-    handed: list[bool] = []
+    """NCCL rejects non-contiguous tensors such as channels last; all_reduce is replaced for 2 processes."""
+    contiguous: list[bool] = []
 
     def all_reduce(tensor: Tensor, op: object = None) -> None:
-        handed.append(tensor.is_contiguous())
+        contiguous.append(tensor.is_contiguous())
         if op is None:
             tensor.mul_(2)
 
@@ -274,8 +275,8 @@ def test_gradients_of_other_memory_layouts_are_averaged(monkeypatch: pytest.Monk
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     parameters = [nn.Parameter(weight), nn.Parameter(torch.zeros(3))]
     one = torch.ones(1).expand(3)
-    averaged = _averaged([weight.clone(), one], parameters, scale=4.0)
-    assert handed == [True] * 3
+    averaged = _average_gradients([weight.clone(), one], parameters, scale=4.0)
+    assert contiguous == [True] * 3
     assert averaged[0] is not None
     torch.testing.assert_close(averaged[0], weight / 4)
     torch.testing.assert_close(averaged[1], one / 4)

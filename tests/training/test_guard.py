@@ -1,4 +1,4 @@
-"""Processes that would train different things: what is compared, and what the message says."""
+"""Processes that would not train the same thing: comparison and error message."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -20,7 +20,7 @@ def _check(
     *others: Mapping[str, Mapping[str, str]],
     change: Callable[[dict[str, Any]], Any] = lambda own: own,
 ) -> None:
-    """What the guard does where other processes have these facts, and weights that ``change`` changed."""
+    """Run the guard with other processes that have these facts, and weights modified by ``change``."""
 
     def all_gather_object(found: list[Any], own: dict[str, Any]) -> None:
         weights = change(dict(own["parameter"]))

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, also while they write a checkpoint, and go on to the same end."""
+"""Runs that are killed at random moments, also while writing a checkpoint, resume to the same result."""
 
 import os
 import random
@@ -15,13 +15,13 @@ from runs import assert_equal_runs, run_settings
 from anydepth.config.compose import compose
 
 TRIALS = 20
-# Every trial is lost twice: a run that was resumed before has to be resumable, too.
+# Every trial is killed twice: a resumed run has to be resumable, too.
 KILLS = 2
 WORKERS = {"detr": 0, "yolo": 2}
 
 
 def _train(folder: str, settings: tuple[str, ...], seconds_per_write: float) -> None:
-    """In a process of its own group: the whole of a run, which writes its checkpoints as a slow disk does."""
+    """Run a whole training in its own process group, writing checkpoints as slowly as a slow disk."""
     from anydepth.train import run
     from anydepth.training.checkpointing import write
 
@@ -50,39 +50,39 @@ def _start(folder: Path, settings: tuple[str, ...], seconds_per_write: float) ->
 
 
 def _kill(process: Any) -> None:
-    """The process and those that load its images."""
+    """Kill the process and its data loader workers."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wing", ["detr", "yolo"])
-def test_runs_killed_at_random_moments_equal_one_that_is_not(
-    tmp_path: Path, small_run: tuple[str, ...], wing: str
+@pytest.mark.parametrize("family", ["detr", "yolo"])
+def test_runs_killed_at_random_moments_equal_an_uninterrupted_one(
+    tmp_path: Path, small_run: tuple[str, ...], family: str
 ) -> None:
-    workers = f"data.num_workers={WORKERS[wing]}"
-    settings = (*run_settings(wing, small_run), workers, "logger=none", "recipe.epochs=2")
+    workers = f"data.num_workers={WORKERS[family]}"
+    settings = (*run_settings(family, small_run), workers, "logger=none", "recipe.epochs=2")
     whole = tmp_path / "whole"
     context = get_context("forkserver")
-    # Imported once, before the time of a run is taken.
+    # Imported once, before the duration of a run is measured.
     context.set_forkserver_preload(["anydepth.train"])
     process = context.Process(target=time.sleep, args=(0,))
     process.start()
     process.join()
-    begun = time.monotonic()
+    started = time.monotonic()
     process = _start(whole, settings, 0.0)
     process.join()
     assert process.exitcode == 0, Path(f"{whole}.log").read_text()
-    seconds = time.monotonic() - begun
-    chance = random.Random(0)
+    seconds = time.monotonic() - started
+    rng = random.Random(0)
     kills = writing = 0
     for trial in range(TRIALS):
         folder = tmp_path / f"trial{trial}"
         for _ in range(KILLS):
-            # About as long for the writing of checkpoints as for the rest.
-            process = _start(folder, settings, chance.choice([0.0, 0.002]))
-            process.join(chance.uniform(0, 1.2 * seconds))
+            # With the delay, writing checkpoints takes about as long as the rest.
+            process = _start(folder, settings, rng.choice([0.0, 0.002]))
+            process.join(rng.uniform(0, 1.2 * seconds))
             if process.exitcode is None:
                 kills += 1
                 _kill(process)
@@ -92,7 +92,7 @@ def test_runs_killed_at_random_moments_equal_one_that_is_not(
         log = Path(f"{folder}.log").read_text()
         assert process.exitcode == 0, f"trial {trial}: {log}"
         assert (folder / "finished").exists()
-        assert "ignored" not in log, "every checkpoint that a killed process left is whole"
+        assert "ignored" not in log, "every checkpoint that a killed process left is undamaged"
         assert_equal_runs(folder, whole)
     print(f"measured: {TRIALS} trials, {kills} kills, {writing} of them while a checkpoint was written")
     assert kills >= TRIALS

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 TRAIN = ("-m", "anydepth.train")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-# So small a learning rate leaves the weights as they are, and the figures comparable to the last digit.
+# So small a learning rate leaves the weights unchanged, so that figures can be compared to the last digit.
 SETTINGS = (
     *("recipe.lr=1e-30", "recipe.backbone_lr=1e-30", "recipe.weight_decay=0", "recipe.epochs=1"),
     *("trainer.limit_val_batches=null", "callbacks.averaging=null", "validation.depths=[full,minimal]"),
@@ -56,7 +56,7 @@ def _figures(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def settings(small_run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A network that finds something, on data where each of its depths finds another part of it."""
+    """Settings of a network that detects something, on data of which each depth finds another part."""
     folder = tmp_path_factory.mktemp("data")
     torch.manual_seed(0)
     detector = used_to_noise(unlike_itself(zoo.build("detr_tiny", 2, **SMALL_DETECTOR), ("cat", "dog")))
@@ -67,7 +67,7 @@ def settings(small_run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def alone(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The figures of one process."""
+    """Figures of one process."""
     folder = tmp_path_factory.mktemp("alone")
     _finish(_start(folder, *TRAIN, *settings, "data.batch_size=4"))
     figures = _figures(folder)

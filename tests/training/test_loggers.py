@@ -1,4 +1,4 @@
-"""Weights & Biases: what real runs of the entry point leave in its offline files."""
+"""Weights & Biases: offline files that real runs of the entry point write."""
 
 import json
 import sys
@@ -30,8 +30,8 @@ SETTINGS = ("logger=wandb", "curve.depths=ladder", "curve.latency_repetitions=1"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _at_home_nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of wandb is read from, or written to, the user's folders."""
+def _isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep wandb from reading or writing the user's folders."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
@@ -51,7 +51,7 @@ def run_sweep(folder: Path, *settings: str) -> None:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, small_run: tuple[str, ...]) -> Path:
-    """The folder of a sweep over one seed."""
+    """Folder of a sweep over one seed."""
     folder = tmp_path_factory.mktemp("here") / "one_seed"
     run_sweep(folder, *small_run, "seed=1")
     return folder
@@ -59,7 +59,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, small_run: tuple[str, ...]) 
 
 @pytest.fixture(scope="module")
 def job(sweep: Path) -> Path:
-    """The folder of its job."""
+    """Folder of the sweep's job."""
     (result,) = sweep.glob("*/result.json")
     return result.parent
 
@@ -112,7 +112,7 @@ def test_metrics_have_their_axes(logged: OfflineRun) -> None:
     assert logged.metrics["train/full/loss"][1] == {"min", "last"}
 
 
-def test_losses_of_both_paths_and_all_distillation_terms_arrive(logged: OfflineRun) -> None:
+def test_losses_of_both_passes_and_all_distillation_terms_arrive(logged: OfflineRun) -> None:
     steps = logged.rows("train/gradient_norm")
     assert [row["trainer/global_step"] for row in steps] == [0, 1, 2, 3]
     terms = {f"train/minimal/kd_{name}" for name in ("backbone", "neck", "class", "l1", "giou")}
@@ -146,7 +146,7 @@ def test_the_table_holds_the_curve_of_the_run(logged: OfflineRun, curve: DepthCu
 
 
 def test_the_curve_is_history_by_ascending_cost(logged: OfflineRun, curve: DepthCurve) -> None:
-    """Line panels of several runs join the points in the order of their rows."""
+    """Line panels of several runs connect the points in the order of their rows."""
     by_cost = sorted(curve.rows, key=lambda row: row.gflops)
     assert logged.column("curve/gflops") == [row.gflops for row in by_cost]
     assert logged.column("curve/AP") == [row.figures["AP"] for row in by_cost]
@@ -157,7 +157,7 @@ def test_the_curve_is_history_by_ascending_cost(logged: OfflineRun, curve: Depth
 
 
 class _Recorder:
-    """Stands for a run of wandb: keeps what it is given."""
+    """Fake run of wandb that records what is logged."""
 
     id = "1"
 
@@ -173,10 +173,10 @@ class _Recorder:
         self.artifact = artifact
 
 
-def test_images_without_objects_are_no_accuracy(
+def test_images_without_objects_have_no_accuracy(
     curve: DepthCurve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of the depths has -1, as COCO has it for no ground truth: no chart, no metadata shows it."""
+    """One of the depths has -1, COCO's value for no ground truth: no chart and no metadata shows it."""
     wandb = pytest.importorskip("wandb")
     tables: list[Any] = []
     monkeypatch.setattr(wandb.plot, "line", lambda table, **_: tables.append(table))
@@ -238,7 +238,7 @@ def test_the_weights_are_an_artifact_with_the_curve(job: Path, logged: OfflineRu
     assert files == {name: str(job / name) for name in ("weights.safetensors", "depth_curve.json")}
 
 
-def test_a_failed_job_does_not_pass_its_run_on(
+def test_a_failed_job_finishes_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose_run: Compose, small_run: tuple[str, ...]
 ) -> None:
     """The run of a job that failed ends as failed; the next one in the same process has its own."""
@@ -259,7 +259,7 @@ def test_a_failed_job_does_not_pass_its_run_on(
     assert following.exit_code == 0
 
 
-def test_one_line_tells_that_a_run_is_offline(
+def test_one_line_says_that_a_run_is_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -269,7 +269,7 @@ def test_one_line_tells_that_a_run_is_offline(
     (line,) = captured.get().splitlines()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert line == (
-        "wandb     offline as there is no API key (`wandb login` stores one); "
+        "wandb     offline because there is no API key (`wandb login` stores one); "
         f"upload later with: wandb sync {folder}"
     )
     assert capfd.readouterr() == ("", "")
@@ -305,7 +305,7 @@ def test_a_run_composed_from_python_has_a_name_before_it_has_a_folder() -> None:
 def test_names_of_jobs_do_not_depend_on_the_command_line(
     compose_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a process of a batch system it is that of the launcher."""
+    """In a process of a batch system the command line is that of the launcher."""
     monkeypatch.setattr(sys, "argv", ["_submit.py", "folder"])
     config = compose_run(tmp_path / "seed_1-abc", "logger=wandb", "seed=1")
     OmegaConf.set_readonly(config.hydra, False)
@@ -317,7 +317,7 @@ def test_names_of_jobs_do_not_depend_on_the_command_line(
 
 
 def _logged(folder: Path, ckpt_path: Path | None = None, run_id: str | None = None) -> str:
-    """Begins and ends a run in a folder; returns its id."""
+    """Start and finish a run in a folder; return its id."""
     logger = RunLogger(project="p", save_dir=folder, ckpt_path=ckpt_path, id=run_id)
     logger.log_metrics({"train/full/loss": 1.0}, step=0)
     found = str(logger.experiment.id)
@@ -325,7 +325,7 @@ def _logged(folder: Path, ckpt_path: Path | None = None, run_id: str | None = No
     return found
 
 
-def test_training_that_goes_on_in_its_folder_stays_one_run(
+def test_training_that_resumes_in_its_folder_stays_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -336,7 +336,7 @@ def test_training_that_goes_on_in_its_folder_stays_one_run(
     assert _logged(folder, checkpoint) == first
     assert {found.run.run_id for found in offline_runs(folder)} == {first}
     assert _logged(folder, checkpoint, "chosen") == "chosen"
-    # Begun anew, or with the checkpoint of another run: a run of its own.
+    # A new training, or one from the checkpoint of another run, is a new run.
     assert _logged(folder) not in (first, "chosen")
     assert _logged(tmp_path / "other", checkpoint) not in (first, "chosen")
 

@@ -1,4 +1,4 @@
-"""One training step: paths, teachers, weights, sizes, precision, and what stops it."""
+"""One training step: passes, teachers, weights, sizes, precision, and errors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from losses import detr_losses
 
 
 class _Recorder(Objective):
-    """Losses of known values; remembers what it was called with."""
+    """Losses of known values; records its inputs."""
 
     def __init__(self, supervised: float = 2.0, distilled: float = 3.0) -> None:
         super().__init__()
@@ -35,6 +35,10 @@ class _Recorder(Objective):
         terms = {f"{name}_a": value / 2 + 0 * tie, f"{name}_b": value / 2 + tie - tie.detach()}
         self.results.append(PassLosses(terms, assignment=len(self.results)))
         return self.results[-1]
+
+    @property
+    def distilled_levels(self) -> frozenset[str]:
+        return frozenset()
 
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         return self._losses(output, self.values[0], "gt")
@@ -73,13 +77,13 @@ def _module(
     return module
 
 
-def test_the_step_sums_weighted_losses_of_all_paths(small_detector: Detector) -> None:
+def test_the_step_sums_weighted_losses_of_all_passes(small_detector: Detector) -> None:
     """2 x 1 of full, 3 x 0.5 of minimal, 3 x 0.25 of the random point."""
     module = _module(small_detector, _Recorder())
     assert float(module.training_step(_batch(), 0).detach()) == pytest.approx(2 + 1.5 + 0.75)
 
 
-def test_paths_learn_from_the_output_and_the_assignment_of_full(small_detector: Detector) -> None:
+def test_passes_learn_from_the_output_and_the_assignment_of_full(small_detector: Detector) -> None:
     objective = _Recorder()
     _module(small_detector, objective).training_step(_batch(), 0)
     for position, (student, teacher, teacher_losses) in enumerate(objective.taught, start=1):
@@ -89,14 +93,14 @@ def test_paths_learn_from_the_output_and_the_assignment_of_full(small_detector: 
 
 
 def test_one_backward_reaches_every_parameter(small_detector: Detector) -> None:
-    """No single path touches them all; plain distributed training needs all gradients in one backward."""
+    """No single pass uses them all; plain distributed training needs all gradients in one backward."""
     module = _module(small_detector, detr_losses())
     module.training_step(_batch(), 0).backward()
     missing = [name for name, parameter in small_detector.named_parameters() if parameter.grad is None]
     assert missing == []
 
 
-def test_all_paths_see_one_size_that_changes_with_the_step(small_detector: Detector) -> None:
+def test_all_passes_see_one_size_that_changes_with_the_step(small_detector: Detector) -> None:
     objective = _Recorder()
     module = _module(small_detector, objective, sizes=(64, 96))
     seen = []
@@ -182,21 +186,21 @@ def test_gradient_norm_is_logged_before_clipping(small_detector: Detector) -> No
     [
         ({"score": "half"}, "allowed are mean, full, minimal"),
         ({"resize_mode": "bicubic"}, "allowed are bilinear and nearest"),
-        ({"resize_mode": "nearest", "antialias": True}, "only bilinear"),
+        ({"resize_mode": "nearest", "antialias": True}, "only mode bilinear"),
         ({"val_depths": ["ful"]}, "unknown stage 'ful'"),
     ],
 )
-def test_settings_that_do_not_exist(
+def test_unknown_settings_are_refused(
     build_small: Callable[..., Detector], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         _module(build_small(), _Recorder(), **settings)
 
 
-def test_compilation_leaves_room_for_a_graph_per_path(
+def test_compilation_leaves_room_for_a_graph_per_depth(
     monkeypatch: pytest.MonkeyPatch, small_detector: Detector
 ) -> None:
-    """By default torch.compile falls back to eager after 8 graphs, without a word."""
+    """By default torch.compile falls back to eager after 8 graphs, silently."""
     compiled: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)

@@ -1,11 +1,11 @@
-"""Which checkpoint a run goes on from: the newest whole one among damaged and foreign files."""
+"""The checkpoint that a run resumes from: the newest undamaged one among damaged and foreign files."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from anydepth.training.checkpointing.newest import Newest, check_content, newest_checkpoint
+from anydepth.training.checkpointing.newest import NewestCheckpoint, check_content, find_newest_checkpoint
 from anydepth.training.checkpointing.read import CheckpointError, read_checkpoint
 
 
@@ -30,7 +30,7 @@ def flip(path: Path) -> None:
 
 
 def zeros(path: Path) -> None:
-    """What a file may hold after a loss of power where nothing sees to it that it is on the disk."""
+    """Fill a file with zeros, as a loss of power may leave one that was not synced to the disk."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
@@ -39,39 +39,39 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def test_an_empty_folder_holds_none(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) == Newest()
-    assert newest_checkpoint(tmp_path / "none") == Newest()
+def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    assert find_newest_checkpoint(tmp_path) == NewestCheckpoint()
+    assert find_newest_checkpoint(tmp_path / "none") == NewestCheckpoint()
 
 
 def test_most_steps_win_and_last_among_equals(tmp_path: Path, folder: Path) -> None:
     best, last = write(folder / "best.ckpt", 30), write(folder / "last.ckpt", 20)
-    assert newest_checkpoint(tmp_path) == newest_checkpoint(folder) == Newest(best, 30)
+    assert find_newest_checkpoint(tmp_path) == find_newest_checkpoint(folder) == NewestCheckpoint(best, 30)
     write(last, 30)
     write(folder / "zebra.ckpt", 30)
-    assert newest_checkpoint(tmp_path) == Newest(last, 30)
-    # Not finished by a killed process, or none at all.
+    assert find_newest_checkpoint(tmp_path) == NewestCheckpoint(last, 30)
+    # The partial file of a killed process, and a file with another suffix.
     write(folder / ".last.12.partial.ckpt", 40)
     write(folder / "last.ckpt.old", 40)
-    assert newest_checkpoint(tmp_path) == Newest(last, 30)
+    assert find_newest_checkpoint(tmp_path) == NewestCheckpoint(last, 30)
 
 
 @pytest.mark.parametrize("damage", [cut, flip, zeros, lambda path: path.write_bytes(b"")], ids=range(4))
-def test_damaged_ones_are_passed_over_and_named(tmp_path: Path, folder: Path, damage: object) -> None:
+def test_damaged_ones_are_skipped_and_named(tmp_path: Path, folder: Path, damage: object) -> None:
     assert callable(damage)
     last, best = write(folder / "last.ckpt", 20), write(folder / "best.ckpt", 10)
     damage(last)
-    found = newest_checkpoint(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert (found.path, found.step) == (best, 10)
-    (reason,) = found.passed_over
+    (reason,) = found.damaged
     assert reason.startswith(f"{last}: ")
     damage(best)
-    found = newest_checkpoint(tmp_path)
-    assert (found.path, len(found.passed_over)) == (None, 2)
+    found = find_newest_checkpoint(tmp_path)
+    assert (found.path, len(found.damaged)) == (None, 2)
 
 
 def test_reading_a_checkpoint_does_not_notice_changed_weights(folder: Path) -> None:
-    """Why checksums are compared."""
+    """The reason for comparing checksums."""
     last = write(folder / "last.ckpt", 20)
     check_content(last)
     flip(last)
@@ -80,10 +80,10 @@ def test_reading_a_checkpoint_does_not_notice_changed_weights(folder: Path) -> N
         check_content(last)
 
 
-def test_files_of_other_programs_are_passed_over(tmp_path: Path, folder: Path) -> None:
+def test_files_of_other_programs_are_skipped(tmp_path: Path, folder: Path) -> None:
     folder.mkdir()
     torch.save({"model": torch.zeros(1)}, folder / "other.ckpt")
     (folder / "folder.ckpt").mkdir()
-    found = newest_checkpoint(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found.path is None
-    assert "not a checkpoint of anydepth-train" in found.passed_over[1]
+    assert "not a checkpoint of anydepth-train" in found.damaged[1]

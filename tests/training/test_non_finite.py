@@ -1,4 +1,4 @@
-"""Steps that are NaN or infinite: what they are called, and that nothing of them reaches the weights."""
+"""NaN or infinite steps: their error messages, and that they never reach the weights."""
 
 import re
 from dataclasses import replace
@@ -26,8 +26,8 @@ from anydepth.training.module import Backward, DetectionModule
 from anydepth.training.non_finite.recorder import StepRecorder
 from anydepth.training.non_finite.watch import NonFinitePolicy, NonFiniteStepError, StepWatch
 
-WINGS = ("detr", "yolo")
-WAYS: tuple[Backward, ...] = ("joint", "separate")
+FAMILIES = ("detr", "yolo")
+BACKWARD_MODES: tuple[Backward, ...] = ("joint", "separate")
 
 
 def _module(network: str, backward: Backward = "joint", **policy: Any) -> tuple[DetectionModule, Any]:
@@ -38,7 +38,7 @@ def _module(network: str, backward: Backward = "joint", **policy: Any) -> tuple[
 
 
 def _message(network: str, spoil: Any, backward: Backward = "joint", *, batch: Any = None) -> str:
-    """What a run says that stops."""
+    """Return the error message of a step that stops the run."""
     module, optimizer = _module(network, backward)
     if spoil is not None:
         spoil(module)
@@ -48,17 +48,17 @@ def _message(network: str, spoil: Any, backward: Backward = "joint", *, batch: A
 
 
 @pytest.mark.parametrize(("network", "backward"), [("detr", "separate"), ("yolo", "joint")])
-def test_a_nan_in_an_image_names_step_paths_terms_and_images(network: str, backward: Backward) -> None:
-    """Batch norms carry it to all images of the batch."""
+def test_a_nan_in_an_image_names_step_passes_terms_and_images(network: str, backward: Backward) -> None:
+    """Batch norms spread it to all images of the batch."""
     message = _message(network, None, backward, batch=nan_pixel(good_batch()))
-    assert message.startswith("step 7 of epoch 1 is NaN or infinite and was not taken:\npath 'full': loss ")
+    assert message.startswith("step 7 of epoch 1 is NaN or infinite and was not taken:\npass 'full': loss ")
     assert f"{'vfl' if network == 'detr' else 'class'} is nan" in message
-    assert "path 'minimal': loss" in message
+    assert "pass 'minimal': loss" in message
     assert "image ids [0, 1, 2, 3]" in message
     assert "recipe.lr" in message
 
 
-@pytest.mark.parametrize("network", WINGS)
+@pytest.mark.parametrize("network", FAMILIES)
 def test_an_infinite_box_names_its_image_alone(network: str) -> None:
     message = _message(network, None, batch=infinite_box(good_batch()))
     assert "image ids [3];" in message
@@ -66,25 +66,25 @@ def test_an_infinite_box_names_its_image_alone(network: str) -> None:
     assert "check the annotations of these images" in message
 
 
-@pytest.mark.parametrize("network", WINGS)
-def test_a_weight_that_explodes_on_one_path_names_that_path(network: str) -> None:
+@pytest.mark.parametrize("network", FAMILIES)
+def test_a_weight_that_explodes_in_one_pass_names_that_pass(network: str) -> None:
     full = _message(network, explode_full)
-    assert "path 'full': loss" in full
+    assert "pass 'full': loss" in full
     minimal = _message(network, explode_minimal)
-    assert "path 'minimal': loss" in minimal
-    assert "path 'full'" not in minimal
+    assert "pass 'minimal': loss" in minimal
+    assert "pass 'full'" not in minimal
 
 
 @pytest.mark.parametrize(("network", "backward"), [("detr", "separate"), ("yolo", "joint")])
-@pytest.mark.parametrize(("path", "part"), [("full", "refinement"), ("minimal", ".skip.")])
-def test_a_gradient_at_finite_losses_names_the_parameter_of_its_path(
-    network: str, backward: Backward, path: str, part: str
+@pytest.mark.parametrize(("name", "part"), [("full", "refinement"), ("minimal", ".skip.")])
+def test_a_gradient_at_finite_losses_names_the_parameter_of_its_pass(
+    network: str, backward: Backward, name: str, part: str
 ) -> None:
-    names: list[str] = []
-    message = _message(network, lambda module: names.append(break_gradient(module, part)[0]), backward)
-    other = "minimal" if path == "full" else "full"
-    assert f"path '{path}': gradient of {names[0]}; image ids [0, 1, 2, 3]" in message
-    assert f"path '{other}'" not in message
+    parameters: list[str] = []
+    message = _message(network, lambda module: parameters.append(break_gradient(module, part)[0]), backward)
+    other = "minimal" if name == "full" else "full"
+    assert f"pass '{name}': gradient of {parameters[0]}; image ids [0, 1, 2, 3]" in message
+    assert f"pass '{other}'" not in message
     assert "loss" not in message.splitlines()[1]
 
 
@@ -122,7 +122,7 @@ def test_a_skipped_step_leaves_every_tensor_as_it_was_and_the_next_one_is_taken(
     assert differences(state_of(module, optimizer), state_of(plain, plain_optimizer)) == []
 
 
-@pytest.mark.parametrize("backward", WAYS)
+@pytest.mark.parametrize("backward", BACKWARD_MODES)
 def test_an_accumulated_step_is_skipped_whole_and_names_its_bad_batch(
     backward: Backward, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +153,7 @@ def test_too_many_skipped_steps_end_the_run(policy: dict[str, Any], message: str
         take_step(module, optimizer, [infinite_box(good_batch())])
 
 
-def test_a_step_that_is_taken_starts_the_row_anew() -> None:
+def test_a_step_that_is_taken_resets_the_row() -> None:
     module, optimizer = _module("detr", action="skip", limit_in_a_row=1)
     for _ in range(2):
         assert not take_step(module, optimizer, [infinite_box(good_batch())])
@@ -161,7 +161,7 @@ def test_a_step_that_is_taken_starts_the_row_anew() -> None:
     assert module.watch.skipped == 2
 
 
-def test_counts_go_on_from_a_checkpoint() -> None:
+def test_counts_continue_from_a_checkpoint() -> None:
     module, optimizer = _module("detr", action="skip", limit=2)
     take_step(module, optimizer, [infinite_box(good_batch())])
     checkpoint: dict[str, Any] = {}
@@ -176,7 +176,7 @@ def test_counts_go_on_from_a_checkpoint() -> None:
     assert resumed.watch.skipped == 0, "a checkpoint of an older version"
 
 
-def test_a_step_is_judged_in_one_reading_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_checked_with_one_read_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     module, optimizer = _module("yolo")
     module.training_step(good_batch(), 0).backward()
     reads: list[str] = []
@@ -189,7 +189,7 @@ def test_a_step_is_judged_in_one_reading_of_the_device(monkeypatch: pytest.Monke
     assert reads == ["tolist"]
 
 
-def test_files_are_written_as_often_as_allowed_and_a_full_disk_ends_in_a_remark(tmp_path: Path) -> None:
+def test_files_are_written_up_to_the_limit_and_a_failing_disk_is_reported(tmp_path: Path) -> None:
     module, optimizer = _module("detr", action="skip")
     recorder = StepRecorder(
         folder=tmp_path / "non_finite", module=module.detector, config={}, num_classes=3, limit=2
@@ -216,6 +216,6 @@ def test_files_are_written_as_often_as_allowed_and_a_full_disk_ends_in_a_remark(
         ({"limit_in_a_row": 0}, "non_finite.limit_in_a_row=0: allowed are 1 and above"),
     ],
 )
-def test_policies_that_do_not_exist(settings: dict[str, Any], message: str) -> None:
+def test_unknown_policies_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         NonFinitePolicy(**settings)

@@ -1,4 +1,4 @@
-"""Several processes stop, or leave a step out, together, whichever of them met NaN or infinity."""
+"""Several processes stop, or skip a step, together, whichever of them meets NaN or infinity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from anydepth.layers.sync_norm import synchronize_norms
 from anydepth.structures import Batch
 from anydepth.training.module import Backward, DetectionModule
-from anydepth.training.non_finite.recorder import StepRecorder, whole_step
+from anydepth.training.non_finite.recorder import StepRecorder, read_whole_step
 from anydepth.training.non_finite.watch import Action, NonFinitePolicy, NonFiniteStepError, StepWatch
 from spawned import spawn
 
@@ -37,7 +37,7 @@ BATCHES = {"pixel": nan_pixel, "box": infinite_box}
 
 @dataclass(frozen=True)
 class Case:
-    """A step of two processes of which the second one alone meets the cause, or both a weight."""
+    """A step of two processes: only the second one meets the cause, or both meet a bad weight."""
 
     network: str
     cause: str
@@ -115,7 +115,7 @@ Found = tuple[Path, list[dict[str, Any]]]
 
 
 def _run(folder: Path, cases: Sequence[Case]) -> Found:
-    """The folder, and what each of the processes found, by case."""
+    """Run the cases; return the folder, and the results of each process by case."""
     spawn(_process, (str(folder), cases), PROCESSES)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
@@ -142,26 +142,26 @@ def _check(found: Found, case: Case) -> None:
 
 
 def _check_message(case: Case, rank: int, message: str) -> None:
-    """Every process names the one to blame; the norms carry pixels to the images of the other."""
+    """Every process names the faulty one; norms spread a NaN pixel to the images of the other."""
     assert "step 8 of epoch 1" in message
     assert f"step_8_rank_{rank}.pt" in message
     if case.cause == "box":
-        assert "process 1, path 'full': loss" in message
+        assert "process 1, pass 'full': loss" in message
         assert "image ids [3]" in message
         assert "process 0" not in message
     if case.cause == "pixel":
-        assert "process 0, path 'full': loss" in message
-        assert "process 1, path 'full': loss" in message
+        assert "process 0, pass 'full': loss" in message
+        assert "process 1, pass 'full': loss" in message
     if case.cause == "gradient":
-        assert "process 1, path 'full': gradient of " in message
+        assert "process 1, pass 'full': gradient of " in message
     if case.cause == "minimal":
-        assert "process 0, path 'minimal': loss" in message
-        assert "process 1, path 'minimal': loss" in message
+        assert "process 0, pass 'minimal': loss" in message
+        assert "process 1, pass 'minimal': loss" in message
         assert "'full'" not in message
 
 
 @pytest.mark.parametrize("case", QUICK, ids=str)
-def test_processes_stop_or_leave_a_step_out_together(quick: Found, case: Case) -> None:
+def test_processes_stop_or_skip_a_step_together(quick: Found, case: Case) -> None:
     _check(quick, case)
 
 
@@ -172,28 +172,29 @@ def test_processes_agree_in_further_cases(more: Found, case: Case) -> None:
 
 
 def test_the_files_of_all_processes_give_the_losses_of_the_whole_step(quick: Found) -> None:
-    """One process with all images takes the step of both: the same losses, to what float32 adds up."""
+    """One process with all images takes the step of both: the same losses, up to float32 rounding."""
     _check_files(quick, Case("yolo", "gradient", "skip", "separate"))
 
 
 @pytest.mark.slow
-def test_noise_is_that_of_the_whole_step(more: Found) -> None:
-    """Of DETR's denoising, which is drawn for the images of all processes."""
+def test_denoising_is_drawn_as_in_the_whole_step(more: Found) -> None:
+    """DETR draws the noise of denoising for the images of all processes."""
     _check_files(more, Case("detr", "gradient", "skip", "separate"))
 
 
 def _check_files(found: Found, case: Case) -> None:
     folder = found[0] / str(case)
-    step, missing = whole_step(folder / "step_8_rank_1.pt")
+    step, missing = read_whole_step(folder / "step_8_rank_1.pt")
     assert missing == ()
     assert step.batch.image_ids == (0, 1, 2, 3)
     module = make_module(case.network)
     module.recipe = replace(module.recipe, multi_scale_sizes=())
     module.detector.load_state_dict(torch.load(folder / "step_8_weights.pt", weights_only=True))
-    module.plan = step.paths(module.detector.depth_space)
+    module.plan = step.planned_passes(module.detector.depth_space)
     for graph in module.replay(step.batch, step.place):
         terms = {name: float(value.detach()) for name, value in graph.losses.terms.items()}
-        assert terms == pytest.approx(step.terms[graph.path.name], rel=1e-4, abs=1e-6), graph.path.name
+        name = graph.planned.name
+        assert terms == pytest.approx(step.terms[name], rel=1e-4, abs=1e-6), name
     (folder / "step_8_rank_0.pt").rename(folder / "elsewhere.pt")
-    part, missing = whole_step(folder / "step_8_rank_1.pt")
+    part, missing = read_whole_step(folder / "step_8_rank_1.pt")
     assert (part.batch.image_ids, missing) == ((2, 3), (0,))

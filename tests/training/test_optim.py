@@ -12,7 +12,7 @@ from anydepth.training.recipes import AdamWRecipe, NoDecay, SGDRecipe, parameter
 
 
 class _Net(nn.Module):
-    """Norms whose names do not say so, a frozen layer, and a stacked bias."""
+    """Norms that their names do not reveal, a frozen layer, and a stacked bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,19 +54,19 @@ def test_everything_decays() -> None:
 
 
 def test_all_parameters_of_a_detector_are_trained_once(small_detector: Detector) -> None:
-    groups = parameter_groups(small_detector, lr=1.0, backbone_lr=1.0, weight_decay=0.1, spared=frozenset())
+    groups = parameter_groups(small_detector, lr=1.0, backbone_lr=1.0, weight_decay=0.1, exempt=frozenset())
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in small_detector.parameters() if p.requires_grad}
 
 
-def test_nothing_to_train() -> None:
+def test_a_detector_without_trainable_parameters_is_refused() -> None:
     net = _Net()
     net.requires_grad_(False)
     with pytest.raises(ValueError, match="frozen"):
         _names(net, "none")
     with pytest.raises(ValueError, match="no `backbone`"):
-        parameter_groups(nn.Linear(1, 1), lr=1, backbone_lr=1, weight_decay=0, spared=frozenset())
+        parameter_groups(nn.Linear(1, 1), lr=1, backbone_lr=1, weight_decay=0, exempt=frozenset())
 
 
 def _recipe(**settings: object) -> AdamWRecipe:
@@ -208,8 +208,8 @@ def test_sgd_warms_up_rates_momentum_and_biases_and_then_decays() -> None:
     assert [momentum for _, _, momentum in seen] == pytest.approx([0.5 + 0.4 * w for w in done])
 
 
-def test_the_warm_up_goes_on_after_a_checkpoint() -> None:
-    """Groups that are loaded take the place of those that the schedule was made for."""
+def test_the_warm_up_continues_after_a_checkpoint() -> None:
+    """Loaded groups replace those that the schedule was created for."""
     recipe = _sgd(warmup_steps=8, warmup_momentum=0.5, momentum=0.9)
     seen = []
     for interrupted in (False, True):

@@ -1,4 +1,4 @@
-"""float16, bfloat16 and float32 train on one configuration; what float16's scaler does is counted."""
+"""float16, bfloat16 and float32 train with one configuration; overflows of float16's scaler are counted."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Compose = Callable[..., DictConfig]
 
 
 class Watch(pl.Callback):
-    """Notes the type of what the network computes and of its losses, and breaks gradients where asked to."""
+    """Records the types of features and losses, and breaks gradients in the given steps."""
 
     def __init__(self, broken_steps: tuple[int, ...] = ()) -> None:
         self.broken_steps = broken_steps
@@ -36,12 +36,12 @@ class Watch(pl.Callback):
         assert isinstance(pl_module, DetectionModule)
         supervised = pl_module.objective.supervised
 
-        def noting(output: Any, targets: Any) -> Any:
+        def recording(output: Any, targets: Any) -> Any:
             losses = supervised(output, targets)
             self.types.add((output.neck_features[0].dtype, losses.total.dtype))
             return losses
 
-        pl_module.objective.supervised = noting  # type: ignore[method-assign]
+        pl_module.objective.supervised = recording  # type: ignore[method-assign]
         parameter = next(p for p in pl_module.detector.parameters() if p.requires_grad)
         parameter.register_hook(lambda g: g * torch.nan if trainer.global_step in self.broken_steps else g)
         self.weights.append(_copy(pl_module))
@@ -74,7 +74,7 @@ def _rows(folder: Path, column: str) -> list[float]:
     return [float(row[column]) for row in csv.DictReader(path.read_text().splitlines()) if row.get(column)]
 
 
-@pytest.mark.parametrize("wing", ["detr", "yolo"])
+@pytest.mark.parametrize("family", ["detr", "yolo"])
 @pytest.mark.parametrize(
     ("precision", "half"),
     [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)],
@@ -83,15 +83,15 @@ def test_every_precision_trains_with_losses_in_float32(
     compose_run: Compose,
     small_run: Sequence[str],
     tmp_path: Path,
-    wing: str,
+    family: str,
     precision: str,
     half: torch.dtype,
 ) -> None:
     watch = Watch()
     # Lightning has no float16 on CPUs and would take bfloat16; torch has both.
-    asked = "32-true" if precision == "16-mixed" else precision
-    settings = ("recipe.epochs=1", f"trainer.precision={asked}")
-    if wing == "detr":
+    requested = "32-true" if precision == "16-mixed" else precision
+    settings = ("recipe.epochs=1", f"trainer.precision={requested}")
+    if family == "detr":
         cfg = compose_run(tmp_path, *settings)
     else:
         shared = [setting for setting in small_run if not setting.startswith("detector.")]
@@ -106,7 +106,7 @@ def test_every_precision_trains_with_losses_in_float32(
 
 
 def test_an_overflow_is_counted_and_left_to_the_scaler(compose_run: Compose, tmp_path: Path) -> None:
-    """The scaler halves its scale after each; weights and their average wait."""
+    """The scaler halves its scale after each; weights and their average stay unchanged."""
     watch = Watch(broken_steps=(0, 1))
     trainer = _fit(compose_run(tmp_path), watch, _half(1024.0))
     assert _rows(tmp_path, "train/overflow_steps") == [1, 2, 2, 2]
@@ -128,7 +128,7 @@ def test_a_scale_that_collapses_ends_the_run(compose_run: Compose, tmp_path: Pat
     assert "step 2 of epoch 1" in message, "after overflows at scales of 4 and 2"
     assert "although the loss scale has fallen to 1;" in message
     assert "trainer.precision=bf16-mixed" in message
-    assert "path 'full': gradient of " in message
+    assert "pass 'full': gradient of " in message
 
 
 def test_a_skipped_step_leaves_the_scale_alone(compose_run: Compose, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_skipped_step_leaves_the_scale_alone(compose_run: Compose, tmp_path: P
 
 
 class Spoil(pl.Callback):
-    """An infinite box in the second step."""
+    """Puts an infinite box into the second step."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

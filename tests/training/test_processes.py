@@ -1,4 +1,4 @@
-"""Several processes with a part of the batch each give the gradients of one process with all of it."""
+"""Several processes, each with a part of the batch, give the gradients of one process with all of it."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from spawned import spawn
 
 PROCESSES = 2
 IMAGES = 4
-# Boxes of the four images, of which each process has two.
+# Number of boxes in each of the four images, of which each process has two.
 COUNTS = {
     "boxes everywhere": (3, 1, 2, 5),
     "one process without boxes": (0, 0, 4, 1),
@@ -41,8 +41,8 @@ class Case:
     precision: str = "float64"
 
     def __str__(self) -> str:
-        looked = ", observed" if self.observed else ""
-        return f"{self.network}, {self.boxes}, {self.backward}{looked}, {self.precision}"
+        observed = ", observed" if self.observed else ""
+        return f"{self.network}, {self.boxes}, {self.backward}{observed}, {self.precision}"
 
 
 UNEVEN = "one process without boxes"
@@ -78,16 +78,16 @@ class Step(nn.Module):
 
 
 def take_step(case: Case, rank: int = 0, processes: int = 1) -> dict[str, dict[str, Any]]:
-    """Gradients by parameter, the buffers afterwards, and how the paths agree if they were observed."""
+    """Return gradients by parameter, the buffers afterwards, and the passes' agreement if observed."""
     with in_float64() if case.precision == "float64" else nullcontext():
         return _take_step(case, rank, processes)
 
 
 def _take_step(case: Case, rank: int, processes: int) -> dict[str, dict[str, Any]]:
     module = make_module(case.network, case.backward)
-    paths: list[Gradients] = []
+    passes: list[Gradients] = []
     if case.observed:
-        module.observe_path = lambda graph: paths.append(pass_gradients(module.detector, graph))
+        module.observe_pass = lambda graph: passes.append(pass_gradients(module.detector, graph))
     share = IMAGES // processes
     batch = make_batch(COUNTS[case.boxes], slice(rank * share, (rank + 1) * share))
     step: nn.Module = Step(module)
@@ -99,7 +99,7 @@ def _take_step(case: Case, rank: int, processes: int) -> dict[str, dict[str, Any
     return {
         "gradients": gradients,
         "buffers": dict(module.detector.named_buffers()),
-        "agreement": compare_gradients(module.detector, paths, ["full", "minimal"]) if paths else {},
+        "agreement": compare_gradients(module.detector, passes, ["full", "minimal"]) if passes else {},
     }
 
 
@@ -115,7 +115,7 @@ def _process(rank: int, folder: str, cases: list[Case]) -> None:
 def together(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """What each of the processes found, by case, for the cases of the tests that run."""
+    """Results of each process by case, for the cases of the tests that run."""
     folder = tmp_path_factory.mktemp("processes")
     items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
     wanted = {item.callspec.params.get("case") for item in items if hasattr(item, "callspec")}
@@ -127,15 +127,15 @@ def together(
 alone = cache(take_step)
 
 
-# Of differences, over the largest gradient: what rounding leaves as these networks magnify it on the way back
-# to the stem. Measured are 3.1e-13 in float64 and 2.4e-5 in float32, in which one process alone is further
-# off: its gradients differ from those in float64 by 3e-5 (YOLO) to 1.7e-4 (DETR), and YOLO's by up to 1.2e-5
-# if it takes the same images in another order.
+# Largest difference relative to the largest gradient: rounding, which these networks amplify on the way back
+# to the stem. Measured are 3.1e-13 in float64 and 2.4e-5 in float32, in which a single process has larger
+# errors: its gradients differ from those in float64 by 3e-5 (YOLO) to 1.7e-4 (DETR), and YOLO's by up to
+# 1.2e-5 if the same images come in another order.
 ROUNDING = {"float64": 1e-11, "float32": 5e-5}
 
 
 def _check_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], precision: str) -> None:
-    """To rounding; a parameter of small gradients also to a part of them, unless they cancel to nothing."""
+    """Compare up to rounding; small gradients also relative to their own size, unless they cancel out."""
     assert found.keys() == expected.keys()
     assert {gradient.dtype for gradient in expected.values()} == {getattr(torch, precision)}
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
@@ -154,7 +154,7 @@ def test_gradients_are_those_of_the_whole_batch(together: list[dict[str, Any]], 
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_backward_pass_per_path_gives_the_gradients_of_one_for_their_sum(network: str) -> None:
+def test_one_backward_per_pass_gives_the_gradients_of_one_for_their_sum(network: str) -> None:
     separate = Case(network, UNEVEN, "separate")
     joint = replace(separate, backward="joint")
     _check_equal(alone(separate)["gradients"], alone(joint)["gradients"], "float64")
@@ -170,7 +170,7 @@ def test_statistics_of_norms_are_those_of_the_whole_batch(together: list[dict[st
 
 
 @pytest.mark.parametrize("case", OBSERVED, ids=str)
-def test_paths_are_compared_by_the_gradients_of_the_whole_batch(
+def test_passes_are_compared_by_the_gradients_of_the_whole_batch(
     together: list[dict[str, Any]], case: Case
 ) -> None:
     expected = alone(case)["agreement"]

@@ -1,4 +1,4 @@
-"""Whole runs through the entry point: resuming, averaged weights, what checkpoints hold and what remains."""
+"""Whole runs through the entry point: resuming, averaged weights, contents of checkpoints and run folders."""
 
 import csv
 import json
@@ -32,18 +32,18 @@ SETTINGS = (
 
 
 class Interruption(pl.Callback):
-    """Ends a run in its second epoch, as a lost machine would."""
+    """Ends a run in its second epoch, as the loss of the machine would."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.current_epoch == 1 and batch_idx == 1:
-            raise RuntimeError("the machine is gone")
+            raise RuntimeError("the machine is lost")
 
 
 @pytest.fixture(scope="module")
 def whole(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder and the objects of a run of two epochs with its depth curve."""
+    """Folder and objects of a run of two epochs with its depth curve."""
     folder = tmp_path_factory.mktemp("whole")
     curve = ("curve.depths=[full,minimal]", "curve.latency_repetitions=0", "curve.pictures=1")
     metrics, objects = run(compose_run(folder, *SETTINGS, *curve))
@@ -51,7 +51,7 @@ def whole(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 def _differences(first: Any, second: Any, where: str) -> list[str]:
-    """Where two parts of checkpoints differ, bit by bit."""
+    """Return where two parts of checkpoints differ, bit by bit."""
     if isinstance(first, torch.Tensor):
         return [] if torch.equal(first, second) else [where]
     if isinstance(first, dict):
@@ -71,7 +71,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole: tuple[Path, dict[str, Any]], compose_run: Compose, tmp_path: Path
 ) -> None:
     stop = f"+callbacks.stop={{_target_: {__name__}.Interruption}}"
-    with pytest.raises(RuntimeError, match="the machine is gone"):
+    with pytest.raises(RuntimeError, match="the machine is lost"):
         run(compose_run(tmp_path, *SETTINGS, stop))
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert read_checkpoint(last)["global_step"] == 2
@@ -103,7 +103,7 @@ def _curve(detector: Detector, objects: dict[str, Any]) -> list[dict[str, float]
 def test_exported_weights_are_the_averaged_ones_of_the_best_checkpoint(
     whole: tuple[Path, dict[str, Any]],
 ) -> None:
-    """Lightning's own averaging evaluated the weights in training after a fit."""
+    """Lightning's own averaging evaluates the weights in training after a fit."""
     folder, objects = whole
     exported = anydepth.load(folder / "weights.safetensors")
     best = read_checkpoint(folder / "checkpoints" / "best.ckpt")
@@ -127,10 +127,10 @@ def test_validating_a_checkpoint_after_a_fit_uses_its_averaged_weights(
     assert _differences(dict(module.detector.state_dict()), before, "") == []
 
 
-def test_a_run_leaves_everything_that_it_promises(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_a_run_writes_all_its_files(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, objects = whole
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    # From a clone with changes there is a patch too.
+    # A modified clone adds a patch.
     assert files - {"uncommitted.patch"} == {
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
@@ -156,24 +156,24 @@ def test_a_run_leaves_everything_that_it_promises(whole: tuple[Path, dict[str, A
     assert metrics["val/score"] == pytest.approx((metrics["val/full/AP"] + metrics["val/minimal/AP"]) / 2)
 
 
-def test_the_log_holds_losses_of_all_paths_rates_norms_and_ap(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_the_log_holds_losses_of_all_passes_rates_norms_and_ap(whole: tuple[Path, dict[str, Any]]) -> None:
     with (whole[0] / "logs" / "version_0" / "metrics.csv").open() as file:
         columns = set(csv.DictReader(file).fieldnames or ())
     assert {f"train/full/{term}" for term in ("loss", "vfl", "l1", "giou", "aux_vfl", "dn_l1")} <= columns
-    for path in ("minimal", "random1"):
+    for name in ("minimal", "random1"):
         assert {
-            f"train/{path}/{term}" for term in ("loss", "aux_giou", "dn_vfl", "kd_class", "kd_neck")
+            f"train/{name}/{term}" for term in ("loss", "aux_giou", "dn_vfl", "kd_class", "kd_neck")
         } <= columns
     assert "train/full/kd_class" not in columns
     assert {"lr/backbone", "lr/head", "train/gradient_norm"} <= columns
     assert {"val/full/AP", "val/minimal/AP50", "val/score"} <= columns
 
 
-def test_a_checkpoint_cut_short_is_refused(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     data = (whole[0] / "checkpoints" / "last.ckpt").read_bytes()
     for share in (0.0, 0.3, 0.999):
         (tmp_path / "cut.ckpt").write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(CheckpointError, match=r"cut\.ckpt: no complete checkpoint"):
+        with pytest.raises(CheckpointError, match=r"cut\.ckpt: not a complete checkpoint"):
             read_checkpoint(tmp_path / "cut.ckpt")
 
 
@@ -188,13 +188,14 @@ def test_resuming_needs_the_same_detector(
 ) -> None:
     path = whole[0] / "checkpoints" / "last.ckpt"
     check_resumable(path, whole[1]["detector"])
-    with pytest.raises(CheckpointError, match=r"num_classes: 1 there, 2 here.*classes: "):
+    message = r"num_classes: 1 in the checkpoint, 2 in this run.*classes: "
+    with pytest.raises(CheckpointError, match=message):
         check_resumable(path, small_detector)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         check_resumable(path.with_name("none.ckpt"), small_detector)
 
 
-def test_a_file_of_another_program_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     torch.save({"model": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="weights=PATH"):
         read_checkpoint(tmp_path / "other.pth")

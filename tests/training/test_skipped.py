@@ -1,4 +1,4 @@
-"""Bad images in a run: skipped, listed, and not part of the figures."""
+"""Unreadable images in a run: skipped, listed, and excluded from the figures."""
 
 import json
 from collections.abc import Callable
@@ -19,13 +19,13 @@ Compose = Callable[..., DictConfig]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Six training and three validation images, of which one each is no picture."""
+    """Six training and three validation images, of which one each is not an image."""
     for split, count in (("train", 6), ("val", 3)):
         folder = tmp_path / "data" / "images" / split
         folder.mkdir(parents=True)
         for number in range(count):
             Image.effect_noise((64, 64), 80).convert("RGB").save(folder / f"{number}.png")
-        (folder / "1.png").write_bytes(b"no picture")
+        (folder / "1.png").write_bytes(b"not an image")
         document = {
             "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(count)],
             "annotations": [
@@ -45,16 +45,16 @@ def test_skipped_images_are_listed_once_and_left_out_of_the_figures(
     root: Path, compose_run: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("data=custom", f"data.root={root}", "recipe.epochs=2", "trainer.limit_train_batches=1.0")
-    where = tmp_path / "run"
-    _, objects = run(compose_run(where, *settings, "data.batch_size=2", "data.on_bad_image=skip"))
-    lines = (where / "skipped_images.txt").read_text().splitlines()
+    folder = tmp_path / "run"
+    _, objects = run(compose_run(folder, *settings, "data.batch_size=2", "data.on_bad_image=skip"))
+    lines = (folder / "skipped_images.txt").read_text().splitlines()
     assert len(lines) == 2
     assert {line.partition(": ")[0] for line in lines} == {
         str(root / "annotations" / f"instances_{split}.json") for split in ("train", "val")
     }
     assert all("image id 1: " in line and "not a readable image" in line for line in lines)
     assert "2 images could not be read and were skipped" in " ".join(capsys.readouterr().out.split())
-    settings = [f"weights={where / 'weights.safetensors'}", "data=custom", f"data.root={root}"]
+    settings = [f"weights={folder / 'weights.safetensors'}", "data=custom", f"data.root={root}"]
     config = compose(
         "evaluate",
         [*settings, "data.on_bad_image=skip", "depths=[full]", "latency.repetitions=0", "data.num_workers=0"],

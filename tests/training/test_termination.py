@@ -1,4 +1,4 @@
-"""Commands that SIGTERM ends: their processes stop together, and what they began goes on to the same end."""
+"""Commands that SIGTERM ends: their processes stop together, and their runs resume to the same result."""
 
 import os
 import signal
@@ -39,14 +39,14 @@ def _assert_gone(group: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_runs_that_sigterm_ends_go_on_to_the_same_end(
+def test_runs_that_sigterm_ends_resume_to_the_same_result(
     tmp_path: Path, small_run: tuple[str, ...], strategy: str
 ) -> None:
     for name in ("whole", "ended"):
         (tmp_path / name).mkdir()
     settings = (*STRATEGIES[strategy], EPOCHS)
     _finished(start_run(tmp_path / "whole", small_run, *settings))
-    # To the command alone, which has to tell the other processes, and to all of them at once.
+    # To the command alone, which has to forward it to the other processes, and to all of them at once.
     steps = []
     for whole_group in (False, True):
         more = ("ckpt_path=auto",) if steps else ()
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_processes(
     process = start_run(tmp_path, small_run, *STRATEGIES[strategy], "recipe.epochs=100000")
     folder = tmp_path / "run" / "checkpoints"
     last = read_checkpoint(folder / "last.ckpt")["global_step"]
-    # Not even the first user of a system writes to a folder that is a file.
+    # Not even root can write into a folder that is a file.
     folder.rename(tmp_path / "checkpoints")
     folder.write_text("no folder")
     _, errors = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""Online or offline: decided within seconds, against servers of this machine that answer in every way."""
+"""Online or offline: decided within seconds, with local servers that answer in different ways."""
 
 import json
 import socket
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from anydepth.training.loggers.wandb_connection import Connection, choose_connection, why_unusable
+from anydepth.training.loggers.wandb_connection import Connection, choose_connection, find_connection_problem
 
 KEY = "a" * 40
 
 
 @contextmanager
 def server(status: int = 200, body: str = "", delay: float = 0.0) -> Iterator[tuple[str, list[str]]]:
-    """A server that answers every POST alike; gives its address and the authorizations it got."""
+    """Run a server that answers every POST alike; yield its address and the received authorizations."""
     seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -50,13 +50,13 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("no_proxy", "*")
 
 
-def ask(url: str, api_key: str | None = KEY, seconds: float = 5.0) -> str | None:
-    return why_unusable(url, api_key=api_key, token_file=None, seconds=seconds)
+def find_problem(url: str, api_key: str | None = KEY, seconds: float = 5.0) -> str | None:
+    return find_connection_problem(url, api_key=api_key, token_file=None, seconds=seconds)
 
 
 def test_a_server_that_knows_the_key_can_be_used() -> None:
     with server(body=json.dumps({"data": {"viewer": {"id": "1"}}})) as (url, seen):
-        assert ask(url) is None
+        assert find_problem(url) is None
     # `api:` and the key in base64, RFC 7617.
     assert seen == ["/graphql Basic YXBpOmFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE="]
 
@@ -66,41 +66,43 @@ def test_a_server_that_knows_the_key_can_be_used() -> None:
     [
         (500, "", "answers with error 500"),
         (404, "", "answers with error 404"),
-        (401, "", "refuses the API key"),
-        (403, "", "refuses the API key"),
-        (200, "<html>Log in to this network</html>", "does not answer as a W&B server does"),
-        (200, '{"data": null}', "does not answer as a W&B server does"),
+        (401, "", "rejects the API key"),
+        (403, "", "rejects the API key"),
+        (200, "<html>Log in to this network</html>", "does not answer like a W&B server"),
+        (200, '{"data": null}', "does not answer like a W&B server"),
         (200, '{"data": {"viewer": null}}', "does not know the API key"),
     ],
     ids=["error", "missing", "unauthorised", "forbidden", "portal", "no-data", "unknown-key"],
 )
-def test_a_server_that_answers_otherwise_cannot(status: int, body: str, reason: str) -> None:
+def test_a_server_that_answers_otherwise_cannot_be_used(status: int, body: str, reason: str) -> None:
     with server(status, body) as (url, _):
-        assert ask(url) == f"{url} {reason}"
+        assert find_problem(url) == f"{url} {reason}"
 
 
-def test_a_closed_port_is_found_out_at_once() -> None:
+def test_a_closed_port_is_detected_at_once() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    began = time.monotonic()
-    assert str(ask(url)).startswith(f"{url} cannot be reached (")
-    assert time.monotonic() - began < 2
+    start = time.monotonic()
+    assert str(find_problem(url)).startswith(f"{url} cannot be reached (")
+    assert time.monotonic() - start < 2
 
 
-def test_a_server_that_hangs_is_given_up_in_time() -> None:
+def test_a_server_that_hangs_times_out() -> None:
     with server(delay=20) as (url, _):
-        began = time.monotonic()
-        assert ask(url, seconds=0.5) == f"{url} does not answer within 0.5 seconds"
-        assert time.monotonic() - began < 3
+        start = time.monotonic()
+        assert find_problem(url, seconds=0.5) == f"{url} does not answer within 0.5 seconds"
+        assert time.monotonic() - start < 3
 
 
-def test_without_a_key_no_server_is_asked() -> None:
-    assert ask("http://127.0.0.1:9", api_key=None) == "there is no API key (`wandb login` stores one)"
+def test_without_a_key_no_server_is_queried() -> None:
+    assert (
+        find_problem("http://127.0.0.1:9", api_key=None) == "there is no API key (`wandb login` stores one)"
+    )
 
 
 @pytest.mark.parametrize("mode", ["offline", "dryrun"])
-def test_an_offline_mode_asks_no_server(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offline_mode_queries_no_server(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", mode)
     assert choose_connection(offline=False, seconds=1) == Connection("offline")
 
@@ -137,7 +139,7 @@ def test_a_key_in_netrc_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert len(seen) == 1
 
 
-def test_an_empty_mode_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_empty_mode_counts_as_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     found = choose_connection(offline=True, seconds=1)

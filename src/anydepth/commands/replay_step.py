@@ -19,7 +19,7 @@ from anydepth.layers.precision import disable_autocast
 from anydepth.training.checkpointing.read import detector_weights, read_checkpoint
 from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.diagnosis import names_of_non_finite
-from anydepth.training.non_finite.recorder import RecordedStep, weights_beside, whole_step
+from anydepth.training.non_finite.recorder import RecordedStep, read_whole_step, weights_file
 from anydepth.weights.files import read_state_dict
 
 # Largest relative difference of losses that count as equal: several processes sum in another order than one.
@@ -93,7 +93,7 @@ def replay(file: Path, weights: Path | None = None, device: str | None = None) -
         FileNotFoundError: The file, or weights, are missing.
         ValueError: A file cannot be used; the message says why.
     """
-    step, missing = whole_step(file)
+    step, missing = read_whole_step(file)
     if missing:
         print(f"The images of processes {list(missing)} are missing: losses differ from those of the run")
     target = torch.device(device or (step.run["device"] if _is_available(step.run["device"]) else "cpu"))
@@ -102,7 +102,7 @@ def replay(file: Path, weights: Path | None = None, device: str | None = None) -
     config = step.run["config"]
     check_groups(config)
     detector = zoo.build_configured(config["detector_name"], config["detector"], step.run["num_classes"])
-    _load_weights(detector, weights or weights_beside(file, step))
+    _load_weights(detector, weights or weights_file(file, step))
     torch.set_float32_matmul_precision(config["float32_matmul"])
     module = _build_module(config, detector, step).to(target)
     batch = step.batch.to(target)
@@ -117,9 +117,9 @@ def replay(file: Path, weights: Path | None = None, device: str | None = None) -
             present = [gradient for gradient in gradients.values() if gradient is not None]
             replayed.append(
                 ReplayedPass(
-                    name=graph.path.name,
+                    name=graph.planned.name,
                     terms={name: float(value.detach()) for name, value in graph.losses.terms.items()},
-                    recorded=step.terms.get(graph.path.name, {}),
+                    recorded=step.terms.get(graph.planned.name, {}),
                     norm=float(torch.nn.utils.get_total_norm(present)),
                     bad=names_of_non_finite(gradients),
                     fault=str(graph.losses.fault or ""),
@@ -155,7 +155,7 @@ def _build_module(config: Mapping[str, Any], detector: Detector, step: RecordedS
         resize_mode=config["multi_scale"]["mode"],
         antialias=config["multi_scale"]["antialias"],
     )
-    module.plan = step.paths(detector.depth_space)
+    module.plan = step.planned_passes(detector.depth_space)
     return module.train()
 
 
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: The command line without the program; None: the command line of the process.
     """
     options = _parser().parse_args(argv)
-    print(whole_step(options.file)[0].message)
+    print(read_whole_step(options.file)[0].message)
     replayed = replay(options.file, options.weights, options.device)
     for one in replayed:
         print(one)

@@ -1,4 +1,4 @@
-"""Errors as a user reads them: one message without a traceback, unless the program is at fault."""
+"""Readable errors: one message without a traceback, unless the program itself is at fault."""
 
 import os
 import sys
@@ -15,12 +15,12 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """End the user's mistakes as one readable message on stderr and exit code 1; also usable as a decorator.
+    """Turn user errors into one readable message on stderr and exit code 1; also usable as a decorator.
 
-    A mistake of the user is: an error class of this package, a built-in error raised by this package's own
-    checks, a file that is missing or refused, and a wrong configuration. A worker process that the system
-    killed ends as such a message too. Anything else is a defect and keeps its traceback, as does everything
-    while the environment variable ANYDEPTH_TRACEBACK is 1.
+    A user error is: an error class of this package, a built-in error raised by this package's own checks, a
+    file that is missing or not accessible, and a wrong configuration. A worker process that the system killed
+    ends with such a message too. Anything else is a defect and keeps its traceback, as does everything while
+    the environment variable ANYDEPTH_TRACEBACK is 1.
     """
     try:
         yield
@@ -35,12 +35,12 @@ def readable_errors() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str | None:
-    """What :func:`readable_errors` tells the user about an error; None for a defect of the program."""
-    return _message(error) if _is_users_mistake(error) or _is_lost_worker(error) else None
+    """Return the message that :func:`readable_errors` prints, or None for a defect of the program."""
+    return _message(error) if _is_user_error(error) or _is_lost_worker(error) else None
 
 
-def _is_users_mistake(error: Exception) -> bool:
-    # Lightning's class is recognised by its name because this layer does not import Lightning.
+def _is_user_error(error: Exception) -> bool:
+    # Lightning's class is matched by its name because this layer does not import Lightning.
     if type(error).__name__ == "MisconfigurationException":
         return True
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -65,11 +65,11 @@ def _message(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if _is_lost_worker(error):
         return (
-            f"a process that loads images is gone: {text} Most often memory ran out: lower data.num_workers, "
-            "data.batch_size or data.partner_pool. Training goes on from ckpt_path=RUN/checkpoints/last.ckpt"
+            f"a data loader worker died: {text} Most often memory ran out: lower data.num_workers, "
+            "data.batch_size or data.partner_pool. Training resumes from ckpt_path=RUN/checkpoints/last.ckpt"
         )
     if "Original Traceback (most recent call last)" in text:
-        # A data loader's worker process sends its traceback as part of the message.
+        # A data loader worker sends its traceback as part of the message.
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
     if isinstance(error, FileNotFoundError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"

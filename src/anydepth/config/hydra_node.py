@@ -1,7 +1,7 @@
-"""What Hydra itself would do with a composed configuration, checked before it does so.
+"""Security check of the ``hydra`` node of a composed configuration, before Hydra acts on it.
 
 Beside the nodes that a run builds, Hydra builds callbacks, launchers and sweepers, configures logging and
-sets environment variables, all from the node ``hydra`` of a configuration whose files may be anybody's.
+sets environment variables, all from the node ``hydra`` of a configuration whose files may be untrusted.
 """
 
 import inspect
@@ -30,16 +30,16 @@ _LOGGING_CLASSES = frozenset(
         "logging.StreamHandler",
     }
 )
-# Settings of launchers that are commands, or options of commands.
+# Settings of launchers that hold commands or options of commands.
 _COMMANDS = ("additional_parameters", "python", "setup", "srun_args")
 _LOADS = "load_configuration"
 
 
 @contextmanager
 def checked_composition() -> Iterator[None]:
-    """Within the block, Hydra refuses every configuration that :func:`check_hydra_node` does.
+    """Within the block, Hydra rejects every configuration that :func:`check_hydra_node` rejects.
 
-    Hydra builds its callbacks as soon as it has composed, and has no place between.
+    Hydra builds its callbacks right after it has composed, and offers no hook in between.
     """
     original = getattr(ConfigLoaderImpl, _LOADS)
 
@@ -52,7 +52,7 @@ def checked_composition() -> Iterator[None]:
             check_groups(config)
             check_hydra_node(config)
         except (TargetError, RenamedKeyError) as error:
-            # Of its own errors, Hydra shows the message alone.
+            # Hydra prints only the message of its own errors, without notes.
             raise ConfigCompositionException(
                 "\n".join([str(error), *getattr(error, "__notes__", [])])
             ) from error
@@ -74,8 +74,8 @@ def check_hydra_node(config: DictConfig) -> None:
     """Check the node ``hydra`` of a composed configuration.
 
     Raises:
-        TargetError: It would build or call what is not allowed, set environment variables, or start commands
-            that are not on the command line.
+        TargetError: It would build or call a target that is not allowed, set environment variables, or start
+            commands that do not come from the command line.
     """
     node = OmegaConf.select(config, "hydra")
     if node is None:
@@ -89,8 +89,8 @@ def check_hydra_node(config: DictConfig) -> None:
         find_target(search_space)
     if _plain(node, "job").get("env_set"):
         raise TargetError(
-            "hydra.job.env_set sets environment variables, which a configuration must not do here: set them "
-            "where you start the command"
+            "hydra.job.env_set sets environment variables, which is not allowed in a configuration: set them "
+            "in the shell that starts the command"
         )
     _check_commands(node)
 
@@ -103,8 +103,8 @@ def _check_commands(node: DictConfig) -> None:
         key = f"hydra.launcher.{name}"
         if name in _COMMANDS and value and not any(text.startswith(key) for text in given):
             raise TargetError(
-                f"{key}={short_repr(value)} is run by the shell, so it is taken from the command line "
-                f"alone, not from a configuration file: give {key}=..."
+                f"{key}={short_repr(value)} is run by the shell, so it is allowed only on the command line, "
+                f"not in a configuration file: give {key}=..."
             )
 
 
@@ -112,7 +112,8 @@ def _check_logging(node: object, key: str) -> None:
     if isinstance(node, Mapping):
         if "()" in node:
             raise TargetError(
-                f"{key} builds {short_repr(node['()'])}: logging may not be configured by calls"
+                f"{key} builds {short_repr(node['()'])}: factories (`()`) are not allowed in logging; use "
+                "`class`"
             )
         kind = node.get("class")
         if isinstance(kind, str) and kind not in _LOGGING_CLASSES:
@@ -127,20 +128,20 @@ def _check_logging(node: object, key: str) -> None:
 
 
 def _plain(node: DictConfig, part: str) -> dict[str, Any]:
-    """A part as written, interpolations as text; empty where it is none or no mapping."""
+    """Return a part as written, with interpolations as text; empty if it is missing or not a mapping."""
     if part not in node or OmegaConf.is_missing(node, part):
         return {}
     if OmegaConf.is_interpolation(node, part):
-        raise TargetError(f"hydra.{part} is an interpolation: write its settings out")
+        raise TargetError(f"hydra.{part} is an interpolation, which is not allowed: write its settings out")
     found = node[part]
     plain = OmegaConf.to_container(found, resolve=False) if OmegaConf.is_config(found) else None
     return {str(name): value for name, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 def _resolved(node: DictConfig, part: str) -> dict[str, Any]:
-    """A part with what its interpolations stand for, as they may stand for nodes with targets.
+    """Return a part with resolved interpolations, because they may refer to nodes with targets.
 
-    Where one cannot be resolved yet, the text stays: Hydra's own values are known only in a job.
+    One that cannot be resolved yet stays as text: Hydra's own values are known only in a job.
     """
     written = _plain(node, part)
     return {name: _value(node, f"{part}.{name}", value) for name, value in written.items()}

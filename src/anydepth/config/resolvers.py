@@ -1,9 +1,9 @@
-"""Resolvers of ``conf/``: names of sweeps, jobs and runs, the same for the same command.
+"""OmegaConf resolvers of ``conf/``: names of sweeps, jobs and runs, the same for the same command.
 
 ``${study:}`` names the folder of a sweep, ``${job:}`` that of one of its jobs; ``${sweep_name:}`` and
-``${run_name:}`` name runs for loggers, ``${output_folder:}`` is where an entry point writes.
-What is swept is known only where the sweep starts. The answer stays in OmegaConf's cache, which Hydra hands
-on to the jobs, as it does with the time of ``${now:}``.
+``${run_name:}`` name runs for loggers, ``${output_folder:}`` is the output folder of an entry point.
+The swept keys are known only where the sweep starts. They stay in OmegaConf's cache, which Hydra passes on to
+the jobs, as it does with the time of ``${now:}``.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 T = TypeVar("T")
 
 _NAMED = ("experiment", "detector", "data", "seed")
-"""Settings that the path of a study says, and the seed, of which a study may get more later."""
+"""Settings that the folder path of a study names, and the seed, so that a study may get more seeds later."""
 
 _NOT_CHOSEN = ("family", "dataset_kind", "hydra")
-"""Groups whose option detector or data set choose, and Hydra's own."""
+"""Groups whose option the detector or the data set chooses, and Hydra's own."""
 
-_LONGEST = 120
-"""Characters of a job's folder before its hash; file systems take 255 bytes."""
+_MAX_NAME_LENGTH = 120
+"""Characters of a job's folder before its hash; file systems allow 255 bytes."""
 
 
 def swept_overrides(config: DictConfig) -> list[Override]:
-    """The settings that a sweep varies, those of its configuration first.
+    """Return the settings that a sweep varies, those of its configuration first.
 
     Args:
-        config: What Hydra composed for the sweep, with its node ``hydra``.
+        config: Configuration that Hydra composed for the sweep, with its node ``hydra``.
     """
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     chosen = _parse([f"{key}={value}" for key, value in params.items()])
@@ -47,10 +47,10 @@ def swept_overrides(config: DictConfig) -> list[Override]:
 
 
 def study_name(config: DictConfig) -> str:
-    """Experiment, then detector and data, then a hash of the other settings that all jobs share.
+    """Return experiment, then detector and data, then a hash of the other settings that all jobs share.
 
     Args:
-        config: What Hydra composed for the sweep, with its node ``hydra``.
+        config: Configuration that Hydra composed for the sweep, with its node ``hydra``.
     """
     choices, given = config.hydra.runtime.choices, _parse(config.hydra.overrides.task)
     swept = _swept_keys(config)
@@ -69,11 +69,11 @@ def study_name(config: DictConfig) -> str:
 
 
 def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
-    """The settings that make this job differ from the others, readable, then a hash of all its settings.
+    """Return the settings that distinguish this job, in readable form, then a hash of all its settings.
 
     Args:
         overrides: All settings of the job.
-        swept: Keys that the sweep varies; none: all settings are named.
+        swept: Keys that the sweep varies; empty: all settings are named.
 
     Example:
         >>> job_name(["recipe.lr=0.1", "data=bccd"], swept=["recipe.lr"])
@@ -85,46 +85,46 @@ def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
         for key, _, value in (text.partition("=") for text in overrides)
         if not keys or key.lstrip("+") in keys
     ]
-    readable = "-".join(_clean(text) for text in named)[:_LONGEST].rstrip("-.")
+    readable = "-".join(_clean(text) for text in named)[:_MAX_NAME_LENGTH].rstrip("-.")
     return f"{readable or 'default'}-{_digest(overrides, 8)}"
 
 
 def register() -> None:
-    """Make the resolvers known to OmegaConf; again changes nothing."""
-    OmegaConf.register_new_resolver("study", lambda *, _root_: _once(_root_, study_name), replace=True)
-    OmegaConf.register_new_resolver("job", _job_of, replace=True)
+    """Register the resolvers with OmegaConf; repeated calls have no effect."""
+    OmegaConf.register_new_resolver("study", lambda *, _root_: _cached(_root_, study_name), replace=True)
+    OmegaConf.register_new_resolver("job", _resolve_job, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
-    OmegaConf.register_new_resolver("run_name", _run_name_of, replace=True)
+    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
     OmegaConf.register_new_resolver("output_folder", output_folder, replace=True)
     OmegaConf.register_new_resolver("option_list", option_list, replace=True)
 
 
 def record_sweep(config: DictConfig) -> None:
-    """Note what is swept, for the jobs; to be called where a sweep starts."""
-    _once(config, study_name)
-    _once(config, _swept_keys)
-    # Each start of a sweep is another one, also within one process.
+    """Record the swept keys for the jobs; to be called where a sweep starts."""
+    _cached(config, study_name)
+    _cached(config, _swept_keys)
+    # Each start of a sweep gets a new id, also within one process.
     _cache(config)["sweep_id"] = uuid.uuid4().hex
 
 
 def recorded_keys(config: DictConfig) -> list[str]:
-    """Keys that the sweep varies, as :func:`record_sweep` noted them; none where it did not."""
+    """Return the swept keys that :func:`record_sweep` recorded; empty if it was not called."""
     return list(_cache(config).get(_swept_keys.__name__, ()))
 
 
 def sweep_id(config: DictConfig) -> str | None:
-    """What tells this start of a sweep from others, the same in all jobs; None outside a sweep."""
+    """Return the id of this start of a sweep, the same in all its jobs; None outside a sweep."""
     found = _cache(config).get("sweep_id")
     return None if found is None else str(found)
 
 
 def is_sweep() -> bool:
-    """Whether this process runs a job of ``--multirun``."""
+    """Return whether this process runs a job of ``--multirun``."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def sweep_name() -> str | None:
-    """A name to group the runs of a sweep by: its folder, after the study's name; None for a single run."""
+    """Return a name that groups the runs of a sweep, ``STUDY/FOLDER``; None for a single run."""
     if not is_sweep():
         return None
     hydra_config = HydraConfig.get()
@@ -133,11 +133,11 @@ def sweep_name() -> str | None:
 
 
 def run_name(folder: str | None, *, swept: Sequence[str] = ()) -> str:
-    """A readable name: what is special to a job of a sweep, or detector, data and folder of a single run.
+    """Return a readable name: the swept settings of a job, or detector, data and folder of a single run.
 
     Args:
-        folder: The run's; None where it is not known yet.
-        swept: Keys that the sweep varies; none: its jobs are named by their folders.
+        folder: Folder of the run; None if it is not known yet.
+        swept: Keys that the sweep varies; empty: its jobs are named by their folders.
     """
     name = Path(folder).name if folder else ""
     if not HydraConfig.initialized():
@@ -147,16 +147,16 @@ def run_name(folder: str | None, *, swept: Sequence[str] = ()) -> str:
         choices = hydra_config.runtime.choices
         return f"{choices.get('detector')} {choices.get('data')} {name}".strip()
     varied = [text for text in hydra_config.overrides.task if text.partition("=")[0].lstrip("+") in swept]
-    # A job that is composed apart from its sweep has no number.
+    # A job that is composed outside its sweep has no number.
     number = None if OmegaConf.is_missing(hydra_config.job, "num") else hydra_config.job.num
     return " ".join([*([] if number is None else [str(number)]), *(varied or [name])]).strip()[:120]
 
 
 def output_folder(single: str) -> str:
-    """Where an entry point other than training writes: in a sweep, to the folder of the job.
+    """Return the output folder of an entry point other than training: in a sweep, that of the job.
 
     Args:
-        single: The folder of a single run.
+        single: Folder of a single run.
     """
     return str(HydraConfig.get().runtime.output_dir) if is_sweep() else single
 
@@ -164,8 +164,8 @@ def output_folder(single: str) -> str:
 def option_list(*, _root_: DictConfig) -> str:
     """Return the groups of a command with the options that a user may choose, a line each, for its help.
 
-    Parts of other options, pointers and what detector and data set choose are left out. Presets in a folder
-    given with ``--config-dir`` and those of installed packages are among the options.
+    Parts of other options, pointers and groups that detector or data set choose are left out. Presets in a
+    folder given with ``--config-dir`` and those of installed packages are included.
     """
     if not GlobalHydra.instance().is_initialized():
         return ""
@@ -180,16 +180,16 @@ def option_list(*, _root_: DictConfig) -> str:
     return "\n".join(lines)
 
 
-def _run_name_of(folder: str | None, *, _root_: DictConfig) -> str:
+def _resolve_run_name(folder: str | None, *, _root_: DictConfig) -> str:
     return run_name(folder, swept=recorded_keys(_root_))
 
 
-def _job_of(*, _root_: DictConfig) -> str:
-    return job_name(_root_.hydra.overrides.task, _once(_root_, _swept_keys))
+def _resolve_job(*, _root_: DictConfig) -> str:
+    return job_name(_root_.hydra.overrides.task, _cached(_root_, _swept_keys))
 
 
-def _once(config: DictConfig, compute: Callable[[DictConfig], T]) -> T:
-    """What was computed first for this configuration, or for that of the sweep which it is a job of."""
+def _cached(config: DictConfig, compute: Callable[[DictConfig], T]) -> T:
+    """Compute a value once per configuration; jobs share the values of their sweep."""
     cache = _cache(config)
     if compute.__name__ not in cache:
         cache[compute.__name__] = compute(config)
@@ -212,7 +212,7 @@ def _parse(overrides: Iterable[str]) -> list[Override]:
 
 
 def _clean(text: str) -> str:
-    # A path with "=" or "," in it would have to be quoted as a value on the command line.
+    # A folder with "=" or "," in its name would have to be quoted as a value on the command line.
     return re.sub(r"[^A-Za-z0-9_.+-]+", ".", text).strip(".")
 
 

@@ -1,1 +1,1 @@
-"""One job or a sweep of jobs: folders, records, provenance, and what makes two runs the same."""
+"""Single jobs and sweeps: folders, records, provenance and the identity of runs."""

@@ -1,4 +1,4 @@
-"""When two runs are the same: which settings decide a result."""
+"""Identity of runs: fingerprints of the settings that decide a result."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from anydepth.config.key_effects import effect_of
 
 
 def config_hash(config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> str:
-    """A fingerprint of a plain configuration, equal in every process that trains the same thing.
+    """Return a fingerprint of a plain configuration, equal in every process that trains the same thing.
 
     Args:
-        config: What :func:`anydepth.config.compose.resolve_config` returned.
+        config: Configuration that :func:`anydepth.config.compose.resolve_config` returned.
         ignore: Top-level keys that may differ, e.g. the output folder.
     """
     kept = {key: value for key, value in config.items() if key not in ignore}
@@ -21,34 +21,34 @@ def config_hash(config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> str
 
 
 def result_hash(config: Mapping[str, Any]) -> str:
-    """A fingerprint of the settings that decide the result of a run, wherever it is written.
+    """Return a fingerprint of the settings that decide the result of a run, wherever it is written.
 
     Args:
-        config: What :func:`anydepth.config.compose.resolve_config` returned.
+        config: Configuration that :func:`anydepth.config.compose.resolve_config` returned.
     """
     folder = (config.get("paths") or {}).get("output_dir")
-    return config_hash(_of_effect(config, folder))
+    return config_hash(_relevant_settings(config, folder))
 
 
-def _of_effect(value: Any, folder: str | None, key: str = "") -> Any:
-    """The settings without those of no effect, and with the run's own folder left out of paths."""
+def _relevant_settings(value: Any, folder: str | None, key: str = "") -> Any:
+    """Remove settings without effect on the result, and the run's own folder from file paths."""
     if isinstance(value, Mapping):
         inner = {name: f"{key}.{name}" if key else str(name) for name in value}
         return {
-            name: _of_effect(item, folder, inner[name])
+            name: _relevant_settings(item, folder, inner[name])
             for name, item in value.items()
             if effect_of(inner[name]) != "nothing"
         }
     if isinstance(value, list):
-        return [_of_effect(item, folder, key) for item in value]
+        return [_relevant_settings(item, folder, key) for item in value]
     return value.replace(folder, "RUN") if folder and isinstance(value, str) else value
 
 
 def is_resumed(config: Mapping[str, Any]) -> bool:
-    """Whether a run goes on from a checkpoint in its own folder.
+    """Return whether a run resumes from a checkpoint in its own folder.
 
     Args:
-        config: What :func:`anydepth.config.compose.resolve_config` returned.
+        config: Configuration that :func:`anydepth.config.compose.resolve_config` returned.
     """
     checkpoint, folder = config.get("ckpt_path"), (config.get("paths") or {}).get("output_dir")
     if not checkpoint or not folder:

@@ -1,8 +1,7 @@
-"""One job of training: what it leaves in its folder, and in a sweep what it finds there.
+"""One training job: records in its run folder, and in a sweep what to do with existing ones.
 
 A run folder ends with ``result.json`` or with ``failure.json``; one that holds neither was interrupted. A
-sweep that is started again in its folder passes over finished jobs, goes on with interrupted ones and runs
-the rest.
+sweep that is started again in its folder skips finished jobs, resumes interrupted ones and runs the rest.
 """
 
 import json
@@ -29,9 +28,9 @@ from anydepth.config.resolvers import is_sweep
 from anydepth.distributed import is_first_process
 from anydepth.runs import provenance
 from anydepth.runs.identity import is_resumed, result_hash
-from anydepth.training.checkpointing.newest import AUTO, Newest, newest_checkpoint
+from anydepth.training.checkpointing.newest import AUTO, NewestCheckpoint, find_newest_checkpoint
 from anydepth.training.checkpointing.read import CheckpointError
-from anydepth.training.checkpointing.sigterm import Terminated, ended_by_sigterm
+from anydepth.training.checkpointing.sigterm import Terminated, terminate_on_sigterm
 from anydepth.utils.files import write_text
 from anydepth.utils.yaml_text import load_yaml
 
@@ -42,9 +41,9 @@ VISIT: Final = "visit.json"
 SCORE = "val/score"
 BEST_SCORE = "val/best_score"
 
-# What a killed process leaves of a file that it was writing.
+# Files that a killed process was writing.
 _PARTIAL = (".*.partial*", "checkpoints/.*.partial*")
-_LEFT_BY_A_RUN = (
+_RUN_OUTPUTS = (
     *_PARTIAL,
     "checkpoints",
     "logs",
@@ -59,47 +58,46 @@ _LEFT_BY_A_RUN = (
     provenance.PROVENANCE,
     provenance.CONFIG,
 )
-_MARKS_OF_TRAINING = ("weights.safetensors", RESULT, "checkpoints")
+_TRAINING_OUTPUTS = ("weights.safetensors", RESULT, "checkpoints")
 
 Train = Callable[[DictConfig], tuple[dict[str, float], Any]]
-"""Trains what a configuration says; returns figures by name, and whatever else."""
+"""Function that trains a configuration; returns metrics by name, and anything else."""
 
 
 class RunFolderError(ValueError):
-    """A run folder that must not be written to; the message says what to do."""
+    """A run folder must not be written to; the message says what to do."""
 
 
 def execute(cfg: DictConfig, train: Train) -> float | None:
-    """Train, and record in the run folder what became of it.
+    """Train, and record the outcome in the run folder.
 
-    In a sweep an error is recorded and told in one line, and the next job has its turn; only an interruption
-    ends the sweep. A job that its folder holds the result of is not trained again. A single run replaces what
-    an earlier one left in its folder, unless it goes on from a checkpoint there.
+    In a sweep an error is recorded and printed in one line, and the next job starts; only an interruption
+    ends the sweep. A job whose folder holds its result is not trained again. A single run replaces the
+    outputs of an earlier one in its folder, unless it resumes from a checkpoint there.
 
     Args:
-        cfg: Of this job.
-        train: What trains it.
+        cfg: Configuration of this job.
+        train: Function that trains it.
 
     Returns:
-        The best validation score for the sweeper; NaN for a job that failed, None where there was no
-        validation.
+        The best validation score for the sweeper; NaN for a job that failed, None without validation.
 
     Raises:
-        SystemExit: Outside a sweep, after an error that the user can do something about; and after any error
-            in a process of a job that is not its first one.
-        Exception: Outside a sweep, a defect.
+        SystemExit: Outside a sweep, after an error that the user can fix; and after any error in a process of
+            a job that is not its first one.
+        Exception: Outside a sweep, after a defect of the program.
     """
     if not is_sweep():
-        with readable_errors(), _explained_resume(_folder(cfg)):
+        with readable_errors(), _explain_termination(_folder(cfg)):
             _check_single_job()
             cfg = resolve_checkpoint(cfg)
-            _make_room(cfg)
-            return _recorded(cfg, train)
+            _remove_former_run(cfg)
+            return _train_and_record(cfg, train)
     try:
-        with _explained_resume(_folder(cfg)):
+        with _explain_termination(_folder(cfg)):
             return _run_sweep_job(cfg, train)
     except Exception as error:
-        _tell(error, _folder(cfg))
+        _print_error(error, _folder(cfg))
         if not is_first_process():
             # The first process of the job waits for this one; Hydra would catch the error itself.
             raise SystemExit(1) from error
@@ -107,38 +105,41 @@ def execute(cfg: DictConfig, train: Train) -> float | None:
 
 
 def resolve_checkpoint(cfg: DictConfig) -> DictConfig:
-    """The settings with the file that ``ckpt_path`` stands for, where it is ``auto`` or a folder.
+    """Replace a ``ckpt_path`` of ``auto`` or a folder by the newest checkpoint file.
 
-    The console tells which file that is, and which newer ones are damaged.
+    The console shows which file that is, and which newer ones are damaged.
 
     Args:
-        cfg: Of a run.
+        cfg: Configuration of a run.
 
     Returns:
-        ``ckpt_path`` is a file, or None where ``auto`` finds no checkpoint in the run's own folder.
+        The configuration with a file as ``ckpt_path``, or None if ``auto`` finds no checkpoint in the run's
+        own folder.
 
     Raises:
         FileNotFoundError: A folder without any checkpoint.
-        CheckpointError: All checkpoints that are there are damaged. What is left of them is not cleared away
-            for a fresh start without being asked.
+        CheckpointError: All checkpoints are damaged. They are never removed for a fresh start without the
+            user's consent.
     """
     given = cfg.get("ckpt_path")
     if not given or (given != AUTO and not Path(str(given)).is_dir()):
         return cfg
     folder = _folder(cfg) if given == AUTO else Path(str(given))
-    found = newest_checkpoint(folder)
+    found = find_newest_checkpoint(folder)
     _print_ignored(found)
     if found.path is not None:
-        _say(f"goes on   from {found.path}, after step {found.step}")
-    elif found.passed_over:
+        _print(f"resumes   from {found.path}, after step {found.step}")
+    elif found.damaged:
         raise CheckpointError(
-            f"ckpt_path={given}: no checkpoint in {folder} is whole ({'; '.join(found.passed_over)}). If "
-            "they are lost, delete them to begin anew"
+            f"ckpt_path={given}: all checkpoints in {folder} are damaged ({'; '.join(found.damaged)}). "
+            "Delete them to start a new run"
         )
     elif given != AUTO:
-        raise FileNotFoundError(f"ckpt_path={given}: no checkpoint in this folder; give the one of a run")
+        raise FileNotFoundError(
+            f"ckpt_path={given}: no checkpoint in this folder; give the folder of a run or a checkpoint file"
+        )
     else:
-        _say(f"begins    as there is no checkpoint in {folder}")
+        _print(f"starts    a new run: no checkpoint in {folder}")
     return _set_checkpoint(cfg, found.path)
 
 
@@ -150,10 +151,10 @@ def check_output(folder: str | Path) -> None:
             this job of a sweep.
     """
     folder = Path(folder)
-    if any((folder / name).exists() for name in _MARKS_OF_TRAINING):
+    if any((folder / name).exists() for name in _TRAINING_OUTPUTS):
         raise RunFolderError(
             f"output={folder}: this folder holds a training run, whose settings and provenance would be "
-            f"replaced; give another one, e.g. output={folder / 'analysis'}"
+            f"overwritten; give another one, e.g. output={folder / 'analysis'}"
         )
     if is_sweep() and folder.resolve() != Path(HydraConfig.get().runtime.output_dir).resolve():
         raise RunFolderError(
@@ -162,24 +163,24 @@ def check_output(folder: str | Path) -> None:
         )
 
 
-def explain_restarted_sweep(strategy: str) -> str:
-    """Why the jobs of a sweep cannot have several processes of this strategy, and what can be done."""
+def explain_repeated_sweep(strategy: str) -> str:
+    """Return why the jobs of a sweep cannot have several processes of this strategy, with alternatives."""
     return (
         f"a sweep (--multirun) with trainer.strategy={strategy} would start the whole sweep again in every "
-        "process: take trainer.strategy=ddp_spawn, a launcher with one job per configuration "
+        "process: use trainer.strategy=ddp_spawn, a launcher with one job per configuration "
         "(hydra/launcher=slurm), or trainer.devices=1"
     )
 
 
 def best_score(metrics: Mapping[str, float]) -> float | None:
-    """The validation score of the exported weights; the last one where no best checkpoint was kept."""
+    """Return the validation score of the exported weights; the last score if no best checkpoint was kept."""
     return metrics.get(BEST_SCORE, metrics.get(SCORE))
 
 
 def read_record(
     folder: Path, name: Literal["result.json", "failure.json", "refused.json", "visit.json"]
 ) -> dict[str, Any]:
-    """A record of a run folder; empty where there is none, or none that can be read."""
+    """Read a record of a run folder; return an empty one if it is missing or unreadable."""
     try:
         record = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -188,7 +189,7 @@ def read_record(
 
 
 def run_folders(sweep: Path) -> list[Path]:
-    """The folders of a sweep's jobs, by name."""
+    """Return the folders of a sweep's jobs, sorted by name."""
     marks = (provenance.CONFIG, RESULT, FAILURE, REFUSAL)
     return sorted(path for path in sweep.glob("*") if any((path / mark).is_file() for mark in marks))
 
@@ -197,7 +198,7 @@ def run_folders(sweep: Path) -> list[Path]:
 
 
 def _run_sweep_job(cfg: DictConfig, train: Train) -> float | None:
-    """A job of a sweep: recognised, gone on with, or begun."""
+    """Run a job of a sweep: skip it if finished, resume it if interrupted, or start it."""
     folder = _folder(cfg)
     if sweep := resolvers.sweep_id(cfg):
         _write(folder / VISIT, sweep=sweep, time=_now())
@@ -209,51 +210,51 @@ def _run_sweep_job(cfg: DictConfig, train: Train) -> float | None:
     done = read_record(folder, RESULT)
     if done:
         _check_same(folder, done, fingerprint, cfg)
-        _forget(folder, FAILURE, REFUSAL)
-        _say(f"skipped   {folder.name}: finished {done.get('finished', 'before')}")
+        _remove_files(folder, FAILURE, REFUSAL)
+        _print(f"skipped   {folder.name}: finished {done.get('finished', 'before')}")
         score = best_score(done.get("metrics", {}))
         return None if score is None else float(score)
-    checkpoint = _checkpoint(folder, fingerprint)
+    checkpoint = _find_checkpoint(folder, fingerprint)
     if checkpoint is None:
-        _forget(folder, *_LEFT_BY_A_RUN)
-        _say(f"begins    {folder.name}")
+        _remove_files(folder, *_RUN_OUTPUTS)
+        _print(f"starts    {folder.name}")
         cfg = _set_checkpoint(cfg, None) if cfg.get("ckpt_path") == AUTO else cfg
     else:
         cfg = _set_checkpoint(cfg, checkpoint)
-        _say(f"goes on   {folder.name}: from its last checkpoint")
-    _forget(folder, FAILURE, REFUSAL, *_PARTIAL)
-    return _recorded(cfg, train)
+        _print(f"resumes   {folder.name}: from its last checkpoint")
+    _remove_files(folder, FAILURE, REFUSAL, *_PARTIAL)
+    return _train_and_record(cfg, train)
 
 
-def _make_room(cfg: DictConfig) -> None:
-    """Remove what an earlier run left in the folder of a single run: curves of other weights than its own."""
+def _remove_former_run(cfg: DictConfig) -> None:
+    """Remove the outputs of an earlier run from the folder of a single run, which describe other weights."""
     folder = _folder(cfg)
     try:
         config = resolve_config(cfg)
     except ValueError:
-        # Recorded as any failure; such a run writes nothing else.
-        _forget(folder, RESULT, FAILURE)
+        # Recorded as a failure later; such a run writes nothing else.
+        _remove_files(folder, RESULT, FAILURE)
         return
     if not (folder / provenance.PROVENANCE).is_file():
-        # Never a run's folder; what is in it may be the user's.
-        _forget(folder, RESULT, FAILURE)
+        # This was never a run's folder; its files may be the user's.
+        _remove_files(folder, RESULT, FAILURE)
     elif is_resumed(config):
-        _forget(folder, RESULT, FAILURE, *_PARTIAL)
+        _remove_files(folder, RESULT, FAILURE, *_PARTIAL)
     elif config.get("weights") and Path(config["weights"]).resolve().is_relative_to(folder.resolve()):
         raise RunFolderError(
-            f"weights={config['weights']}: lies in the folder of this run, whose former results are "
-            "replaced; give another hydra.run.dir"
+            f"weights={config['weights']}: this file is in the folder of this run, whose former results are "
+            "removed; give another hydra.run.dir"
         )
     else:
-        _forget(folder, RESULT, FAILURE, *_LEFT_BY_A_RUN)
+        _remove_files(folder, RESULT, FAILURE, *_RUN_OUTPUTS)
 
 
-def _recorded(cfg: DictConfig, train: Train) -> float | None:
-    """Train; then write the result, or the failure before it is raised again."""
+def _train_and_record(cfg: DictConfig, train: Train) -> float | None:
+    """Train, then write the result; write a failure before raising it again."""
     folder, started, fingerprint = _folder(cfg), time.monotonic(), None
     try:
         fingerprint = result_hash(resolve_config(cfg))
-        with ended_by_sigterm():
+        with terminate_on_sigterm():
             metrics, _ = train(cfg)
     except Exception as error:
         _write_failure(folder, error, fingerprint)
@@ -270,24 +271,24 @@ def _recorded(cfg: DictConfig, train: Train) -> float | None:
 
 
 @contextmanager
-def _explained_resume(folder: Path) -> Iterator[None]:
-    """Within the block, the end by SIGTERM is told in one line: what is saved, and how to go on."""
+def _explain_termination(folder: Path) -> Iterator[None]:
+    """Within the block, print one line when SIGTERM ends it: what is saved, and how to resume."""
     try:
         yield
     except Terminated:
-        found = newest_checkpoint(folder)
+        found = find_newest_checkpoint(folder)
         saved = "before its first checkpoint"
         if found.path is not None:
             saved = f"after step {found.step}, {found.path} is saved"
         again = f"hydra.run.dir={folder} and ckpt_path=auto"
         if is_sweep():
             again = f"hydra.sweep.dir={HydraConfig.get().sweep.dir}"
-        _say(f"stopped   by SIGTERM {saved}; go on with the same command and {again}")
+        _print(f"stopped   by SIGTERM {saved}; resume with the same command and {again}")
         raise
 
 
 def _check_single_job() -> None:
-    """Refuse a study without ``-m``, which would train one job that nobody asked for."""
+    """Refuse a study without ``-m``, which would train a single arbitrary job."""
     if not HydraConfig.initialized():
         return
     hydra_config = cast(DictConfig, HydraConfig.get())
@@ -308,19 +309,19 @@ def _check_same(folder: Path, done: Mapping[str, Any], fingerprint: str, cfg: Di
     different = list(_differences(_read_config(folder), resolve_config(cfg), str(folder)))
     error = RunFolderError(
         f"{folder} holds the result of other settings ({'; '.join(different[:5]) or 'unknown'}): give "
-        "another hydra.sweep.dir, or delete that folder to train it again"
+        "another hydra.sweep.dir, or delete that folder to train this job"
     )
     _write(folder / REFUSAL, status="refused", error=str(error), config_hash=fingerprint, finished=_now())
     raise error
 
 
-def _checkpoint(folder: Path, fingerprint: str) -> Path | None:
-    """The newest whole checkpoint of an interrupted run of the same settings."""
-    # Other processes of the same job look while the first one clears the folder, checkpoints first: whoever
-    # sees these settings written sees no checkpoint of other ones.
+def _find_checkpoint(folder: Path, fingerprint: str) -> Path | None:
+    """Return the newest undamaged checkpoint of an interrupted run of the same settings."""
+    # Other processes of the same job may look while the first one clears the folder. It removes checkpoints
+    # first, so a process that reads these settings finds no checkpoint of others.
     if (provenance.read(folder) or {}).get("config_hash") != fingerprint:
         return None
-    found = newest_checkpoint(folder)
+    found = find_newest_checkpoint(folder)
     _print_ignored(found)
     return found.path
 
@@ -331,9 +332,9 @@ def _set_checkpoint(cfg: DictConfig, checkpoint: Path | None) -> DictConfig:
     return cfg
 
 
-def _print_ignored(found: Newest) -> None:
-    for reason in found.passed_over:
-        _say(f"ignored   {reason}")
+def _print_ignored(found: NewestCheckpoint) -> None:
+    for reason in found.damaged:
+        _print(f"ignored   {reason}")
 
 
 # -- records ---------------------------------------------------------------------------------------------
@@ -356,7 +357,7 @@ def _write(path: Path, **record: object) -> None:
         write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def _forget(folder: Path, *names: str) -> None:
+def _remove_files(folder: Path, *names: str) -> None:
     if not is_first_process():
         return
     for path in [path for name in names for path in folder.glob(name)]:
@@ -366,20 +367,20 @@ def _forget(folder: Path, *names: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _tell(error: Exception, folder: Path) -> None:
+def _print_error(error: Exception, folder: Path) -> None:
     sys.stdout.flush()
     where = "" if explain(error) else f" (a defect of the program, see {folder / FAILURE})"
     sys.stderr.write(f"\nError in {folder.name}: {_message(error)}{where}\n")
 
 
 def _message(error: Exception) -> str:
-    """In one line; a defect as the last line of its traceback."""
+    """Return an error in one line; a defect as the last line of its traceback."""
     text = str(error).strip()
     last = text.splitlines()[-1] if text else ""
     return " ".join((explain(error) or f"{type(error).__name__}: {last}".rstrip(": ")).splitlines())
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     if is_first_process():
         get_console().print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -401,11 +402,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _differences(first: Any, second: Any, folder: str, key: str = "") -> Iterator[str]:
-    """What differs between two configurations, apart from what does not matter to a result."""
+    """Yield the differences between two configurations that affect a result."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for name in sorted({*first, *second}):
             inner = f"{key}.{name}" if key else str(name)
             if effect_of(inner) != "nothing":
                 yield from _differences(first.get(name), second.get(name), folder, inner)
     elif first != second and folder not in str(second):
-        yield f"{key}: {first} there, {second} here"
+        yield f"{key}: {first} in the folder, {second} in this job"

@@ -1,4 +1,4 @@
-"""Where the results in a run folder came from, and how to repeat them."""
+"""Provenance of the results in a run folder: command, settings, versions and code to repeat them."""
 
 import json
 import os
@@ -28,7 +28,7 @@ PROVENANCE = "provenance.json"
 PATCH = "uncommitted.patch"
 
 _LARGEST_PATCH = 2_000_000
-"""Bytes. A larger difference is generated files, not work in progress."""
+"""Largest patch in bytes. A larger difference is generated files, not work in progress."""
 
 _VERSIONS_OF = (
     "anydepth",
@@ -59,14 +59,14 @@ _VERSIONS_OF = (
 def describe(
     *, command: str, overrides: Sequence[str], seed: int | None, config_hash: str, repository: Path
 ) -> dict[str, Any]:
-    """What is known when a run starts: time, command, versions, platform, and the commit of a clone.
+    """Describe a run when it starts: time, command, versions, platform, and the commit of a clone.
 
     Args:
-        command: Repeats the run when given to a shell in ``directory``.
-        overrides: The settings that were given on the command line.
-        seed: Of the run; None for one that draws nothing.
-        config_hash: Of the settings that decide the result.
-        repository: The clone that this package runs from, if it is one.
+        command: Shell command that repeats the run in ``directory``.
+        overrides: Settings from the command line.
+        seed: Seed of the run; None for a run without random numbers.
+        config_hash: Fingerprint of the settings that decide the result.
+        repository: Clone that this package runs from, if it is one.
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -83,7 +83,7 @@ def describe(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the installed packages that results may depend on."""
+    """Return the versions of installed packages that results may depend on."""
     found: dict[str, str] = {}
     for name in _VERSIONS_OF:
         try:
@@ -99,19 +99,19 @@ def write(
     description: Mapping[str, Any],
     repository: Path,
     *,
-    goes_on: bool = False,
+    resumed: bool = False,
 ) -> None:
-    """Write ``config.yaml``, ``provenance.json``, and ``uncommitted.patch`` where the clone is changed.
+    """Write ``config.yaml``, ``provenance.json``, and ``uncommitted.patch`` if the clone is modified.
 
     Args:
-        folder: Created if needed.
-        config: The resolved settings as plain containers.
-        description: What :func:`describe` returned.
-        repository: See there.
-        goes_on: The run in the folder goes on: ``history`` of the record keeps, oldest first, what its
-            earlier parts ran with, and their patches are kept as ``uncommitted.N.patch``.
+        folder: Folder of the run; created if needed.
+        config: Resolved settings as plain containers.
+        description: Description that :func:`describe` returned.
+        repository: Clone that this package runs from, if it is one.
+        resumed: Whether the run in the folder is resumed. If so, ``history`` of the record lists the earlier
+            parts, oldest first, and their patches are kept as ``uncommitted.N.patch``.
     """
-    former = read(folder) if goes_on else None
+    former = read(folder) if resumed else None
     if former is not None:
         description = {**description, "history": _history(folder, former, description)}
     write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -126,7 +126,7 @@ def write(
 
 
 def _history(folder: Path, former: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The earlier parts of a run: when, which commit, which device, and the versions that changed since."""
+    """Return the earlier parts of a run: time, commit, device, and the versions that changed since."""
     parts = list(former.get("history", []))
     git, versions_now = former.get("git") or {}, now["versions"]
     part = {
@@ -148,14 +148,14 @@ def _history(folder: Path, former: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 
 def complete(folder: Path, **parts: object) -> None:
-    """Add what is known only later, e.g. ``data`` and ``device``, to ``provenance.json``."""
+    """Add entries that are known only later, e.g. ``data`` and ``device``, to ``provenance.json``."""
     path = folder / PROVENANCE
     written = json.loads(path.read_text(encoding="utf-8"))
     write_text(path, json.dumps({**written, **parts}, indent=2) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What ``provenance.json`` of a run folder says; None where there is none or it is not complete."""
+    """Read ``provenance.json`` of a run folder; return None if it is missing or incomplete."""
     try:
         found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -164,7 +164,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def git_state(repository: Path) -> dict[str, Any] | None:
-    """Commit, whether tracked files differ from it, and new files of code or configuration.
+    """Return the commit, whether tracked files differ from it, and new files of code or configuration.
 
     Returns:
         None outside a clone or without git.
@@ -181,9 +181,9 @@ def git_state(repository: Path) -> dict[str, Any] | None:
 
 
 def uncommitted(repository: Path) -> bytes | None:
-    """What ``git apply`` needs to get from the commit to the files as they are; None where git fails.
+    """Return the patch for ``git apply`` from the commit to the current files, or None if git fails.
 
-    New files below ``src`` and ``conf`` belong to it, other ones do not.
+    It includes new files below ``src`` and ``conf``, but no others.
     """
     try:
         patch = _patch(repository)
@@ -196,13 +196,13 @@ def uncommitted(repository: Path) -> bytes | None:
 
 
 def _patch(repository: Path) -> bytes:
-    # Independent of the user's settings, which may colour a patch or leave out its prefixes.
+    # Options that override the user's settings, which may colour a patch or remove its prefixes.
     plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
     new = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", "src", "conf")
     if not new:
         return _git(repository, "diff", "HEAD", *plain)
     with tempfile.TemporaryDirectory() as folder:
-        # Git compares new files when they are noted in an index; the clone's own one stays as it is.
+        # Git compares new files only once an index lists them; a copy leaves the clone's own index unchanged.
         index = Path(folder) / "index"
         own = repository / _git(repository, "rev-parse", "--git-path", "index").decode().strip()
         shutil.copyfile(own, index)
@@ -224,9 +224,9 @@ def _git(repository: Path, *arguments: str, index: Path | None = None) -> bytes:
 
 
 def write_provenance(folder: str | Path, config: Mapping[str, Any]) -> None:
-    """Write what was run into a run folder, creating it if needed; see :mod:`anydepth.runs.provenance`.
+    """Write the provenance of this run into its folder, creating it if needed.
 
-    The record of a run that goes on keeps what the earlier parts ran with.
+    The record of a resumed run keeps a history of its earlier parts.
     """
     repository = compose.PACKAGE_DIR.parent.parent
     command, overrides = _command()
@@ -237,21 +237,22 @@ def write_provenance(folder: str | Path, config: Mapping[str, Any]) -> None:
         config_hash=result_hash(config),
         repository=repository,
     )
-    write(Path(folder), config, description, repository, goes_on=is_resumed(config))
+    write(Path(folder), config, description, repository, resumed=is_resumed(config))
 
 
 def _command() -> tuple[str, list[str]]:
-    """The command line that repeats this run, or this job of a sweep alone, and its settings."""
+    """Return the command line that repeats this run, or this job of a sweep alone, and its settings."""
     if not HydraConfig.initialized():
         return shlex.join(sys.argv), []
     hydra_config = HydraConfig.get()
     overrides = [str(text) for text in hydra_config.overrides.task]
     program = f"anydepth-{hydra_config.job.name}"
-    return shlex.join([program, *_flags(hydra_config), *overrides, *_of_hydra(hydra_config)]), overrides
+    hydra_overrides = _relevant_hydra_overrides(hydra_config)
+    return shlex.join([program, *_flags(hydra_config), *overrides, *hydra_overrides]), overrides
 
 
 def _flags(hydra_config: Any) -> list[str]:
-    """The options that chose other configuration files than those of the entry point."""
+    """Return the options that selected other configuration files than those of the entry point."""
     places = {source.provider: str(source.path) for source in hydra_config.runtime.config_sources}
     flags = []
     if places.get("main", "") not in ("", *map(str, config_places())):
@@ -262,11 +263,11 @@ def _flags(hydra_config: Any) -> list[str]:
     return flags if name in (None, hydra_config.job.name) else [*flags, f"--config-name={name}"]
 
 
-def _of_hydra(hydra_config: Any) -> list[str]:
-    """Hydra's settings that a run depends on: not where it was written, nor who started it."""
-    without = ("run", "sweep", "launcher", "sweeper", "mode")
+def _relevant_hydra_overrides(hydra_config: Any) -> list[str]:
+    """Return Hydra's overrides that a run depends on: neither its folder nor how it was launched."""
+    ignored = ("run", "sweep", "launcher", "sweeper", "mode")
     return [
         str(text)
         for text in hydra_config.overrides.hydra
-        if re.split(r"[./@=]", str(text).lstrip("+~"))[1] not in without
+        if re.split(r"[./@=]", str(text).lstrip("+~"))[1] not in ignored
     ]

@@ -1,4 +1,4 @@
-"""What frames a sweep: checks before its first job; after the last a table and the page that compares all."""
+"""Hooks around a sweep: checks before its first job, a table and a comparison page after the last."""
 
 import difflib
 import importlib.util
@@ -23,7 +23,7 @@ from anydepth.runs.job import (
     RESULT,
     VISIT,
     best_score,
-    explain_restarted_sweep,
+    explain_repeated_sweep,
     read_record,
     run_folders,
 )
@@ -37,25 +37,25 @@ _COLORS: dict[State, str] = {
     "refused": "red",
     "interrupted": "yellow",
 }
-# Groups whose options have the same keys.
+# Groups whose options have the same keys, so that keys can be checked before the jobs are composed.
 _SAME_KEYS = ("ablation", "depth_schedule")
 
 
 class SweepError(ValueError):
-    """A sweep that would not do what it was asked for; the message says what to change."""
+    """A sweep cannot run as requested; the message says what to change."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, as its folder tells.
+    """One job of a sweep, as recorded in its folder.
 
     Attributes:
-        name: Of its folder.
+        name: Name of the job's folder.
         state: ``skipped``: finished before this sweep started; ``interrupted``: neither result nor failure.
-        score: What selects the best checkpoint; None without a result.
-        ap_full: AP in percent at full depth, of the depth curve where there is one.
+        score: Score that selects the best checkpoint; None without a result.
+        ap_full: AP at full depth in [0, 1], from the depth curve if there is one.
         ap_minimal: The same at minimal depth.
-        message: Why it failed.
+        message: Reason of a failure.
         visited: Whether it is a job of this sweep; False for one that a former sweep left in the folder.
     """
 
@@ -69,14 +69,14 @@ class Job:
 
 
 class SweepSummary(Callback):
-    """Hydra's callback around a sweep; single runs pass it by."""
+    """Hydra callback around a sweep; Hydra does not call it for single runs."""
 
     def __init__(self) -> None:
         self._start = datetime.now(UTC)
         self._sweep: str | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check what can be checked before the first job.
+        """Check the sweep before its first job.
 
         Raises:
             SystemExit: A plugin is missing, the sweep is over a key that does not exist, or its jobs would
@@ -87,7 +87,7 @@ class SweepSummary(Callback):
             check_keys(config)
             check_processes(config)
         except SweepError as error:
-            # Hydra would make a warning of the error itself.
+            # Hydra turns exceptions of callbacks into warnings.
             sys.stderr.write(f"\nError: {error}\n")
             raise SystemExit(1) from error
         resolvers.record_sweep(config)
@@ -122,16 +122,16 @@ def check_plugins(config: DictConfig) -> None:
 
 
 def check_keys(config: DictConfig) -> None:
-    """Check that the swept keys exist, which some sweepers would notice only in the first job.
+    """Check that the swept keys exist, which some sweepers notice only in the first job.
 
     Raises:
-        SweepError: One does not; names it and those that are spelled nearly so.
+        SweepError: One does not; the message names it and similar keys.
     """
     swept = resolvers.swept_overrides(config)
     choices = config.hydra.runtime.choices
     groups = {override.key_or_group for override in swept if override.key_or_group in choices}
     if groups - set(_SAME_KEYS):
-        # Each job has keys of its own; Hydra checks them as it composes the jobs.
+        # Each job has keys of its own; Hydra checks them when it composes the jobs.
         return
     known = set(_keys(OmegaConf.to_container(config)))
     for override in swept:
@@ -139,7 +139,7 @@ def check_keys(config: DictConfig) -> None:
         if override.is_add() or override.is_force_add() or "/" in key or key in choices or key in known:
             continue
         close = difflib.get_close_matches(key, {*known, *map(str, choices)}, n=3)
-        hint = f"; close to it: {', '.join(close)}" if close else ""
+        hint = f"; similar keys: {', '.join(close)}" if close else ""
         raise SweepError(
             f"the sweep varies {key}, but detector={choices.detector} with data={choices.data} has no such "
             f"setting{hint}"
@@ -147,12 +147,12 @@ def check_keys(config: DictConfig) -> None:
 
 
 def check_processes(config: DictConfig) -> None:
-    """Check that no job would start its further processes by running the command line, the sweep, again.
+    """Check that no job would start further processes by running the command line, i.e. the sweep, again.
 
-    What cannot be told before the jobs, such as the number of devices of ``auto``, each job checks itself.
+    Each job checks itself what is unknown before the jobs, such as the number of devices of ``auto``.
 
     Raises:
-        SweepError: They would; says what to take instead.
+        SweepError: A job would; the message names alternatives.
     """
     swept = {override.key_or_group.partition(".")[0] for override in resolvers.swept_overrides(config)}
     # SLURM starts all processes of a job itself.
@@ -162,16 +162,17 @@ def check_processes(config: DictConfig) -> None:
     count = len(devices) if OmegaConf.is_list(devices) else devices
     several = (isinstance(count, int) and count > 1) or config.trainer.num_nodes > 1
     if several and not any(way in strategy for way in ("spawn", "fork", "notebook")):
-        raise SweepError(explain_restarted_sweep(strategy))
+        raise SweepError(explain_repeated_sweep(strategy))
 
 
 def read_job(folder: Path, start: datetime, sweep: str | None = None) -> Job:
-    """What became of a job.
+    """Read the outcome of a job from its folder.
 
     Args:
-        folder: Of the job.
-        start: Of this sweep; results from before it were found, not made.
-        sweep: What this start of the sweep left in the folders of its jobs; None: not known, all are.
+        folder: Folder of the job.
+        start: Start of this sweep; earlier results belong to skipped jobs.
+        sweep: Id that this start of the sweep wrote into the folders of its jobs; None: unknown, every folder
+            counts as visited.
     """
     visited = sweep is None or read_record(folder, VISIT).get("sweep") == sweep
     return replace(_read_job(folder, start), visited=visited)
@@ -184,7 +185,7 @@ def _read_job(folder: Path, start: datetime) -> Job:
         return Job(folder.name, "failed", message=str(failure.get("error", "")))
     result = read_record(folder, RESULT)
     if not result:
-        return Job(folder.name, "interrupted", message="the same command goes on with it")
+        return Job(folder.name, "interrupted", message="the same command resumes it")
     metrics = result.get("metrics", {})
     before = datetime.fromisoformat(result["finished"]) < start
     return Job(
@@ -197,7 +198,7 @@ def _read_job(folder: Path, start: datetime) -> Job:
 
 
 def print_jobs(jobs: list[Job], console: Console) -> None:
-    """Print one line per job, then why jobs failed, each in one paragraph."""
+    """Print one line per job, then one paragraph per failed job with the reason."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("job", overflow="fold")
     for name in ("state", "AP full", "AP minimal"):
@@ -212,10 +213,10 @@ def print_jobs(jobs: list[Job], console: Console) -> None:
 
 
 def _write_report(folder: Path, jobs: list[Job]) -> bool:
-    """Write the page that compares the curves of finished jobs; False where that failed, which is said."""
+    """Write the page that compares the curves of finished jobs; if that fails, print why and return False."""
     complete = [job.name for job in jobs if job.state in ("finished", "skipped")]
     if not any((folder / name / "depth_curve.json").is_file() for name in complete):
-        # A search that asks for no curves has nothing to compare.
+        # A search without curves has nothing to compare.
         return True
     try:
         # Plotly takes a second to import, and only the end of a sweep needs it.
@@ -223,7 +224,7 @@ def _write_report(folder: Path, jobs: list[Job]) -> bool:
 
         page = write_report([folder], folder / "report.html")
     except Exception as error:
-        # Hydra would make a warning of it and forget the exit code; the runs themselves are complete.
+        # Hydra would turn it into a warning with exit code 0; the runs themselves are complete.
         reason = explain(error) or f"{type(error).__name__}: {error}"
         sys.stderr.write(f"\nError: no comparison page: {reason}\n")
         return False
@@ -232,7 +233,7 @@ def _write_report(folder: Path, jobs: list[Job]) -> bool:
 
 
 def _keys(node: object, prefix: str = "") -> Iterator[str]:
-    """All keys of plain containers, written with dots, those of Hydra itself left out."""
+    """Yield all keys of plain containers, with dots, except those of Hydra itself."""
     if not isinstance(node, Mapping):
         return
     for name, value in node.items():
@@ -242,5 +243,5 @@ def _keys(node: object, prefix: str = "") -> Iterator[str]:
 
 
 def _percent(value: float | None) -> str:
-    # -1, as pycocotools has it: the images hold no ground truth.
+    # pycocotools returns -1 if the images hold no ground truth.
     return "-" if value is None or value < 0 else f"{100 * value:.1f}"

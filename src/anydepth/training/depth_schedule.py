@@ -1,4 +1,4 @@
-"""Which depths one training step runs, and who teaches whom."""
+"""The depth schedule: which depths each training step runs, and which pass teaches which."""
 
 import random
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from anydepth.depth import DepthConfig, DepthSpace
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """One pass of a step through the detector.
+    """One forward pass of a training step.
 
     Attributes:
-        name: What its losses are logged under, e.g. ``full``, ``minimal`` or ``random1``.
-        depth: The depth it runs at.
-        teacher: Position in the plan of the path it learns from, always an earlier one; None: it learns from
-            the ground truth.
+        name: Name that its losses are logged under, e.g. ``full``, ``minimal`` or ``random1``.
+        depth: Depth of the pass.
+        teacher: Position in the plan of the pass that teaches it, always an earlier one; None: it learns
+            from the ground truth.
         weight: Factor of its losses in the sum of the step.
     """
 
@@ -26,27 +26,27 @@ class PlannedPass:
 
 
 class DepthSchedule:
-    """Samples the ordered paths of each step; the first learns from ground truth and teaches the rest.
+    """Samples the ordered passes of each step; the first learns from ground truth and teaches the rest.
 
-    The paths are a function of the seed and the step alone, so that all processes of a run agree and a
-    resumed run goes on with the same sequence.
+    The passes are a function of the seed and the step alone, so that all processes of a run agree and a
+    resumed run continues the same sequence.
 
     Training always runs all decoder layers (Kang et al. 2026); random points differ in their stages.
 
     Args:
         depths: Depths of every step, in this order, e.g. ``("full", "minimal")``.
-        random_points: How many further points each step draws, without repetition, from the
+        random_points: Number of further depths that each step draws, without repetition, from the
             configurations of the stages that are not among ``depths``.
-        distill: Whether the later paths learn from the first one; otherwise from the ground truth.
-        weights: Factor per entry of ``depths``, then one for all random points; None: 1 for every path.
+        distill: Whether the later passes learn from the first one; otherwise from the ground truth.
+        weights: Factor per entry of ``depths``, then one for all random points; None: 1 for every pass.
 
     Raises:
-        ValueError: No depth, a negative number of points, or weights of another number or sign.
+        ValueError: No depth, a negative number of points, or weights of a wrong number or sign.
 
     Example:
         >>> space = DepthSpace(stages=("stage1", "neck"))
         >>> schedule = DepthSchedule(depths=("full", "minimal"), random_points=1)
-        >>> [(path.name, path.teacher) for path in schedule.sample(space, seed=0, step=0)]
+        >>> [(planned.name, planned.teacher) for planned in schedule.sample(space, seed=0, step=0)]
         [('full', None), ('minimal', 0), ('random1', 0)]
     """
 
@@ -81,22 +81,22 @@ class DepthSchedule:
         return f"{names[0]} from ground truth, {' and '.join(names[1:])} {teaching}"
 
     def sample(self, space: DepthSpace, seed: int, step: int) -> tuple[PlannedPass, ...]:
-        """The paths of one step.
+        """Return the passes of one step.
 
         Args:
-            space: The depths of the detector in training.
+            space: Depth space of the detector in training.
             seed: Seed of the run.
             step: Optimizer steps done so far.
 
         Raises:
             DepthError: A depth that the detector does not have.
-            ValueError: Two paths would train the same network, or there are too few points to draw.
+            ValueError: Two passes would train the same network, or there are too few points to draw.
         """
         fixed = [space.parse(text) for text in self.depths]
         if len({config.refine for config in fixed}) != len(fixed):
             raise ValueError(
                 f"depth_schedule.depths={list(self.depths)} are the same network in training, which always "
-                f"runs all decoder layers. For a detector of fixed depth take depth_schedule=full_only. "
+                f"runs all decoder layers. For a detector of fixed depth use depth_schedule=full_only. "
                 f"{space.describe()}"
             )
         drawn = self._draw(space, fixed, random.Random(f"{seed}/{step}")) if self.random_points else []
@@ -108,9 +108,9 @@ class DepthSchedule:
         )
 
     def trains_every_parameter(self, space: DepthSpace) -> bool:
-        """Whether every step uses all parameters: each stage refines in one path and skips in another.
+        """Return whether every step uses all parameters: each stage refines in one pass and skips in another.
 
-        Distributed training has to look for unused parameters where this is false.
+        If not, distributed training has to look for unused parameters.
         """
         flags = [space.parse(text).refine for text in self.depths]
         return all({refine[stage] for refine in flags} == {True, False} for stage in range(len(space.stages)))
@@ -120,8 +120,8 @@ class DepthSchedule:
         taken = {config.refine for config in fixed}
         if self.random_points > 2**stages - len(taken):
             raise ValueError(
-                f"depth_schedule.random_points={self.random_points}: beside {list(self.depths)} this "
-                f"detector has {2**stages - len(taken)} further points. {space.describe()}"
+                f"depth_schedule.random_points={self.random_points}: this detector has only "
+                f"{2**stages - len(taken)} points besides {list(self.depths)}. {space.describe()}"
             )
         points: list[DepthConfig] = []
         while len(points) < self.random_points:

@@ -17,14 +17,15 @@ from anydepth.images import to_unit_range
 from anydepth.layers.precision import disable_autocast
 from anydepth.structures import Batch, DetectorOutput, Targets
 from anydepth.training.depth_schedule import PlannedPass
-from anydepth.training.non_finite.diagnosis import SeenBatch
+from anydepth.training.non_finite.diagnosis import BatchRecord
 from anydepth.training.non_finite.watch import StepWatch
 from anydepth.training.passes import PassGraph, SharedStem
 from anydepth.training.recipes import Recipe
 from anydepth.training.step_context import ResizeMode, StepPlace
 
 Backward = Literal["joint", "separate"]
-# torch.compile makes a graph per path, training mode and image shape, and gives up after a few by default.
+# torch.compile makes one graph per depth, training mode and image shape, and falls back to eager after 8 by
+# default. 256 leaves room for several depths at a dozen multi-scale sizes each.
 COMPILED_GRAPHS = 256
 
 
@@ -33,36 +34,37 @@ class DetectionModule(pl.LightningModule):
 
     The callback is :class:`~anydepth.training.callbacks.self_distillation.SelfDistillation`.
 
-    All paths of a step see the same batch at the same size and share its stem. Their losses are summed into
-    one backward pass, or each path has its own before the next one runs, which needs the memory of one path
-    at a time and gives the same gradients.
+    All forward passes of a step see the same batch at the same size and share its stem. Their losses are
+    summed for one backward, or each pass runs its own backward before the next pass starts, which needs the
+    memory of one pass at a time and gives the same gradients.
 
     Random numbers of a step (denoising, stochastic depth) are a function of the seed, the epoch and the
-    batch, so that a resumed run draws the same, and alike in all processes, each of which takes the rows of
-    its own images (:func:`anydepth.distributed.local_rows`).
+    batch, so that a resumed run draws the same ones. They are drawn alike in all processes, each of which
+    takes the rows of its own images (:func:`anydepth.distributed.local_rows`).
 
     Args:
-        detector: What is trained; checkpoints hold it under ``detector.``.
-        objective: The losses of the detector's wing.
+        detector: The detector to train; checkpoints hold it under ``detector.``.
+        objective: Losses of the detector's family.
         recipe: Optimizer, learning rates and image sizes.
-        evaluator: Of the validation images; None: there is no validation.
-        seed: Of the run.
+        evaluator: COCO evaluator of the validation images; None: there is no validation.
+        seed: Seed of the run.
         val_depths: Depths that each validation evaluates.
-        score: What checkpoints are selected by: ``mean`` of the AP at ``val_depths``, or one of these depths.
+        score: Selection score of checkpoints: ``mean`` of the AP at ``val_depths``, or one of these depths.
         resize_mode: Interpolation of the multi-scale resize.
         antialias: Whether that resize filters before it shrinks.
-        compile_forward: Compile the training forward with ``torch.compile``, one graph per path and size.
-        backward: ``joint``, one pass for the sum of the losses, or ``separate``, one pass per path. In
+        compile_forward: Whether ``torch.compile`` compiles the training forward, one graph per depth and
+            size.
+        backward: ``joint``, one backward for the sum of the losses, or ``separate``, one per pass. In
             distributed training the latter needs a strategy that looks for unused parameters.
-        watch: Keeps steps that are not finite from the weights; None: one that stops at the first.
+        watch: Watch that keeps non-finite steps from the weights; None: one that stops at the first.
 
     Attributes:
-        plan: The paths of the current step.
-        observe_path: Called with every path of a step while its graph is still there; it must leave
-            parameters, gradients and random numbers alone. None: nobody looks.
+        plan: Passes of the current step.
+        observe_pass: Function that is called with every pass of a step while its graph still exists; it must
+            leave parameters, gradients and random numbers alone. None: no observer.
 
     Raises:
-        ValueError: An unknown score, resize mode or way backward, or antialiasing of ``nearest``.
+        ValueError: An unknown score, resize mode or backward mode, or antialiasing of ``nearest``.
         DepthError: A depth that the detector does not have.
     """
 
@@ -92,7 +94,9 @@ class DetectionModule(pl.LightningModule):
         if backward not in get_args(Backward):
             raise ValueError(f"backward={backward!r}: allowed are joint and separate")
         if antialias and resize_mode == "nearest":
-            raise ValueError("multi_scale.antialias=true: only bilinear can be filtered; set it to false")
+            raise ValueError(
+                "multi_scale.antialias=true: only mode bilinear supports it; set it to false or use bilinear"
+            )
         self.detector = detector
         self.objective = objective
         self.recipe = recipe
@@ -102,7 +106,7 @@ class DetectionModule(pl.LightningModule):
         self.resize_mode = resize_mode
         self.antialias = antialias
         self.plan: tuple[PlannedPass, ...] = ()
-        self.observe_path: Callable[[PassGraph], None] | None = None
+        self.observe_pass: Callable[[PassGraph], None] | None = None
         self.time_progress = 0.0
         self.compile_forward = compile_forward
         self.separate_backward = backward == "separate"
@@ -114,22 +118,22 @@ class DetectionModule(pl.LightningModule):
     # -- training ----------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Compile the forward where that was asked for, in each process of the run."""
-        self.watch.restart()
+        """Compile the forward if the configuration asks for it, in each process of the run."""
+        self.watch.reset()
         if self.compile_forward:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
             self._stem = torch.compile(self.detector.stem_features)
             self._forward = torch.compile(self.detector.forward)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The losses of all planned paths on one batch, summed, times the recipe's ``loss_scale``.
+        """Return the losses of all planned passes on one batch, summed, times the recipe's ``loss_scale``.
 
-        Where each path has a backward pass of its own, that of the last path is left to do, and only its loss
-        is returned.
+        With ``backward="separate"``, all passes but the last have run backward already, and only the loss of
+        the last one is returned.
         """
         if not self.plan:
             raise RuntimeError("no depths were planned for this step: add SelfDistillation to the callbacks")
-        self.watch.begin(self.detector)
+        self.watch.start_batch(self.detector)
         place = StepPlace(
             seed=self.seed, epoch=self.current_epoch, batch_idx=batch_idx, step=self.global_step
         )
@@ -137,32 +141,32 @@ class DetectionModule(pl.LightningModule):
         for graph in self._run_passes(batch, place):
             graphs.append(graph)
             if self.separate_backward:
-                self._show([graph])
+                self._notify_observer([graph])
                 if len(graphs) < len(self.plan):
                     self._backward_now(
                         graph, first_batch=batch_idx % self.trainer.accumulate_grad_batches == 0
                     )
         if not self.separate_backward:
-            self._show(graphs)
-        self.watch.see(batch, place, graphs)
+            self._notify_observer(graphs)
+        self.watch.record_batch(batch, place, graphs)
         self._log_losses(graphs, len(batch))
         returned = graphs[-1:] if self.separate_backward else graphs
         return (
             self.recipe.loss_scale
-            * torch.stack([graph.path.weight * graph.total for graph in returned]).sum()
+            * torch.stack([graph.planned.weight * graph.total for graph in returned]).sum()
         )
 
     def replay(self, batch: Batch, place: StepPlace) -> Iterator[PassGraph]:
-        """Run the paths of :attr:`plan` on a batch again; each graph may be given up before the next one.
+        """Run the passes of :attr:`plan` on a batch again; each graph may be freed before the next one.
 
         Args:
-            batch: On the device of the detector.
-            place: Where in the run the batch was trained on.
+            batch: Batch on the device of the detector.
+            place: Position in the run at which the batch was trained on.
         """
         return self._run_passes(batch, place, again=True)
 
     def _run_passes(self, batch: Batch, place: StepPlace, *, again: bool = False) -> Iterator[PassGraph]:
-        """Run one path after the other; each may go backward before the next one is asked for."""
+        """Run one pass after the other; each may run backward before the next one is requested."""
         place.seed_generators()
         images = place.resize(
             to_unit_range(batch.images),
@@ -171,33 +175,35 @@ class DetectionModule(pl.LightningModule):
             antialias=self.antialias,
         )
         detector = self.detector
-        # Compiled graphs refuse to be walked in another way than in training.
+        # Compiled graphs reject a backward that runs differently than in training.
         stem_of, forward = (detector.stem_features, detector) if again else (self._stem, self._forward)
         stem = SharedStem(stem_of(images))
         outputs: list[DetectorOutput] = []
         losses: list[PassLosses] = []
-        for number, path in enumerate(self.plan):
+        for number, planned in enumerate(self.plan):
             last = number + 1 == len(self.plan)
             features = stem.for_pass(last=last) if again or self.separate_backward else stem.features
-            outputs.append(forward(images, path.depth, batch.targets, features))
-            losses.append(self._pass_losses(path, outputs, losses, batch.targets))
-            yield PassGraph(number, path, losses[-1], losses[-1].total, stem)
+            outputs.append(forward(images, planned.depth, batch.targets, features))
+            losses.append(self._pass_losses(planned, outputs, losses, batch.targets))
+            yield PassGraph(number, planned, losses[-1], losses[-1].total, stem)
 
-    def _show(self, graphs: Sequence[PassGraph]) -> None:
-        if self.observe_path is not None:
+    def _notify_observer(self, graphs: Sequence[PassGraph]) -> None:
+        if self.observe_pass is not None:
             for graph in graphs:
-                self.observe_path(graph)
+                self.observe_pass(graph)
 
     def _backward_now(self, graph: PassGraph, *, first_batch: bool) -> None:
-        """The backward pass of a path that others follow, as Lightning does that of the returned loss.
+        """Run the backward of a pass that others follow, as Lightning runs that of the returned loss.
 
-        It is local: in distributed training, gradients are exchanged in the pass of the last path.
+        It is local: in distributed training, gradients are exchanged in the backward of the last pass.
         """
         if graph.number == 0 and first_batch:
             optimizer = self.optimizers(use_pl_optimizer=False)
             assert isinstance(optimizer, torch.optim.Optimizer)
             optimizer.zero_grad()
-        loss = self.recipe.loss_scale * graph.path.weight * graph.total / self.trainer.accumulate_grad_batches
+        loss = (
+            self.recipe.loss_scale * graph.planned.weight * graph.total / self.trainer.accumulate_grad_batches
+        )
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
         with disable_autocast(self.device):
@@ -205,27 +211,27 @@ class DetectionModule(pl.LightningModule):
 
     def _pass_losses(
         self,
-        path: PlannedPass,
+        planned: PlannedPass,
         outputs: list[DetectorOutput],
         losses: list[PassLosses],
         targets: Sequence[Targets],
     ) -> PassLosses:
-        """Losses of the newest output; those of earlier paths serve as its teacher's."""
+        """Return the losses of the newest output; one of the earlier passes may be its teacher."""
         with disable_autocast(self.device):
-            if path.teacher is None:
+            if planned.teacher is None:
                 return self.objective.supervised(outputs[-1], targets)
-            teacher = path.teacher
+            teacher = planned.teacher
             return self.objective.distilled(outputs[-1], outputs[teacher], targets, losses[teacher])
 
     # -- validation --------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the detections of the last validation."""
+        """Remove the detections of the last validation."""
         if self.evaluator is not None:
             self.evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Detect at every validation depth; the batch is decoded and moved once."""
+        """Detect at every validation depth, on a batch that is loaded and moved only once."""
         assert self.evaluator is not None
         images = to_unit_range(batch.images)
         stem = self.detector.stem_features(images)
@@ -252,19 +258,20 @@ class DetectionModule(pl.LightningModule):
     # -- optimisation ------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """AdamW and a learning rate that is set anew before every optimizer step."""
+        """Return the recipe's optimizer and its schedule, which advances with every optimizer step."""
         # Gradient scaling of float16 cannot clip the gradients of a fused optimizer.
         optimizer = self.recipe.optimizer(self.detector, fused=self.trainer.precision != "16-mixed")
         scheduler = self.recipe.scheduler(
             optimizer,
-            # Lightning would load the data for it now, before a checkpoint can tell where to go on in them.
+            # Computed late: Lightning would load the data for it now, before a checkpoint restores the
+            # position in them.
             total_steps=cache(lambda: float(self.trainer.estimated_stepping_batches)),
             time_progress=lambda: self.time_progress,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Forget the last step's gradients, unless paths have gone backward in this step already."""
+        """Reset the last step's gradients, unless passes of this step have run backward already."""
         if not self.separate_backward or len(self.plan) == 1:
             optimizer.zero_grad()
 
@@ -275,9 +282,9 @@ class DetectionModule(pl.LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take the step, or what is left of it where it was found not to be finite."""
+        """Take the step; a non-finite one finds no gradients and changes nothing."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.watch.end(self._scaler)
+        self.watch.end_step(self._scaler)
 
     def configure_gradient_clipping(
         self,
@@ -285,18 +292,18 @@ class DetectionModule(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Drop gradients that are not finite, or clip by norm; log the norm before and the learning rates.
+        """Drop non-finite gradients, or clip by norm; log the norm before clipping and the learning rates.
 
         Raises:
-            NonFiniteStepError: A loss or a gradient is NaN or infinite, and the run is to stop at that.
+            NonFiniteStepError: A loss or a gradient is NaN or infinite, and the policy is to stop.
             ValueError: Clipping by value.
         """
         if gradient_clip_algorithm not in (None, "norm"):
-            raise ValueError(f"gradient_clip_algorithm={gradient_clip_algorithm}: only `norm` is supported")
+            raise ValueError(f"gradient_clip_algorithm={gradient_clip_algorithm}: allowed is only `norm`")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        taken = self.watch.judge(norm, self.detector, self._replay_seen, self._scaler)
+        taken = self.watch.check_step(norm, self.detector, self._replay_recorded, self._scaler)
         if taken and gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
         if self._is_logged_step():
@@ -308,7 +315,7 @@ class DetectionModule(pl.LightningModule):
             self.log_dict({"train/gradient_norm": norm, **rates, **self._counts()})
 
     def _counts(self) -> dict[str, float]:
-        """How many steps were left out so far, where that may happen, and the scale of float16."""
+        """Return the number of skipped steps, if the policy skips, and float16's overflows and loss scale."""
         counts: dict[str, float] = {}
         if self.watch.policy.action == "skip":
             counts["train/skipped_steps"] = float(self.watch.skipped)
@@ -317,27 +324,27 @@ class DetectionModule(pl.LightningModule):
             counts["train/loss_scale"] = float(self._scaler.get_scale())
         return counts
 
-    def _replay_seen(self, seen: SeenBatch) -> Iterator[PassGraph]:
+    def _replay_recorded(self, record: BatchRecord) -> Iterator[PassGraph]:
         plugin = self.trainer.precision_plugin
         with plugin.train_step_context() if plugin is not None else nullcontext():
-            yield from self.replay(seen.batch, seen.place)
+            yield from self.replay(record.batch, record.place)
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:
-        """That of float16 training."""
+        """Return the gradient scaler, or None outside float16 training."""
         plugin = None if self._trainer is None else self._trainer.precision_plugin
         return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which detector the weights belong to, as plain values."""
+        """Record which detector the weights belong to, as plain values."""
         checkpoint["detector"] = {**self.detector.config, "num_classes": self.detector.num_classes}
         checkpoint["class_names"] = list(self.detector.class_names)
         checkpoint["numbers"] = self.watch.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting the steps that were left out."""
+        """Restore the counts of skipped steps."""
         self.watch.load_state_dict(checkpoint.get("numbers", {}))
 
     # -- logging -----------------------------------------------------------------------------------------
@@ -346,20 +353,20 @@ class DetectionModule(pl.LightningModule):
         values: dict[str, Tensor] = {}
         for graph in graphs:
             # The console shows the sums of every step. Collecting each term costs Lightning a fraction of a
-            # millisecond, in vain where no logger takes it.
+            # millisecond, wasted in steps that no logger records.
             if self._is_logged_step():
-                values |= _under(f"train/{graph.path.name}", graph.losses.terms)
-            values[f"train/{graph.path.name}/loss"] = graph.total.detach()
+                values |= _with_prefix(f"train/{graph.planned.name}", graph.losses.terms)
+            values[f"train/{graph.planned.name}/loss"] = graph.total.detach()
         self.log_dict(values, batch_size=batch_size)
 
     def _is_logged_step(self) -> bool:
-        """Whether the loggers take what is logged in this step."""
+        """Return whether the loggers record this step."""
         if self._trainer is None:
             return False
-        # Lightning sets it without declaring it.
+        # Through vars(), because Lightning sets the attribute without declaring it.
         interval: int = vars(self._trainer)["log_every_n_steps"]
         return interval > 0 and (self.global_step + 1) % interval == 0
 
 
-def _under(prefix: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": value.detach() for name, value in terms.items()}

@@ -1,4 +1,4 @@
-"""The graphs of the paths of a step, which share the stem, and how their losses reach the parameters."""
+"""Autograd graphs of the forward passes of one training step, which share the stem."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from anydepth.training.depth_schedule import PlannedPass
 
 
 class SharedStem:
-    """The stem's features, computed once, for paths with a backward pass each.
+    """The stem's features, computed once, for forward passes that each run their own backward.
 
-    The pass of every path but the last one ends at a copy of the features, where the gradients add up. That
-    of the last path adds the sum and goes on through the stem, which is walked once, too. Distributed
-    training exchanges gradients in this last pass.
+    The backward of every pass but the last ends at a copy of the features, where the gradients add up. The
+    backward of the last pass adds that sum and continues through the stem, which also runs backward only
+    once. Distributed training exchanges gradients in this last backward.
 
     Args:
-        features: [B, C, H, W], with their graph where the stem is trained.
+        features: [B, C, H, W], with their graph if the stem is trained.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -29,39 +29,40 @@ class SharedStem:
         self._alone = False
 
     def for_pass(self, *, last: bool) -> Tensor:
-        """What a path is given; every path but the last must have gone backward before the last one does."""
+        """Return the features for one pass; all others must have run backward before the last one does."""
         if not self.features.requires_grad:
             return self.features
         if not last:
             return self._copy
-        joined: Tensor = _Joined.apply(self.features, self)
+        joined: Tensor = _AddEarlierGradients.apply(self.features, self)
         return joined
 
-    def with_earlier(self, gradient: Tensor) -> Tensor:
-        """The gradient of the last path, and those of the paths before it."""
+    def add_earlier_gradients(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the last pass plus those of the passes before it."""
         return gradient if self._alone or self._copy.grad is None else gradient + self._copy.grad
 
     def gradients(
         self, total: Tensor, parameters: Sequence[Tensor], *, keep: bool = True
     ) -> list[Tensor | None]:
-        """The gradients of one path alone, None for what it does not use.
+        """Return the gradients of one pass alone, None for parameters that it does not use.
 
         Args:
-            total: The loss of the path.
-            parameters: Of which gradients are wanted.
-            keep: Whether the graph of the path stays usable; that of the stem does.
+            total: Loss of the pass.
+            parameters: Parameters to differentiate with respect to.
+            keep: Whether the graph of the pass stays usable; the stem's graph always does.
         """
-        with self._without_earlier():
+        with self._ignore_earlier():
             if not self.features.requires_grad:
                 return list(_gradients(total, parameters, keep=keep))
             *found, at_copy = _gradients(total, [*parameters, self._copy], keep=keep)
         if at_copy is None:
             return found
         through_stem = _gradients(self.features, parameters, at_copy)
-        return [stem if path is None else path for path, stem in zip(found, through_stem, strict=True)]
+        # A parameter belongs either to the stem or to what follows it.
+        return [stem if later is None else later for later, stem in zip(found, through_stem, strict=True)]
 
     @contextmanager
-    def _without_earlier(self) -> Iterator[None]:
+    def _ignore_earlier(self) -> Iterator[None]:
         self._alone = True
         try:
             yield
@@ -71,18 +72,18 @@ class SharedStem:
 
 @dataclass(frozen=True)
 class PassGraph:
-    """One path of the running step, whose loss still has its graph.
+    """One forward pass of the current step, whose loss still has its graph.
 
     Attributes:
         number: Position in the plan, from 0.
-        path: What was planned.
-        losses: Its terms.
-        total: Their sum.
-        stem: That of all paths of the step.
+        planned: Entry of the plan.
+        losses: Losses of the pass.
+        total: Sum of their terms.
+        stem: Stem that all passes of the step share.
     """
 
     number: int
-    path: PlannedPass
+    planned: PlannedPass
     losses: PassLosses
     total: Tensor
     stem: SharedStem
@@ -90,7 +91,7 @@ class PassGraph:
     def gradients(
         self, parameters: Sequence[Tensor], scale: float = 1.0, *, keep: bool = True
     ) -> list[Tensor | None]:
-        """The gradient of ``scale`` times the loss by each parameter; None where the path does not use it.
+        """Return the gradient of ``scale`` times the loss by each parameter; None for unused ones.
 
         Nothing is added to the parameters' own gradients, and the graph stays usable if ``keep``. In
         distributed training these are the gradients of this process.
@@ -98,8 +99,8 @@ class PassGraph:
         return self.stem.gradients(scale * self.total, parameters, keep=keep)
 
 
-class _Joined(torch.autograd.Function):
-    """The features themselves; backward, the gradients of earlier paths are added."""
+class _AddEarlierGradients(torch.autograd.Function):
+    """Identity in the forward direction; backward adds the gradients of earlier passes."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, stem: SharedStem) -> Tensor:
@@ -109,7 +110,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         stem: SharedStem = ctx.stem
-        return stem.with_earlier(gradients[0]), None
+        return stem.add_earlier_gradients(gradients[0]), None
 
 
 def _gradients(

@@ -1,4 +1,4 @@
-"""The optimisation recipes: parameter groups, learning-rate schedules and the length of a run."""
+"""Optimisation recipes: parameter groups, learning-rate schedules and the length of a run."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ _NORMS = (
     nn.InstanceNorm2d,
     nn.RMSNorm,
 )
-_SPARED: dict[NoDecay, frozenset[Kind]] = {
+_EXEMPT: dict[NoDecay, frozenset[Kind]] = {
     "norm_and_bias": frozenset({"norm", "bias"}),
     "norm": frozenset({"norm"}),
     "none": frozenset(),
@@ -34,25 +34,25 @@ _SPARED: dict[NoDecay, frozenset[Kind]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """How long a detector is trained, with which schedule; subclasses bring the optimizer.
+    """Length and learning-rate schedule of a training; subclasses add the optimizer.
 
     A run ends after ``epochs`` or after ``minutes``, whichever comes first; the learning rate follows the
-    one that is further along. A run that ``minutes`` ends depends on the speed of the machine.
+    one that is further along. The result of a run that ``minutes`` ends depends on the speed of the machine.
 
     Attributes:
         lr: Learning rate of everything but the backbone.
         backbone_lr: Learning rate of the backbone.
-        weight_decay: Of the parameters that decay.
+        weight_decay: Weight decay of all parameters that are not exempt from it.
         schedule: ``constant``; ``cosine`` or ``linear`` to ``final_lr`` times the learning rate;
             ``multistep``, which multiplies by ``gamma`` at each of ``milestones``.
         warmup_steps: Optimizer steps in which the learning rate rises linearly.
         final_lr: Share of the learning rate that ``cosine`` and ``linear`` end with.
-        milestones: For ``multistep``, as shares of the run in (0, 1).
-        gamma: For ``multistep``.
+        milestones: Milestones of ``multistep``, as shares of the run in (0, 1).
+        gamma: Factor of ``multistep``.
         epochs: Passes over the training images; None: as many as ``minutes`` allow.
         minutes: Wall time of training with its validations; None: no limit.
-        clip_norm: Gradients are scaled down to this global norm; None: left alone.
-        ema_decay: Decay of the averaged weights towards the end of their warm-up.
+        clip_norm: Largest global norm of the gradients; None: no clipping.
+        ema_decay: Decay of the averaged weights after their warm-up.
         ema_warmup_steps: Time constant of that warm-up, in optimizer steps.
         validate_every_epochs: Epochs between two validations; the last epoch is always validated.
         multi_scale_sizes: Sides in pixels that each step draws its image size from; empty: the data's size.
@@ -104,14 +104,14 @@ class Recipe(ABC):
 
     @property
     def loss_scale(self) -> float:
-        """What the loss of a step is multiplied by."""
+        """Return the factor of the loss of a step."""
         return 1.0
 
     def decay_factor(self, progress: float) -> float:
-        """What the schedule multiplies the learning rates by.
+        """Return the schedule's factor of the learning rates.
 
         Args:
-            progress: Share of the run that is done, in [0, 1].
+            progress: Completed share of the run, in [0, 1].
         """
         progress = min(progress, 1.0)
         if self.schedule == "cosine":
@@ -123,21 +123,21 @@ class Recipe(ABC):
         return 1.0
 
     def lr_factor(self, step: int, progress: float) -> float:
-        """What the learning rates are multiplied by: the schedule and the warm-up.
+        """Return the factor of the learning rates, from the schedule and the warm-up.
 
         Args:
             step: Optimizer steps done.
-            progress: Share of the run that is done, in [0, 1].
+            progress: Completed share of the run, in [0, 1].
         """
         return self.decay_factor(progress) * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
     @abstractmethod
     def optimizer(self, detector: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
-        """The optimizer over the trainable parameters of ``detector``.
+        """Return the optimizer of the trainable parameters of ``detector``.
 
         Args:
-            detector: Its attribute ``backbone`` gets the backbone's learning rate.
-            fused: One kernel per step; not together with gradient clipping under float16.
+            detector: Detector; its attribute ``backbone`` gets the backbone's learning rate.
+            fused: Whether to use one kernel per step; incompatible with gradient clipping under float16.
         """
 
     def scheduler(
@@ -147,13 +147,13 @@ class Recipe(ABC):
         total_steps: Callable[[], float],
         time_progress: Callable[[], float],
     ) -> LambdaLR:
-        """The learning-rate schedule, to be stepped once per optimizer step.
+        """Return the learning-rate schedule, to be stepped once per optimizer step.
 
         Args:
-            optimizer: Of :meth:`optimizer`.
-            total_steps: Gives the optimizer steps of the run; infinity where only ``minutes`` limits it. Not
-                asked for before the first step: a run that goes on does not know its data until then.
-            time_progress: Gives the share of ``minutes`` that has passed.
+            optimizer: Optimizer that :meth:`optimizer` returned.
+            total_steps: Function that returns the optimizer steps of the run; infinity if only ``minutes``
+                limits it. Not called before the first step: a resumed run has not loaded its data until then.
+            time_progress: Function that returns the share of ``minutes`` that has passed.
         """
 
         def factor(step: int) -> float:
@@ -167,8 +167,9 @@ class AdamWRecipe(Recipe):
     """AdamW (Loshchilov and Hutter, ICLR 2019), the optimizer of RT-DETR.
 
     Attributes:
-        no_decay: What does not decay: ``norm_and_bias`` parameters, only those of ``norm`` layers, ``none``.
-        betas: Decay of the two moments.
+        no_decay: Parameters without weight decay: ``norm_and_bias``, only those of ``norm`` layers, or
+            ``none``.
+        betas: Decay rates of the two moments.
     """
 
     no_decay: NoDecay = "norm_and_bias"
@@ -181,13 +182,13 @@ class AdamWRecipe(Recipe):
         self._check("betas", in_range, "two shares in [0, 1)")
 
     def optimizer(self, detector: nn.Module, *, fused: bool = True) -> torch.optim.AdamW:
-        """AdamW with decoupled weight decay."""
+        """Return AdamW with decoupled weight decay."""
         groups = parameter_groups(
             detector,
             lr=self.lr,
             backbone_lr=self.backbone_lr,
             weight_decay=self.weight_decay,
-            spared=_SPARED[self.no_decay],
+            exempt=_EXEMPT[self.no_decay],
         )
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused)
 
@@ -196,15 +197,15 @@ class AdamWRecipe(Recipe):
 class SGDRecipe(Recipe):
     """SGD with Nesterov momentum, the optimizer of YOLO: weights decay, norms and biases do not.
 
-    Its learning rates hold for gradients that are summed over ``nominal_batch`` images, so the mean over the
-    images of a step, which is what the gradient is without it, is multiplied by that number, whatever the
-    batch, the processes and the accumulation.
+    Its learning rates are meant for gradients that are summed over ``nominal_batch`` images. So the loss,
+    which is a mean over the images of a step, is multiplied by that number, whatever the batch size, the
+    number of processes and the accumulation.
 
     Attributes:
-        momentum: After the warm-up.
+        momentum: Momentum after the warm-up.
         nominal_batch: Images per optimizer step that the learning rate was chosen for.
         warmup_momentum: Momentum at the start of the warm-up, in which it rises linearly.
-        warmup_bias_lr: Learning rate of biases at the start of the warm-up, from where it goes linearly to
+        warmup_bias_lr: Learning rate of biases at the start of the warm-up, from where it changes linearly to
             theirs; all others start at 0.
     """
 
@@ -222,18 +223,18 @@ class SGDRecipe(Recipe):
 
     @property
     def loss_scale(self) -> float:
-        """The nominal batch."""
+        """Return the nominal batch size."""
         return float(self.nominal_batch)
 
     def optimizer(self, detector: nn.Module, *, fused: bool = True) -> torch.optim.SGD:
-        """SGD with Nesterov momentum."""
+        """Return SGD with Nesterov momentum."""
         groups = parameter_groups(
             detector,
             lr=self.lr,
             backbone_lr=self.backbone_lr,
             weight_decay=self.weight_decay,
-            spared=_SPARED["norm_and_bias"],
-            apart="bias",
+            exempt=_EXEMPT["norm_and_bias"],
+            separate="bias",
         )
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True, fused=fused)
 
@@ -244,16 +245,16 @@ class SGDRecipe(Recipe):
         total_steps: Callable[[], float],
         time_progress: Callable[[], float],
     ) -> LambdaLR:
-        """The learning-rate schedule, which also warms up the momentum and the biases' learning rate."""
+        """Return the learning-rate schedule, which also warms up the momentum and the biases' rate."""
 
         def factor(number: int, step: int) -> float:
-            # Asked for anew each time: a run that goes on from a checkpoint gets other groups in their place.
+            # Looked up each time: loading a checkpoint replaces the groups.
             group = optimizer.param_groups[number]
             done = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-            # LambdaLR asks every group before each step: the place where its momentum can follow too.
+            # LambdaLR calls this for every group before each step, so the momentum can be set here as well.
             group["momentum"] = self.warmup_momentum + done * (self.momentum - self.warmup_momentum)
-            warms_from = self.warmup_bias_lr if group["name"].endswith("_bias") else 0.0
-            start = warms_from / group["initial_lr"] if warms_from else 0.0
+            start_lr = self.warmup_bias_lr if group["name"].endswith("_bias") else 0.0
+            start = start_lr / group["initial_lr"] if start_lr else 0.0
             decayed = self.decay_factor(_progress(step, total_steps, time_progress))
             return start + done * (decayed - start)
 
@@ -270,23 +271,23 @@ def parameter_groups(
     lr: float,
     backbone_lr: float,
     weight_decay: float,
-    spared: frozenset[Kind],
-    apart: Kind | None = None,
+    exempt: frozenset[Kind],
+    separate: Kind | None = None,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay, without frozen ones and empty groups.
+    """Group trainable parameters by learning rate and weight decay, without frozen ones and empty groups.
 
-    Whether a parameter belongs to a norm is decided by the type of its module: names differ between wings.
+    The type of its module decides whether a parameter belongs to a norm: names differ between families.
 
     Args:
-        detector: With the attribute ``backbone``.
-        lr: Of everything else.
-        backbone_lr: Of the backbone.
-        weight_decay: Of what decays.
-        spared: Kinds that do not decay. A bias of a norm is of both kinds.
-        apart: A spared kind that gets groups of its own; of norms, their biases stay with them.
+        detector: Detector with the attribute ``backbone``.
+        lr: Learning rate of everything but the backbone.
+        backbone_lr: Learning rate of the backbone.
+        weight_decay: Weight decay of parameters that are not exempt.
+        exempt: Kinds without weight decay. The bias of a norm is of both kinds.
+        separate: Exempt kind that gets groups of its own; biases of norms stay with the norms.
 
     Returns:
-        Groups named ``backbone`` and ``head``, with the endings ``_no_decay`` and ``_KIND`` of ``apart``.
+        Groups named ``backbone`` and ``head``, with the suffixes ``_no_decay`` and ``_KIND`` of ``separate``.
 
     Raises:
         ValueError: The detector has no backbone, or nothing to train.
@@ -294,19 +295,22 @@ def parameter_groups(
     backbone = getattr(detector, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise ValueError(
-            f"{type(detector).__name__} has no `backbone`: recipe.backbone_lr applies to nothing"
+            f"{type(detector).__name__} has no `backbone`, which recipe.backbone_lr applies to; name its "
+            "backbone module so"
         )
     in_backbone = {id(parameter) for parameter in backbone.parameters()}
-    endings = ["", "_no_decay"] + ([f"_{apart}"] if apart else [])
+    suffixes = ["", "_no_decay"] + ([f"_{separate}"] if separate else [])
     groups: dict[str, list[nn.Parameter]] = {
-        part + end: [] for part in ("backbone", "head") for end in endings
+        part + suffix: [] for part in ("backbone", "head") for suffix in suffixes
     }
-    for parameter, kinds in _trainable(detector):
+    for parameter, kinds in _trainable_parameters(detector):
         part = "backbone" if id(parameter) in in_backbone else "head"
-        end = f"_{apart}" if kinds == {apart} else "_no_decay" if kinds & spared else ""
-        groups[part + end].append(parameter)
+        suffix = f"_{separate}" if kinds == {separate} else "_no_decay" if kinds & exempt else ""
+        groups[part + suffix].append(parameter)
     if not any(groups.values()):
-        raise ValueError(f"all parameters of {type(detector).__name__} are frozen: there is nothing to train")
+        raise ValueError(
+            f"all parameters of {type(detector).__name__} are frozen: nothing to train; unfreeze some"
+        )
     return [
         {
             "name": name,
@@ -319,8 +323,8 @@ def parameter_groups(
     ]
 
 
-def _trainable(detector: nn.Module) -> Iterator[tuple[nn.Parameter, set[Kind]]]:
-    """Each trainable parameter once, with its kinds."""
+def _trainable_parameters(detector: nn.Module) -> Iterator[tuple[nn.Parameter, set[Kind]]]:
+    """Yield each trainable parameter once, with its kinds."""
     seen: set[int] = set()
     for module in detector.modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""What decides a training step beside the weights and the batch: its place in the run."""
+"""The place of a training step in its run, which seeds its random numbers and chooses its image size."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ ResizeMode = Literal["bilinear", "nearest"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlace:
-    """Where in a run a batch is trained on; random numbers and the size of the images follow from it.
+    """Position of a batch in a run; random numbers and the size of the images follow from it.
 
     Attributes:
-        seed: Of the run.
-        epoch: From 0.
-        batch_idx: Of the batch in the epoch, from 0.
-        step: Optimizer steps before it, those included that were left out.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        batch_idx: Number of the batch in the epoch, from 0.
+        step: Optimizer steps before it, including skipped ones.
     """
 
     seed: int
@@ -31,17 +31,17 @@ class StepPlace:
     step: int
 
     def seed_generators(self) -> None:
-        """Start torch's generators anew, alike in every process."""
+        """Seed torch's generators, with the same value in every process."""
         text = f"{self.seed}/{self.epoch}/{self.batch_idx}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
     def resize(self, images: Tensor, sizes: Sequence[int], mode: ResizeMode, *, antialias: bool) -> Tensor:
-        """Images [B, 3, H, W] at the side of this step, which all processes share.
+        """Resize images [B, 3, H, W] to the side of this step, which all processes share.
 
         Args:
-            images: Float.
+            images: Float images.
             sizes: Sides in pixels that the step draws from; none: the images stay as they are.
-            mode: Of the interpolation.
+            mode: Interpolation mode.
             antialias: Whether ``bilinear`` filters before it shrinks.
         """
         if not sizes:

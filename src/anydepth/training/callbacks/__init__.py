@@ -1,1 +1,1 @@
-"""Callbacks of training: depth sampling, averaged weights, progress, time limit and checks."""
+"""Training callbacks: depth sampling, averaged weights, progress, time limit and checks."""

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: what is validated, selected, saved and evaluated."""
+"""Exponential moving average of the weights, which is validated, selected, saved and evaluated."""
 
 import math
 from typing import Any
@@ -17,16 +17,16 @@ class WeightAveraging(pl.Callback):
     """Averages parameters and float buffers of the detector; integer buffers are copied.
 
     The decay after ``t`` updates is ``decay * (1 - exp(-t / warmup_steps))``, as in RT-DETR (Zhao et al.,
-    CVPR 2024), so that early weights are forgotten. One update per optimizer step, also when gradients are
-    accumulated; steps that were left out, as they were not finite, do not count.
+    CVPR 2024), so that the influence of early weights fades. One update per optimizer step, also when
+    gradients are accumulated; steps that were skipped because they were not finite do not count.
 
-    While a fit is validated, and after it has ended, the detector holds the averaged weights. A checkpoint
-    holds them as its ``state_dict``, so that whatever reads it gets what was validated, and beside them the
-    weights that training goes on with. (Lightning's own callback evaluates the wrong ones after a fit.)
+    During validation, and after the fit, the detector holds the averaged weights. A checkpoint holds them as
+    its ``state_dict``, so that any reader gets what was validated, and next to them the weights in training,
+    for resuming. (Lightning's own callback evaluates the raw weights after a fit.)
 
     Args:
-        decay: In [0, 1).
-        warmup_steps: Time constant of the warm-up in optimizer steps; 0: none.
+        decay: Decay in [0, 1).
+        warmup_steps: Time constant of the warm-up in optimizer steps; 0: no warm-up.
 
     Raises:
         ValueError: A value outside its range.
@@ -46,7 +46,7 @@ class WeightAveraging(pl.Callback):
         self._last_step = -1
 
     def decay_at(self, updates: int) -> float:
-        """The decay of update number ``updates``, counted from 1."""
+        """Return the decay of update number ``updates``, counted from 1."""
         if not self.warmup_steps:
             return self.decay
         return self.decay * (1 - math.exp(-updates / self.warmup_steps))
@@ -54,7 +54,7 @@ class WeightAveraging(pl.Callback):
     # -- hooks -------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the detector's weights, or go on from a checkpoint or an earlier fit."""
+        """Start from the detector's weights, or continue from a checkpoint or an earlier fit."""
         detector = _detector(pl_module)
         self._swap_back(detector)
         current = detector.state_dict()
@@ -64,7 +64,7 @@ class WeightAveraging(pl.Callback):
             self._averaged = _copy(current)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the step to go on from; it is restored only after :meth:`on_fit_start`."""
+        """Record the current step, which a resumed run restores only after :meth:`on_fit_start`."""
         self._last_step = trainer.global_step
 
     def on_train_batch_end(
@@ -78,12 +78,12 @@ class WeightAveraging(pl.Callback):
                 self._update(pl_module.detector)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate the averaged weights; outside of a fit the detector is validated as it is."""
+        """Validate the averaged weights; outside a fit the detector is validated as it is."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._swap_in(_detector(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on with the weights in training."""
+        """Restore the weights in training."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._swap_back(_detector(pl_module))
 
@@ -106,23 +106,23 @@ class WeightAveraging(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """When a fit is resumed: put the weights in training back into the detector."""
+        """Restore the weights in training when a fit is resumed."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         detector = _detector(pl_module)
         state = checkpoint["state_dict"]
         self._averaged = _copy({key: state[_PREFIX + key] for key in detector.state_dict()})
         self._training = None
-        # A checkpoint that was written without this callback goes on from its only weights.
+        # A checkpoint that was written without this callback resumes from its only weights.
         if "weights_in_training" in checkpoint:
             detector.load_state_dict(checkpoint["weights_in_training"])
 
     def state_dict(self) -> dict[str, Any]:
-        """How many updates were made; the weights are saved by :meth:`on_save_checkpoint`."""
+        """Return the number of updates; :meth:`on_save_checkpoint` saves the weights."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the saved number of updates."""
+        """Restore the number of updates."""
         self.updates = int(state_dict["updates"])
 
     # -- internals ---------------------------------------------------------------------------------------

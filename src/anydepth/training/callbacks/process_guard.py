@@ -1,4 +1,4 @@
-"""Before a run trains: whether all its processes train the same thing."""
+"""Check before training that all processes of a run use the same settings, data and weights."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 from anydepth import distributed
 
-# Differences that a message lists; there may be thousands, as of parameters.
-_LISTED = 5
+# Differences that a message lists: enough to see a pattern, of possibly thousands of parameters.
+_MAX_LISTED = 5
 
 PARAMETERS = "parameter"
 
 
 class ProcessMismatchError(RuntimeError):
-    """Processes of one run would not train the same thing; the message says what differs."""
+    """Processes of one run do not train the same thing; the message says what differs."""
 
 
 class ProcessGuard(pl.Callback):
     """Stops a run whose processes differ in their settings, their data or their weights, before it trains.
 
-    A sweeper with a state of its own draws anew in every process that a strategy starts, a machine may hold
-    another version of the data, a weights file may have changed meanwhile: the run would end without any
-    error after training a mixture. The initial weights, which training would overwrite with those of the
-    first process, are compared here, too.
+    A stateful sweeper draws again in every process that a strategy starts, a machine may hold another version
+    of the data, a weights file may have changed in between: the run would end without any error after
+    training a mixture. The initial weights, which training would overwrite with those of the first process,
+    are compared as well.
 
     Args:
-        facts: Gives what has to be equal: values by name, by the kind of thing they are, e.g.
-            ``{"setting": {"recipe.lr": "0.1"}}``. Called where there are several processes only.
-        remedies: What to do about a difference, by kind.
+        facts: Function that returns what has to be equal: values by name, grouped by kind, e.g.
+            ``{"setting": {"recipe.lr": "0.1"}}``. Called only if there are several processes.
+        remedies: Advice for a difference, by kind.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ProcessGuard(pl.Callback):
         self.remedies = remedies or {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compare what every process has.
+        """Compare the facts of all processes.
 
         Raises:
             ProcessMismatchError: They differ; raised in every process.
@@ -68,15 +68,15 @@ class ProcessGuard(pl.Callback):
             for name in sorted(other[kind].keys() | found[0][kind].keys())
             if other[kind].get(name) != found[0][kind].get(name)
         ]
-        yield from islice(differences, _LISTED)
-        if len(differences) > _LISTED:
-            yield f"and {len(differences) - _LISTED} more"
+        yield from islice(differences, _MAX_LISTED)
+        if len(differences) > _MAX_LISTED:
+            yield f"and {len(differences) - _MAX_LISTED} more"
         if kind in self.remedies:
             yield self.remedies[kind]
 
 
 def _checksums(module: nn.Module) -> dict[str, str]:
-    """Shape, type and content of every parameter and buffer that is saved, by name."""
+    """Return shape, type and checksum of every parameter and persistent buffer, by name."""
     return {
         name: f"{list(value.shape)} {value.dtype} {_checksum(value.detach().cpu().contiguous())}"
         for name, value in module.state_dict().items()

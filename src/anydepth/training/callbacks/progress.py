@@ -12,12 +12,12 @@ from anydepth.training.module import DetectionModule
 
 
 class ConsoleProgress(ProgressBar):
-    """One bar for the whole run, with the losses of every path, and one line per validation.
+    """One bar for the whole run, with the losses of every pass, and one line per validation.
 
-    The bar shows on terminals; the lines also in log files.
+    The bar appears on terminals, the lines also in log files.
 
     Args:
-        refresh_steps: Training steps between two updates of the losses.
+        refresh_steps: Training steps between two updates of the losses. Each update waits for the device.
 
     Raises:
         ValueError: ``refresh_steps`` below 1.
@@ -63,7 +63,7 @@ class ConsoleProgress(ProgressBar):
         )
         self._progress.start()
         self._task = self._progress.add_task("training", total=1.0, state="")
-        self._progress.update(self._task, completed=_done(trainer, pl_module))
+        self._progress.update(self._task, completed=_completed(trainer, pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,10 +74,10 @@ class ConsoleProgress(ProgressBar):
         state = (
             f"epoch {trainer.current_epoch + 1} step {trainer.global_step} · {_losses(trainer, pl_module)}"
         )
-        self._progress.update(self._task, completed=_done(trainer, pl_module), state=state)
+        self._progress.update(self._task, completed=_completed(trainer, pl_module), state=state)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say that a validation is running."""
+        """Show that a validation is running."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, state=f"epoch {trainer.current_epoch + 1} · validating")
 
@@ -87,13 +87,13 @@ class ConsoleProgress(ProgressBar):
             return
         metrics = trainer.callback_metrics
         figures = [
-            f"{name.removeprefix('val/').removesuffix('/AP')} AP {_number(metrics[name])} "
-            f"AP50 {_number(metrics.get(f'{name}50'))}"
+            f"{name.removeprefix('val/').removesuffix('/AP')} AP {_format(metrics[name])} "
+            f"AP50 {_format(metrics.get(f'{name}50'))}"
             for name in metrics
             if name.startswith("val/") and name.endswith("/AP")
         ]
         self.print(
-            f"{_done(trainer, pl_module):4.0%} · epoch {trainer.current_epoch + 1} · "
+            f"{_completed(trainer, pl_module):4.0%} · epoch {trainer.current_epoch + 1} · "
             f"step {trainer.global_step} · {_losses(trainer, pl_module)} · {' · '.join(figures)}",
             highlight=False,
             soft_wrap=True,
@@ -106,7 +106,7 @@ class ConsoleProgress(ProgressBar):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar, so that the message stands below it."""
+        """Close the bar, so that the error message appears below it."""
         self._close()
 
     def _close(self) -> None:
@@ -115,8 +115,8 @@ class ConsoleProgress(ProgressBar):
             self._progress = None
 
 
-def _done(trainer: pl.Trainer, module: pl.LightningModule) -> float:
-    """The share of the run that is done, by steps or by time, whichever is further along."""
+def _completed(trainer: pl.Trainer, module: pl.LightningModule) -> float:
+    """Return the completed share of the run, by steps or by time, whichever is further along."""
     assert isinstance(module, DetectionModule)
     return min(max(trainer.global_step / trainer.estimated_stepping_batches, module.time_progress), 1.0)
 
@@ -124,9 +124,10 @@ def _done(trainer: pl.Trainer, module: pl.LightningModule) -> float:
 def _losses(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     assert isinstance(module, DetectionModule)
     metrics = trainer.callback_metrics
-    parts = [f"{path.name} {_number(metrics.get(f'train/{path.name}/loss'))}" for path in module.plan]
-    return f"loss {' '.join(parts)}"
+    names = [planned.name for planned in module.plan]
+    losses = [f"{name} {_format(metrics.get(f'train/{name}/loss'))}" for name in names]
+    return f"loss {' '.join(losses)}"
 
 
-def _number(value: Tensor | None) -> str:
+def _format(value: Tensor | None) -> str:
     return "-" if value is None else f"{float(value):.3f}"

@@ -9,13 +9,13 @@ from anydepth.training.module import DetectionModule
 
 
 class SelfDistillation(pl.Callback):
-    """Samples the paths of each step from the depth schedule and hands them to the module.
+    """Samples the passes of each step from the depth schedule and hands them to the module.
 
-    All micro-batches of one optimizer step (``accumulate_grad_batches``) run the same paths.
+    All micro-batches of one optimizer step (``accumulate_grad_batches``) run the same passes.
 
     Args:
-        schedule: Which depths run and who teaches whom.
-        seed: Of the run; with the step it determines the paths.
+        schedule: Depth schedule of the run.
+        seed: Seed of the run; together with the step it determines the passes.
     """
 
     def __init__(self, *, schedule: DepthSchedule, seed: int) -> None:
@@ -23,7 +23,7 @@ class SelfDistillation(pl.Callback):
         self.seed = seed
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the schedule against the detector before any work is done.
+        """Check the schedule against the detector before training starts.
 
         Raises:
             ValueError: The detector cannot be trained with this schedule.

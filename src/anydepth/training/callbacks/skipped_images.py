@@ -10,10 +10,10 @@ from anydepth.structures import Batch
 
 
 class SkippedImages(pl.Callback):
-    """Lists the images that ``data.on_bad_image=skip`` left out, each once, and counts them on the console.
+    """Lists the images that ``data.on_bad_image=skip`` skipped, each once, and prints their number.
 
     Args:
-        path: Text file with one line per image, which all processes write to. It is only there if an image
+        path: Text file with one line per image, which all processes append to. It exists only if an image
             was skipped.
     """
 
@@ -24,8 +24,8 @@ class SkippedImages(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Note what was skipped for a training batch."""
-        self._note(batch)
+        """Record the images that a training batch skipped."""
+        self._record(batch)
 
     def on_validation_batch_end(
         self,
@@ -36,11 +36,11 @@ class SkippedImages(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Note what was skipped for a validation batch."""
-        self._note(batch)
+        """Record the images that a validation batch skipped."""
+        self._record(batch)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how many images were skipped."""
+        """Print how many images were skipped."""
         if self._known:
             get_console().print(
                 f"process {trainer.global_rank}: {len(self._known)} images could not be read and were "
@@ -50,14 +50,14 @@ class SkippedImages(pl.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What is listed already."""
+        """Return the images that are listed already."""
         return {"known": sorted(self._known)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the list of the interrupted run."""
+        """Restore the list of the interrupted run."""
         self._known = set(state_dict["known"])
 
-    def _note(self, batch: Batch) -> None:
+    def _record(self, batch: Batch) -> None:
         new = [message for message in batch.skipped if message not in self._known]
         if new:
             self._known.update(new)

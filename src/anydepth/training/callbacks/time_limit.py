@@ -10,14 +10,14 @@ from anydepth.training.module import DetectionModule
 
 
 class TimeLimit(pl.Callback):
-    """Ends training after a wall time, tells the learning-rate schedule how far it is, validates at the end.
+    """Ends training after a wall time with a validation, and reports the elapsed share to the module.
 
-    The time includes validations and goes on from a checkpoint: a resumed run ends after the same total. The
-    first process keeps the clock for all.
+    The time includes validations and continues from a checkpoint: a resumed run ends after the same total.
+    All processes use the clock of the first one.
 
     Args:
-        minutes: None: only epochs limit the run.
-        clock: Seconds since some moment.
+        minutes: Wall time of training; None: only epochs limit the run.
+        clock: Function that returns seconds since an arbitrary moment.
     """
 
     def __init__(self, *, minutes: float | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,18 +27,25 @@ class TimeLimit(pl.Callback):
         self._started: float | None = None
 
     @property
+    def state_key(self) -> str:
+        """Return the name under which checkpoints hold the elapsed time."""
+        # Not the name of the class, Lightning's default: checkpoints written before the class was renamed
+        # hold its state under this one, and a resumed run must not start its clock at zero.
+        return "TrainingBudget"
+
+    @property
     def elapsed(self) -> float:
-        """Seconds of training so far, over all resumed parts."""
+        """Return the seconds of training so far, including those before a resume."""
         return self._elapsed_before + (0.0 if self._started is None else self._clock() - self._started)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._started = self._clock()
-        # Lightning does not say that an epoch starts when a run goes on within it.
+        # Lightning does not call on_train_epoch_start when a run resumes within an epoch.
         self._validate_last_epoch(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have the last epoch validated, wherever it falls between two validations."""
+        """Validate after the last epoch, even if it falls between two validations."""
         self._validate_last_epoch(trainer)
 
     @staticmethod
@@ -49,7 +56,7 @@ class TimeLimit(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Tell the module which share of the time has passed."""
+        """Set the module's share of the time that has passed."""
         assert isinstance(pl_module, DetectionModule)
         if self.minutes is not None:
             elapsed = trainer.strategy.broadcast(self.elapsed)
@@ -58,7 +65,7 @@ class TimeLimit(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop once the time is over, with a validation."""
+        """Stop with a validation once the time is over."""
         assert isinstance(pl_module, DetectionModule)
         if pl_module.time_progress >= 1:
             trainer.should_stop = True
@@ -69,9 +76,9 @@ class TimeLimit(pl.Callback):
         self._elapsed_before, self._started = self.elapsed, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The seconds so far."""
+        """Return the seconds so far."""
         return {"elapsed": self.elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the saved seconds."""
+        """Restore the seconds of the interrupted run."""
         self._elapsed_before = float(state_dict["elapsed"])

@@ -1,1 +1,1 @@
-"""Checkpoints: writing them whole, finding the newest one, and resuming from it."""
+"""Checkpoints: writing them safely, finding the newest one, and resuming from it."""

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run to go on from: the newest one that is whole."""
+"""Find the checkpoint to resume from: the newest undamaged one of a run."""
 
 import zipfile
 import zlib
@@ -8,35 +8,35 @@ from pathlib import Path
 from anydepth.training.checkpointing.read import CheckpointError, read_checkpoint
 
 AUTO = "auto"
-"""As ``ckpt_path``: the newest checkpoint of the run's own folder, or a fresh start where there is none."""
+"""Value of ``ckpt_path``: the newest checkpoint of the run's own folder, or a fresh start if it has none."""
 
 FOLDER = "checkpoints"
-"""In a run's folder."""
+"""Name of the folder of checkpoints in a run's folder."""
 
 LAST = "last.ckpt"
-"""In that folder: what training goes on from as a rule."""
+"""Name of the checkpoint in that folder that training usually resumes from."""
 
 
 @dataclass(frozen=True)
-class Newest:
-    """What a folder holds to go on from.
+class NewestCheckpoint:
+    """The newest undamaged checkpoint of a folder.
 
     Attributes:
-        path: None: no checkpoint, or none that is whole.
-        step: Optimizer steps that it has done.
-        passed_over: Why newer ones, or all of them, cannot be used.
+        path: File of the checkpoint; None: there is none, or all are damaged.
+        step: Optimizer steps done at the checkpoint.
+        damaged: Errors of newer checkpoints that cannot be used, or of all of them.
     """
 
     path: Path | None = None
     step: int = 0
-    passed_over: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
 
 
-def newest_checkpoint(folder: str | Path) -> Newest:
-    """The newest checkpoint of a run that is whole: of most steps, ``last.ckpt`` before others.
+def find_newest_checkpoint(folder: str | Path) -> NewestCheckpoint:
+    """Find the newest undamaged checkpoint: the one of most steps, ``last.ckpt`` before others.
 
     Args:
-        folder: Of the run, or the one of its checkpoints; need not exist.
+        folder: Folder of the run or of its checkpoints; need not exist.
     """
     folder = Path(folder)
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
@@ -54,12 +54,12 @@ def newest_checkpoint(folder: str | Path) -> Newest:
         except CheckpointError as error:
             damaged.append(str(error))
         else:
-            return Newest(path, steps[path], tuple(damaged))
-    return Newest(passed_over=tuple(damaged))
+            return NewestCheckpoint(path, steps[path], tuple(damaged))
+    return NewestCheckpoint(damaged=tuple(damaged))
 
 
 def check_content(path: str | Path) -> None:
-    """Check every tensor of a checkpoint against its checksum, which reading it does not.
+    """Verify the checksum of every tensor of a checkpoint, which reading alone does not.
 
     Raises:
         CheckpointError: Something in the file has changed since it was written.

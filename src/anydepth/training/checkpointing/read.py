@@ -19,11 +19,11 @@ class CheckpointError(ValueError):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of a run, on the CPU; nothing in the file is executed.
+    """Read a checkpoint of a run, on the CPU; nothing in the file is executed.
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: It was cut short, or is no checkpoint of this framework, or unfolds to more than its
+        CheckpointError: It is truncated, not a checkpoint of this framework, or unpacks to more than its
             size.
     """
     path = Path(path)
@@ -34,22 +34,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
+    # Arbitrary bytes may raise any exception: torch interprets them as pickle instructions.
     except Exception as error:
         reason = str(error).splitlines()[0][:300] if str(error) else "it is empty"
         raise CheckpointError(
-            f"{path}: no complete checkpoint ({reason}). If it was cut short, resume from another one "
-            "of the same folder"
+            f"{path}: not a complete checkpoint ({reason}). If it is truncated, resume from another one of "
+            "the same folder"
         ) from error
-    if not isinstance(checkpoint, Mapping) or not _is_ours(checkpoint):
+    if not isinstance(checkpoint, Mapping) or not _has_our_layout(checkpoint):
         raise CheckpointError(
-            f"{path}: not a checkpoint of anydepth-train. Other weights start a run with weights=PATH"
+            f"{path}: not a checkpoint of anydepth-train. To start a run from other weights, give "
+            "weights=PATH"
         )
     return dict(checkpoint)
 
 
-def _is_ours(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has the parts that are read from it, each of its kind."""
+def _has_our_layout(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint has the entries that this framework reads, each of the right type."""
     weights, names = checkpoint.get("state_dict"), checkpoint.get("class_names", [])
     return (
         isinstance(weights, Mapping)
@@ -64,12 +65,12 @@ def _is_ours(checkpoint: Mapping[str, Any]) -> bool:
 def _differ(there: object, here: object) -> bool:
     try:
         return bool(there != here)
-    except Exception:  # Of a tensor there is no single answer.
+    except Exception:  # A tensor of several elements has no single truth value.
         return True
 
 
 def detector_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The detector's weights in a checkpoint: the averaged ones where weights were averaged."""
+    """Return the detector's weights in a checkpoint: the averaged ones if the run averaged weights."""
     return {
         key.removeprefix(_PREFIX): value
         for key, value in checkpoint["state_dict"].items()
@@ -78,24 +79,26 @@ def detector_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def check_resumable(path: str | Path, detector: Detector) -> None:
-    """Check that a run of this detector can go on from a checkpoint.
+    """Check that a run of this detector can resume from a checkpoint.
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: It is damaged, or holds another detector or other classes; says what differs.
+        CheckpointError: It is damaged, or holds another detector or other classes; the message says what
+            differs.
     """
     checkpoint = read_checkpoint(path)
     saved, current = dict(checkpoint["detector"]), {**detector.config, "num_classes": detector.num_classes}
     differing = [
-        f"{key}: {short_repr(saved.get(key))} there, {short_repr(current.get(key))} here"
+        f"{key}: {short_repr(saved.get(key))} in the checkpoint, {short_repr(current.get(key))} in this run"
         for key in sorted(saved.keys() | current.keys())
         if _differ(saved.get(key), current.get(key))
     ]
     names = list(checkpoint.get("class_names", []))
     if names != list(detector.class_names):
-        differing.append(f"classes: {short_repr(names)} there, {short_repr(list(detector.class_names))} here")
+        current_names = short_repr(list(detector.class_names))
+        differing.append(f"classes: {short_repr(names)} in the checkpoint, {current_names} in this run")
     if differing:
         raise CheckpointError(
             f"{path}: cannot resume, the detector differs ({'; '.join(differing)}). Resume with the run's "
-            "own settings, or start anew from its weights with weights=PATH"
+            "own settings, or start a new run from its weights with weights=PATH"
         )

@@ -1,4 +1,4 @@
-"""SIGTERM, by which batch systems and users end a run: what it does while a run trains, and otherwise."""
+"""Handling of SIGTERM, with which batch systems and users end a run, during training and outside it."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, Final
 
 EXIT_CODE: Final = 128 + signal.SIGTERM
-"""Of a program that SIGTERM ended, by convention."""
+"""Exit code of a program that SIGTERM ended, by convention of Unix shells."""
 
 
 class Terminated(SystemExit):
@@ -18,8 +18,8 @@ class Terminated(SystemExit):
         super().__init__(code)
 
 
-class _End:
-    """Ends the program, wherever it is."""
+class _Terminate:
+    """Signal handler that ends the program at once."""
 
     def __init__(self) -> None:
         self.received = False
@@ -30,88 +30,88 @@ class _End:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM ends the program, as Ctrl+C does; training postpones that, see Postponed.
+def terminate_on_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM ends the program as Ctrl+C does, unless :class:`DeferredSigterm` defers it.
 
-    It is sent to a whole group of processes, whose loaders' workers may end first. A job that lost them would
-    pass for a failed one, and a sweep would begin its next job.
+    The signal is sent to a whole group of processes, whose data loader workers may end first. A job that lost
+    them would look like a failed one, and a sweep would start its next job.
 
     Raises:
-        Terminated: SIGTERM came.
+        Terminated: SIGTERM was received.
     """
-    # A launcher that handles the signal itself queues the job again.
+    # A launcher that handles the signal itself, to queue the job again, keeps its handler.
     if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    end = _End()
-    signal.signal(signal.SIGTERM, end)
+    handler = _Terminate()
+    signal.signal(signal.SIGTERM, handler)
     try:
         yield
     except Exception as error:
-        # The loss of a worker is raised by a signal, too, and overtakes this one.
-        if end.received:
+        # The loss of a worker is raised from a signal handler as well, and may replace this exception.
+        if handler.received:
             raise Terminated from error
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class Postponed:
-    """Handles SIGTERM while a run trains: notes it, until training has come to a point to stop at.
+class DeferredSigterm:
+    """Signal handler during training: records SIGTERM until training reaches a point to stop at.
 
     Args:
-        former: The handler before training. One that neither ends the program by itself nor comes from
-            :func:`ended_by_sigterm`, as that of a launcher which queues the job again, is called, too, and
-            decides about the end of the program.
+        former: Handler before training. If it neither ends the program nor comes from
+            :func:`terminate_on_sigterm`, e.g. if a launcher queues the job again, it is called as well and
+            decides whether the program ends.
 
     Attributes:
-        received: The signal came.
-        ends: Whether it is to end the program.
+        received: Whether the signal was received.
+        ends_program: Whether the signal is to end the program.
     """
 
     def __init__(self, former: Any) -> None:
         self.received = False
-        self.ends = _ends(former)
+        self.ends_program = _ends_program(former)
         self._former: Any = former
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal."""
         self.received = True
-        if not self.ends and callable(self._former):
+        if not self.ends_program and callable(self._former):
             self._former(number, frame)
 
-    def begin(self) -> None:
-        """Take over from whatever handles the signal now."""
+    def install(self) -> None:
+        """Replace the current handler of the signal."""
         if _in_main_thread():
             signal.signal(signal.SIGTERM, self)
 
-    def end(self) -> None:
-        """Give back to the handler before training."""
+    def restore(self) -> None:
+        """Restore the handler that was there before training."""
         current: object = signal.getsignal(signal.SIGTERM)
         if _in_main_thread() and current is self and self._former is not None:
             signal.signal(signal.SIGTERM, self._former)
 
 
 @contextmanager
-def forwarded_sigterm(send: Callable[[int], object]) -> Iterator[None]:
-    """Within the block, in which others work for this process, SIGTERM that would end it is sent to them.
+def forward_sigterm(send: Callable[[int], object]) -> Iterator[None]:
+    """Within the block, forward a SIGTERM that would end this process to the processes that it started.
 
     Args:
-        send: Sends a signal of this number to all of them.
+        send: Function that sends a signal of this number to all of them.
 
     Raises:
-        Terminated: They have ended after SIGTERM.
+        Terminated: They ended after SIGTERM.
     """
-    if not _in_main_thread() or not _ends(signal.getsignal(signal.SIGTERM)):
+    if not _in_main_thread() or not _ends_program(signal.getsignal(signal.SIGTERM)):
         yield
         return
     received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         send(number)
 
-    former = signal.signal(signal.SIGTERM, pass_on)
+    former = signal.signal(signal.SIGTERM, forward)
     try:
         yield
     except Exception as error:
@@ -125,8 +125,8 @@ def forwarded_sigterm(send: Callable[[int], object]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def _ends(handler: Any) -> bool:
-    return handler in (None, signal.SIG_DFL) or isinstance(handler, _End)
+def _ends_program(handler: Any) -> bool:
+    return handler in (None, signal.SIG_DFL) or isinstance(handler, _Terminate)
 
 
 def _in_main_thread() -> bool:

@@ -1,4 +1,4 @@
-"""Writing the checkpoints of training so that a crash, a full disk or a lost machine damages none."""
+"""Writing checkpoints so that a crash, a full disk or a lost machine damages none."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from anydepth.utils.files import atomic_path
 
-# What file systems without that operation say when a folder is to be written to the disk.
+# Errors of file systems that cannot sync a folder.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 
 
@@ -21,43 +21,43 @@ class CheckpointWriteError(RuntimeError):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes every checkpoint into a file beside its place, which it takes when all of it is on the disk.
+    """Writes every checkpoint to a temporary file, which replaces the former one once it is on the disk.
 
-    Whoever looks, and whenever the process is killed or the machine lost, finds the former checkpoint or the
-    new one, each complete. The tensors are written one after the other: there is no copy of all of them in
-    memory, as there is with Lightning's own writer. Lightning calls this in the first process only.
+    Whenever the process is killed or the machine lost, the former checkpoint or the new one is there,
+    complete. The tensors are written one after the other, without the copy of all of them in memory that
+    Lightning's own writer makes. Lightning calls this in the first process only.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint, in place of the one that was there.
+        """Write a checkpoint, replacing an existing one.
 
         Args:
-            checkpoint: What ``torch.save`` takes.
-            path: On a local disk or a mounted one; missing folders are created.
+            checkpoint: Dictionary for ``torch.save``.
+            path: File on a local or mounted disk; missing folders are created.
             storage_options: Not supported.
 
         Raises:
             TypeError: ``storage_options`` are given.
-            CheckpointWriteError: The file cannot be written, e.g. as the disk is full. What was there before
-                is untouched, and nothing half-written is left.
+            CheckpointWriteError: The file cannot be written, e.g. because the disk is full. An existing
+                checkpoint is untouched, and no partial file is left.
         """
         if storage_options is not None:
             raise TypeError("storage_options are not supported: checkpoints are local files")
         path = Path(path)
-        with _explained(path) as file:
+        with _explain_errors(path) as file:
             _remove_partial_files(path)
             with atomic_path(path) as partial, partial.open("wb") as file.opened:
-                # Whatever object is given, torch writes one tensor after the other to it.
+                # torch accepts any object with `write`, and writes one tensor after the other to it.
                 torch.save(checkpoint, file)  # type: ignore[arg-type]
                 file.opened.flush()
                 os.fsync(file.opened.fileno())
-            _write_folder(path.parent)
+            _sync_folder(path.parent)
 
 
 class _File:
-    """A file that remembers why it could not be written to: torch reports only that something went wrong."""
+    """A file that keeps its write error: torch reports only that something went wrong."""
 
     def __init__(self) -> None:
         self.opened: BinaryIO
@@ -71,11 +71,11 @@ class _File:
             raise
 
     def flush(self) -> None:
-        """Torch does so at the end; the file is flushed where an error can be told."""
+        """Do nothing when torch flushes; the caller flushes where it can report an error."""
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[_File]:
+def _explain_errors(path: Path) -> Iterator[_File]:
     file = _File()
     try:
         yield file
@@ -87,19 +87,19 @@ def _explained(path: Path) -> Iterator[_File]:
 
 
 def _message(path: Path, error: OSError) -> str:
-    before = "The one before it is whole" if _is_there(path) else "There was none before it"
+    before = "The one before it is complete" if _exists(path) else "There was none before it"
     remedy = f"Make {path.parent} a folder on a working disk that this user may write to"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "Make room for two of them: the old one is kept until the new one is complete"
+        remedy = "Free space for two of them: the old one is kept until the new one is complete"
     if error.errno == errno.EFBIG:
         remedy = "Allow larger files (ulimit -f)"
     return (
         f"{path}: this checkpoint could not be written ({error.strerror or error}). {before}. {remedy}; then "
-        f"go on with the same command, hydra.run.dir={path.parent.parent} and ckpt_path=auto"
+        f"resume with the same command, hydra.run.dir={path.parent.parent} and ckpt_path=auto"
     )
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.is_file()
     except PermissionError:
@@ -107,13 +107,13 @@ def _is_there(path: Path) -> bool:
 
 
 def _remove_partial_files(path: Path) -> None:
-    """Remove what processes left that were killed while they wrote; one process writes to a folder."""
+    """Remove partial files of killed processes; safe because only one process writes to a folder."""
     for partial in path.parent.glob(f".*.partial{path.suffix}"):
         partial.unlink(missing_ok=True)
 
 
-def _write_folder(folder: Path) -> None:
-    """Have the new name of a file survive a loss of power."""
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder, so that the new name of a file survives a loss of power."""
     opened = None
     try:
         opened = os.open(folder, os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""Where a run logs to: CSV files and Weights & Biases."""
+"""Logging to Weights & Biases, beside Lightning's own CSV logger."""

@@ -1,4 +1,4 @@
-"""Weights & Biases as a logger of a run; what Lightning's own logger lacks for depth curves and sweeps."""
+"""Weights & Biases logger with depth curves, resumed runs and an offline fallback."""
 
 import json
 import sys
@@ -18,30 +18,30 @@ from anydepth.training.loggers.wandb_connection import Mode, choose_connection
 from anydepth.utils.files import write_text
 
 ID_FILE = "wandb_id.txt"
-"""In a run's folder: its id at wandb."""
+"""File in a run's folder with the run's id at Weights & Biases."""
 
 
 class RunLogger(WandbLogger):
-    """Logs a run to Weights & Biases: online, or offline where that is asked for or nothing else works.
+    """Logs a run to Weights & Biases: online, or offline if requested or if the server cannot be used.
 
-    The run begins with the first thing that is logged, in the first process only. Whether the server can be
-    used is found out before, within seconds; if not, one line on the console says why and how to upload.
+    The run starts with the first logged value, in the first process only. The server is checked before that,
+    within seconds; if it cannot be used, one line on the console says why and how to upload later.
 
     Args:
-        project: Of Weights & Biases.
-        save_dir: The run's folder; wandb writes below it and reads ``provenance.json`` from it.
+        project: Project at Weights & Biases.
+        save_dir: Folder of the run; wandb writes below it, and ``provenance.json`` is read from it.
         entity: User or team; None: the default of the API key.
-        name: Of the run; None: wandb draws one.
-        group: Runs with the same group belong together, e.g. those of a sweep.
-        job_type: What the run is among its group, e.g. the arm of an ablation.
-        tags: To filter by.
+        name: Name of the run; None: wandb chooses one.
+        group: Group of runs that belong together, e.g. those of a sweep.
+        job_type: Role of the run in its group, e.g. the arm of an ablation.
+        tags: Tags to filter by.
         notes: Free text.
-        id: Of a run at wandb that this one goes on with; None: a new run, or the one of ``save_dir`` where
-            training goes on from a checkpoint in it.
-        ckpt_path: The checkpoint that training goes on from; None: it begins.
-        offline: Write to files only; ``WANDB_MODE=offline`` does the same.
-        connect_seconds: To wait for the server's answer.
-        upload_weights: Whether the weights become an artifact; they are the only large upload.
+        id: Id of the run at wandb to resume; None: a new run, or the one of ``save_dir`` if training resumes
+            from a checkpoint in it.
+        ckpt_path: Checkpoint that training resumes from; None: a new training.
+        offline: Whether to write files only; ``WANDB_MODE=offline`` does the same.
+        connect_seconds: Seconds to wait for the server's answer.
+        upload_weights: Whether the weights are uploaded as an artifact; they are the only large upload.
 
     Raises:
         ValueError: ``connect_seconds`` is not positive.
@@ -87,10 +87,10 @@ class RunLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run of wandb, begun on first use; in all processes but the first, a stand-in."""
-        # Processes that were spawned attach to the run of their parent.
+        """Return wandb's run, started on first use; a dummy in all processes but the first."""
+        # Spawned processes attach to the run of their parent.
         if self._experiment is None and getattr(self, "_attach_id", None) is None:
-            self._experiment = self._begin()
+            self._experiment = self._start_run()
         return super().experiment
 
     def log_results(
@@ -102,13 +102,13 @@ class RunLogger(WandbLogger):
         files: Sequence[Path],
         pictures: Path | None,
     ) -> None:
-        """Log what a finished run has: its curve, its pictures and its weights.
+        """Log the results of a finished run: its curve, its pictures and its weights.
 
         Args:
-            weights: The weight file.
-            alias: ``best`` or ``last``, what the weights are.
-            curve: None: the run has none.
-            files: That accompany the weights.
+            weights: Weight file.
+            alias: Alias of the weights, ``best`` or ``last``.
+            curve: Depth curve; None: the run has none.
+            files: Files to upload with the weights.
             pictures: Folder of the gallery; None: there is none.
         """
         self._log_provenance()
@@ -119,7 +119,7 @@ class RunLogger(WandbLogger):
         if self.upload_weights:
             wandb_media.log_weights(self.experiment, weights, curve, files, alias=alias)
 
-    def _begin(self) -> Any:
+    def _start_run(self) -> Any:
         connection = choose_connection(offline=self._asked_offline, seconds=self._connect_seconds)
         mode, reason = connection.mode, connection.reason
         run = self._init(mode)
@@ -136,11 +136,11 @@ class RunLogger(WandbLogger):
         return run
 
     def _init(self, mode: Mode) -> Any:
-        """The run, or None where an online one could not be started."""
+        """Start a run; return None if an online one could not be started."""
         import wandb
 
         if mode != "online":
-            # Its many lines about where files are give way to the one of ours.
+            # Our own line about the offline run replaces the many that wandb prints.
             return wandb.init(mode=mode, settings=wandb.Settings(silent=True), **self._options)
         settings = wandb.Settings(quiet=True, init_timeout=2 * self._connect_seconds)
         try:
@@ -159,9 +159,9 @@ def log_results(loggers: Iterable[Logger], files: Mapping[str, Path], curve: Dep
     """Send the results of a run to every logger that takes them (Weights & Biases).
 
     Args:
-        loggers: Of the Trainer.
-        files: Of the run by what they are, as the entry point lists them.
-        curve: None: there is none.
+        loggers: Loggers of the Trainer.
+        files: Files of the run by description, as the entry point lists them.
+        curve: Depth curve; None: there is none.
     """
     for logger in loggers:
         if isinstance(logger, RunLogger):
@@ -175,15 +175,15 @@ def log_results(loggers: Iterable[Logger], files: Mapping[str, Path], curve: Dep
 
 
 def close_loggers(loggers: Iterable[Logger]) -> None:
-    """End the runs of the loggers, so that the next job of a sweep starts its own."""
+    """Finish the loggers' runs, so that the next job of a sweep starts its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
 
 
 @contextmanager
-def failures_end_runs() -> Iterator[None]:
-    """When the block raises, end the run of wandb as failed: the next job of a sweep starts its own."""
+def end_runs_on_failure() -> Iterator[None]:
+    """If the block raises, finish wandb's run as failed, so that the next job of a sweep starts its own."""
     try:
         yield
     except BaseException:
@@ -194,7 +194,7 @@ def failures_end_runs() -> Iterator[None]:
 
 
 def _resume_id(folder: Path, ckpt_path: str | Path | None) -> str | None:
-    """The id that the run of a folder had when it was interrupted; None where a new one begins."""
+    """Return the id of the interrupted run in a folder, or None for a new run."""
     if not ckpt_path or not Path(ckpt_path).resolve().is_relative_to(folder.resolve()):
         return None
     try:
@@ -204,7 +204,7 @@ def _resume_id(folder: Path, ckpt_path: str | Path | None) -> str | None:
 
 
 def _print_offline(run: Any, reason: str | None) -> None:
-    because = f" as {reason}" if reason else ""
+    because = f" because {reason}" if reason else ""
     get_console().print(
         f"{'wandb':9} offline{because}; upload later with: wandb sync {Path(run.dir).parent}",
         highlight=False,

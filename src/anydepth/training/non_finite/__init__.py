@@ -1,1 +1,1 @@
-"""Losses and gradients that are NaN or infinite: detection, diagnosis and recorded steps."""
+"""NaN and infinite losses and gradients: detection, diagnosis and recorded steps."""

@@ -19,22 +19,22 @@ FORMAT_VERSION = 1
 
 
 class StepFileError(ValueError):
-    """A file of a step that cannot be used; the message names it and says why."""
+    """A step file that cannot be used; the message names it and says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedStep:
-    """What one process needs to run a step again, beside the weights.
+    """Everything that one process needs to run a step again, except the weights.
 
     Attributes:
         batch: Images and boxes of this process.
-        place: In the run.
-        plan: The paths that ran: ``name``, ``depth`` as text, ``teacher`` and ``weight`` of each.
-        terms: Losses by path and name, as they were found.
-        message: What was wrong.
-        rank: Of the process, from 0.
-        processes: How many trained together; the others have files of their own.
-        run: What the run was: ``config``, ``num_classes`` and ``device``.
+        place: Position of the step in the run.
+        plan: Passes that ran: ``name``, ``depth`` as text, ``teacher`` and ``weight`` of each.
+        terms: Losses by pass and name, as computed in training.
+        message: Description of what was wrong.
+        rank: Rank of the process, from 0.
+        processes: Number of processes that trained together; the others have files of their own.
+        run: Description of the run: ``config``, ``num_classes`` and ``device``.
     """
 
     batch: Batch
@@ -46,34 +46,34 @@ class RecordedStep:
     processes: int = 1
     run: Mapping[str, Any] = field(default_factory=dict)
 
-    def paths(self, space: DepthSpace) -> tuple[PlannedPass, ...]:
-        """The plan, for a detector of these depths.
+    def planned_passes(self, space: DepthSpace) -> tuple[PlannedPass, ...]:
+        """Return the plan for a detector with these depths.
 
         Raises:
             DepthError: A depth that the detector does not have.
         """
         return tuple(
-            PlannedPass(str(path["name"]), space.parse(path["depth"]), path["teacher"], float(path["weight"]))
-            for path in self.plan
+            PlannedPass(str(one["name"]), space.parse(one["depth"]), one["teacher"], float(one["weight"]))
+            for one in self.plan
         )
 
 
 class StepRecorder:
-    """Writes steps, each process its part, and the first process the weights that they began with.
+    """Writes steps: each process its own part, and the first process also the weights before the step.
 
     Files are ``step_N_rank_R.pt``, of about the size of the images, and ``step_N_weights.pt``, of about the
     size of the weights.
 
     Args:
-        folder: Created with the first file.
-        module: Whose weights a step begins with.
-        config: Of the run, plain values.
-        num_classes: Of the detector.
-        limit: Steps that are written; 0: none.
+        folder: Folder of the files; created with the first one.
+        module: Module whose weights are written.
+        config: Configuration of the run, plain values.
+        num_classes: Number of classes of the detector.
+        limit: Most steps to write; 0: none.
         weights: Whether the weights are written too.
 
     Attributes:
-        recorded: Steps written so far, over all resumed parts.
+        recorded: Steps written so far, including those before a resume.
 
     Raises:
         ValueError: A negative limit.
@@ -100,10 +100,10 @@ class StepRecorder:
         self._module = module
 
     def record(self, step: RecordedStep) -> str:
-        """Write a step unless enough were written; a disk that refuses ends in a remark, not in an error.
+        """Write a step unless the limit is reached; a failing disk raises nothing, the message reports it.
 
         Returns:
-            Where it was written, as a further line of a message, or an empty text.
+            A line to append to the error message: where the step was written, or ``""``.
         """
         if self.recorded >= self.limit:
             return ""
@@ -112,22 +112,22 @@ class StepRecorder:
         path = self.folder / f"{name}_rank_{step.rank}.pt"
         try:
             with atomic_path(path) as partial:
-                torch.save(_as_plain(step) | {"run": self._run(step)}, partial)
+                torch.save(_to_plain(step) | {"run": self._describe_run(step)}, partial)
             if self.weights and step.rank == 0:
                 with atomic_path(self.folder / f"{name}_weights.pt") as partial:
-                    torch.save(_on_host(self._module.state_dict()), partial)
+                    torch.save(_to_host(self._module.state_dict()), partial)
         except (OSError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError.
             return f"\nThe step could not be written to {path}: {error}"
         return f"\nRun it again with: anydepth-replay {path}"
 
-    def _run(self, step: RecordedStep) -> dict[str, Any]:
+    def _describe_run(self, step: RecordedStep) -> dict[str, Any]:
         device = str(step.batch.images.device.type)
         return {"config": dict(self.config), "num_classes": self.num_classes, "device": device}
 
 
 def read_step(path: str | Path) -> RecordedStep:
-    """A step that :class:`StepRecorder` wrote, on the CPU; nothing in the file is executed.
+    """Read a step that :class:`StepRecorder` wrote, on the CPU; nothing in the file is executed.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -139,25 +139,25 @@ def read_step(path: str | Path) -> RecordedStep:
     try:
         check_archive(path)
         plain = torch.load(path, map_location="cpu", weights_only=True)
-    # Bytes that are no pickle of torch's raise whatever the instructions that they happen to be lead to.
+    # Arbitrary bytes may raise any exception: torch interprets them as pickle instructions.
     except Exception as error:
         reason = str(error).splitlines()[0][:300] if str(error) else "it is empty"
-        raise StepFileError(f"{path}: no complete file of a step ({reason})") from error
+        raise StepFileError(f"{path}: not a complete step file ({reason})") from error
     if not isinstance(plain, Mapping) or plain.get("format") != FORMAT_VERSION:
-        raise StepFileError(f"{path}: no file of a step that this version of anydepth reads")
+        raise StepFileError(f"{path}: not a step file that this version of anydepth reads")
     try:
         return _from_plain(plain)
     except (KeyError, TypeError, ValueError) as error:
-        raise StepFileError(f"{path}: a damaged file of a step ({error!r})") from error
+        raise StepFileError(f"{path}: damaged step file ({error!r})") from error
 
 
-def whole_step(path: str | Path) -> tuple[RecordedStep, tuple[int, ...]]:
-    """A step with the images of all processes, as far as their files lie beside that of one of them.
+def read_whole_step(path: str | Path) -> tuple[RecordedStep, tuple[int, ...]]:
+    """Read a step with the images of all processes whose files lie in the same folder.
 
-    One process with all images takes the step that several took together.
+    One process with all images repeats the step that several processes took together.
 
     Returns:
-        The step, and the processes whose files are missing.
+        The step, and the ranks of processes whose files are missing.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -185,20 +185,20 @@ def whole_step(path: str | Path) -> tuple[RecordedStep, tuple[int, ...]]:
 
 
 def _mean_terms(parts: Sequence[RecordedStep]) -> dict[str, dict[str, float]]:
-    """The losses of the whole batch: the mean over processes, each of which divides by its share of it."""
+    """Return the losses of the whole batch: the mean over processes, each of which divides by its share."""
     return {
-        path: {name: sum(part.terms[path][name] for part in parts) / len(parts) for name in terms}
-        for path, terms in parts[0].terms.items()
+        planned: {name: sum(part.terms[planned][name] for part in parts) / len(parts) for name in terms}
+        for planned, terms in parts[0].terms.items()
     }
 
 
-def weights_beside(path: str | Path, step: RecordedStep) -> Path:
-    """Where the weights that a step began with lie, if they were written."""
+def weights_file(path: str | Path, step: RecordedStep) -> Path:
+    """Return the file of the weights before a step, which exists only if they were written."""
     return Path(path).with_name(f"step_{step.place.step}_weights.pt")
 
 
-def _as_plain(step: RecordedStep) -> dict[str, Any]:
-    """Tensors in host memory and plain values, which ``weights_only`` reads."""
+def _to_plain(step: RecordedStep) -> dict[str, Any]:
+    """Return tensors in host memory and plain values, which ``weights_only`` reads."""
     batch = step.batch.to("cpu")
     place = step.place
     return {
@@ -212,7 +212,7 @@ def _as_plain(step: RecordedStep) -> dict[str, Any]:
         "epoch": place.epoch,
         "batch_idx": place.batch_idx,
         "step": place.step,
-        "plan": [dict(path) for path in step.plan],
+        "plan": [dict(planned) for planned in step.plan],
         "terms": {name: dict(terms) for name, terms in step.terms.items()},
         "message": step.message,
         "rank": step.rank,
@@ -220,13 +220,13 @@ def _as_plain(step: RecordedStep) -> dict[str, Any]:
     }
 
 
-def plain_pass(path: PlannedPass) -> dict[str, Any]:
-    """A path of a plan as plain values."""
+def pass_to_plain(planned: PlannedPass) -> dict[str, Any]:
+    """Convert a planned pass to plain values."""
     return {
-        "name": path.name,
-        "depth": str(path.depth),
-        "teacher": path.teacher,
-        "weight": path.weight,
+        "name": planned.name,
+        "depth": str(planned.depth),
+        "teacher": planned.teacher,
+        "weight": planned.weight,
     }
 
 
@@ -246,5 +246,5 @@ def _from_plain(plain: Mapping[str, Any]) -> RecordedStep:
     )
 
 
-def _on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in state.items()}

@@ -1,9 +1,9 @@
-"""Steps with NaN or infinite numbers: all processes find out together and stop, or leave the step out.
+"""Steps with NaN or infinite numbers: all processes detect them together, and stop or skip the step.
 
-The losses of the paths stay on the device until the gradients are there; then one small tensor says whether
-they and the norm of the gradients are finite, the processes agree on it, and the host reads it: one reading
-and one exchange per optimizer step. No process leaves a step in the middle, where others would wait for it.
-Which path, loss term, images and parameters are to blame is found out only once a step is known to be bad.
+The losses of the passes stay on the device until the gradients are computed; then one small tensor holds
+whether they and the gradient norm are finite, the processes reduce it, and the host reads it: one
+synchronisation and one collective per optimizer step. No process leaves a step in the middle, where others
+would wait for it. The faulty pass, loss term, images and parameters are looked for only in bad steps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,41 +17,41 @@ from torch import Tensor, nn
 from anydepth import distributed
 from anydepth.structures import Batch
 from anydepth.training.non_finite.diagnosis import (
-    Finding,
-    SeenBatch,
-    SeenPass,
-    gradient_finding,
-    loss_finding,
-    sum_finding,
+    BatchRecord,
+    Diagnosis,
+    PassRecord,
+    diagnose_gradients,
+    diagnose_loss,
+    diagnose_sum,
 )
-from anydepth.training.non_finite.recorder import RecordedStep, StepRecorder, plain_pass
+from anydepth.training.non_finite.recorder import RecordedStep, StepRecorder, pass_to_plain
 from anydepth.training.norms import RunningStatistics
 from anydepth.training.passes import PassGraph
 from anydepth.training.step_context import StepPlace
 
 Action = Literal["stop", "skip"]
-# Below it, float16 gradients that overflow do so for another reason than the scale.
+# Below 1 the scale shrinks the gradients, so that it cannot be what makes them overflow float16.
 SMALLEST_LOSS_SCALE = 1.0
-# Lines of a message about what processes found.
-_SHOWN = 8
+# Most findings in a message: two passes of four processes fill it, more would hide the remedy below them.
+_MAX_LINES = 8
 
-Replay = Callable[[SeenBatch], Iterator[PassGraph]]
+Replay = Callable[[BatchRecord], Iterator[PassGraph]]
 
 
 class NonFiniteStepError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; the message names path, term or parameter, step and images."""
+    """A loss or a gradient is NaN or infinite; the message names pass, term or parameter, step and images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NonFinitePolicy:
-    """What becomes of a run in which a step is not finite.
+    """What to do in a run with a non-finite step.
 
     Attributes:
-        action: ``stop`` ends it; ``skip`` leaves the optimizer step out: weights, averaged weights, running
+        action: ``stop`` ends the run; ``skip`` skips the optimizer step: weights, averaged weights, running
             statistics and the optimizer stay as they were bit for bit, while the learning rate, the depths
-            and the sizes go on with the step's number as if it had been taken.
-        limit: Skipped steps in all; one more ends the run.
-        limit_in_a_row: Likewise of steps one after the other: weights that have diverged do not recover.
+            and the sizes advance with the step number as if it had been taken.
+        limit: Most skipped steps in total; one more ends the run.
+        limit_in_a_row: Most consecutive skipped steps: weights that have diverged do not recover.
 
     Raises:
         ValueError: An unknown action or a limit below 1.
@@ -70,16 +70,16 @@ class NonFinitePolicy:
 
 
 class StepWatch:
-    """Finds steps that are not finite and keeps them from the weights; counts them.
+    """Detects non-finite steps, keeps them from the weights, and counts them.
 
     Args:
-        policy: What is done about them.
-        recorder: Writes them to files; None: nothing is written.
+        policy: Policy for non-finite steps.
+        recorder: Recorder that writes them to files; None: nothing is written.
 
     Attributes:
-        taken: Whether the last optimizer step was taken; averages of weights leave the others out.
-        skipped: Steps left out so far, over all resumed parts.
-        overflows: Steps that float16's scaler left out, to go on with a smaller scale; no failures.
+        taken: Whether the last optimizer step was taken; averages of weights skip the others.
+        skipped: Steps skipped so far, including those before a resume.
+        overflows: Steps that float16's scaler skipped, to continue with a smaller scale; not failures.
     """
 
     def __init__(
@@ -92,73 +92,73 @@ class StepWatch:
         self.overflows = 0
         self._in_a_row = 0
         self._statistics: RunningStatistics | None = None
-        self._seen: list[SeenBatch] = []
+        self._records: list[BatchRecord] = []
         self._finite: list[Tensor] = []
         self._scaler_before: dict[str, Any] = {}
 
     # -- during a step -----------------------------------------------------------------------------------
 
-    def restart(self) -> None:
-        """Before a fit: norms and devices may be others than before."""
+    def reset(self) -> None:
+        """Reset before a fit, whose norms and devices may differ from the last one's."""
         self._statistics = None
-        self._seen.clear()
+        self._records.clear()
         self._finite.clear()
 
-    def begin(self, detector: nn.Module) -> None:
-        """Before a batch runs: keep the running statistics as they were before the step."""
+    def start_batch(self, detector: nn.Module) -> None:
+        """Before the first batch of a step runs, save the running statistics."""
         if self._statistics is None:
             self._statistics = RunningStatistics(detector)
-        if not self._seen:
-            self._statistics.keep()
+        if not self._records:
+            self._statistics.save()
 
-    def see(self, batch: Batch, place: StepPlace, graphs: Sequence[PassGraph]) -> None:
-        """After the paths of a batch ran; nothing is read from the device."""
-        paths = []
+    def record_batch(self, batch: Batch, place: StepPlace, graphs: Sequence[PassGraph]) -> None:
+        """Record the passes of a batch, without reading anything from the device."""
+        passes = []
         for graph in graphs:
             losses = graph.losses
             terms = {name: value.detach() for name, value in losses.terms.items()}
-            paths.append(SeenPass(graph.path, terms, losses.fault))
+            passes.append(PassRecord(graph.planned, terms, losses.fault))
             finite = graph.total.detach().isfinite()
             self._finite.append(finite if losses.fault is None else torch.zeros_like(finite))
-        self._seen.append(SeenBatch(batch, place, tuple(paths)))
+        self._records.append(BatchRecord(batch, place, tuple(passes)))
 
-    def judge(
+    def check_step(
         self,
         norm: Tensor,
         detector: nn.Module,
         replay: Replay,
         scaler: torch.amp.GradScaler | None = None,
     ) -> bool:
-        """Whether the step may be taken, once its gradients are there; the same answer in all processes.
+        """Return whether the step may be taken, given its gradients; the same answer in all processes.
 
-        Gradients of a step that may not are dropped, so that an optimizer finds nothing to do.
+        If not, the gradients are dropped, so that the optimizer has nothing to do.
 
         Args:
-            norm: Of all gradients, without the scaler's scale.
-            detector: Whose gradients these are.
-            replay: Runs the paths of a batch of this step again.
-            scaler: Of float16.
+            norm: Norm of all gradients, without the scaler's scale.
+            detector: Detector in training.
+            replay: Function that runs the passes of a batch of this step again.
+            scaler: Gradient scaler of float16 training.
 
         Raises:
-            NonFiniteStepError: The step is not finite and the policy says to stop.
+            NonFiniteStepError: The step is not finite, and the policy says to stop or its limit is reached.
         """
-        losses_finite, norm_finite = self._agree(norm)
+        losses_finite, norm_finite = self._all_finite(norm)
         self.taken = losses_finite and norm_finite
         if self.taken:
             self._in_a_row = 0
         elif losses_finite and scaler is not None and _can_shrink(scaler):
             self.overflows += 1
         else:
-            self._refuse(detector, replay, losses_finite, scaler)
+            self._reject_step(detector, replay, losses_finite, scaler)
         if not self.taken:
             for parameter in detector.parameters():
                 parameter.grad = None
-        self._seen.clear()
+        self._records.clear()
         self._finite.clear()
         return self.taken
 
-    def end(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """After the optimizer's turn: a scaler takes its scale back if the step was skipped."""
+    def end_step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """After the optimizer step, restore the scale of a scaler if the step was skipped."""
         if scaler is not None and self._scaler_before:
             scaler.load_state_dict(self._scaler_before)
         self._scaler_before = {}
@@ -166,7 +166,7 @@ class StepWatch:
     # -- checkpoints -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
-        """The counts, as plain values."""
+        """Return the counts as plain values."""
         recorded = 0 if self.recorder is None else self.recorder.recorded
         return {
             "skipped": self.skipped,
@@ -176,7 +176,7 @@ class StepWatch:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on counting from a checkpoint; one without counts is of a run without bad steps."""
+        """Restore the counts of a checkpoint; one without counts is from a run without bad steps."""
         self.skipped = int(state.get("skipped", 0))
         self.overflows = int(state.get("overflows", 0))
         self._in_a_row = int(state.get("in_a_row", 0))
@@ -185,8 +185,8 @@ class StepWatch:
 
     # -- internals ---------------------------------------------------------------------------------------
 
-    def _agree(self, norm: Tensor) -> tuple[bool, bool]:
-        """Whether all losses, and the norm, are finite in all processes; the only reading of the step."""
+    def _all_finite(self, norm: Tensor) -> tuple[bool, bool]:
+        """Return whether all losses, and the norm, are finite in all processes; the step's only host read."""
         finite = norm.isfinite()
         losses = (
             torch.stack(self._finite).all().to(finite.device) if self._finite else torch.ones_like(finite)
@@ -194,41 +194,41 @@ class StepWatch:
         losses_finite, norm_finite = distributed.all_true(torch.stack([losses, finite])).tolist()
         return losses_finite, norm_finite
 
-    def _refuse(
+    def _reject_step(
         self,
         detector: nn.Module,
         replay: Replay,
         losses_finite: bool,
         scaler: torch.amp.GradScaler | None,
     ) -> None:
-        """Say why, write the step down, and stop or count."""
+        """Diagnose and record the step, then stop or count it."""
         if scaler is not None:
             self._scaler_before = scaler.state_dict()
-        findings = (
-            self._find(detector, replay)
+        diagnoses = (
+            self._diagnose_gradients(detector, replay)
             if losses_finite
-            else distributed.all_gather_object(loss_finding(self._seen))
+            else distributed.all_gather_object(diagnose_loss(self._records))
         )
         if self._statistics is not None:
             self._statistics.restore()
-        message = self._message(findings, scaler if losses_finite else None)
-        blamed = min((found.batch for found in findings if found.batch is not None), default=0)
+        message = self._message(diagnoses, scaler if losses_finite else None)
+        faulty = min((found.batch for found in diagnoses if found.batch is not None), default=0)
         self.skipped += 1
         self._in_a_row += 1
         if self.recorder is not None:
-            message += self.recorder.record(_recorded(self._seen[blamed], message))
+            message += self.recorder.record(_to_recorded_step(self._records[faulty], message))
         self._stop_or_warn(message)
 
-    def _find(self, detector: nn.Module, replay: Replay) -> list[Finding]:
-        """What each process finds wrong with the gradients."""
+    def _diagnose_gradients(self, detector: nn.Module, replay: Replay) -> list[Diagnosis]:
+        """Return what each process finds wrong with the gradients."""
         parameters = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-        findings = distributed.all_gather_object(gradient_finding(self._seen, parameters, replay))
-        if not any(found.lines for found in findings):
-            findings[0].lines.append(sum_finding(self._seen, parameters))
-        return findings
+        diagnoses = distributed.all_gather_object(diagnose_gradients(self._records, parameters, replay))
+        if not any(found.lines for found in diagnoses):
+            diagnoses[0].lines.append(diagnose_sum(self._records, parameters))
+        return diagnoses
 
-    def _message(self, findings: Sequence[Finding], scaler: torch.amp.GradScaler | None) -> str:
-        place = self._seen[0].place
+    def _message(self, diagnoses: Sequence[Diagnosis], scaler: torch.amp.GradScaler | None) -> str:
+        place = self._records[0].place
         lines = [f"step {place.step} of epoch {place.epoch} is NaN or infinite and was not taken:"]
         if scaler is not None:
             lines.append(
@@ -236,12 +236,12 @@ class StepWatch:
                 "train with trainer.precision=bf16-mixed or 32-true"
             )
         found = [
-            f"process {rank}, {line}" if len(findings) > 1 else line
-            for rank, finding in enumerate(findings)
-            for line in finding.lines
+            f"process {rank}, {line}" if len(diagnoses) > 1 else line
+            for rank, diagnosis in enumerate(diagnoses)
+            for line in diagnosis.lines
         ]
-        more = [f"and {len(found) - _SHOWN} more such lines"] if len(found) > _SHOWN else []
-        return "\n".join([*lines, *found[:_SHOWN], *more])
+        more = [f"and {len(found) - _MAX_LINES} more such lines"] if len(found) > _MAX_LINES else []
+        return "\n".join([*lines, *found[:_MAX_LINES], *more])
 
     def _stop_or_warn(self, message: str) -> None:
         policy = self.policy
@@ -249,17 +249,17 @@ class StepWatch:
             raise NonFiniteStepError(
                 f"{message}\nLower the learning rate (recipe.lr), lengthen the warm-up "
                 "(recipe.warmup_steps), clip gradients harder (recipe.clip_norm), or look for damaged "
-                "boxes in these images. non_finite.action=skip leaves such steps out and goes on"
+                "boxes in these images. With non_finite.action=skip the run skips such steps and continues"
             )
         if self._in_a_row > policy.limit_in_a_row:
             raise NonFiniteStepError(
                 f"{message}\nThe {policy.limit_in_a_row} steps before it were skipped as well "
-                "(non_finite.limit_in_a_row): training has diverged. Go on from a checkpoint before with a "
-                "lower learning rate (recipe.lr)"
+                "(non_finite.limit_in_a_row): training has diverged. Resume from an earlier checkpoint with "
+                "a lower learning rate (recipe.lr)"
             )
         if self.skipped > policy.limit:
             raise NonFiniteStepError(
-                f"{message}\n{policy.limit} steps were skipped before it (non_finite.limit). Look at the "
+                f"{message}\n{policy.limit} steps were skipped before it (non_finite.limit). Check the "
                 "images named so far, or raise the limit"
             )
         if distributed.rank() == 0:
@@ -267,14 +267,14 @@ class StepWatch:
             get_console().print(f"{message}\n{counted}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _recorded(seen: SeenBatch, message: str) -> RecordedStep:
+def _to_recorded_step(record: BatchRecord, message: str) -> RecordedStep:
     terms = {
-        path.path.name: {name: float(value) for name, value in path.terms.items()} for path in seen.paths
+        one.planned.name: {name: float(value) for name, value in one.terms.items()} for one in record.passes
     }
     return RecordedStep(
-        batch=seen.batch,
-        place=seen.place,
-        plan=tuple(plain_pass(path.path) for path in seen.paths),
+        batch=record.batch,
+        place=record.place,
+        plan=tuple(pass_to_plain(one.planned) for one in record.passes),
         terms=terms,
         message=message,
         rank=distributed.rank(),
@@ -283,5 +283,5 @@ def _recorded(seen: SeenBatch, message: str) -> RecordedStep:
 
 
 def _can_shrink(scaler: torch.amp.GradScaler) -> bool:
-    """Whether the scale may still be lowered as the scaler does after an overflow."""
+    """Return whether the scaler may still lower its scale, as it does after an overflow."""
     return scaler.get_scale() * scaler.get_backoff_factor() >= SMALLEST_LOSS_SCALE

@@ -1,4 +1,4 @@
-"""A backward pass per path: the gradients of one for the sum, in the memory of one path at a time."""
+"""One backward per pass: the gradients of one backward for the sum, in the memory of one pass at a time."""
 
 import weakref
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def _gradients(compose_run: Compose, folder: Path, *settings: str) -> dict[str, 
 
 @pytest.mark.parametrize("backward", ["joint", "separate"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_stem_that_paths_share_runs_once(network: str, backward: Backward) -> None:
+def test_the_stem_that_passes_share_runs_once(network: str, backward: Backward) -> None:
     module = make_module(network, backward)
     runs = []
     module.detector.backbone.stem.register_forward_hook(lambda *_: runs.append("forward"))
@@ -52,7 +52,7 @@ def test_the_stem_that_paths_share_runs_once(network: str, backward: Backward) -
 
 
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
-def test_three_paths_and_accumulated_batches_give_the_same_gradients(
+def test_three_passes_and_accumulated_batches_give_the_same_gradients(
     compose_run: Compose, tmp_path: Path, precision: str
 ) -> None:
     settings = (
@@ -64,17 +64,19 @@ def test_three_paths_and_accumulated_batches_give_the_same_gradients(
     joint = _gradients(compose_run, tmp_path / "joint", *settings)
     separate = _gradients(compose_run, tmp_path / "separate", *settings, "backward=separate")
     assert joint.keys() == separate.keys()
-    assert any("backbone.stem" in name for name in joint), "the stem that paths share is trained"
+    assert any("backbone.stem" in name for name in joint), "the stem that passes share is trained"
     largest = max(float(gradient.abs().max()) for gradient in joint.values())
-    # bfloat16 rounds what reaches the stem before, or after, the gradients of the paths are added.
+    # bfloat16 rounds the gradient at the stem before or after the gradients of the passes are added.
     tolerance = 1e-5 if precision == "32-true" else 1e-2
     for name, gradient in joint.items():
         assert float((separate[name] - gradient).abs().max()) <= tolerance * largest, name
 
 
 @pytest.mark.slow
-def test_the_gradients_of_paths_are_watched_in_either_way(compose_run: Compose, tmp_path: Path) -> None:
-    """Watching changes nothing, and sees the gradients of each path alone."""
+def test_observing_gradients_changes_nothing_in_either_backward_mode(
+    compose_run: Compose, tmp_path: Path
+) -> None:
+    """Observing changes nothing, and sees the gradients of each pass alone."""
     logged = {}
     for backward in ("joint", "separate"):
         settings = (f"backward={backward}", "callbacks.progress=null")
@@ -97,8 +99,8 @@ def test_the_gradients_of_paths_are_watched_in_either_way(compose_run: Compose, 
 
 @pytest.mark.parametrize("backward", ["joint", "separate"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_what_a_path_computed_is_gone_when_the_next_one_runs(backward: Backward, network: str) -> None:
-    """Of the outputs of all blocks, the next path finds those only that it learns from."""
+def test_the_activations_of_a_pass_are_freed_before_the_next_one(backward: Backward, network: str) -> None:
+    """Of the outputs of all blocks, only those that the next pass learns from still exist."""
     module = make_module(network, backward)
     kept: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
