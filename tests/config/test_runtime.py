@@ -80,7 +80,7 @@ def test_provenance_holds_the_resolved_configuration_versions_and_commit(tmp_pat
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"seed": 3, "nested": {"value": [1, 2]}}
     written = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert written["versions"]["torch"].startswith(__import__("torch").__version__.partition("+")[0])
-    repository = Path(__file__).resolve().parents[1]
+    repository = Path(__file__).resolve().parents[2]
     if (repository / ".git").exists():
         head = subprocess.run(
             ["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True, check=False

@@ -300,7 +300,7 @@ def test_impossible_settings_are_refused(make: Callable[[], object], message: st
 
 
 def test_configured_augmentation_is_the_published_one_of_scale_l() -> None:
-    path = Path(__file__).parents[2] / "conf" / "augmentation" / "yolo.yaml"
+    path = Path(__file__).parents[3] / "conf" / "augmentation" / "yolo.yaml"
     configured = instantiate(OmegaConf.load(path))
     assert isinstance(configured, YOLOAugmentation)
     assert configured.partners == 7
