@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from runs import assert_equal_runs, end_run, run_settings, start_run
 
 from anydepth.config.compose import compose
 from anydepth.train import run
@@ -19,6 +18,7 @@ from anydepth.training.checkpointing.last import LastCheckpoint
 from anydepth.training.checkpointing.newest import NewestCheckpoint, find_newest_checkpoint
 from anydepth.training.checkpointing.read import read_checkpoint
 from anydepth.training.checkpointing.write import CheckpointWriteError
+from runs import assert_equal_runs, end_run, run_settings, start_run
 
 SHORT = ("recipe.epochs=2", "logger=none")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import assert_equal_runs, run_settings
 
 from anydepth.config.compose import compose
+from runs import assert_equal_runs, run_settings
 
 TRIALS = 20
 # Every trial is killed twice: a resumed run has to be resumable, too.

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import differences, end_run, start_run
 
 from anydepth.training.checkpointing.read import read_checkpoint
+from runs import differences, end_run, start_run
 
 DEVICES = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
 STRATEGIES = {
