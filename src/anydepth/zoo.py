@@ -95,7 +95,7 @@ def build_configured(name: str, settings: Mapping[str, object], num_classes: int
 
 @dataclass(frozen=True)
 class _Blueprint:
-    """What a detector is built from.
+    """Builder and arguments of a detector.
 
     Attributes:
         name: Name of its preset.

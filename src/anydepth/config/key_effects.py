@@ -1,8 +1,8 @@
-"""What a configuration key affects: one table that skipping, grouping, labels and comparisons read.
+"""The effect of each configuration key: one table for skipping, grouping, labels and comparisons of runs.
 
-A finished job is not repeated where a key affects nothing. Runs that differ in nothing but what affects the
-``run`` are of one setting, shown as mean and range. What affects the ``arm`` is what an ablation varies on
-purpose. Everything else changes what is trained and makes another setting.
+A finished job is not repeated if only keys differ that affect nothing. Runs that differ only in keys that
+affect the ``run`` are of one setting, shown as mean and range. Keys that affect the ``arm`` are those an
+ablation varies on purpose. Every other key changes what is trained and makes another setting.
 """
 
 import re
@@ -56,7 +56,7 @@ TABLE: tuple[KeyEffect, ...] = (
     KeyEffect("callbacks.skipped_images", "run"),
     KeyEffect("callbacks.*.dirpath", "run"),
     KeyEffect("callbacks.*.path", "run"),
-    # The fingerprint tells which data it is; where it lies does not matter.
+    # The fingerprint identifies the data; where it lies does not matter.
     KeyEffect("data.root", "run"),
     KeyEffect("data.*_json", "run"),
     KeyEffect("data.*_images", "run"),
@@ -97,13 +97,13 @@ TABLE: tuple[KeyEffect, ...] = (
 MIRRORS = {row.pattern: row.mirrors for row in TABLE if row.mirrors is not None}
 """Keys that take their value from another one unless told otherwise, with that key."""
 
-GROUPS_WITHOUT_NAME = frozenset(
+UNNAMED_GROUPS = frozenset(
     {"callbacks", "debug", "experiment", "hydra", "logger", "paths", "recipe/study", "trainer"}
 )
-"""Groups whose chosen option does not tell what was trained, or whose settings tell it more precisely."""
+"""Groups left out of labels: their option does not say what was trained, or other keys say it better."""
 
-MOST_TELLING = ("detector_name", "depth_schedule.", "losses.", "detector.", "recipe.", "data.")
-"""Beginnings of the keys that tell settings apart best, in this order."""
+LABEL_PREFIXES = ("detector_name", "depth_schedule.", "losses.", "detector.", "recipe.", "data.")
+"""Prefixes of the keys that labels prefer, in this order."""
 
 
 @cache

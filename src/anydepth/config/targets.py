@@ -1,4 +1,4 @@
-"""Which classes and functions a configuration may build: a ``_target_`` names code, and may be untrusted.
+"""The allow list of classes and functions that a configuration may build: a ``_target_`` is untrusted code.
 
 A name is allowed, or refused before anything of it is imported. Names lead through attributes, too, and
 ``anydepth.runs.provenance.subprocess.run`` begins well: what a name leads to must be allowed under its own
@@ -17,7 +17,7 @@ from typing import Any, cast
 from anydepth.utils.messages import short_repr
 
 ALLOW_VARIABLE = "ANYDEPTH_ALLOW_TARGETS"
-"""The environment variable that allows further targets. No configuration file can set it."""
+"""Environment variable that allows further targets. No configuration file can set it."""
 
 ENTRY_POINTS = "anydepth.targets"
 """Group of entry points by which an installed package allows its own targets: whoever installs it trusts it.
@@ -68,11 +68,11 @@ class TargetError(ValueError):
 
 
 class MissingTargetError(TargetError):
-    """A ``_target_`` that may be built and is not there, or not installed."""
+    """A ``_target_`` that is allowed but missing, or whose package is not installed."""
 
 
 def find_target(name: object) -> Callable[..., Any]:
-    """The class or function that a ``_target_`` names, if it may be built.
+    """Return the class or function that a ``_target_`` names, if it may be built.
 
     Args:
         name: With dots, e.g. ``anydepth.data.augment.mosaic.Mosaic``. Allowed are public classes of this
@@ -89,7 +89,7 @@ def find_target(name: object) -> Callable[..., Any]:
         or len(name) > _LONGEST_NAME
         or not all(part.isidentifier() for part in name.split("."))
     ):
-        raise TargetError(f"_target_ {short_repr(name)}: give the full name of a class, parted by dots")
+        raise TargetError(f"_target_ {short_repr(name)}: give the full name of a class, separated by dots")
     if not (_may_be(name) or _given(name)):
         raise TargetError(_refusal(name, ""))
     found = _locate(name)
@@ -139,27 +139,27 @@ def _targets(node: object, key: str) -> Iterator[tuple[str, object]]:
 
 
 def _may_be(name: str) -> bool:
-    """Whether a name can be one of those allowed from the start; nothing private is."""
+    """Return whether a name can be one of the allowed ones; nothing private is."""
     hidden = any(part.startswith("_") for part in name.split("."))
     return name in _NAMED or (not hidden and any(fnmatchcase(name, pattern) for pattern in _CLASSES))
 
 
 def _is_allowed(real: str, found: object) -> bool:
-    """Whether something of this own name may be built. A class may be public in a private module."""
+    """Return whether an object of this real name may be built; public classes of private modules may."""
     if real in _NAMED:
         return True
     return inspect.isclass(found) and any(fnmatchcase(real, pattern) for pattern in _CLASSES)
 
 
 def _given(name: str) -> bool:
-    """Whether the user's environment or an installed package allows a name."""
+    """Return whether the user's environment or an installed package allows a name."""
     patterns = [*os.environ.get(ALLOW_VARIABLE, "").split(","), *_packages_targets()]
     return any(fnmatchcase(name, pattern.strip()) for pattern in patterns if pattern.strip())
 
 
 @cache
 def _packages_targets() -> tuple[str, ...]:
-    """Patterns of what installed packages allow: one object, or everything that a module defines."""
+    """Return patterns of what installed packages allow: one object, or everything that a module defines."""
     return tuple(
         f"{found.module}.{found.attr}" if found.attr else f"{found.module}.*"
         for found in entry_points(group=ENTRY_POINTS)
@@ -187,7 +187,7 @@ def _locate(name: str) -> object:
 
 
 def _real_name(found: object) -> str | None:
-    """Where something says that it was defined."""
+    """Return the full name under which an object was defined; None if it has none."""
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
     return f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else None
 

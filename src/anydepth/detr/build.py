@@ -71,7 +71,7 @@ def build_detr(
         minimal_decoder_layers: Decoder layers of the minimal depth.
         num_queries: Q.
         denoising_queries: Denoising budget per image; 0 switches it off.
-        label_noise: Share of labels at risk of being drawn anew, halved.
+        label_noise: Share of labels at risk of being drawn again, halved.
         box_noise: Jitter of denoising boxes in half box sizes.
         input_size: (height, width) for evaluation and prediction.
         fit: How they fit images to it: ``stretch`` or ``letter_box``.

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from anydepth.config.key_effects import GROUPS_WITHOUT_NAME, MOST_TELLING, is_training_key
+from anydepth.config.key_effects import LABEL_PREFIXES, UNNAMED_GROUPS, is_training_key
 from anydepth.report.flat_config import canonical, differing_keys
 from anydepth.report.runs import Run
 from anydepth.utils.messages import join_few
@@ -59,7 +59,7 @@ def _overrides(run: Run) -> dict[str, str]:
 def _is_left_out_of_labels(key: str) -> bool:
     group = key.partition("@")[0]
     # Keys of Hydra configure the sweep, not what was trained.
-    return group in GROUPS_WITHOUT_NAME or re.split(r"[./]", group)[0] == "hydra"
+    return group in UNNAMED_GROUPS or re.split(r"[./]", group)[0] == "hydra"
 
 
 def _add_detector(overrides: Mapping[str, str], run: Run) -> Mapping[str, str]:
@@ -98,8 +98,8 @@ def _from_keys(configs: Sequence[Mapping[str, object]]) -> list[str]:
 
 def _rank(key: str) -> tuple[bool, int, int, str]:
     """Return a rank by which the most informative keys come first."""
-    matches = [place for place, prefix in enumerate(MOST_TELLING) if key.startswith(prefix)]
-    return key.endswith("_target_"), matches[0] if matches else len(MOST_TELLING), len(key), key
+    matches = [place for place, prefix in enumerate(LABEL_PREFIXES) if key.startswith(prefix)]
+    return key.endswith("_target_"), matches[0] if matches else len(LABEL_PREFIXES), len(key), key
 
 
 def _format_value(value: object) -> str:

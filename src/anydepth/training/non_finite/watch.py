@@ -44,7 +44,7 @@ class NonFiniteStepError(ArithmeticError):
 
 @dataclass(frozen=True, kw_only=True)
 class NonFinitePolicy:
-    """What to do in a run with a non-finite step.
+    """Policy of a run about non-finite steps.
 
     Attributes:
         action: ``stop`` ends the run; ``skip`` skips the optimizer step: weights, averaged weights, running
