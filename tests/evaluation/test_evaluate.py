@@ -236,7 +236,7 @@ def test_the_input_size_applies_to_cost_and_data(config: Callable[..., DictConfi
         (["weights=null"], ValueError, "no weights"),
         (["weights=absent.safetensors"], FileNotFoundError, "absent"),
         (["depths=[full,none@9]"], DepthError, "decoder depth 9"),
-        (["depths=[]"], DepthError, "no depth"),
+        (["depths=[]"], DepthError, "got an empty list of depths"),
         (["split=valid"], ValueError, "allowed are train, val, test"),
         (["backend=coco"], EvaluationError, "hotcoco, pycocotools"),
         (["precision=fp8"], ValueError, "fp32, bf16, fp16"),
