@@ -124,5 +124,5 @@ def test_cutting_twice_gives_the_same_files(
     train = json.loads((tmp_path / "first/annotations/instances_train.json").read_text(encoding="utf-8"))
     assert len(train["images"]) >= 3
     monkeypatch.setattr(script, "PHOTOGRAPHS", (script.Photograph("p.png", "0" * 64, "p", (0, 0, 900, 900)),))
-    with pytest.raises(SystemExit, match="another picture than in"):
+    with pytest.raises(SystemExit, match="differs from the photograph in"):
         script.main()

@@ -397,7 +397,7 @@ def test_without_the_engine_the_extra_is_named(shards: Shards, monkeypatch: pyte
     for name in [name for name in sys.modules if name.split(".")[0] == "litdata"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "litdata", None)
-    with pytest.raises(DataError, match=r'pip install "anydepth\[stream\]"'):
+    with pytest.raises(DataError, match=r'pip install "\.\[stream\]"'):
         source.read(0)
 
 
