@@ -183,20 +183,31 @@ def _install(folder: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mylab\nVersion: 1.0\n")
 
 
-def test_the_loss_term_of_the_examples_works_without_installing(
-    tmp_path: Path, small_run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("preset", "further_terms"), [("losses=detr_cosine", {"kd_cosine"}), ("detector=detr_gated", set())]
+)
+def test_examples_with_code_work_without_installing(
+    tmp_path: Path,
+    small_run: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    preset: str,
+    further_terms: set[str],
 ) -> None:
-    """By its own command: package on the path, its names in the environment, presets in ``--config-dir``."""
+    """By their own commands: package on the path, its names allowed, presets in ``--config-dir``."""
     write_files(EXTEND, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("ANYDEPTH_ALLOW_TARGETS", "mylab.*")
-    (command,) = [command for command in commands(EXTEND) if command.config_dir == "mylab/presets"]
+    (command,) = [
+        command
+        for command in commands(EXTEND)
+        if command.config_dir == "mylab/presets" and command.overrides == (preset,)
+    ]
     presets = f"hydra.searchpath=[file://{tmp_path / command.config_dir}]"
-    backbone, terms = example_step.run([presets, *command.overrides, *small_run, "paths.output_dir=out"])
+    backbone, terms = example_step.run([presets, *small_run, *command.overrides, "paths.output_dir=out"])
     for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[name]
     assert backbone == "ResNet"
-    assert "kd_cosine" in terms
+    assert {term for term in terms if term == "kd_cosine"} == further_terms
 
 
 def test_every_room_is_described() -> None:

@@ -37,7 +37,7 @@ def preset_folders() -> tuple[Path, ...]:
         if not folder.is_dir():
             raise PresetError(
                 f"entry point {found.name} = {found.value} of {ENTRY_POINTS}: {folder} is not a folder; "
-                "install the package again, with its yaml files"
+                "put an empty __init__.py beside the presets, and install the package with its yaml files"
             )
         folders.append(folder)
     return tuple(folders)
