@@ -56,7 +56,9 @@ def test_the_readme_is_a_page_long() -> None:
 def test_relative_links_lead_to_pages(page: Path, pages_hook: ModuleType) -> None:
     """MkDocs checks the links of its own pages, and their anchors, but not those of the README."""
     generated = {DOCS / path for path in pages_hook.generated_pages()}
-    for target, is_picture in links(page):
+    found = list(links(page))
+    assert found or page.parent == DOCS, "no links were found in the README"
+    for target, is_picture in found:
         path = Path(page.parent / target).resolve()
         assert is_picture or path.is_file() or path in generated, f"{page.name}: {target}"
 

@@ -197,6 +197,7 @@ def test_float_and_uint8_are_resized_alike_up_to_one_grey_level() -> None:
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:
     image = torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8)
+    assert get_args(Fit) == ("stretch", "letter_box")
     for fit in get_args(Fit):
         assert torch.equal(fit_image(image, (8, 9), fit), image)
 

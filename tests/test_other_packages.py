@@ -106,7 +106,7 @@ def test_a_backbone_of_another_package_is_built_and_counted(run: Run) -> None:
         detector = anydepth.build("detr_plain", num_classes=2, input_size=[128, 128])
         assert type(detector.backbone).__module__ == "spotter.backbone"
         costs = detector.measure_depth_costs()
-        assert all(cost > 0 for cost in costs.refinements), costs
+        assert len(costs.refinements) == 5 and all(cost > 0 for cost in costs.refinements), costs
         state = detector.state_dict()
         assert len(anydepth.load_weights(detector, state).loaded) == len(state)
         try:

@@ -18,7 +18,7 @@ from anydepth.detector import Objective
 from anydepth.runs.job import RunFolderError, check_output
 from anydepth.training.depth_schedule import DepthSchedule
 from anydepth.training.recipes import Recipe
-from config_checks import check_targets, composed
+from config_checks import check_targets, composed, targets
 
 GROUPS = (
     "ablation",
@@ -111,15 +111,26 @@ def test_pointers_lead_to_options_of_their_group() -> None:
 
 @pytest.mark.parametrize("group", CHOSEN)
 def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
-    texts = [path.read_text() for path in config_dir().rglob("*.yaml")]
-    for name in option_names(group):
-        assert any(f"/{group}@_global_.{group}: {name}" in text for text in texts)
+    lines = {
+        line.strip()
+        for path in config_dir().rglob("*.yaml")
+        if path.parent != config_dir() / group
+        for line in path.read_text().splitlines()
+    }
+    names = option_names(group)
+    assert names
+    assert [name for name in names if f"- /{group}@_global_.{group}: {name}" not in lines] == []
 
 
-@pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
-def test_other_entry_points_compose(name: str) -> None:
-    config = compose(name, ["paths.output_dir=out"], hydra_config=True)
-    check_targets(resolve_config(config))
+@pytest.mark.parametrize(
+    ("name", "built"),
+    # Prediction reads a folder, so it builds no data module.
+    [("analyze", {"data", "data.root"}), ("evaluate", {"data", "data.root"}), ("predict", set())],
+)
+def test_other_entry_points_compose(name: str, built: set[str]) -> None:
+    settings = resolve_config(compose(name, ["paths.output_dir=out"], hydra_config=True))
+    assert {key for key, _ in targets(settings)} == built
+    check_targets(settings)
 
 
 @pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
@@ -177,7 +188,7 @@ def test_a_misspelled_key_of_an_experiment_is_found(node: str) -> None:
     assert _added_keys(changed, base) == {f"{node}.depthss"}
     assert _added_keys(resolve_config(composed("+depthss=1")), base) == {"depthss"}
     for built in ("data", "trainer", "recipe", "detector"):
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError, match=f"^{built}: .*depthss"):
             check_targets(resolve_config(composed(f"+{built}.depthss=1")))
 
 

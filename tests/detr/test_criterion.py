@@ -125,6 +125,8 @@ def test_the_last_layer_has_only_the_requested_terms() -> None:
     whole = criterion.terms(output, truth, assignment)
     part = criterion.terms(output, truth, assignment, last_layer={"vfl"})
     assert whole.keys() - part.keys() == {"l1", "giou"}
+    # The other layers keep all of theirs.
+    assert {"vfl", "aux_vfl", "aux_l1", "aux_giou", "dn_vfl", "dn_l1", "dn_giou"} == part.keys()
     assert all(torch.equal(part[name], whole[name]) for name in part)
 
 
@@ -144,6 +146,8 @@ def test_half_precision_predictions_give_float32_losses(dtype: torch.dtype) -> N
     half = replace(output, **{name: getattr(output, name).to(dtype) for name in fields})
     widened = replace(output, **{name: getattr(half, name).float() for name in fields})
     found, expected = losses_of(half, targets), losses_of(widened, targets)
+    assert len(found) == 9, "three terms each of the last layer, the other layers and denoising"
+    assert found.keys() == expected.keys()
     for name, value in found.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, expected[name])

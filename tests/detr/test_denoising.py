@@ -49,6 +49,8 @@ def test_without_noise_every_positive_is_the_box_it_reconstructs() -> None:
         targets, num_classes=CLASSES, num_queries=QUERIES, label_noise=0, box_noise=0
     )
     assert queries is not None
+    # 100 queries in groups of the 4 boxes of the fullest image.
+    assert queries.groups == 25
     boxes = queries.boxes_logits.sigmoid()
     for image, target in enumerate(targets):
         positive, source = queries.positives[image], queries.positive_targets[image]

@@ -118,10 +118,14 @@ def test_the_box_of_a_layer_also_trains_the_box_head_of_the_layer_before(small: 
 def test_a_minimal_pass_trains_skip_norm_sets_only(small: DetrDetector) -> None:
     small.train()
     small(torch.rand(2, 3, 64, 64), "minimal").logits.sum().backward()
-    for _, norm in switchable_norms(small):
+    norms = [norm for _, norm in switchable_norms(small)]
+    assert len(norms) == sum(name.endswith(".skip.weight") for name in small.state_dict()) > 0
+    for norm in norms:
         assert norm.full.weight.grad is None
         assert norm.skip.weight.grad is not None
-    assert all(p.grad is None for name, p in small.named_parameters() if ".refinement." in name)
+    refinement = [p.grad for name, p in small.named_parameters() if ".refinement." in name]
+    assert refinement
+    assert all(gradient is None for gradient in refinement)
 
 
 def test_a_fresh_network_predicts_every_class_with_the_prior(small: DetrDetector) -> None:

@@ -125,6 +125,7 @@ def test_the_teacher_gets_no_gradient_and_an_equal_student_no_loss() -> None:
             assert (leaf.grad is not None) == taught
     same = distillation.predictions(teacher, teacher, second, second, truth)
     same |= distillation.features(teacher, teacher)
+    assert same.keys() == terms.keys() == {"kd_class", "kd_l1", "kd_giou", "kd_backbone", "kd_neck"}
     for name, value in same.items():
         assert value.item() == pytest.approx(0, abs=1e-5), name
 

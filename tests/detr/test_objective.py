@@ -160,6 +160,7 @@ def test_losses_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = both_paths(objective)
     for path, expected in zip(cast, exact, strict=True):
+        assert path.terms.keys() == expected.terms.keys()
         for name, value in path.terms.items():
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, expected.terms[name], msg=name)

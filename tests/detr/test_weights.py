@@ -35,6 +35,7 @@ def test_class_heads_of_another_data_set_stay_as_initialised_and_are_reported(de
     assert len(report.reinitialised) == 1 + 2 * (1 + 3)
     after, source = target.state_dict(), deep.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in report.reinitialised)
+    assert {*report.loaded, *report.copied_to_skip, *report.reinitialised} == after.keys()
     assert all(torch.equal(after[key], source[key]) for key in report.loaded)
     assert "class heads kept as initialised: 9 (decoder.denoising_class_embed.weight" in str(report)
 
@@ -230,6 +231,8 @@ def test_fewer_decoder_layers_load_the_first_ones_and_report_the_rest(deep: Detr
     shorter = build_again(deep, decoder_layers=2, minimal_decoder_layers=1)
     report = load_weights(shorter, written_as(deep, layouts.RTDETR_V1))
     assert report.missing == ()
+    # Of the third layer: 22 tensors, and 2 and 6 of its class and box heads.
+    assert len(report.unused) == 22 + 2 + 6
     assert all(re.match(r"decoder\.(decoder\.layers|dec_\w+_head)\.2\.", key) for key in report.unused)
     assert torch.equal(shorter.decoder.layers[1].linear1.weight, deep.decoder.layers[1].linear1.weight)
 

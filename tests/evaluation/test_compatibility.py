@@ -176,6 +176,7 @@ def measured(detector: Detector) -> Compatibility:
 
 def test_full_against_itself_is_equal_and_shallower_depths_are_not(measured: Compatibility) -> None:
     assert measured.images == 6
+    assert measured.stages == (*(f"stage{n}" for n in (1, 2, 3, 4)), "neck P3", "neck P4", "neck P5")
     for stage in measured.stages:
         for kind in ("pooled", "spatial"):
             assert measured.value(stage, "full", f"{kind}_cka") == pytest.approx(1, abs=1e-12)
@@ -245,8 +246,16 @@ def test_stages_of_other_detectors_are_found_with_their_channels_first(
 
 
 def test_an_error_inside_the_block_leaves_no_hook(detector: Detector) -> None:
-    with pytest.raises(RuntimeError, match="on the way"), capture_stage_features(detector):
-        raise RuntimeError("on the way")
+    hooked = []
+
+    def fail_inside() -> None:
+        with capture_stage_features(detector):
+            hooked.extend(module for module in detector.modules() if module._forward_hooks)
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        fail_inside()
+    assert hooked
     assert not any(module._forward_hooks for module in detector.modules())
 
 

@@ -151,7 +151,13 @@ def test_the_curve_is_written_printed_and_returned(
     assert curve.protocol is not None
     assert curve.protocol.repetitions == 2
     printed = capsys.readouterr().out
-    assert all(row.depth in printed for row in curve.rows)
+    assert [row.depth for row in curve.rows] == ["full", "neck@1", "minimal"]
+    lines = [line.split() for line in printed.splitlines()]
+    assert [line[0] for line in lines if line[:1] and line[0] in ("full", "neck@1", "minimal")] == [
+        "full",
+        "neck@1",
+        "minimal",
+    ]
     gflops = [row.gflops for row in curve.rows]
     assert gflops == sorted(gflops, reverse=True)
     assert gflops[0] > gflops[-1]

@@ -433,6 +433,7 @@ def test_without_a_ladder_naive_skipping_is_compared_at_minimal_depth():
     ends = {"full": 0.3, "minimal": 0.28}
     finding = _findings({BOTH: [ends] * 2, FULL_ONLY: [{"full": 0.3, "minimal": 0.1}] * 2})[NAIVE]
     assert finding.verdict == "supported"
+    assert "minimal/full_only/difference" in finding.figures
     assert not any(name.startswith("between") for name in finding.figures)
 
 

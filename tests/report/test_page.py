@@ -81,7 +81,9 @@ def test_the_front_is_pareto_optimal_over_all_settings(two_seeds: Comparison):
 
 
 def test_latency_that_one_setting_lacks_is_a_gap(two_seeds: Comparison):
-    assert all(point["latency"] is None for point in curves(two_seeds)["settings"][1]["points"])
+    pair, alone = curves(two_seeds)["settings"]
+    assert [point["latency"] is None for point in pair["points"]] == [False] * 6
+    assert [point["latency"] is None for point in alone["points"]] == [True] * 6
 
 
 def test_without_latency_there_is_no_chart_of_it(tmp_path: Path):
@@ -435,6 +437,7 @@ def test_lines_stand_out_from_their_background(theme: str):
         return float(_linear(colour) @ [0.2126, 0.7152, 0.0722]) + 0.05
 
     back = luminance(BACKGROUNDS[theme])
+    assert len(PALETTES[theme]) >= 8
     for colour in PALETTES[theme]:
         line = luminance(colour)
         assert max(line, back) / min(line, back) > 3, colour

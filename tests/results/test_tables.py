@@ -96,6 +96,7 @@ def test_the_chart_shows_both_metrics(tmp_path: Path, depths: str | list[str], l
     save_depth_chart(_curve(depths, latency=latency), tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert METRICS.keys() == {"AP50", "AP"}
     for colour in METRICS.values():
         wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
         assert (np.abs(pixels - wanted).max(axis=2) <= 2).sum() > 100

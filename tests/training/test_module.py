@@ -86,6 +86,7 @@ def test_the_step_sums_weighted_losses_of_all_passes(small_detector: Detector) -
 def test_passes_learn_from_the_output_and_the_assignment_of_full(small_detector: Detector) -> None:
     objective = _Recorder()
     _module(small_detector, objective).training_step(_batch(), 0)
+    assert len(objective.taught) == 2, "minimal and the random point"
     for position, (student, teacher, teacher_losses) in enumerate(objective.taught, start=1):
         assert student is objective.outputs[position]
         assert teacher is objective.outputs[0]

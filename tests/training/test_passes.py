@@ -84,6 +84,7 @@ def test_observing_gradients_changes_nothing_in_either_backward_mode(
         plain = _gradients(compose_run, tmp_path / f"{backward} plain", *settings, off)
         folder = tmp_path / backward
         watched = _gradients(compose_run, folder, *settings)
+        assert watched.keys() == plain.keys() != set()
         assert all(torch.equal(plain[name], gradient) for name, gradient in watched.items())
         header, *rows = (folder / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
         columns = [name for name in header.split(",") if name.startswith("gradients/")]

@@ -177,5 +177,6 @@ def test_passes_are_compared_by_the_gradients_of_the_whole_batch(
     assert {"gradients/cosine/minimal/all", "gradients/norm/full"} <= expected.keys()
     for results in together:
         assert results[str(case)]["agreement"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
-        plain = results[str(replace(case, observed=False))]["gradients"]
-        assert all(torch.equal(g, plain[name]) for name, g in results[str(case)]["gradients"].items())
+        plain, watched = (results[str(one)]["gradients"] for one in (replace(case, observed=False), case))
+        assert watched.keys() == plain.keys() != set()
+        assert all(torch.equal(gradient, plain[name]) for name, gradient in watched.items())

@@ -152,6 +152,7 @@ def test_losses_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = both_paths(objective)
     for path, expected in zip(cast, exact, strict=True):
+        assert path.terms.keys() == expected.terms.keys()
         for name, value in path.terms.items():
             assert value.dtype == torch.float32
             assert torch.equal(value, expected.terms[name]), name
@@ -173,6 +174,7 @@ def test_half_precision_outputs_give_the_losses_of_their_float32_values() -> Non
         teacher, student = (cast(make_output(2, 4, seed), *types) for seed in (1, 2))
         losses = objective.supervised(teacher, targets)
         results.append({**losses.terms, **objective.distilled(student, teacher, targets, losses).terms})
+    assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, results[1][name], msg=name)

@@ -214,6 +214,7 @@ def test_runs_can_be_sorted_by_the_summary_of_their_curve(logged: OfflineRun, cu
 
 def test_pictures_have_a_layer_for_each_depth(job: Path, logged: OfflineRun, curve: DepthCurve) -> None:
     gallery = read_gallery(job / "pictures")
+    assert len(gallery.images) == 2
     for number, image in enumerate(gallery.images, start=1):
         (row,) = logged.rows(f"detections/{number}")
         picture = row[f"detections/{number}"]

@@ -191,10 +191,13 @@ def _check_files(found: Found, case: Case) -> None:
     module.recipe = replace(module.recipe, multi_scale_sizes=())
     module.detector.load_state_dict(torch.load(folder / "step_8_weights.pt", weights_only=True))
     module.plan = step.planned_passes(module.detector.depth_space)
+    names = []
     for graph in module.replay(step.batch, step.place):
-        terms = {name: float(value.detach()) for name, value in graph.losses.terms.items()}
         name = graph.planned.name
+        names.append(name)
+        terms = {name: float(value.detach()) for name, value in graph.losses.terms.items()}
         assert terms == pytest.approx(step.terms[name], rel=1e-4, abs=1e-6), name
+    assert names == ["full", "minimal"]
     (folder / "step_8_rank_0.pt").rename(folder / "elsewhere.pt")
     part, missing = read_whole_step(folder / "step_8_rank_1.pt")
     assert (part.batch.image_ids, missing) == ((2, 3), (0,))
