@@ -78,6 +78,11 @@ def stages(detector: YoloDetector) -> Iterator[tuple[ElanStage, nn.Module | None
     yield from zip(neck.stages, [None, None, *neck.downs], strict=True)  # type: ignore[misc]
 
 
+def is_leaf(part: nn.Module) -> bool:
+    """Return whether a forward pass calls the part itself, and nothing within it."""
+    return not isinstance(part, nn.ModuleList) and not list(part.children())
+
+
 # -- 1: switching ----------------------------------------------------------------------------------------
 
 
@@ -174,8 +179,7 @@ def test_only_units_and_norm_sets_of_the_depth_are_called(detector: YoloDetector
     for (stage, down), refine in zip(stages(detector), config.refine, strict=True):
         for chain in [part for part in stage.modules() if isinstance(part, DepthStage)]:
             for unit in chain.refinement:
-                leaves = [part for part in unit.modules() if not list(part.children())]
-                leaves = [leaf for leaf in leaves if not isinstance(leaf, nn.ModuleList)]
+                leaves = [part for part in unit.modules() if is_leaf(part)]
                 skippable += len(leaves)
                 assert all(calls.get(leaf, 0) == refine for leaf in leaves)
         for part in (stage, down):
@@ -183,6 +187,8 @@ def test_only_units_and_norm_sets_of_the_depth_are_called(detector: YoloDetector
                 if isinstance(norm, SwitchableNorm) and norm.skip is not None:
                     switched += 1
                     assert (calls.get(norm.full, 0), calls.get(norm.skip, 0)) == (refine, not refine)
+    leaf_names = [name for name, part in detector.named_modules() if is_leaf(part)]
+    assert skippable == sum(".refinement." in name for name in leaf_names) > 0
     assert switched == sum(isinstance(n, SwitchableNorm) and n.skip is not None for n in detector.modules())
 
 

@@ -150,6 +150,11 @@ def test_a_run_writes_all_its_files(whole: tuple[Path, dict[str, Any]]) -> None:
         "provenance.json",
         "weights.safetensors",
     }
+    listed = {"best checkpoint", "last checkpoint", "weights", "pictures"}
+    listed |= {
+        f"{name} ({kind})" for name in ("depth curve", "compatibility") for kind in ("csv", "json", "png")
+    }
+    assert objects["files"].keys() == listed
     assert all(path.exists() for path in objects["files"].values())
     assert json.loads((folder / "provenance.json").read_text())["versions"]["anydepth"]
     metrics = objects["metrics"]
