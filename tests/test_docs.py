@@ -150,6 +150,14 @@ def test_presets_of_the_examples_compose(tmp_path: Path) -> None:
     mosaic = composed(presets, "data=bees_mosaic")
     assert (mosaic.data.root, mosaic.recipe.lr, mosaic.recipe.epochs) == ("/data/bees", 0.01, 600)
     assert mosaic.data.augmentation.affine.scale == 0.5  # that of yolo_n
+    # What trains with a preset is evaluated with it.
+    for command_name in ("evaluate", "analyze"):
+        for preset in ("bees", "bees_mosaic"):
+            evaluated = compose(
+                command_name, [presets, f"data={preset}", "paths.output_dir=out"], hydra_config=True
+            )
+            check_targets(resolve_config(evaluated))
+            assert evaluated.data.root == "/data/bees"
 
 
 def test_the_package_of_the_examples_works_once_installed(tmp_path: Path, small_run: tuple[str, ...]) -> None:

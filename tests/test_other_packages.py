@@ -139,6 +139,46 @@ def test_without_its_entry_point_nothing_of_a_package_is_built(installed: Path, 
     assert "spotter.detector.SpotDetector is not among what a configuration may build" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("spotter = spotter.conf", "spotter = spotter.gone", "No module named 'spotter.gone'"),
+        (
+            "plain = spotter.backbone:PLAIN",
+            "plain = spotter.gone:PLAIN",
+            "entry point plain = spotter.gone:PLAIN",
+        ),
+        ("plain = spotter.backbone:PLAIN", "basic = spotter.backbone:PLAIN", "has a backbone of this name"),
+    ],
+)
+def test_a_broken_entry_point_is_named(
+    installed: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    broken = tmp_path / "site-packages"
+    shutil.copytree(installed, broken)
+    (points,) = broken.glob("*.dist-info/entry_points.txt")
+    assert old in points.read_text()
+    points.write_text(points.read_text().replace(old, new))
+    code = """
+        from anydepth.config.presets import preset_folders
+        from anydepth.detr.backbones.table import all_backbones
+        preset_folders(), list(all_backbones())
+    """
+    done = _start(broken, "-c", textwrap.dedent(code))
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_a_package_without_its_yaml_files_is_named(installed: Path, tmp_path: Path) -> None:
+    """As where a package forgets its package data. A command ends with one message, not a traceback."""
+    bare = tmp_path / "site-packages"
+    shutil.copytree(installed, bare, ignore=shutil.ignore_patterns("*.yaml"))
+    done = _start(bare, "-m", "anydepth.train", "--help")
+    assert done.returncode == 1
+    assert "Error: entry point spotter = spotter.conf of anydepth.presets: got no yaml file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_preset_is_one_file_in_a_folder_of_ones_own(run: Run, tmp_path: Path) -> None:
     presets = {
         "detector": "defaults: [detr_tiny]\nnum_queries: 20\ninput_size: [64, 64]\n",

@@ -1,5 +1,6 @@
 """``anydepth-data look``."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,15 @@ def test_a_wrong_setting_is_one_readable_message(tmp_path: Path, capsys: pytest.
     message = capsys.readouterr().err
     assert "nonsense" in message
     assert "Traceback" not in message
+
+
+def test_presets_of_ones_own_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "presets" / "data").mkdir(parents=True)
+    (tmp_path / "presets" / "data" / "mine.yaml").write_text("defaults: [sample, _self_]\nbatch_size: 2\n")
+    options = ["--config-dir", str(tmp_path / "presets"), "--out", str(tmp_path / "out"), "--batches", "1"]
+    assert main(["look", *options, "data=mine", "data.num_workers=0", "detector.input_size=[64,64]"]) == 0
+    # Epoch 0, batch 0, images of the batch; the batches of the sample have more.
+    assert re.search(r"│ 0 +│ 0 +│ 2 +│", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["look", "--config-dir", str(tmp_path / "gone"), "data=mine"])
+    assert "no such folder; give a folder" in capsys.readouterr().err

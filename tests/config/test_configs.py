@@ -152,6 +152,14 @@ def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path)
         check_output("mine")
 
 
+@pytest.mark.parametrize("name", ["analyze", "evaluate"])
+@pytest.mark.parametrize("override", ["recipe=detr", "+recipe.lr=3", "losses=detr", "augmentation=none"])
+def test_commands_that_do_not_train_take_no_settings_of_training(name: str, override: str) -> None:
+    """They have the groups only because data presets may override them; a value would change nothing."""
+    with pytest.raises(ConfigCompositionException, match=rf"anydepth-{name} does not train, so leave out"):
+        compose(name, ["paths.output_dir=out", override])
+
+
 def _keys(node: object, prefix: str = "") -> set[str]:
     """Keys of plain containers, written with dots; what ``_target_`` takes is checked elsewhere."""
     if not isinstance(node, Mapping) or (prefix and "_target_" in node):

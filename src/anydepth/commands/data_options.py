@@ -179,6 +179,9 @@ examples:
   anydepth-data look data=custom data.root=datasets/bees augmentation=yolo
   anydepth-data look data=coco detector=yolo_n augmentation=yolo_n --epochs 0 590""",
     )
+    parser.add_argument(
+        "--config-dir", type=Path, help="folder with presets of your own, as for anydepth-train"
+    )
     parser.add_argument("--batches", type=int, default=2, help="batches of each epoch; default: 2")
     parser.add_argument(
         "--epochs",

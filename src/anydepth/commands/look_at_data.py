@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -31,7 +32,10 @@ def run(options: argparse.Namespace) -> int:
         SystemExit: A setting or a data set that cannot be used; the message is printed.
     """
     with readable_errors():
-        config = compose("train", [*options.overrides, f"paths.output_dir={options.out}"])
+        config = compose(
+            "train",
+            [*_search_path(options.config_dir), *options.overrides, f"paths.output_dir={options.out}"],
+        )
         module: DetectionDataModule = instantiate(config["data"])
         module.prepare_data()
         module.setup("fit")
@@ -44,6 +48,16 @@ def run(options: argparse.Namespace) -> int:
         get_console().print(table)
         get_console().print(f"pictures: {options.out}", highlight=False, soft_wrap=True, markup=False)
     return 0
+
+
+def _search_path(folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"--config-dir={folder}: no such folder; give a folder that holds, for example, data/NAME.yaml"
+        )
+    return [f"hydra.searchpath=['file://{folder.resolve()}']"]
 
 
 def _read_batches(module: DetectionDataModule, epoch: int, count: int) -> Iterator[Batch]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
 from anydepth.config import presets, resolvers
+from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
 
@@ -151,6 +152,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     "\nError: --experimental-rerun is not supported: repeat the command instead\n"
                 )
                 raise SystemExit(1)
+            with readable_errors():
+                presets.preset_folders()  # Hydra would show a broken one as a traceback.
             with checked_composition():
                 return command(*arguments)
 

@@ -5,7 +5,8 @@ sets environment variables, all from the node ``hydra`` of a configuration whose
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anydepth.config.renamed import RenamedKeyError, check_groups, check_overrides, explain_missing
+from anydepth.config.resolvers import TRAINING_GROUPS
 from anydepth.config.targets import TargetError, check_targets, find_target
 from anydepth.utils.messages import short_repr
 
@@ -48,6 +50,7 @@ def checked_composition() -> Iterator[None]:
         given = inspect.signature(original).bind(*arguments, **keywords).arguments
         try:
             check_overrides(given.get("overrides", ()))
+            _check_training_groups(given.get("config_name"), given.get("overrides", ()))
             config: DictConfig = original(*arguments, **keywords)
             check_groups(config)
             check_hydra_node(config)
@@ -68,6 +71,16 @@ def checked_composition() -> Iterator[None]:
         yield
     finally:
         setattr(ConfigLoaderImpl, _LOADS, original)
+
+
+def _check_training_groups(config_name: str | None, overrides: Iterable[str]) -> None:
+    """Refuse settings of training given to a command that does not train, where they would change nothing."""
+    if config_name in (None, "train"):
+        return
+    for text in overrides:
+        group = re.split(r"[.@/=]", text.lstrip("+~"))[0]
+        if group in TRAINING_GROUPS:
+            raise TargetError(f"{text}: anydepth-{config_name} does not train, so leave out {group}")
 
 
 def check_hydra_node(config: DictConfig) -> None:

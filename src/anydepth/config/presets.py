@@ -23,7 +23,7 @@ def preset_folders() -> tuple[Path, ...]:
     """Return the folders of presets of all installed packages.
 
     Raises:
-        PresetError: An entry point does not lead to a folder.
+        PresetError: An entry point does not lead to a folder with presets.
     """
     folders = []
     for found in entry_points(group=ENTRY_POINTS):
@@ -38,6 +38,11 @@ def preset_folders() -> tuple[Path, ...]:
             raise PresetError(
                 f"entry point {found.name} = {found.value} of {ENTRY_POINTS}: {folder} is not a folder; "
                 "put an empty __init__.py beside the presets, and install the package with its yaml files"
+            )
+        if not any(folder.rglob("*.yaml")):
+            raise PresetError(
+                f"entry point {found.name} = {found.value} of {ENTRY_POINTS}: got no yaml file below "
+                f"{folder}; install the package with its yaml files (package data)"
             )
         folders.append(folder)
     return tuple(folders)

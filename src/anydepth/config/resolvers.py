@@ -28,6 +28,9 @@ _NAMED = ("experiment", "detector", "data", "seed")
 _NOT_CHOSEN = ("family", "dataset_kind", "hydra")
 """Groups whose option the detector or the data set chooses, and Hydra's own."""
 
+TRAINING_GROUPS = ("losses", "recipe", "augmentation")
+"""Groups of training that data presets may override, so that other commands have them too, without effect."""
+
 _MAX_NAME_LENGTH = 120
 """Characters of a job's folder before its hash; file systems allow 255 bytes."""
 
@@ -172,6 +175,8 @@ def option_list(*, _root_: DictConfig) -> str:
     loader = GlobalHydra.instance().config_loader()
     lines = []
     used = [str(group) for group in _root_.hydra.runtime.choices]
+    if _root_.hydra.job.config_name != "train":
+        used = [group for group in used if group not in TRAINING_GROUPS]
     groups = [group for group in loader.list_groups("") if group in used]
     for group in [*groups, "hydra/launcher", "hydra/sweeper"]:
         options = [name for name in loader.get_group_options(group) if not name.startswith("_")]

@@ -26,12 +26,24 @@ def find_backbone(name: str) -> BackboneKind:
     """Return a backbone by its name.
 
     Raises:
-        ValueError: The name is unknown, or its entry point is not a :class:`BackboneKind`.
+        ValueError: The name is unknown, or taken twice, or its entry point is not a :class:`BackboneKind`.
     """
+    others = entry_points(group=ENTRY_POINTS, name=name)
+    if name in BACKBONES and others:
+        raise ValueError(
+            f"entry point {name} of {ENTRY_POINTS}: anydepth has a backbone of this name; "
+            "rename the entry point"
+        )
     if name in BACKBONES:
         return BACKBONES[name]
-    for found in entry_points(group=ENTRY_POINTS, name=name):
-        kind = found.load()
+    for found in others:
+        try:
+            kind = found.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"entry point {name} = {found.value} of {ENTRY_POINTS}: {error}; repair or uninstall "
+                "the package that declares it"
+            ) from error
         if not isinstance(kind, BackboneKind):
             raise ValueError(
                 f"entry point {name} of {ENTRY_POINTS}: got a {type(kind).__name__}, expected a "
