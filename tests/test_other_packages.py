@@ -1,20 +1,30 @@
 """Code of other packages comes in by doors: presets, entry points, targets; nothing in this package names it.
 
 ``tests/packages/spotter`` is a third detector family in miniature, with losses, presets, and a backbone for
-AnyDepth-DETR. Its commands run in processes of their own, as a package is found when a process starts.
+AnyDepth-DETR. Training and evaluation with it run in processes of their own, as users start them; the rest
+runs in the tests' own process, because starting one takes longer than most of them.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import textwrap
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+import anydepth
+from anydepth import train, zoo
+from anydepth.config import targets
+from anydepth.config.presets import preset_folders
+from anydepth.config.targets import TargetError
+from anydepth.detr.backbones.table import all_backbones
+from anydepth.report.runs import find_runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPOTTER = REPOSITORY / "tests" / "packages" / "spotter"
@@ -58,6 +68,25 @@ def run(installed: Path) -> Run:
     return run_python
 
 
+@pytest.fixture
+def installs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Installs the packages of a folder into this process, until the end of the test."""
+
+    def forget() -> None:
+        zoo._settings.cache_clear()
+        targets._packages_targets.cache_clear()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "spotter"]:
+            del sys.modules[name]
+
+    def install(folder: Path) -> None:
+        monkeypatch.delenv(targets.ALLOW_VARIABLE, raising=False)
+        monkeypatch.syspath_prepend(folder)
+        forget()
+
+    yield install
+    forget()
+
+
 def _start(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python with a folder of installed packages, without what the tests themselves allow."""
     paths = [str(site), str(REPOSITORY / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -68,7 +97,9 @@ def _start(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_third_family_trains_is_saved_loaded_evaluated_and_compared(run: Run, tmp_path: Path) -> None:
+def test_a_third_family_trains_is_saved_loaded_evaluated_and_compared(
+    run: Run, installed: Path, installs: Callable[[Path], None], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shown = run("-m", "anydepth.train", "detector=spotter", *SMALL, f"hydra.run.dir={folder}")
     assert "early+late" in shown or "full" in shown
@@ -77,50 +108,56 @@ def test_a_third_family_trains_is_saved_loaded_evaluated_and_compared(run: Run, 
     assert curve["rows"][0]["gflops"] > curve["rows"][-1]["gflops"] > 0
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["distilled_levels"] == ["attention", "predictions"]
-    code = f"""
-        import anydepth, torch
-        detector = anydepth.load({str(folder / "weights.safetensors")!r})
-        assert type(detector).__module__ == "spotter.detector", type(detector)
-        assert detector.config["name"] == "spotter" and not detector.training
-        other = anydepth.build("spotter", num_classes=detector.num_classes)
-        report = anydepth.load_weights(other, {str(folder / "weights.safetensors")!r})
-        assert len(report.loaded) == len(detector.state_dict()) and not report.missing, report
-        images = torch.rand(1, 3, 64, 64)
-        assert torch.equal(other.eval()(images, "minimal").scores, detector(images, "minimal").scores)
-        from anydepth.report.runs import find_runs
-        (found,), unusable = find_runs([{str(folder)!r}])
-        assert found.distilled_levels == frozenset({{"attention", "predictions"}}) and not unusable
-    """
-    run("-c", textwrap.dedent(code))
+    installs(installed)
+    weights = folder / "weights.safetensors"
+    detector = anydepth.load(weights)
+    assert type(detector).__module__ == "spotter.detector", type(detector)
+    assert detector.config["name"] == "spotter"
+    assert not detector.training
+    other = anydepth.build("spotter", num_classes=detector.num_classes)
+    report = anydepth.load_weights(other, weights)
+    assert len(report.loaded) == len(detector.state_dict())
+    assert not report.missing
+    images = torch.rand(1, 3, 64, 64)
+    ours, theirs = other.eval()(images, "minimal"), detector(images, "minimal")
+    assert torch.equal(ours.scores, theirs.scores)
+    (found,), unusable = find_runs([str(folder)])
+    assert found.distilled_levels == frozenset({"attention", "predictions"})
+    assert not unusable
     evaluated = tmp_path / "evaluation"
     run(
-        *("-m", "anydepth.evaluate", f"weights={folder / 'weights.safetensors'}", "depths=[minimal]"),
+        *("-m", "anydepth.evaluate", f"weights={weights}", "depths=[minimal]"),
         *(f"output={evaluated}", "device=cpu", "latency.repetitions=0", "data.num_workers=0"),
     )
     assert (evaluated / "depth_curve.json").is_file()
 
 
-def test_a_backbone_of_another_package_is_built_and_counted(run: Run) -> None:
-    code = """
-        import anydepth
-        detector = anydepth.build("detr_plain", num_classes=2, input_size=[128, 128])
-        assert type(detector.backbone).__module__ == "spotter.backbone"
-        costs = detector.measure_depth_costs()
-        assert len(costs.refinements) == 5 and all(cost > 0 for cost in costs.refinements), costs
-        state = detector.state_dict()
-        assert len(anydepth.load_weights(detector, state).loaded) == len(state)
-        try:
-            anydepth.build("detr_plain", stem="deep")
-        except ValueError as error:
-            assert "a plain backbone (block=plain) has the stem 'small'" in str(error), error
-        else:
-            raise AssertionError("stem=deep was taken")
-    """
-    run("-c", textwrap.dedent(code))
+def test_a_backbone_of_another_package_is_built_and_counted(
+    installed: Path, installs: Callable[[Path], None]
+) -> None:
+    installs(installed)
+    detector = anydepth.build("detr_plain", num_classes=2, input_size=[128, 128])
+    assert type(detector.backbone).__module__ == "spotter.backbone"
+    costs = detector.measure_depth_costs()
+    assert len(costs.refinements) == 5
+    assert all(cost > 0 for cost in costs.refinements)
+    state = detector.state_dict()
+    assert len(anydepth.load_weights(detector, state).loaded) == len(state)
+    with pytest.raises(ValueError, match=r"a plain backbone \(block=plain\) has the stem 'small'"):
+        anydepth.build("detr_plain", num_classes=2, stem="deep")
 
 
-def test_options_of_other_packages_are_listed(run: Run) -> None:
-    shown = run("-m", "anydepth.train", "--help").partition("== Values ==")[0]
+def test_options_of_other_packages_are_listed(
+    installed: Path,
+    installs: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installs(installed)
+    monkeypatch.setattr(sys, "argv", ["anydepth-train", "--help"])
+    with pytest.raises(SystemExit):
+        train.main()
+    shown = capsys.readouterr().out.partition("== Values ==")[0]
     options = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)
     assert {"spotter", "detr_plain", "detr_tiny"} <= set(options["detector"].split(", "))
     assert "spotter" in options["losses"].split(", ")
@@ -128,15 +165,17 @@ def test_options_of_other_packages_are_listed(run: Run) -> None:
     assert not {"family", "dataset_kind", "recipe/default", "augmentation/default"} & options.keys()
 
 
-def test_without_its_entry_point_nothing_of_a_package_is_built(installed: Path, tmp_path: Path) -> None:
+def test_without_its_entry_point_nothing_of_a_package_is_built(
+    installed: Path, installs: Callable[[Path], None], tmp_path: Path
+) -> None:
     """The same package, installed without allowing its targets: its preset composes and builds nothing."""
     closed = tmp_path / "site-packages"
     shutil.copytree(installed, closed)
     (points,) = closed.glob("*.dist-info/entry_points.txt")
     points.write_text(points.read_text().replace("[anydepth.targets]", "[somebody.else]"))
-    done = _start(closed, "-c", "import anydepth; anydepth.build('spotter', num_classes=2)")
-    assert done.returncode != 0
-    assert "spotter.detector.SpotDetector is not among what a configuration may build" in done.stderr
+    installs(closed)
+    with pytest.raises(TargetError, match=r"spotter.detector.SpotDetector is not among what a config"):
+        anydepth.build("spotter", num_classes=2)
 
 
 @pytest.mark.parametrize(
@@ -152,31 +191,36 @@ def test_without_its_entry_point_nothing_of_a_package_is_built(installed: Path, 
     ],
 )
 def test_a_broken_entry_point_is_named(
-    installed: Path, tmp_path: Path, old: str, new: str, message: str
+    installed: Path, installs: Callable[[Path], None], tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     broken = tmp_path / "site-packages"
     shutil.copytree(installed, broken)
     (points,) = broken.glob("*.dist-info/entry_points.txt")
     assert old in points.read_text()
     points.write_text(points.read_text().replace(old, new))
-    code = """
-        from anydepth.config.presets import preset_folders
-        from anydepth.detr.backbones.table import all_backbones
-        preset_folders(), list(all_backbones())
-    """
-    done = _start(broken, "-c", textwrap.dedent(code))
-    assert done.returncode != 0
-    assert message in done.stderr
+    installs(broken)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        (preset_folders(), list(all_backbones()))
 
 
-def test_a_package_without_its_yaml_files_is_named(installed: Path, tmp_path: Path) -> None:
+def test_a_package_without_its_yaml_files_is_named(
+    installed: Path,
+    installs: Callable[[Path], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As where a package forgets its package data. A command ends with one message, not a traceback."""
     bare = tmp_path / "site-packages"
     shutil.copytree(installed, bare, ignore=shutil.ignore_patterns("*.yaml"))
-    done = _start(bare, "-m", "anydepth.train", "--help")
-    assert done.returncode == 1
-    assert "Error: entry point spotter = spotter.conf of anydepth.presets: got no yaml file" in done.stderr
-    assert "Traceback" not in done.stderr
+    installs(bare)
+    monkeypatch.setattr(sys, "argv", ["anydepth-train", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert "Error: entry point spotter = spotter.conf of anydepth.presets: got no yaml file" in message
+    assert "Traceback" not in message
 
 
 def test_a_preset_is_one_file_in_a_folder_of_ones_own(run: Run, tmp_path: Path) -> None:
@@ -191,10 +235,8 @@ def test_a_preset_is_one_file_in_a_folder_of_ones_own(run: Run, tmp_path: Path) 
     folder = tmp_path / "run"
     run(
         *("-m", "anydepth.train", f"--config-dir={tmp_path / 'conf'}", "detector=mine", "data=mine"),
-        *(*SMALL, f"hydra.run.dir={folder}"),
+        *(*SMALL, "curve.depths=[minimal]", f"hydra.run.dir={folder}"),
     )
     assert json.loads((folder / "depth_curve.json").read_text())["detector"] == "mine"
     # The file needs neither the preset nor the folder it lies in.
-    weights = str(folder / "weights.safetensors")
-    code = f"import anydepth; print(anydepth.load({weights!r}).config['num_queries'])"
-    assert run("-c", code).strip() == "20"
+    assert anydepth.load(folder / "weights.safetensors").config["num_queries"] == 20
