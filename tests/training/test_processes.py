@@ -87,7 +87,7 @@ def _take_step(case: Case, rank: int, processes: int) -> dict[str, dict[str, Any
     module = make_module(case.network, case.backward)
     passes: list[Gradients] = []
     if case.observed:
-        module.observe_pass = lambda graph: passes.append(pass_gradients(module.detector, graph))
+        module.observers.append(lambda graph: passes.append(pass_gradients(module.detector, graph)))
     share = IMAGES // processes
     batch = make_batch(COUNTS[case.boxes], slice(rank * share, (rank + 1) * share))
     step: nn.Module = Step(module)

@@ -39,6 +39,7 @@ TABLE: tuple[KeyEffect, ...] = (
     KeyEffect("callbacks.progress", "nothing"),
     KeyEffect("callbacks.last", "nothing"),
     KeyEffect("callbacks.gradient_conflict", "nothing"),
+    KeyEffect("callbacks.loss_shares", "nothing"),
     KeyEffect("non_finite.files", "nothing"),
     KeyEffect("non_finite.weights", "nothing"),
     # What happens to steps that are not finite, if there are any.

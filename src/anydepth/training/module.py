@@ -60,8 +60,8 @@ class DetectionModule(pl.LightningModule):
 
     Attributes:
         plan: Passes of the current step.
-        observe_pass: Function that is called with every pass of a step while its graph still exists; it must
-            leave parameters, gradients and random numbers alone. None: no observer.
+        observers: Functions that are called with every pass of a step while its graph still exists; they must
+            leave parameters, gradients and random numbers alone.
 
     Raises:
         ValueError: An unknown score, resize mode or backward mode, or antialiasing of ``nearest``.
@@ -106,7 +106,7 @@ class DetectionModule(pl.LightningModule):
         self.resize_mode = resize_mode
         self.antialias = antialias
         self.plan: tuple[PlannedPass, ...] = ()
-        self.observe_pass: Callable[[PassGraph], None] | None = None
+        self.observers: list[Callable[[PassGraph], None]] = []
         self.time_progress = 0.0
         self.compile_forward = compile_forward
         self.separate_backward = backward == "separate"
@@ -141,13 +141,13 @@ class DetectionModule(pl.LightningModule):
         for graph in self._run_passes(batch, place):
             graphs.append(graph)
             if self.separate_backward:
-                self._notify_observer([graph])
+                self._notify_observers([graph])
                 if len(graphs) < len(self.plan):
                     self._backward_now(
                         graph, first_batch=batch_idx % self.trainer.accumulate_grad_batches == 0
                     )
         if not self.separate_backward:
-            self._notify_observer(graphs)
+            self._notify_observers(graphs)
         self.watch.record_batch(batch, place, graphs)
         self._log_losses(graphs, len(batch))
         returned = graphs[-1:] if self.separate_backward else graphs
@@ -187,10 +187,10 @@ class DetectionModule(pl.LightningModule):
             losses.append(self._pass_losses(planned, outputs, losses, batch.targets))
             yield PassGraph(number, planned, losses[-1], losses[-1].total, stem)
 
-    def _notify_observer(self, graphs: Sequence[PassGraph]) -> None:
-        if self.observe_pass is not None:
+    def _notify_observers(self, graphs: Sequence[PassGraph]) -> None:
+        for observe in self.observers:
             for graph in graphs:
-                self.observe_pass(graph)
+                observe(graph)
 
     def _backward_now(self, graph: PassGraph, *, first_batch: bool) -> None:
         """Run the backward of a pass that others follow, as Lightning runs that of the returned loss.

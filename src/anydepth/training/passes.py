@@ -98,6 +98,18 @@ class PassGraph:
         """
         return self.stem.gradients(scale * self.total, parameters, keep=keep)
 
+    def term_gradients(
+        self, term: str, parameters: Sequence[Tensor], scale: float = 1.0
+    ) -> list[Tensor | None]:
+        """Return the gradient of ``scale`` times one term of the loss, as :meth:`gradients` does.
+
+        All are None if the term is a constant, such as a denoising loss of a batch without boxes.
+        """
+        value = self.losses.terms[term]
+        if not value.requires_grad:
+            return [None] * len(parameters)
+        return self.stem.gradients(scale * value, parameters)
+
 
 class _AddEarlierGradients(torch.autograd.Function):
     """Identity in the forward direction; backward adds the gradients of earlier passes."""

@@ -21,8 +21,8 @@ from anydepth.training.callbacks.gradient_conflict import (
     GradientConflict,
     Gradients,
     _average_gradients,
-    _loss_scale,
     compare_gradients,
+    loss_scale,
     parameter_groups,
     pass_gradients,
 )
@@ -72,9 +72,9 @@ def _compared(module: DetectionModule, batch: Batch, scale: float = 1.0) -> dict
 
 def _pass_gradients(module: DetectionModule, batch: Batch, scale: float = 1.0) -> list[Gradients]:
     found: list[Gradients] = []
-    module.observe_pass = lambda graph: found.append(pass_gradients(module.detector, graph, scale=scale))
+    module.observers.append(lambda graph: found.append(pass_gradients(module.detector, graph, scale=scale)))
     module.training_step(batch, 0)
-    module.observe_pass = None
+    module.observers.clear()
     return found
 
 
@@ -83,7 +83,7 @@ def _separate_gradients(module: DetectionModule, batch: Batch) -> list[dict[str,
     gradients = []
     for position in range(len(module.plan)):
         kept: list[PassGraph] = []
-        module.observe_pass = kept.append
+        module.observers.append(kept.append)
         module.zero_grad(set_to_none=True)
         module.training_step(batch, 0)
         kept[position].total.backward()
@@ -94,7 +94,7 @@ def _separate_gradients(module: DetectionModule, batch: Batch) -> list[dict[str,
                 if parameter.grad is not None
             }
         )
-    module.observe_pass = None
+    module.observers.clear()
     module.zero_grad(set_to_none=True)
     return gradients
 
@@ -179,8 +179,8 @@ def test_the_loss_scale_cancels_and_an_overflow_is_left_out() -> None:
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
     # The scaler initialises its scale when it is first used.
     scaler.scale(torch.ones(1))
-    assert _loss_scale(cast(Any, SimpleNamespace(precision_plugin=plugin))) == 256
-    assert _loss_scale(cast(Any, SimpleNamespace(precision_plugin=None))) == 1
+    assert loss_scale(cast(Any, SimpleNamespace(precision_plugin=plugin))) == 256
+    assert loss_scale(cast(Any, SimpleNamespace(precision_plugin=None))) == 1
 
 
 def test_images_without_objects_can_be_measured() -> None:

@@ -7,7 +7,7 @@ Multi-Task Learning", NeurIPS 2020, definition 1).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import lightning.pytorch as pl
@@ -63,6 +63,7 @@ class GradientConflict(pl.Callback):
         self.every_n_steps = every_n_steps
         self._measured = -1
         self._gradients: list[Gradients] = []
+        self._observer: Callable[[PassGraph], None] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Allow more than one backward through compiled graphs."""
@@ -75,12 +76,14 @@ class GradientConflict(pl.Callback):
         """Observe the passes of each step."""
         assert isinstance(pl_module, DetectionModule)
         self._measured = -1
-        pl_module.observe_pass = partial(self._observe, trainer, pl_module)
+        self._observer = partial(self._observe, trainer, pl_module)
+        pl_module.observers.append(self._observer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop observing."""
         assert isinstance(pl_module, DetectionModule)
-        pl_module.observe_pass = None
+        if self._observer in pl_module.observers:
+            pl_module.observers.remove(self._observer)
 
     def _observe(self, trainer: pl.Trainer, module: DetectionModule, graph: PassGraph) -> None:
         step = trainer.global_step
@@ -93,7 +96,7 @@ class GradientConflict(pl.Callback):
             self._measured = step
         if graph.number == 0:
             self._gradients.clear()
-        self._gradients.append(pass_gradients(module.detector, graph, scale=_loss_scale(trainer)))
+        self._gradients.append(pass_gradients(module.detector, graph, scale=loss_scale(trainer)))
         if last:
             names = [planned.name for planned in module.plan]
             values = compare_gradients(module.detector, self._gradients, names)
@@ -115,12 +118,22 @@ def pass_gradients(detector: Detector, graph: PassGraph, *, scale: float = 1.0) 
         scale: Factor of the loss in the backward, against underflow in half precision; the returned
             gradients are divided by it.
     """
-    parameters = _trainable_parameters(detector)
+    parameters = list(trainable_parameters(detector).values())
     with disable_autocast(graph.total.device):
-        found = graph.gradients(list(parameters.values()), scale)
+        found = graph.gradients(parameters, scale)
+    return unscaled_mean(found, parameters, scale)
+
+
+def unscaled_mean(
+    found: Sequence[Tensor | None], parameters: Sequence[nn.Parameter], scale: float
+) -> Gradients:
+    """Return gradients divided by the factor of their loss, averaged over the processes.
+
+    In distributed training every process must call this with the gradients of the same loss.
+    """
     # autograd.grad exchanges nothing between processes: DDP's hooks run where gradients are accumulated.
     if distributed.world_size() > 1:
-        return _average_gradients(found, list(parameters.values()), scale)
+        return _average_gradients(found, parameters, scale)
     return [None if gradient is None else gradient / scale for gradient in found]
 
 
@@ -136,7 +149,7 @@ def compare_gradients(
         gradients: Gradients of each pass, as :func:`pass_gradients` returns them.
         names: Names of the passes.
     """
-    parameters = _trainable_parameters(detector)
+    parameters = trainable_parameters(detector)
     groups = parameter_groups(detector)
     members: dict[str, list[int]] = {}
     for index, name in enumerate(parameters):
@@ -156,7 +169,8 @@ def compare_gradients(
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _trainable_parameters(detector: Detector) -> dict[str, nn.Parameter]:
+def trainable_parameters(detector: Detector) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name."""
     return {name: p for name, p in detector.named_parameters() if p.requires_grad}
 
 
@@ -221,8 +235,8 @@ def _cosines(first: Gradients, second: Gradients, members: Mapping[str, Sequence
     return cosines
 
 
-def _loss_scale(trainer: pl.Trainer) -> float:
-    """Return the loss scale of float16 training, 1 otherwise."""
+def loss_scale(trainer: pl.Trainer) -> float:
+    """Return the factor of the losses in float16 training, 1 otherwise."""
     plugin = trainer.precision_plugin
     scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
     return 1.0 if scaler is None else float(scaler.get_scale())
