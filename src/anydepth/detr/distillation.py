@@ -215,7 +215,7 @@ def balanced_weight(num_classes: int) -> float:
     all losses of the deeper pass for 2 to 365 classes, measured on ``detr_tiny``. Divided by the number of
     boxes, the term does not depend on the number of queries.
     """
-    return _PUBLISHED_WEIGHT * math.log1p(num_classes) / math.log1p(_PUBLISHED_CLASSES)
+    return _PUBLISHED_WEIGHT * (math.log1p(num_classes) / math.log1p(_PUBLISHED_CLASSES))
 
 
 def pair_queries(
