@@ -27,9 +27,13 @@ Pascal VOC: Annotations/ and JPEGImages/ with lists ImageSets/Main/{train,val,te
 (or valid) and test with the xmls beside the images; or one folder of both. Pixels count from 1. Objects
 marked as difficult become crowd regions: not learnt, and detections on them are ignored in evaluation.
 
-YOLO: data.yaml with names, train, val and test; or classes.txt and folders images/SPLIT with labels/SPLIT, or
-SPLIT/images with SPLIT/labels. Images without a label file have no objects and are kept. Polygons become the
-boxes around them. Paths that lead out of the folder of data.yaml are followed only with --anywhere.""",
+YOLO: data.yaml with names, train, val and test; Darknet's obj.data or obj.names with train.txt and valid.txt;
+or classes.txt and folders images/SPLIT with labels/SPLIT, or SPLIT/images with SPLIT/labels. Images without a
+label file have no objects and are kept. Polygons become the boxes around them. Paths that lead out of the
+folder of data.yaml are followed only with --anywhere.
+
+Splits are recognised in any case, as val, valid or validation, and with a year. Lists and folders that are not
+used are named in the summary, or refused if no split would be left.""",
         """\
 examples:
   anydepth-data import VOCdevkit/VOC2007 datasets/voc2007

@@ -8,10 +8,10 @@ from rich.console import Console
 from anydepth.data.convert.dataset import (
     ForeignDataset,
     check_empty_folder,
-    files_below,
     split_off_val,
     write_coco,
 )
+from anydepth.data.convert.folders import files_below
 from anydepth.data.convert.voc import read_voc
 from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError

@@ -9,7 +9,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +21,6 @@ from anydepth.utils.files import scratch_folder
 
 ImageLink = Literal["hard", "symbolic"]
 
-SPLIT_FOLDERS: Mapping[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm"}
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED_ORIENTATIONS = {5, 6, 7, 8}  # Those that swap height and width (Exif 2.32, tag 274).
 
@@ -121,62 +112,6 @@ def read_picture_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     except Exception as error:
         raise DataError(f"{path}: not a readable picture ({error}); restore or remove it") from error
     return ((width, height) if turned else (height, width)), (height, width)
-
-
-def pictures_below(folder: Path) -> list[Path]:
-    """Return the sorted pictures in a folder and its subfolders, by suffix in any case, without hidden files.
-
-    Raises:
-        DataError: There is no such folder.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder of the images")
-    return sorted(path for path in files_below(folder) if path.suffix.lower() in _IMAGE_SUFFIXES)
-
-
-def split_folders(parent: Path) -> dict[SplitName, Path]:
-    """Return the subfolders that are named after splits.
-
-    Raises:
-        DataError: Two of them name the same split.
-    """
-    found: dict[SplitName, Path] = {}
-    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
-        split = SPLIT_FOLDERS.get(path.name.lower())
-        if split is not None and path.is_dir():
-            if split in found:
-                raise DataError(f"{found[split]} and {path} are both the {split} split; remove or rename one")
-            found[split] = path
-    return found
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Iterate over the files in a folder and its subfolders, without hidden ones.
-
-    Symbolic links are trusted as the user's own, because archives with links are never unpacked here: they
-    are followed out of the folder, but into each folder only once, because links may form cycles.
-    """
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent) / name for name in names if not name.startswith("."))
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file with any line endings.
-
-    Raises:
-        DataError: It is missing or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a text file in UTF-8") from error
 
 
 def split_off_val(dataset: ForeignDataset, share: float, seed: int) -> None:
