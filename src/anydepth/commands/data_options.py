@@ -24,16 +24,17 @@ The result is images/SPLIT/ and annotations/instances_SPLIT.json in COCO format.
 they are hard-linked, or copied if the file system has no hard links. Nothing is written if anything is wrong.
 
 Pascal VOC: Annotations/ and JPEGImages/ with lists ImageSets/Main/{train,val,test}.txt; or folders train, val
-(or valid) and test with the xmls beside the images; or one folder of both. Pixels count from 1. Objects
-marked as difficult become crowd regions: not learnt, and detections on them are ignored in evaluation.
+(or valid) and test with the xmls beside the images; or one folder of both. Pixels count from 1 unless
+--zero-based is given; the summary shows what the boxes say about it. Objects marked as difficult become crowd
+regions: not learnt, and detections on them are ignored in evaluation.
 
 YOLO: data.yaml with names, train, val and test; Darknet's obj.data or obj.names with train.txt and valid.txt;
 or classes.txt and folders images/SPLIT with labels/SPLIT, or SPLIT/images with SPLIT/labels. Images without a
 label file have no objects and are kept. Polygons become the boxes around them. Paths that lead out of the
 folder of data.yaml are followed only with --anywhere.
 
-Splits are recognised in any case, as val, valid or validation, and with a year. Lists and folders that are not
-used are named in the summary, or refused if no split would be left.""",
+Splits are recognised in any case, as val, valid or validation, and with a year. Lists and folders that are
+not used are named in the summary, or refused if no split would be left.""",
         """\
 examples:
   anydepth-data import VOCdevkit/VOC2007 datasets/voc2007

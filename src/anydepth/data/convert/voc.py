@@ -8,6 +8,7 @@ from anydepth.data.convert.dataset import ForeignDataset, ForeignImage, ForeignO
 from anydepth.data.convert.folders import files_below, pictures_below
 from anydepth.data.convert.pairing import pair_names, without_suffix
 from anydepth.data.convert.voc_layout import Part, find_parts, split_pairs
+from anydepth.data.convert.voc_origin import OriginEvidence
 from anydepth.data.convert.voc_xml import Entry, parse_annotation
 from anydepth.data.errors import DataError
 from anydepth.utils.messages import join_few
@@ -52,23 +53,18 @@ def read_voc(
             dataset.splits[split] = reader.read(pairs)
     names = {item.class_name for part in dataset.splits.values() for image in part for item in image.objects}
     dataset.class_names = tuple(sorted(names))
-    if reader.at_zero:
-        dataset.remarks.append(
-            f"{reader.at_zero} boxes start at pixel 0, which VOC does not have, e.g. {reader.first_at_zero}: "
-            "if all files count from 0, import again with --zero-based"
-        )
+    dataset.remarks.append(reader.origin.describe())
     return dataset
 
 
 class _Reader:
-    """Reads the parts of one data set, and counts boxes that hint at another origin."""
+    """Reads the parts of one data set, and collects evidence of the origin of its pixels."""
 
     def __init__(self, dataset: ForeignDataset, zero_based: bool, keep_difficult: bool) -> None:
         self.dataset = dataset
         self.first_pixel = 0 if zero_based else 1
         self.keep_difficult = keep_difficult
-        self.at_zero = 0
-        self.first_at_zero = ""
+        self.origin = OriginEvidence(zero_based=zero_based)
 
     def pair(self, part: Part) -> Mapping[SplitName, list[tuple[Path, Path]]]:
         """Return the image and the xml of each name, by split."""
@@ -114,6 +110,7 @@ class _Reader:
 
     def _read_image(self, picture: Path, xml: Path) -> ForeignImage | None:
         annotation = parse_annotation(xml)
+        self.origin.add_database(annotation.database)
         try:
             upright, stored = read_picture_sizes(picture)
         except DataError as error:
@@ -131,9 +128,7 @@ class _Reader:
 
     def _read_object(self, xml: Path, entry: Entry) -> ForeignObject:
         left, top, right, bottom = (entry.number(xml, f"bndbox/{side}") for side in _SIDES)
-        if self.first_pixel and min(left, top) == 0:
-            self.at_zero += 1
-            self.first_at_zero = self.first_at_zero or f"{xml}, line {entry.line}"
+        self.origin.add_box(left, top, f"{xml}, line {entry.line}")
         difficult = entry.text(xml, "difficult", "0")
         if difficult not in ("0", "1"):
             raise entry.error(xml, "difficult", f"'difficult' is {difficult!r}, expected 0 or 1")

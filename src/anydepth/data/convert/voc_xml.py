@@ -58,10 +58,17 @@ class Annotation:
     Attributes:
         objects: Its objects.
         frame: Its ``<size>``.
+        source: Its ``<source>``.
     """
 
     objects: list[Entry] = field(default_factory=list)
     frame: Entry = field(default_factory=lambda: Entry(0))
+    source: Entry = field(default_factory=lambda: Entry(0))
+
+    @property
+    def database(self) -> str:
+        """The ``<database>`` of the source; empty if there is none."""
+        return self.source.fields.get("database", ("", 0))[0]
 
     def size(self, xml: Path) -> tuple[int, int] | None:
         """Return the (height, width); None if the xml has none or, as some tools write, 0.
@@ -102,9 +109,10 @@ class _Collector(ContentHandler):
 
     def endElement(self, name: str) -> None:  # noqa: N802
         owner, key = "".join(self._path[1:2]), "/".join(self._path[2:])
-        entries = {"object": self.annotation.objects[-1:], "size": [self.annotation.frame]}.get(owner, [])
-        if entries and key:
-            entries[0].fields[key] = ("".join(self._texts).strip(), self._line)
+        content = self.annotation
+        entries = {"object": content.objects[-1:], "size": [content.frame], "source": [content.source]}
+        for entry in entries.get(owner, []) if key else []:
+            entry.fields[key] = ("".join(self._texts).strip(), self._line)
         self._path.pop()
         self._texts = []
 
