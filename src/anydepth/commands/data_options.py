@@ -24,9 +24,9 @@ The result is images/SPLIT/ and annotations/instances_SPLIT.json in COCO format.
 they are hard-linked, or copied if the file system has no hard links. Nothing is written if anything is wrong.
 
 Pascal VOC: Annotations/ and JPEGImages/ with lists ImageSets/Main/{train,val,test}.txt; or folders train, val
-(or valid) and test with the xmls beside the images; or one folder of both. Pixels count from 1 unless
---zero-based is given; the summary shows what the boxes say about it. Objects marked as difficult become crowd
-regions: not learnt, and detections on them are ignored in evaluation.
+(or valid) and test; or images and xmls of the same names in any folders, also one level down. Pixels count
+from 1 unless --zero-based is given; the summary shows what the boxes say about it. Objects marked as difficult
+become crowd regions: not learnt, and detections on them are ignored in evaluation.
 
 YOLO: data.yaml with names, train, val and test; Darknet's obj.data or obj.names with train.txt and valid.txt;
 or classes.txt and folders images/SPLIT with labels/SPLIT, or SPLIT/images with SPLIT/labels. Images without a
@@ -66,8 +66,10 @@ examples:
         help="follow paths of a YOLO data.yaml that leave its folder; only for files that you trust",
     )
     voc = parser.add_argument_group("Pascal VOC")
-    voc.add_argument("--images", type=Path, metavar="DIR", help="images, if not in JPEGImages/")
-    voc.add_argument("--annotations", type=Path, metavar="DIR", help="xmls, if not in Annotations/")
+    voc.add_argument(
+        "--images", type=Path, metavar="DIR", help="images, relative to source, if not found by their names"
+    )
+    voc.add_argument("--annotations", type=Path, metavar="DIR", help="xmls, relative to the source")
     voc.add_argument(
         "--zero-based", action="store_true", help="pixels count from 0, and xmax is the right edge"
     )

@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
 def _read(options: argparse.Namespace) -> ForeignDataset:
     kind = options.format if options.format != "auto" else _detect_format(options.source)
     voc_settings = {
-        "images": options.images,
-        "annotations": options.annotations,
+        "images": _folder_of(options.source, options.images, "--images"),
+        "annotations": _folder_of(options.source, options.annotations, "--annotations"),
         "zero_based": options.zero_based,
         "keep_difficult": options.keep_difficult,
     }
@@ -56,6 +56,21 @@ def _read(options: argparse.Namespace) -> ForeignDataset:
             "YOLO data set; leave them out, or give --format voc"
         )
     return read_yolo(options.source, anywhere=options.anywhere)
+
+
+def _folder_of(source: Path, given: Path | None, option: str) -> Path | None:
+    """Return a folder that was given relative to the data set, or else to the working directory."""
+    if given is None:
+        return None
+    inside = source / given
+    if inside.is_dir() and given.is_dir() and not inside.samefile(given):
+        raise DataError(
+            f"{option}={given}: got {inside} and {given.absolute()}; give the absolute path of one"
+        )
+    for folder in (inside, given):
+        if folder.is_dir():
+            return folder
+    raise DataError(f"{option}={given}: neither {inside} nor {given} is a folder; give an existing one")
 
 
 def _detect_format(source: Path) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from anydepth.data.errors import DataError
 from anydepth.images import open_picture
 from anydepth.utils.files import scratch_folder
 
+_MAX_PLACES = 3  # Examples per reason: enough to find the cause, and still a readable summary.
 ImageLink = Literal["hard", "symbolic"]
 
 _EXIF_ORIENTATION = 0x0112
@@ -79,6 +81,21 @@ class ForeignDataset:
         """Record something that is skipped."""
         self.skipped.append((reason, str(where)))
 
+    def describe_skipped(self) -> list[str]:
+        """Return a line for each reason: how many were skipped, and the first places."""
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for reason, where in self.skipped:
+            reasons[reason].append(where)
+        return [
+            f"skipped {len(places)} {reason}: {'; '.join(places[:_MAX_PLACES])}"
+            + (f" and {len(places) - _MAX_PLACES} more" if len(places) > _MAX_PLACES else "")
+            for reason, places in reasons.items()
+        ]
+
+    def error(self, message: str) -> DataError:
+        """Create an error that also says what was skipped, because that is usually its cause."""
+        return DataError("\n  ".join([message, *self.describe_skipped()]))
+
     def keep_usable(
         self, objects: Sequence[ForeignObject], size: tuple[int, int]
     ) -> tuple[ForeignObject, ...]:
@@ -129,7 +146,7 @@ def split_off_val(dataset: ForeignDataset, share: float, seed: int) -> None:
         return
     images = dataset.splits.get("train", [])
     if len(images) < 2:
-        raise DataError(
+        raise dataset.error(
             f"got {len(images)} training images, expected at least 2 to split off validation images"
         )
     count = min(max(round(share * len(images)), 1), len(images) - 1)
@@ -155,7 +172,7 @@ def write_coco(dataset: ForeignDataset, out: Path, *, link: ImageLink = "hard") 
     """
     check_empty_folder(out)
     if not any(not item.ignored for image in dataset.splits.get("train", []) for item in image.objects):
-        raise DataError("no training image holds a box to learn from; check the folders and the labels")
+        raise dataset.error("no training image holds a box to learn from; check the folders and the labels")
     try:
         with scratch_folder(out.absolute().with_name(f".{out.name}.importing")) as scratch:
             (scratch / "annotations").mkdir()

@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from anydepth.data.coco.layout import SplitName
 from anydepth.data.errors import DataError
+from anydepth.utils.messages import join_few
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm"}
@@ -82,6 +83,30 @@ def split_lists(folder: Path) -> tuple[dict[SplitName, Path], list[Path]]:
     lists = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.is_file())
     named = [path for path in lists if split_of(path.stem) is not None]
     return _by_split(named), [path for path in lists if path not in named]
+
+
+def find_data_set(source: Path, is_data_set: Callable[[Path], bool]) -> Path:
+    """Return the folder of a data set: the given one, or the only one up to two levels below.
+
+    Args:
+        source: Folder to search.
+        is_data_set: Whether a folder is one of a data set.
+
+    Returns:
+        ``source`` itself if there is none.
+
+    Raises:
+        DataError: There are several below, which may be different data sets.
+    """
+    level = [source]
+    for _ in range(3):
+        found = [folder for folder in level if is_data_set(folder)]
+        if len(found) > 1:
+            raise DataError(f"{source}: holds several data sets ({join_few(found)}); give one of them")
+        if found:
+            return found[0]
+        level = [child for folder in level for child in folders_in(folder)]
+    return source
 
 
 def files_below(folder: Path) -> Iterator[Path]:

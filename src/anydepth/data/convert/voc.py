@@ -9,7 +9,7 @@ from anydepth.data.convert.folders import files_below, pictures_below
 from anydepth.data.convert.pairing import pair_names, without_suffix
 from anydepth.data.convert.voc_layout import Part, find_parts, split_pairs
 from anydepth.data.convert.voc_origin import OriginEvidence
-from anydepth.data.convert.voc_xml import Entry, parse_annotation
+from anydepth.data.convert.voc_xml import Entry, parse_annotation, refuse_cvat
 from anydepth.data.errors import DataError
 from anydepth.utils.messages import join_few
 
@@ -48,7 +48,7 @@ def read_voc(
     """
     dataset = ForeignDataset()
     reader = _Reader(dataset, zero_based, keep_difficult)
-    for part in find_parts(root, images, annotations):
+    for part in find_parts(root, images, annotations, dataset):
         for split, pairs in reader.pair(part).items():
             dataset.splits[split] = reader.read(pairs)
     names = {item.class_name for part in dataset.splits.values() for image in part for item in image.objects}
@@ -75,6 +75,8 @@ class _Reader:
                 f"{part.annotations}: no xml file found; give the folder of a Pascal VOC data set"
             )
         names = pair_names(pictures, xmls)
+        if not names.label_of:
+            refuse_cvat(xmls.values())
         if part.split is None:
             splits = split_pairs(part, names, pictures, self.dataset)
         else:

@@ -12,7 +12,9 @@ from anydepth.data.convert.folders import (
     UNLISTED_IMAGES,
     UNNAMED_FOLDERS,
     UNNAMED_LISTS,
-    other_folders,
+    files_below,
+    find_data_set,
+    folders_in,
     read_lines,
     split_folders,
     split_lists,
@@ -43,11 +45,20 @@ class Part:
     split: SplitName | None = None
 
 
-def find_parts(root: Path, images: Path | None, annotations: Path | None) -> list[Part]:
+def find_parts(
+    root: Path, images: Path | None, annotations: Path | None, dataset: ForeignDataset
+) -> list[Part]:
     """Find the folders of images and xmls; see :func:`anydepth.data.convert.voc.read_voc`.
 
+    Args:
+        root: Folder of the data set, or one above it.
+        images: Folder of the images, if it is known.
+        annotations: Folder of the xmls, if it is known.
+        dataset: Takes note of where the data set was found.
+
     Raises:
-        DataError: A folder is missing, or only one of ``images`` and ``annotations`` is given.
+        DataError: A folder is missing, only one of ``images`` and ``annotations`` is given, or there are
+            several data sets.
     """
     if (images is None) != (annotations is None):
         raise DataError(f"got images={images} and annotations={annotations}; give both, or neither")
@@ -55,10 +66,25 @@ def find_parts(root: Path, images: Path | None, annotations: Path | None) -> lis
         return [Part(root, images, annotations)]
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder of the data set")
-    folders = split_folders(root)
-    if folders and not (root / "Annotations").is_dir():
+    found = find_data_set(root, _is_data_set)
+    if found != root:
+        dataset.remarks.append(f"the data set was found in {found}")
+    folders = split_folders(found)
+    if folders and not (found / "Annotations").is_dir():
         return [_locate(path, split) for split, path in folders.items()]
-    return [_locate(root)]
+    return [_locate(found)]
+
+
+def _is_data_set(folder: Path) -> bool:
+    names = {path.name.lower() for path in folders_in(folder)}
+    if names & {"annotations", "imagesets"}:
+        return True
+    # Folders of splits that hold only images have their xmls elsewhere.
+    return any(
+        any(path.suffix.lower() == ".xml" for path in files_below(split))
+        and any(path.suffix.lower() in IMAGE_SUFFIXES for path in files_below(split))
+        for split in split_folders(folder).values()
+    )
 
 
 def split_pairs(
@@ -84,17 +110,17 @@ def split_pairs(
         for name in sorted(set(names.label_of).difference(*splits.values())):
             dataset.skip(UNLISTED_IMAGES, pictures[name])
         return splits
-    folders = split_folders(part.images)
-    if not folders:
-        return {"train": sorted(names.label_of)}
-    for path in other_folders(part.images):
-        dataset.skip(UNNAMED_FOLDERS, path)
-    by_folder: dict[SplitName, list[str]] = {split: [] for split in folders}
+    split_folders(part.images)  # Refuses two folders of one split.
+    by_folder: dict[SplitName, list[str]] = defaultdict(list)
+    others: list[str] = []
     for name in sorted(names.label_of):
-        split = split_of(name.split("/")[0])
-        if split is not None and "/" in name:
-            by_folder[split].append(name)
-    return by_folder
+        split = next(filter(None, map(split_of, name.split("/")[:-1])), None)
+        (others if split is None else by_folder[split]).append(name)
+    if not by_folder:
+        return {"train": others}
+    for folder in dict.fromkeys(pictures[name].parent for name in others):
+        dataset.skip(UNNAMED_FOLDERS, folder)
+    return dict(by_folder)
 
 
 def _locate(folder: Path, split: SplitName | None = None) -> Part:

@@ -1,6 +1,8 @@
 """Pascal VOC xmls: the texts of an annotation by element, with the line of each."""
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax import SAXException, SAXParseException, make_parser
@@ -9,6 +11,7 @@ from xml.sax.xmlreader import AttributesImpl, Locator
 
 from anydepth.data.errors import DataError
 
+_FIRST_BYTES = 4096  # The outermost element comes after the xml declaration and, at most, a comment.
 _MAX_DEPTH = 50  # Nested elements: Pascal VOC has four, and a hostile file could nest millions.
 
 
@@ -122,6 +125,22 @@ class _Collector(ContentHandler):
     @property
     def _line(self) -> int:
         return self._position.getLineNumber() or 0
+
+
+def refuse_cvat(xmls: Iterable[Path]) -> None:
+    """Check that no xml is CVAT's own, which holds the objects of all images.
+
+    Raises:
+        DataError: One is.
+    """
+    for xml in xmls:
+        with xml.open("rb") as file:
+            start = file.read(_FIRST_BYTES)
+        if re.search(rb"<annotations[\s>]", start):
+            raise DataError(
+                f"{xml}: CVAT's own format, which holds all images, is not read; export it from CVAT as "
+                '"PASCAL VOC 1.1", "YOLO 1.1" or "COCO 1.0"'
+            )
 
 
 class _RefuseEntities(LexicalHandler):

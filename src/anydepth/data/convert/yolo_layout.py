@@ -14,6 +14,8 @@ from anydepth.data.convert.folders import (
     IMAGE_SUFFIXES,
     UNLISTED_IMAGES,
     UNNAMED_FOLDERS,
+    files_below,
+    find_data_set,
     other_folders,
     pictures_below,
     read_lines,
@@ -23,7 +25,7 @@ from anydepth.data.convert.folders import (
 )
 from anydepth.data.errors import DataError
 from anydepth.data.spelling import SpelledNames
-from anydepth.utils.messages import short_repr
+from anydepth.utils.messages import join_few, short_repr
 from anydepth.utils.yaml_text import YamlTextError, load_yaml
 
 NAME_LISTS: Final = ("classes.txt", "obj.names", "names.txt")
@@ -69,27 +71,53 @@ def find_layout(source: Path, dataset: ForeignDataset, *, anywhere: bool) -> Lay
     if source.is_file():
         read = _layout_of_data_file if source.suffix == ".data" else _layout_of_yaml
         return read(source, dataset, anywhere)
-    yamls = [path for path in sorted(source.iterdir()) if path.suffix in (".yaml", ".yml")]
-    described = [path for path in yamls if "names" in _read_yaml(path)]
+    root = find_data_set(source, _describes_classes)
+    if root != source:
+        dataset.remarks.append(f"the data set was found in {root}")
+    described = _yamls_with_names(root)
     if len(described) > 1:
-        raise DataError(f"{source}: several files name classes ({', '.join(map(str, described))}); give one")
+        raise DataError(f"{root}: several files name classes ({', '.join(map(str, described))}); give one")
     if described:
         return _layout_of_yaml(described[0], dataset, anywhere)
-    data_files = sorted(path for path in source.glob("*.data") if path.is_file())
+    data_files = _data_files(root)
     if len(data_files) == 1:
         return _layout_of_data_file(data_files[0], dataset, anywhere)
-    names = _find_names(source)
-    return Layout(names, _read_names(names), 0, _pictures_of_folder(source, dataset, anywhere))
+    names = _find_names(root)
+    return Layout(names, _read_names(names), 0, _pictures_of_folder(root, dataset, anywhere))
+
+
+def _describes_classes(folder: Path) -> bool:
+    if split_of(folder.name) is not None or folder.name in ("images", "labels"):
+        return False  # Parts of a data set, which may hold lists of names, too.
+    return bool(
+        _yamls_with_names(folder)
+        or _data_files(folder)
+        or any((folder / name).is_file() for name in NAME_LISTS)
+    )
+
+
+def _yamls_with_names(folder: Path) -> list[Path]:
+    yamls = [path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml")]
+    return [path for path in yamls if "names" in _read_yaml(path)]
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.data") if path.is_file())
 
 
 def _find_names(folder: Path) -> Path:
     lists = [folder / name for name in NAME_LISTS if (folder / name).is_file()]
-    if not lists:
-        raise DataError(
-            f"{folder}: neither a data.yaml with 'names' nor {', '.join(NAME_LISTS)} found; add one of them "
-            "to name the class ids"
-        )
-    return lists[0]
+    if lists:
+        return lists[0]
+    jsons = [path for path in files_below(folder) if path.suffix.lower() == ".json"]
+    hint = (
+        f". There is {join_few(jsons, 2)}: a COCO json needs no import: give data.train_json, "
+        "data.train_images and so on to anydepth-train data=custom"
+    )
+    raise DataError(
+        f"{folder}: neither a data.yaml with 'names' nor {', '.join(NAME_LISTS)} found; add one of them "
+        f"to name the class ids{hint if jsons else ''}"
+    )
 
 
 def _read_names(path: Path) -> Mapping[int, str]:
