@@ -25,7 +25,7 @@ they are hard-linked, or copied if the file system has no hard links. Nothing is
 
 Pascal VOC: Annotations/ and JPEGImages/ with lists ImageSets/Main/{train,val,test}.txt; or folders train, val
 (or valid) and test; or images and xmls of the same names in any folders, also one level down. Pixels count
-from 1 unless --zero-based is given; the summary shows what the boxes say about it. Objects marked as difficult
+from 1 unless --zero-based is given; the summary shows what the boxes say about it. Objects marked difficult
 become crowd regions: not learnt, and detections on them are ignored in evaluation.
 
 YOLO: data.yaml with names, train, val and test; Darknet's obj.data or obj.names with train.txt and valid.txt;
@@ -72,6 +72,9 @@ examples:
     voc.add_argument("--annotations", type=Path, metavar="DIR", help="xmls, relative to the source")
     voc.add_argument(
         "--zero-based", action="store_true", help="pixels count from 0, and xmax is the right edge"
+    )
+    voc.add_argument(
+        "--empty-without-xml", action="store_true", help="keep images without an xml: they have no objects"
     )
     voc.add_argument("--keep-difficult", action="store_true", help="learn difficult objects like all others")
     return parser.parse_args(argv)

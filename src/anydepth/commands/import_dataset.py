@@ -47,13 +47,14 @@ def _read(options: argparse.Namespace) -> ForeignDataset:
         "annotations": _folder_of(options.source, options.annotations, "--annotations"),
         "zero_based": options.zero_based,
         "keep_difficult": options.keep_difficult,
+        "empty_without_xml": options.empty_without_xml,
     }
     if kind == "voc" or options.images is not None:
         return read_voc(options.source, **voc_settings)
     if any(voc_settings.values()):
         raise DataError(
-            "--images, --annotations, --zero-based and --keep-difficult are for Pascal VOC, but this is a "
-            "YOLO data set; leave them out, or give --format voc"
+            "--images, --annotations, --zero-based, --keep-difficult and --empty-without-xml are for Pascal "
+            "VOC, but this is a YOLO data set; leave them out, or give --format voc"
         )
     return read_yolo(options.source, anywhere=options.anywhere)
 
@@ -65,7 +66,7 @@ def _folder_of(source: Path, given: Path | None, option: str) -> Path | None:
     inside = source / given
     if inside.is_dir() and given.is_dir() and not inside.samefile(given):
         raise DataError(
-            f"{option}={given}: got {inside} and {given.absolute()}; give the absolute path of one"
+            f"{option}={given}: both {inside} and {given.absolute()} exist; give the absolute path of one"
         )
     for folder in (inside, given):
         if folder.is_dir():

@@ -21,8 +21,7 @@ def match_key(name: str) -> str:
 class SpelledNames:
     """The files of a folder by names that may be spelled differently than on the disk.
 
-    Backslashes may stand for slashes, and accented letters may be composed or decomposed. Each subfolder is
-    listed once.
+    Spellings are those of :func:`match_key`. Each subfolder is listed once.
 
     Args:
         root: Folder that the names are relative to.
@@ -43,7 +42,7 @@ class SpelledNames:
         """
         place = self._root
         for part in name.replace("\\", "/").split("/"):
-            spellings = self._spellings_in(place).get(_composed(part), [])
+            spellings = self._spellings_in(place).get(match_key(part), [])
             if part in spellings:
                 place /= part
             elif len(spellings) == 1:
@@ -56,10 +55,6 @@ class SpelledNames:
         if folder not in self._listed:
             spellings: dict[str, list[str]] = {}
             for path in folder.iterdir() if folder.is_dir() else ():
-                spellings.setdefault(_composed(path.name), []).append(path.name)
+                spellings.setdefault(match_key(path.name), []).append(path.name)
             self._listed[folder] = spellings
         return self._listed[folder]
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

@@ -17,14 +17,10 @@ from typing import Any, Literal
 
 from anydepth.data.coco.layout import SplitName
 from anydepth.data.errors import DataError
-from anydepth.images import open_picture
 from anydepth.utils.files import scratch_folder
 
 _MAX_PLACES = 3  # Examples per reason: enough to find the cause, and still a readable summary.
 ImageLink = Literal["hard", "symbolic"]
-
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSED_ORIENTATIONS = {5, 6, 7, 8}  # Those that swap height and width (Exif 2.32, tag 274).
 
 
 @dataclass(frozen=True)
@@ -113,22 +109,6 @@ class ForeignDataset:
             self.skip("boxes outside their image", item.where)
             return None
         return ForeignObject(item.class_name, box, item.where, item.ignored, item.polygon)
-
-
-def read_picture_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Read the (height, width) of a picture, upright and as stored, from its header.
-
-    Raises:
-        DataError: It is not a readable picture.
-    """
-    try:
-        with open_picture(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED_ORIENTATIONS
-    # Files are arbitrary bytes, on which decoders raise exceptions of any kind.
-    except Exception as error:
-        raise DataError(f"{path}: not a readable picture ({error}); restore or remove it") from error
-    return ((width, height) if turned else (height, width)), (height, width)
 
 
 def split_off_val(dataset: ForeignDataset, share: float, seed: int) -> None:

@@ -13,16 +13,21 @@ class Pairs:
     """Names that belong together; each is relative to its folder, with slashes and without suffix.
 
     Attributes:
-        label_of: Name of the label file of each picture that has one.
+        label_of: Name of the label file of each picture that has one; None means that it has no objects.
         elsewhere: Those of them whose label file lies in another subfolder.
         lone_pictures: Sorted names of the pictures without a label file.
         lone_labels: Sorted names of the label files without a picture.
     """
 
-    label_of: Mapping[str, str]
+    label_of: Mapping[str, str | None]
     elsewhere: tuple[str, ...]
     lone_pictures: tuple[str, ...]
     lone_labels: tuple[str, ...]
+
+    def with_empty_pictures(self) -> "Pairs":
+        """Return the same pairs, and pictures without a label file as pictures without objects."""
+        empty: dict[str, str | None] = dict.fromkeys(self.lone_pictures)
+        return Pairs({**self.label_of, **empty}, self.elsewhere, (), self.lone_labels)
 
 
 def pair_names(pictures: Iterable[str], labels: Iterable[str]) -> Pairs:
@@ -35,7 +40,7 @@ def pair_names(pictures: Iterable[str], labels: Iterable[str]) -> Pairs:
         labels: Names of label files, relative to theirs.
     """
     lone_pictures, lone_labels = set(pictures), set(labels)
-    label_of = {name: name for name in lone_pictures & lone_labels}
+    label_of: dict[str, str | None] = {name: name for name in lone_pictures & lone_labels}
     lone_pictures -= label_of.keys()
     lone_labels -= label_of.keys()
     elsewhere: list[str] = []

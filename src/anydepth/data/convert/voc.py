@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from anydepth.data.coco.layout import SplitName
-from anydepth.data.convert.dataset import ForeignDataset, ForeignImage, ForeignObject, read_picture_sizes
+from anydepth.data.coco.orientation import read_picture_sizes
+from anydepth.data.convert.dataset import ForeignDataset, ForeignImage, ForeignObject
 from anydepth.data.convert.folders import files_below, pictures_below
 from anydepth.data.convert.pairing import pair_names, without_suffix
 from anydepth.data.convert.voc_layout import Part, find_parts, split_pairs
 from anydepth.data.convert.voc_origin import OriginEvidence
-from anydepth.data.convert.voc_xml import Entry, parse_annotation, refuse_cvat
+from anydepth.data.convert.voc_xml import Annotation, Entry, parse_annotation, refuse_cvat
 from anydepth.data.errors import DataError
 from anydepth.utils.messages import join_few
 
@@ -23,6 +24,7 @@ def read_voc(
     annotations: Path | None = None,
     zero_based: bool = False,
     keep_difficult: bool = False,
+    empty_without_xml: bool = False,
 ) -> ForeignDataset:
     """Read a data set of Pascal VOC xmls.
 
@@ -42,12 +44,14 @@ def read_voc(
         keep_difficult: Whether to treat difficult objects as ordinary ones. VOC's evaluation ignores them,
             and COCO ignores crowd regions: by default they become crowd regions, which are not training
             targets and on which detections are neither right nor wrong.
+        empty_without_xml: Whether images without an xml have no objects, as datumaro writes them; by default
+            they are skipped, or refused if a list names them.
 
     Raises:
         DataError: A folder is missing, or an xml or list is malformed; the message names file and line.
     """
     dataset = ForeignDataset()
-    reader = _Reader(dataset, zero_based, keep_difficult)
+    reader = _Reader(dataset, zero_based, keep_difficult, empty_without_xml)
     for part in find_parts(root, images, annotations, dataset):
         for split, pairs in reader.pair(part).items():
             dataset.splits[split] = reader.read(pairs)
@@ -60,16 +64,22 @@ def read_voc(
 class _Reader:
     """Reads the parts of one data set, and collects evidence of the origin of its pixels."""
 
-    def __init__(self, dataset: ForeignDataset, zero_based: bool, keep_difficult: bool) -> None:
+    def __init__(
+        self, dataset: ForeignDataset, zero_based: bool, keep_difficult: bool, empty_without_xml: bool
+    ) -> None:
         self.dataset = dataset
         self.first_pixel = 0 if zero_based else 1
         self.keep_difficult = keep_difficult
+        self.empty_without_xml = empty_without_xml
         self.origin = OriginEvidence(zero_based=zero_based)
 
-    def pair(self, part: Part) -> Mapping[SplitName, list[tuple[Path, Path]]]:
-        """Return the image and the xml of each name, by split."""
+    def pair(self, part: Part) -> Mapping[SplitName, list[tuple[Path, Path | None]]]:
+        """Return the image and the xml of each name, by split; None is an image without objects."""
         pictures = self._by_name(pictures_below(part.images), part.images)
         xmls = self._by_name(_xmls_below(part.annotations), part.annotations)
+        if not xmls and not pictures and part.split not in (None, "train"):
+            self.dataset.skip("splits without images", part.root)
+            return {}
         if not xmls:
             raise DataError(
                 f"{part.annotations}: no xml file found; give the folder of a Pascal VOC data set"
@@ -77,26 +87,31 @@ class _Reader:
         names = pair_names(pictures, xmls)
         if not names.label_of:
             refuse_cvat(xmls.values())
+        if self.empty_without_xml:
+            names = names.with_empty_pictures()
         if part.split is None:
             splits = split_pairs(part, names, pictures, self.dataset)
         else:
             splits = {part.split: sorted(names.label_of)}
         for name in names.lone_pictures:
-            self.dataset.skip("images without an xml (images without objects need one, too)", pictures[name])
+            self.dataset.skip(
+                "images without an xml (if they have no objects, import with --empty-without-xml)",
+                pictures[name],
+            )
         for name in names.lone_labels:
             self.dataset.skip("xmls without an image", xmls[name])
         if names.elsewhere:
-            pairs = [f"{pictures[name]} with {xmls[names.label_of[name]]}" for name in names.elsewhere]
+            pairs = [f"{pictures[name]} with {_of(xmls, names.label_of[name])}" for name in names.elsewhere]
             self.dataset.remarks.append(
                 f"{len(pairs)} images were paired with an xml of their name in another folder: "
                 f"{join_few(pairs, 2)}"
             )
         return {
-            split: [(pictures[name], xmls[names.label_of[name]]) for name in chosen]
+            split: [(pictures[name], _of(xmls, names.label_of[name])) for name in chosen]
             for split, chosen in splits.items()
         }
 
-    def read(self, pairs: Iterable[tuple[Path, Path]]) -> list[ForeignImage]:
+    def read(self, pairs: Iterable[tuple[Path, Path | None]]) -> list[ForeignImage]:
         """Read images with their objects; those that cannot be used are skipped."""
         read = (self._read_image(picture, xml) for picture, xml in pairs)
         return [image for image in read if image is not None]
@@ -110,14 +125,15 @@ class _Reader:
                 self.dataset.skip("files with the name of another file", f"{path} ({first})")
         return named
 
-    def _read_image(self, picture: Path, xml: Path) -> ForeignImage | None:
-        annotation = parse_annotation(xml)
-        self.origin.add_database(annotation.database)
+    def _read_image(self, picture: Path, xml: Path | None) -> ForeignImage | None:
+        annotation = Annotation() if xml is None else parse_annotation(xml)
         try:
             upright, stored = read_picture_sizes(picture)
         except DataError as error:
             self.dataset.skip("unreadable images", error)
             return None
+        if xml is None:
+            return ForeignImage(picture, upright, ())
         size = annotation.size(xml) or upright
         if size not in (upright, stored):
             self.dataset.skip(
@@ -125,6 +141,7 @@ class _Reader:
                 f"{xml}, line {annotation.frame.line}: {size}, {picture}: {upright} (height, width)",
             )
             return None
+        self.origin.add_database(annotation.database)
         objects = [self._read_object(xml, entry) for entry in annotation.objects]
         return ForeignImage(picture, size, self.dataset.keep_usable(objects, size))
 
@@ -140,6 +157,10 @@ class _Reader:
             f"{xml}, line {entry.line}",
             ignored=difficult == "1" and not self.keep_difficult,
         )
+
+
+def _of(xmls: Mapping[str, Path], name: str | None) -> Path | None:
+    return None if name is None else xmls[name]
 
 
 def _xmls_below(folder: Path) -> list[Path]:

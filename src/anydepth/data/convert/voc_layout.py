@@ -164,18 +164,22 @@ def _names_of_lists(lists: Mapping[SplitName, Path], names: Pairs) -> dict[Split
     known = _Ends([*names.label_of, *names.lone_pictures])
     splits: dict[SplitName, list[str]] = {}
     missing: list[str] = []
+    without_xml = False
     for split, path in lists.items():
         chosen = []
         for where, entry in _read_list(path):
             name = known.find(entry)
             if name is None or name not in names.label_of:
+                without_xml = without_xml or name is not None
                 missing.append(f"{where}: {entry[0]}")
             else:
                 chosen.append(name)
         splits[split] = list(dict.fromkeys(chosen))
     if missing:
+        hint = ", or, if images without an xml have no objects, import with --empty-without-xml"
         raise DataError(
             f"{len(missing)} listed names have no image or no xml: {join_few(missing)}; restore them"
+            f"{hint if without_xml else ''}"
         )
     return splits
 
@@ -183,7 +187,7 @@ def _names_of_lists(lists: Mapping[SplitName, Path], names: Pairs) -> dict[Split
 def _read_list(path: Path) -> Iterable[tuple[str, Sequence[str]]]:
     """Read the entries of a list: where each is, and the names that it may mean, the likeliest first."""
     for number, line in enumerate(read_lines(path), start=1):
-        words = line.split()
+        words = line.strip().removeprefix("./").split()
         if not words:
             continue
         readings = [" ".join(words)]

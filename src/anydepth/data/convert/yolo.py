@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from anydepth.data.convert.dataset import ForeignDataset, ForeignImage, ForeignObject, read_picture_sizes
+from anydepth.data.coco.orientation import read_picture_sizes
+from anydepth.data.convert.dataset import ForeignDataset, ForeignImage, ForeignObject
 from anydepth.data.convert.folders import read_lines, split_of
 from anydepth.data.convert.pairing import pair_names
 from anydepth.data.convert.yolo_layout import NAME_LISTS, Layout, find_layout
@@ -41,6 +42,9 @@ def read_yolo(source: Path, *, anywhere: bool = False) -> ForeignDataset:
     dataset.class_names = tuple(layout.names.values())
     labels, orphans = _find_labels([path for pictures in layout.pictures.values() for path in pictures])
     for split, pictures in layout.pictures.items():
+        if not pictures and split != "train":
+            dataset.skip("splits without images", split)
+            continue
         if not any(labels[path] for path in pictures):
             if split != "test":
                 first = next(map(_label_file, pictures), layout.file)

@@ -109,6 +109,12 @@ def _find_names(folder: Path) -> Path:
     lists = [folder / name for name in NAME_LISTS if (folder / name).is_file()]
     if lists:
         return lists[0]
+    below = sorted(path for path in files_below(folder) if path.name in NAME_LISTS)
+    different = next((path for path in below if _read_names(path) != _read_names(below[0])), None)
+    if different is not None:
+        raise DataError(f"{below[0]} and {different} name different classes; give {folder} a classes.txt")
+    if below:
+        return below[0]
     jsons = [path for path in files_below(folder) if path.suffix.lower() == ".json"]
     hint = (
         f". There is {join_few(jsons, 2)}: a COCO json needs no import: give data.train_json, "
@@ -177,6 +183,10 @@ def _layout_of_yaml(path: Path, dataset: ForeignDataset, anywhere: bool) -> Layo
         if split is not None and content[key]:
             if split in pictures:
                 raise DataError(f"{path}: {key!r} names the {split} split a second time; remove one")
+            if split == "test" and not _is_there(path, content, key):
+                # Roboflow lists it even if it exports none, and training does without it.
+                dataset.skip("splits that are listed, but not there", f"{key}: {_as_written(content[key])}")
+                continue
             pictures[split] = _pictures_of_yaml(path, content, key, anywhere)
     return Layout(
         path,
@@ -223,20 +233,33 @@ def _keypoint_values(path: Path, content: Mapping[str, object]) -> int:
 def _pictures_of_yaml(path: Path, content: Mapping[str, object], key: str, anywhere: bool) -> list[Path]:
     """Return the pictures of ``train``, ``val`` or ``test``: folders, or text files with a file per line."""
     root = None if anywhere else path.parent
-    given = content[key]
     pictures: list[Path] = []
-    for entry in given if isinstance(given, list) else [given]:
-        place = _resolve(path, str(content.get("path") or ""), str(entry), key, root)
+    for entry in _entries(content, key):
+        place = _resolve(path, str(content.get("path") or ""), entry, key, root)
         pictures += _pictures_of_list(place, root) if place.is_file() else pictures_below(place)
     return pictures
 
 
-def _resolve(path: Path, base: str, entry: str, key: str, root: Path | None) -> Path:
+def _entries(content: Mapping[str, object], key: str) -> list[str]:
+    given = content[key]
+    return [str(entry) for entry in given] if isinstance(given, list) else [str(given)]
+
+
+def _is_there(path: Path, content: Mapping[str, object], key: str) -> bool:
+    base = str(content.get("path") or "")
+    return any(exists(place) for entry in _entries(content, key) for place in _candidates(path, base, entry))
+
+
+def _candidates(path: Path, base: str, entry: str) -> list[Path]:
     entry = entry.replace("\\", "/")
     # Export tools often write ../train/images for the folder beside the file.
     shorter = [entry.removeprefix("../"), entry.removeprefix(_EXPORT_PREFIX)]
     written = [path.parent / base / entry, path.parent / entry, *(path.parent / end for end in shorter)]
-    tried = [Path(os.path.normpath(place)) for place in written]
+    return [Path(os.path.normpath(place)) for place in written]
+
+
+def _resolve(path: Path, base: str, entry: str, key: str, root: Path | None) -> Path:
+    tried = _candidates(path, base, entry)
     for candidate in tried:
         if exists(candidate):
             if not _is_inside(candidate, root):
