@@ -114,7 +114,8 @@ def split_pairs(
     by_folder: dict[SplitName, list[str]] = defaultdict(list)
     others: list[str] = []
     for name in sorted(names.label_of):
-        split = next(filter(None, map(split_of, name.split("/")[:-1])), None)
+        found = (split_of(folder) for folder in name.split("/")[:-1])
+        split = next((split for split in found if split is not None), None)
         (others if split is None else by_folder[split]).append(name)
     if not by_folder:
         return {"train": others}
@@ -135,7 +136,8 @@ def _find_lists(root: Path, dataset: ForeignDataset) -> dict[SplitName, Path]:
         both = next((path for path in others if path.stem.lower() == "trainval"), None)
         if both is not None and "train" not in named:
             # The images of val are among those of trainval.
-            named = {"train": both} | {split: path for split, path in named.items() if split == "test"}
+            named.pop("val", None)
+            named["train"] = both
         of_class = [path for path in others if _is_of_class(path.stem)]
         unknown = [path for path in others if path != both and path not in of_class]
         if folder == root:

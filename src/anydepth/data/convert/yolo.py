@@ -71,7 +71,7 @@ def _find_labels(pictures: Iterable[Path]) -> tuple[dict[Path, Path | None], lis
     for folder, by_stem in sorted(lone.items()):
         texts = {path.stem: path for path in _label_files_in(folder) if path not in taken}
         pairs = pair_names(by_stem, texts)
-        labels |= {by_stem[name]: texts[label] for name, label in pairs.label_of.items()}
+        labels |= {by_stem[name]: texts[label] for name, label in pairs.label_of.items() if label is not None}
         orphans += [texts[name] for name in pairs.lone_labels]
     return labels, orphans
 

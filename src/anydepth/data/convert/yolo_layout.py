@@ -317,7 +317,9 @@ def _pictures_of_folder(
     if not lists:
         _check_no_list(root, others, pictures)
         return {"train": pictures}
-    listed = {split: _pictures_of_list(path, None if anywhere else root) for split, path in lists.items()}
+    listed: dict[SplitName, Sequence[Path]] = {
+        split: _pictures_of_list(path, None if anywhere else root) for split, path in lists.items()
+    }
     for path in sorted(set(pictures).difference(*listed.values())):
         dataset.skip(UNLISTED_IMAGES, path)
     return listed
