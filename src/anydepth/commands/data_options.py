@@ -120,6 +120,56 @@ examples:
     return parser.parse_args(argv)
 
 
+def parse_check(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of ``anydepth-data check``.
+
+    Raises:
+        SystemExit: Wrong options or combinations of them, or ``--help``.
+    """
+    parser = _parser(
+        "check",
+        """\
+Read every picture and annotation of a data set in COCO format, in any layout that training knows, and write a
+page: counts, sizes and classes, pictures that cannot be used, duplicates, and doubtful boxes.
+
+Problems end training or evaluation, or lose data: pictures that are missing, damaged or of another size than
+in the json, a json that cannot be read, and missing splits. Doubts may be right: boxes that are dropped or
+clipped, tiny, as large as their image or there twice, and pictures that are in several splits.
+
+The exit status is 0 without problems, 1 with problems, and 2 for wrong options.""",
+        """\
+examples:
+  anydepth-data check datasets/bees
+  anydepth-data check --json bees/train.json --images bees/photos --out bees.html""",
+    )
+    parser.add_argument("root", type=Path, nargs="?", help="folder of the data set; not with --json")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLIT_NAMES,
+        help="default: all that are there",
+    )
+    parser.add_argument("--json", type=Path, help="COCO json of one split, instead of a root")
+    parser.add_argument("--images", type=Path, help="folder that the file names in --json are relative to")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/check_data.html"),
+        help="page to write; default: outputs/check_data.html",
+    )
+    parser.add_argument(
+        "--workers", type=_workers, default=os.cpu_count() or 1, help="threads; default: one per core"
+    )
+    options = parser.parse_args(argv)
+    if (options.json is None) != (options.images is None):
+        parser.error("--json and --images belong together")
+    if (options.json is None) == (options.root is None):
+        parser.error("give either the data set's folder, or --json and --images")
+    if options.json is not None and options.splits is not None:
+        parser.error("--splits needs the data set's folder; --json is one split")
+    return options
+
+
 def parse_shards(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the options of ``anydepth-data shards``.
 
@@ -218,6 +268,12 @@ def _parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _workers(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10_000):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number from 1")
+    return int(text)
 
 
 def _share(text: str) -> float:
