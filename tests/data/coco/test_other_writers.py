@@ -181,6 +181,14 @@ def test_a_spelling_of_two_files_is_neither(make_coco: MakeCoco) -> None:
         CocoIndex.load(files.rewrite().json_path, files.images)
 
 
+def test_a_missing_image_is_never_the_image_of_another_entry(make_coco: MakeCoco) -> None:
+    files = make_coco(annotations=[CAT])
+    files.document["images"][1]["file_name"] = "0.PNG"
+
+    with pytest.raises(DataError, match=r"1 of 3 images .*: 0\.PNG \(image id 90\)"):
+        CocoIndex.load(files.rewrite().json_path, files.images)
+
+
 def test_local_files_of_label_studio_are_refused_and_the_documented_script_mends_them(
     make_coco: MakeCoco, tmp_path: Path
 ) -> None:

@@ -71,6 +71,16 @@ def test_a_voc_set_one_level_down_keeps_its_splits(tmp_path: Path) -> None:
     assert f"the data set was found in {root}" in dataset.remarks
 
 
+def test_a_folder_with_files_of_its_own_is_the_data_set(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "old" / "Annotations"):
+        picture(folder / "a.png")
+        xml(folder / "a.xml", xml_object())
+
+    (images,) = read_voc(tmp_path).splits.values()
+
+    assert tmp_path / "a.png" in [image.path for image in images]
+
+
 def test_two_voc_sets_one_level_down_are_refused(tmp_path: Path) -> None:
     for year in ("VOC2007", "VOC2012"):
         picture(tmp_path / year / "JPEGImages" / "a.png")

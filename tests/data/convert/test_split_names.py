@@ -65,6 +65,24 @@ def test_a_list_that_is_not_named_after_a_split_is_refused(tmp_path: Path) -> No
         read_yolo(tmp_path)
 
 
+def test_the_label_file_of_a_picture_is_no_list(tmp_path: Path) -> None:
+    for name in ("a", "test"):
+        picture(tmp_path / f"{name}.png")
+        text(tmp_path / f"{name}.txt", YOLO_LINE)
+    text(tmp_path / "classes.txt", "bee")
+
+    assert found(read_yolo(tmp_path)) == {"train": {"a.png": 1, "test.png": 1}}
+
+
+def test_data_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    text(tmp_path / "a.txt", YOLO_LINE)
+    text(tmp_path / "classes.txt", "bee")
+    (tmp_path / "cache.data").write_bytes(b"\xff\xfe=\x00")
+
+    assert found(read_yolo(tmp_path)) == {"train": {"a.png": 1}}
+
+
 def test_listed_images_may_not_leave_the_folder(tmp_path: Path) -> None:
     picture(tmp_path / "outside.png")
     root = darknet(tmp_path / "set")
@@ -159,6 +177,14 @@ def test_folders_of_splits_inside_the_images_are_found(tmp_path: Path, inside: s
         )
 
     assert found(read_voc(tmp_path)) == {"train": {"train.png": 1}, "val": {"val.png": 1}}
+
+
+def test_folders_beside_that_of_the_test_split_are_for_training(tmp_path: Path) -> None:
+    for folder in ("cats", "dogs", "test"):
+        picture(tmp_path / "images" / folder / f"{folder}.png")
+        xml(tmp_path / "Annotations" / folder / f"{folder}.xml", xml_object())
+
+    assert found(read_voc(tmp_path)) == {"train": {"cats.png": 1, "dogs.png": 1}, "test": {"test.png": 1}}
 
 
 # -- names of label files ---------------------------------------------------------------------------------

@@ -177,17 +177,21 @@ def locate_images(
         )
     places = [os.path.split(name) for name in names]
     present = {folder: _names_in(root / folder) for folder in {folder for folder, _ in places}}
+    # A file system that ignores case may list another spelling, so that absence is checked again.
+    there = [
+        base in present[folder] or is_file(root / name)
+        for name, (folder, base) in zip(names, places, strict=True)
+    ]
+    taken = {name for name, is_there in zip(names, there, strict=True) if is_there}
     located, missing = list(names), []
     spelled = SpelledNames(root)
-    for row, (name, (folder, base)) in enumerate(zip(names, places, strict=True)):
-        # A file system that ignores case may list another spelling, so that absence is checked again.
-        if base in present[folder] or is_file(root / name):
-            continue
-        found = spelled.find(name)
-        if found is None:
-            missing.append(f"{name} (image id {image_ids[row]})")
+    for row in np.flatnonzero(~np.array(there, dtype=np.bool_)).tolist():
+        found = spelled.find(names[row])
+        if found is None or found in taken:  # A file belongs to one entry.
+            missing.append(f"{names[row]} (image id {image_ids[row]})")
         else:
             located[row] = found
+            taken.add(found)
     if missing:
         raise DataError(
             f"{root}: {len(missing)} of {len(names)} images of {json_path} are missing: {join_few(missing)}. "

@@ -66,7 +66,7 @@ def find_parts(
         return [Part(root, images, annotations)]
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder of the data set")
-    found = find_data_set(root, _is_data_set)
+    found = root if _holds_files(root) else find_data_set(root, _is_data_set)
     if found != root:
         dataset.remarks.append(f"the data set was found in {found}")
     folders = split_folders(found)
@@ -75,9 +75,13 @@ def find_parts(
     return [_locate(found)]
 
 
+def _holds_files(folder: Path) -> bool:
+    return any(path.suffix.lower() in _SUFFIXES for path in folder.iterdir() if path.is_file())
+
+
 def _is_data_set(folder: Path) -> bool:
     names = {path.name.lower() for path in folders_in(folder)}
-    if names & {"annotations", "imagesets"}:
+    if names & {"annotations", "imagesets", "images", "jpegimages"}:
         return True
     # Folders of splits that hold only images have their xmls elsewhere.
     return any(
@@ -117,8 +121,8 @@ def split_pairs(
         found = (split_of(folder) for folder in name.split("/")[:-1])
         split = next((split for split in found if split is not None), None)
         (others if split is None else by_folder[split]).append(name)
-    if not by_folder:
-        return {"train": others}
+    if "train" not in by_folder:
+        return {"train": others, **by_folder}
     for folder in dict.fromkeys(pictures[name].parent for name in others):
         dataset.skip(UNNAMED_FOLDERS, folder)
     return dict(by_folder)

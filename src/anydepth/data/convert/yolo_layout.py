@@ -80,7 +80,9 @@ def find_layout(source: Path, dataset: ForeignDataset, *, anywhere: bool) -> Lay
     if described:
         return _layout_of_yaml(described[0], dataset, anywhere)
     data_files = _data_files(root)
-    if len(data_files) == 1:
+    if len(data_files) > 1:
+        raise DataError(f"{root}: got several data files ({', '.join(map(str, data_files))}); give one")
+    if data_files:
         return _layout_of_data_file(data_files[0], dataset, anywhere)
     names = _find_names(root)
     return Layout(names, _read_names(names), 0, _pictures_of_folder(root, dataset, anywhere))
@@ -102,7 +104,17 @@ def _yamls_with_names(folder: Path) -> list[Path]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.data") if path.is_file())
+    """Return Darknet's data files; other programs write files of this suffix, too."""
+    return sorted(path for path in folder.glob("*.data") if path.is_file() and "train" in _read_pairs(path))
+
+
+def _read_pairs(path: Path) -> dict[str, str]:
+    """Read lines of ``key = value``; none if it is not a text file."""
+    try:
+        pairs = [line.split("=", 1) for line in read_lines(path) if "=" in line]
+    except DataError:
+        return {}
+    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _find_names(folder: Path) -> Path:
@@ -137,9 +149,8 @@ def _read_names(path: Path) -> Mapping[int, str]:
 
 
 def _layout_of_data_file(path: Path, dataset: ForeignDataset, anywhere: bool) -> Layout:
-    """Return the layout of Darknet's ``obj.data``: lines of ``key = value`` with the lists of the splits."""
-    pairs = (line.split("=", 1) for line in read_lines(path) if "=" in line)
-    content = {key.strip(): value.strip() for key, value in pairs}
+    """Return the layout of Darknet's ``obj.data``, which names the lists of the splits."""
+    content = _read_pairs(path)
     root = None if anywhere else path.parent
     names = _resolve(path, "", content["names"], "names", root) if content.get("names") else None
     names = names or _find_names(path.parent)
@@ -302,6 +313,8 @@ def _pictures_of_folder(
 ) -> dict[SplitName, Sequence[Path]]:
     """Return the pictures in ``images/SPLIT`` or ``SPLIT``, or in ``SPLIT.txt``, or else all for training."""
     lists, others = split_lists(root)
+    # The objects of a picture test.png are in test.txt.
+    lists = {split: path for split, path in lists.items() if not _labels_a_picture(path)}
     for parent in (root / "images", root):
         folders = split_folders(parent)
         if folders:
@@ -323,6 +336,11 @@ def _pictures_of_folder(
     for path in sorted(set(pictures).difference(*listed.values())):
         dataset.skip(UNLISTED_IMAGES, path)
     return listed
+
+
+def _labels_a_picture(text: Path) -> bool:
+    beside = (path for path in text.parent.iterdir() if path.stem == text.stem)
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in beside)
 
 
 def _check_no_list(root: Path, texts: Sequence[Path], pictures: Sequence[Path]) -> None:
