@@ -16,7 +16,7 @@ SCRIPTS: dict[str, str] = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["
 
 
 def test_the_sub_commands_are_those_of_the_documentation() -> None:
-    assert list(COMMANDS) == ["import", "download", "shards", "look"]
+    assert list(COMMANDS) == ["import", "download", "check", "shards", "look"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -42,7 +42,7 @@ def test_help_lists_the_sub_commands(capsys: pytest.CaptureFixture[str]) -> None
         main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    assert list(COMMANDS) == ["import", "download", "shards", "look"]
+    assert list(COMMANDS) == ["import", "download", "check", "shards", "look"]
     for name, command in COMMANDS.items():
         assert f"  {name:10}{command.summary}\n" in shown
     assert "\n  anydepth-data import bees/ datasets/bees\n" in shown
@@ -57,7 +57,7 @@ def test_an_unknown_sub_command_lists_those_that_exist(capsys: pytest.CaptureFix
     assert caught.value.code == 2
     message = capsys.readouterr().err
     assert "nonsense" in message
-    assert [name for name in ("import", "download", "shards", "look") if name not in message] == []
+    assert [name for name in ("import", "download", "check", "shards", "look") if name not in message] == []
 
 
 def test_help_waits_for_nothing_slow() -> None:

@@ -50,6 +50,7 @@ def test_voc_folder_becomes_a_data_set(voc: Path, tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().out
     assert f"anydepth-train data=custom data.root={out}" in shown
     assert "note: the data has no validation split: 2 training images were moved to one" in shown
+    assert "note: pixels are taken to count from 1, as in the VOC challenge. Of 10 boxes, 0 start" in shown
     table = [line.split() for line in shown.splitlines()]
     assert ["images", "8", "2"] in table
     assert ["bee", "7", "2"] in table or ["bee", "8", "1"] in table

@@ -32,7 +32,7 @@ from anydepth.config.hydra_node import check_hydra_node
 from anydepth.config.targets import TargetError, check_targets
 from anydepth.data.coco.categories import read_categories
 from anydepth.data.coco.index import CocoIndex
-from anydepth.data.convert.dataset import read_picture_sizes
+from anydepth.data.coco.orientation import read_picture_sizes
 from anydepth.data.convert.voc import read_voc
 from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError

@@ -26,7 +26,8 @@ from anydepth.config.hydra_node import check_hydra_node
 from anydepth.config.targets import MissingTargetError, TargetError, check_targets, find_target
 from anydepth.data.coco.categories import read_categories
 from anydepth.data.coco.index import CocoIndex
-from anydepth.data.convert.dataset import files_below, write_coco
+from anydepth.data.convert.dataset import write_coco
+from anydepth.data.convert.folders import files_below
 from anydepth.data.convert.voc import read_voc
 from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError

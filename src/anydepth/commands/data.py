@@ -1,4 +1,4 @@
-"""``anydepth-data import | download | shards | look``: prepare data sets for training, and look at them.
+"""``anydepth-data import | download | check | shards | look``: prepare and check data sets.
 
 The work of a sub-command is in a module of its own, imported once the options are parsed: help and usage
 errors must not wait for torch.
@@ -50,6 +50,11 @@ COMMANDS: Mapping[str, Command] = {
         "import_dataset",
     ),
     "download": Command("download COCO 2017", data_options.parse_download, "download_coco"),
+    "check": Command(
+        "read every picture and annotation of a data set, and write a page about it",
+        data_options.parse_check,
+        "check_data",
+    ),
     "shards": Command(
         "pack a data set in COCO format into shards for streaming",
         data_options.parse_shards,

@@ -24,12 +24,17 @@ The result is images/SPLIT/ and annotations/instances_SPLIT.json in COCO format.
 they are hard-linked, or copied if the file system has no hard links. Nothing is written if anything is wrong.
 
 Pascal VOC: Annotations/ and JPEGImages/ with lists ImageSets/Main/{train,val,test}.txt; or folders train, val
-(or valid) and test with the xmls beside the images; or one folder of both. Pixels count from 1. Objects
-marked as difficult become crowd regions: not learnt, and detections on them are ignored in evaluation.
+(or valid) and test; or images and xmls of the same names in any folders, also one level down. Pixels count
+from 1 unless --zero-based is given; the summary shows what the boxes say about it. Objects marked difficult
+become crowd regions: not learnt, and detections on them are ignored in evaluation.
 
-YOLO: data.yaml with names, train, val and test; or classes.txt and folders images/SPLIT with labels/SPLIT, or
-SPLIT/images with SPLIT/labels. Images without a label file have no objects and are kept. Polygons become the
-boxes around them. Paths that lead out of the folder of data.yaml are followed only with --anywhere.""",
+YOLO: data.yaml with names, train, val and test; Darknet's obj.data or obj.names with train.txt and valid.txt;
+or classes.txt and folders images/SPLIT with labels/SPLIT, or SPLIT/images with SPLIT/labels. Images without a
+label file have no objects and are kept. Polygons become the boxes around them. Paths that lead out of the
+folder of data.yaml are followed only with --anywhere.
+
+Splits are recognised in any case, as val, valid or validation, and with a year. Lists and folders that are
+not used are named in the summary, or refused if no split would be left.""",
         """\
 examples:
   anydepth-data import VOCdevkit/VOC2007 datasets/voc2007
@@ -61,10 +66,15 @@ examples:
         help="follow paths of a YOLO data.yaml that leave its folder; only for files that you trust",
     )
     voc = parser.add_argument_group("Pascal VOC")
-    voc.add_argument("--images", type=Path, metavar="DIR", help="images, if not in JPEGImages/")
-    voc.add_argument("--annotations", type=Path, metavar="DIR", help="xmls, if not in Annotations/")
+    voc.add_argument(
+        "--images", type=Path, metavar="DIR", help="images, relative to source, if not found by their names"
+    )
+    voc.add_argument("--annotations", type=Path, metavar="DIR", help="xmls, relative to the source")
     voc.add_argument(
         "--zero-based", action="store_true", help="pixels count from 0, and xmax is the right edge"
+    )
+    voc.add_argument(
+        "--empty-without-xml", action="store_true", help="keep images without an xml: they have no objects"
     )
     voc.add_argument("--keep-difficult", action="store_true", help="learn difficult objects like all others")
     return parser.parse_args(argv)
@@ -108,6 +118,56 @@ examples:
         "--keep-archives", action="store_true", help="keep the zip files in the folder after unpacking"
     )
     return parser.parse_args(argv)
+
+
+def parse_check(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of ``anydepth-data check``.
+
+    Raises:
+        SystemExit: Wrong options or combinations of them, or ``--help``.
+    """
+    parser = _parser(
+        "check",
+        """\
+Read every picture and annotation of a data set in COCO format, in any layout that training knows, and write a
+page: counts, sizes and classes, pictures that cannot be used, duplicates, and doubtful boxes.
+
+Problems end training or evaluation, or lose data: pictures that are missing, damaged or of another size than
+in the json, a json that cannot be read, and missing splits. Doubts may be right: boxes that are dropped or
+clipped, tiny, as large as their image or there twice, and pictures that are in several splits.
+
+The exit status is 0 without problems, 1 with problems, and 2 for wrong options.""",
+        """\
+examples:
+  anydepth-data check datasets/bees
+  anydepth-data check --json bees/train.json --images bees/photos --out bees.html""",
+    )
+    parser.add_argument("root", type=Path, nargs="?", help="folder of the data set; not with --json")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLIT_NAMES,
+        help="default: all that are there",
+    )
+    parser.add_argument("--json", type=Path, help="COCO json of one split, instead of a root")
+    parser.add_argument("--images", type=Path, help="folder that the file names in --json are relative to")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/check_data.html"),
+        help="page to write; default: outputs/check_data.html",
+    )
+    parser.add_argument(
+        "--workers", type=_workers, default=os.cpu_count() or 1, help="threads; default: one per core"
+    )
+    options = parser.parse_args(argv)
+    if (options.json is None) != (options.images is None):
+        parser.error("--json and --images belong together")
+    if (options.json is None) == (options.root is None):
+        parser.error("give either the data set's folder, or --json and --images")
+    if options.json is not None and options.splits is not None:
+        parser.error("--splits needs the data set's folder; --json is one split")
+    return options
 
 
 def parse_shards(argv: Sequence[str]) -> argparse.Namespace:
@@ -208,6 +268,12 @@ def _parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _workers(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10_000):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number from 1")
+    return int(text)
 
 
 def _share(text: str) -> float:

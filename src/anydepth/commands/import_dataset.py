@@ -8,10 +8,10 @@ from rich.console import Console
 from anydepth.data.convert.dataset import (
     ForeignDataset,
     check_empty_folder,
-    files_below,
     split_off_val,
     write_coco,
 )
+from anydepth.data.convert.folders import files_below
 from anydepth.data.convert.voc import read_voc
 from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError
@@ -43,19 +43,35 @@ def run(options: argparse.Namespace) -> int:
 def _read(options: argparse.Namespace) -> ForeignDataset:
     kind = options.format if options.format != "auto" else _detect_format(options.source)
     voc_settings = {
-        "images": options.images,
-        "annotations": options.annotations,
+        "images": _folder_of(options.source, options.images, "--images"),
+        "annotations": _folder_of(options.source, options.annotations, "--annotations"),
         "zero_based": options.zero_based,
         "keep_difficult": options.keep_difficult,
+        "empty_without_xml": options.empty_without_xml,
     }
     if kind == "voc" or options.images is not None:
         return read_voc(options.source, **voc_settings)
     if any(voc_settings.values()):
         raise DataError(
-            "--images, --annotations, --zero-based and --keep-difficult are for Pascal VOC, but this is a "
-            "YOLO data set; leave them out, or give --format voc"
+            "--images, --annotations, --zero-based, --keep-difficult and --empty-without-xml are for Pascal "
+            "VOC, but this is a YOLO data set; leave them out, or give --format voc"
         )
     return read_yolo(options.source, anywhere=options.anywhere)
+
+
+def _folder_of(source: Path, given: Path | None, option: str) -> Path | None:
+    """Return a folder that was given relative to the data set, or else to the working directory."""
+    if given is None:
+        return None
+    inside = source / given
+    if inside.is_dir() and given.is_dir() and not inside.samefile(given):
+        raise DataError(
+            f"{option}={given}: both {inside} and {given.absolute()} exist; give the absolute path of one"
+        )
+    for folder in (inside, given):
+        if folder.is_dir():
+            return folder
+    raise DataError(f"{option}={given}: neither {inside} nor {given} is a folder; give an existing one")
 
 
 def _detect_format(source: Path) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anydepth.data.convert import dataset as dataset_module
 from anydepth.data.convert.dataset import (
     ForeignDataset,
     ForeignImage,
@@ -17,6 +16,7 @@ from anydepth.data.convert.dataset import (
     split_off_val,
     write_coco,
 )
+from anydepth.data.convert.folders import pictures_below
 from anydepth.data.datamodule import CocoDataModule
 from anydepth.data.errors import DataError
 
@@ -188,4 +188,4 @@ def test_hidden_files_are_not_pictures(tmp_path: Path) -> None:
     for name in ("._a.jpg", ".cache/b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(b"")
 
-    assert dataset_module.pictures_below(tmp_path) == [tmp_path / "c.jpg"]
+    assert pictures_below(tmp_path) == [tmp_path / "c.jpg"]

@@ -57,10 +57,7 @@ def test_pixels_count_from_one_and_the_last_is_inside(root: Path) -> None:
 def test_zero_based_files_are_taken_as_they_are(root: Path) -> None:
     xml(root / "Annotations" / "a.xml", one(box=(0, 0, 60, 40)))
 
-    dataset = read_voc(root, zero_based=True)
-
-    assert dataset.splits["train"][0].objects[0].box_xyxy == (0, 0, 60, 40)
-    assert dataset.remarks == []
+    assert read_voc(root, zero_based=True).splits["train"][0].objects[0].box_xyxy == (0, 0, 60, 40)
 
 
 def test_pixel_zero_gives_a_remark_and_stays_in_the_image(root: Path) -> None:
@@ -69,9 +66,37 @@ def test_pixel_zero_gives_a_remark_and_stays_in_the_image(root: Path) -> None:
     dataset = read_voc(root)
 
     assert dataset.splits["train"][0].objects[1].box_xyxy == (0, 4, 20, 20)
-    assert len(dataset.remarks) == 1
-    assert f"1 boxes start at pixel 0, which VOC does not have, e.g. {path}, line 7" in dataset.remarks[0]
-    assert "--zero-based" in dataset.remarks[0]
+    (remark,) = dataset.remarks
+    assert f"Of 2 boxes, 1 start at pixel 0 (e.g. {path}, line 7) and 0 at pixel 1" in remark
+    assert "does not exist if they count from 1: import again with --zero-based" in remark
+
+
+@pytest.mark.parametrize(
+    ("database", "left", "zero_based", "expected"),
+    [
+        (
+            "Unknown",
+            1,
+            False,
+            ("from 1, ", "0 start at pixel 0", "1 at pixel 1", "with --zero-based if it does"),
+        ),
+        ("Unknown", 9, True, ("from 0 (--zero-based)", "without --zero-based if it does not")),
+        ("Unknown", 0, True, ("from 0 (--zero-based)", "1 start at pixel 0", "only if they do count from 0")),
+        ("The VOC2007 Database", 1, False, ("from 1, ", "VOC2007", "files of the challenge count from 1")),
+        ("The VOC2012 Database", 9, True, ("count from 1: import again without --zero-based",)),
+        ("", 9, False, ("<database> is missing", "does not settle it", "--zero-based if it does")),
+    ],
+)
+def test_the_origin_and_the_evidence_for_it_are_always_named(
+    root: Path, database: str, left: int, zero_based: bool, expected: tuple[str, ...]
+) -> None:
+    source = f"<source><database>{database}</database></source>" if database else ""
+    xml(root / "Annotations" / "a.xml", source, one(box=(left, 6, 30, 20)))
+
+    (remark,) = read_voc(root, zero_based=zero_based).remarks
+
+    for words in expected:
+        assert words in remark
 
 
 def test_a_real_file_of_bccd(root: Path) -> None:

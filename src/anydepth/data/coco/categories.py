@@ -44,6 +44,36 @@ class Categories:
         check_unique(np.array([category_id for category_id, _ in ordered]), "category", source)
         return cls(tuple(pair[0] for pair in ordered), tuple(pair[1] for pair in ordered), source)
 
+    def match(self, reference: "Categories | None") -> "LabelMap":
+        """Match these categories with those of the training split, which define the labels of all splits.
+
+        They are matched by id if ids and names agree, and else by name: some tools number the classes of each
+        split on their own.
+
+        Args:
+            reference: Categories of the training split; None if there is none.
+
+        Raises:
+            DataError: The training split lacks the name of one of these categories, or names are not unique.
+        """
+        defining = self if reference is None else reference
+        by_id = LabelMap(defining, {category_id: label for label, category_id in enumerate(defining.ids)})
+        known = set(zip(defining.ids, defining.names, strict=True))
+        if known.issuperset(zip(self.ids, self.names, strict=True)):
+            return by_id
+        labels = {name: label for label, name in enumerate(defining.names)}
+        unique = len(labels) == len(defining.names) and len(set(self.names)) == len(self.names)
+        if not unique or not labels.keys() >= set(self.names):
+            self.check_against(reference)
+        pairs = zip(self.ids, self.names, strict=True)
+        return LabelMap(
+            defining,
+            {category_id: labels[name] for category_id, name in pairs},
+            "the ids of its categories differ from those of the training split "
+            f"{defining.source}; they were matched by name, and detections are written with the ids of the "
+            "training split",
+        )
+
     def check_against(self, reference: "Categories | None") -> "Categories":
         """Check these categories against those of the training split, which define the labels of all splits.
 
@@ -70,6 +100,21 @@ class Categories:
                 f"{join_few(wrong)}. It defines the labels of all splits: add them there, or remove them here"
             )
         return reference
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The label of each category id of a json.
+
+    Attributes:
+        categories: Categories that define the labels.
+        label_of: Label of each category id that annotations may have.
+        remark: What the user should know about the matching; empty if ids and names agree.
+    """
+
+    categories: Categories
+    label_of: Mapping[int, int]
+    remark: str = ""
 
 
 def parse_categories(document: Mapping[str, Any], path: Path) -> Categories:

@@ -80,7 +80,7 @@ class CocoIndex:
             annotated: Whether ``annotations`` are required; if False, a json without them holds images
                 without ground truth.
             report: Called at most once with a message that counts the clipped and dropped boxes and the
-                malformed outlines.
+                malformed outlines, and says what was not in the json or matched by name.
 
         Raises:
             DataError: The json is malformed, or an image is missing on disk.

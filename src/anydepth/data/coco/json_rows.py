@@ -168,7 +168,7 @@ def read_json(path: Path, *, outlines: bool = False) -> dict[str, Any]:
     return document
 
 
-def json_table(document: Mapping[str, Any], key: str, path: Path) -> list[Mapping[str, Any]]:
+def json_table(document: Mapping[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
     """Return a table of the json: a list of objects.
 
     Raises:
@@ -198,6 +198,11 @@ def check_file_name(row: JsonRow) -> str:
     """
     name = row.text("file_name")
     spellings = (PurePosixPath(name), PureWindowsPath(name))
+    if "local-files/?d=" in name:
+        raise row.error(
+            f"file_name {name!r} is how Label Studio names a file of its local storage; keep what follows "
+            "'?d=', as the page Data of the documentation shows"
+        )
     if any(path.anchor or ".." in path.parts for path in spellings) or "\0" in name:
         raise row.error(
             f"file_name {name!r} leaves the image folder; give a name relative to it, without '..'"

@@ -1,11 +1,15 @@
 """EXIF orientation: read a picture in the frame of its boxes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor
 
-from anydepth.data.errors import BadImageError
-from anydepth.images import ImageError
+from anydepth.data.errors import BadImageError, DataError
+from anydepth.images import ImageError, open_picture
+
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSED_ORIENTATIONS = {5, 6, 7, 8}  # Those that swap height and width (Exif 2.32, tag 274).
 
 
 def read_in_json_frame(
@@ -40,3 +44,19 @@ def read_in_json_frame(
             "to the json; its boxes belong to another picture: correct the json or restore the file"
         )
     return image
+
+
+def read_picture_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Read the (height, width) of a picture, upright and as stored, from its header.
+
+    Raises:
+        DataError: It is not a readable picture.
+    """
+    try:
+        with open_picture(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED_ORIENTATIONS
+    # Files are arbitrary bytes, on which decoders raise exceptions of any kind.
+    except Exception as error:
+        raise DataError(f"{path}: not a readable picture ({error}); restore or remove it") from error
+    return ((width, height) if turned else (height, width)), (height, width)

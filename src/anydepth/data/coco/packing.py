@@ -1,7 +1,7 @@
 """Packing a COCO json into the arrays of its index: read, check, clean, sort by image, share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from anydepth.data.coco.tables import (
     Annotations,
     BoxRepairs,
     CocoTables,
-    check_files_exist,
     clean_boxes,
+    locate_images,
     pack_names,
 )
 from anydepth.data.coco.tolerant import tolerant_tables
@@ -58,11 +58,11 @@ def pack(
     Raises:
         DataError: The json is malformed, or an image is missing on disk.
     """
-    tables = read_tables(path, categories, outlines=outlines, annotated=annotated)
+    tables = read_tables(path, categories, outlines=outlines, annotated=annotated, image_root=root)
     count = len(tables.categories.ids)
     if count > MAX_CATEGORIES:
         raise DataError(f"{path}: got {count} categories, expected at most {MAX_CATEGORIES}; merge some")
-    check_files_exist(path, root, tables.image_ids, tables.names)
+    tables = replace(tables, names=locate_images(path, root, tables.image_ids, tables.names))
     keep, columns, repairs = clean_boxes(tables.annotations, tables.sizes[tables.rows])
     kept = np.flatnonzero(keep)
     order = kept[np.argsort(tables.rows[kept], kind="stable")]
@@ -73,7 +73,7 @@ def pack(
             "is the json of the training split"
         )
     arrays = _arrays(tables, columns, order)
-    problems = [str(repairs)] if repairs else []
+    problems = [*tables.remarks, *([str(repairs)] if repairs else [])]
     if tables.rings is not None:
         polygons, malformed = _outlines(tables.rings, columns, order)
         arrays |= vars(polygons)
@@ -84,7 +84,12 @@ def pack(
 
 
 def read_tables(
-    path: Path, categories: Categories | None, *, outlines: bool, annotated: bool = True
+    path: Path,
+    categories: Categories | None,
+    *,
+    outlines: bool,
+    annotated: bool = True,
+    image_root: Path | None = None,
 ) -> CocoTables:
     """Read the tables of a json as written, with the tolerant reader as the fallback of the typed one.
 
@@ -94,7 +99,9 @@ def read_tables(
     try:
         return typed_tables(path, categories, outlines=outlines)
     except UnusualJsonError:
-        return tolerant_tables(path, categories, outlines=outlines, annotated=annotated)
+        return tolerant_tables(
+            path, categories, outlines=outlines, annotated=annotated, image_root=image_root
+        )
 
 
 def _arrays(tables: CocoTables, columns: Annotations, order: NDArray[np.int64]) -> dict[str, NDArray[Any]]:

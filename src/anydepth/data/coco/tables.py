@@ -13,6 +13,7 @@ from anydepth.data.coco.categories import Categories
 from anydepth.data.coco.json_rows import exists, is_file
 from anydepth.data.errors import DataError
 from anydepth.data.outlines import Rings
+from anydepth.data.spelling import SpelledNames
 from anydepth.utils.messages import join_few
 
 MAX_SIDE = 2**31 - 1
@@ -90,6 +91,7 @@ class CocoTables:
         annotations: Annotations as written.
         rings: Function that returns the outline of an annotation by its position in the json, or None if it
             is malformed. None if outlines were not requested.
+        remarks: What was taken from elsewhere, for the report.
     """
 
     categories: Categories
@@ -99,6 +101,7 @@ class CocoTables:
     rows: NDArray[np.int64]
     annotations: Annotations
     rings: Callable[[int], Rings | None] | None
+    remarks: tuple[str, ...] = ()
 
 
 def clean_boxes(
@@ -158,10 +161,10 @@ def select_training_boxes(
     return corners.astype(np.float32), labels[~crowd].astype(np.int64)
 
 
-def check_files_exist(
+def locate_images(
     json_path: Path, root: Path, image_ids: NDArray[np.int64], names: Sequence[str]
-) -> None:
-    """Check that every image exists.
+) -> list[str]:
+    """Check that every image exists, and return the names as they are spelled on the disk.
 
     Folders are listed, because one query per file takes minutes on a network drive.
 
@@ -174,17 +177,27 @@ def check_files_exist(
         )
     places = [os.path.split(name) for name in names]
     present = {folder: _names_in(root / folder) for folder in {folder for folder, _ in places}}
-    missing = [
-        f"{name} (image id {image_id})"
-        for name, (folder, base), image_id in zip(names, places, image_ids.tolist(), strict=True)
-        # A file system that ignores case may list another spelling, so that absence is checked again.
-        if base not in present[folder] and not is_file(root / name)
+    # A file system that ignores case may list another spelling, so that absence is checked again.
+    there = [
+        base in present[folder] or is_file(root / name)
+        for name, (folder, base) in zip(names, places, strict=True)
     ]
+    taken = {name for name, is_there in zip(names, there, strict=True) if is_there}
+    located, missing = list(names), []
+    spelled = SpelledNames(root)
+    for row in np.flatnonzero(~np.array(there, dtype=np.bool_)).tolist():
+        found = spelled.find(names[row])
+        if found is None or found in taken:  # A file belongs to one entry.
+            missing.append(f"{names[row]} (image id {image_ids[row]})")
+        else:
+            located[row] = found
+            taken.add(found)
     if missing:
         raise DataError(
             f"{root}: {len(missing)} of {len(names)} images of {json_path} are missing: {join_few(missing)}. "
             "Restore them, or take them out of the json"
         )
+    return located
 
 
 def _names_in(folder: Path) -> set[str]:

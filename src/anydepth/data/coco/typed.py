@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from anydepth.data.coco.categories import Categories
+from anydepth.data.coco.categories import Categories, LabelMap
 from anydepth.data.coco.json_rows import JsonRow, check_file_name, check_unique
 from anydepth.data.coco.tables import MAX_SIDE, Annotations, CocoTables
 from anydepth.data.outlines import Rings, parse_rings
@@ -105,7 +105,7 @@ def _tables(
     segmentations: Sequence[msgspec.Raw] | None,
 ) -> CocoTables:
     own = Categories.of(((category.id, category.name) for category in document.categories), path)
-    label_categories = own.check_against(categories)
+    labels = own.match(categories)
     image_ids = _integers(image.id for image in document.images)
     check_unique(image_ids, "image", path)
     sizes = np.array([(image.height, image.width) for image in document.images], dtype=np.int32)
@@ -113,17 +113,18 @@ def _tables(
         if _UNUSUAL_NAME.search(image.file_name):
             check_file_name(JsonRow(path, "image", position, msgspec.structs.asdict(image)))
     return CocoTables(
-        categories=label_categories,
+        categories=labels.categories,
         image_ids=image_ids,
         sizes=sizes,
         names=[image.file_name for image in document.images],
         rows=_positions(image_ids, _integers(entry.image_id for entry in document.annotations)),
-        annotations=_annotations(document.annotations, label_categories, path),
+        annotations=_annotations(document.annotations, labels, path),
         rings=None if segmentations is None else lambda position: _rings(segmentations[position]),
+        remarks=(labels.remark,) if labels.remark else (),
     )
 
 
-def _annotations(entries: Sequence[_Annotation], categories: Categories, path: Path) -> Annotations:
+def _annotations(entries: Sequence[_Annotation], labels: LabelMap, path: Path) -> Annotations:
     ids = _integers(entry.id for entry in entries)
     check_unique(ids, "annotation", path)
     corners = chain.from_iterable(entry.bbox for entry in entries)
@@ -131,10 +132,11 @@ def _annotations(entries: Sequence[_Annotation], categories: Categories, path: P
     with np.errstate(invalid="ignore"):
         areas[~(areas > 0)] = np.nan
     category_ids = _integers(entry.category_id for entry in entries)
+    found = _positions(_integers(labels.label_of.keys()), category_ids)
     return Annotations(
         ids=ids,
         boxes_xywh=np.fromiter(corners, dtype=np.float64, count=4 * len(entries)).reshape(-1, 4),
-        labels=_positions(np.array(categories.ids, dtype=np.int64), category_ids).astype(np.int32),
+        labels=_integers(labels.label_of.values())[found].astype(np.int32),
         crowd=np.fromiter((entry.iscrowd for entry in entries), dtype=np.bool_, count=len(entries)),
         areas=areas,
     )

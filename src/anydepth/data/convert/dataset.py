@@ -9,29 +9,18 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from anydepth.data.coco.layout import SplitName
 from anydepth.data.errors import DataError
-from anydepth.images import open_picture
 from anydepth.utils.files import scratch_folder
 
+_MAX_PLACES = 3  # Examples per reason: enough to find the cause, and still a readable summary.
 ImageLink = Literal["hard", "symbolic"]
-
-SPLIT_FOLDERS: Mapping[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm"}
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSED_ORIENTATIONS = {5, 6, 7, 8}  # Those that swap height and width (Exif 2.32, tag 274).
 
 
 @dataclass(frozen=True)
@@ -88,6 +77,21 @@ class ForeignDataset:
         """Record something that is skipped."""
         self.skipped.append((reason, str(where)))
 
+    def describe_skipped(self) -> list[str]:
+        """Return a line for each reason: how many were skipped, and the first places."""
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for reason, where in self.skipped:
+            reasons[reason].append(where)
+        return [
+            f"skipped {len(places)} {reason}: {'; '.join(places[:_MAX_PLACES])}"
+            + (f" and {len(places) - _MAX_PLACES} more" if len(places) > _MAX_PLACES else "")
+            for reason, places in reasons.items()
+        ]
+
+    def error(self, message: str) -> DataError:
+        """Create an error that also says what was skipped, because that is usually its cause."""
+        return DataError("\n  ".join([message, *self.describe_skipped()]))
+
     def keep_usable(
         self, objects: Sequence[ForeignObject], size: tuple[int, int]
     ) -> tuple[ForeignObject, ...]:
@@ -107,78 +111,6 @@ class ForeignDataset:
         return ForeignObject(item.class_name, box, item.where, item.ignored, item.polygon)
 
 
-def read_picture_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Read the (height, width) of a picture, upright and as stored, from its header.
-
-    Raises:
-        DataError: It is not a readable picture.
-    """
-    try:
-        with open_picture(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED_ORIENTATIONS
-    # Files are arbitrary bytes, on which decoders raise exceptions of any kind.
-    except Exception as error:
-        raise DataError(f"{path}: not a readable picture ({error}); restore or remove it") from error
-    return ((width, height) if turned else (height, width)), (height, width)
-
-
-def pictures_below(folder: Path) -> list[Path]:
-    """Return the sorted pictures in a folder and its subfolders, by suffix in any case, without hidden files.
-
-    Raises:
-        DataError: There is no such folder.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder of the images")
-    return sorted(path for path in files_below(folder) if path.suffix.lower() in _IMAGE_SUFFIXES)
-
-
-def split_folders(parent: Path) -> dict[SplitName, Path]:
-    """Return the subfolders that are named after splits.
-
-    Raises:
-        DataError: Two of them name the same split.
-    """
-    found: dict[SplitName, Path] = {}
-    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
-        split = SPLIT_FOLDERS.get(path.name.lower())
-        if split is not None and path.is_dir():
-            if split in found:
-                raise DataError(f"{found[split]} and {path} are both the {split} split; remove or rename one")
-            found[split] = path
-    return found
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Iterate over the files in a folder and its subfolders, without hidden ones.
-
-    Symbolic links are trusted as the user's own, because archives with links are never unpacked here: they
-    are followed out of the folder, but into each folder only once, because links may form cycles.
-    """
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent) / name for name in names if not name.startswith("."))
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file with any line endings.
-
-    Raises:
-        DataError: It is missing or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a text file in UTF-8") from error
-
-
 def split_off_val(dataset: ForeignDataset, share: float, seed: int) -> None:
     """Move a random share of the training images to a validation split if there is none.
 
@@ -194,7 +126,7 @@ def split_off_val(dataset: ForeignDataset, share: float, seed: int) -> None:
         return
     images = dataset.splits.get("train", [])
     if len(images) < 2:
-        raise DataError(
+        raise dataset.error(
             f"got {len(images)} training images, expected at least 2 to split off validation images"
         )
     count = min(max(round(share * len(images)), 1), len(images) - 1)
@@ -220,7 +152,7 @@ def write_coco(dataset: ForeignDataset, out: Path, *, link: ImageLink = "hard") 
     """
     check_empty_folder(out)
     if not any(not item.ignored for image in dataset.splits.get("train", []) for item in image.objects):
-        raise DataError("no training image holds a box to learn from; check the folders and the labels")
+        raise dataset.error("no training image holds a box to learn from; check the folders and the labels")
     try:
         with scratch_folder(out.absolute().with_name(f".{out.name}.importing")) as scratch:
             (scratch / "annotations").mkdir()

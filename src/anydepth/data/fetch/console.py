@@ -1,6 +1,6 @@
 """Console output of downloads and imports."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     # It imports torch, which downloads do not need.
     from anydepth.data.convert.dataset import ForeignDataset
 
-_MAX_PLACES = 3  # Examples per reason: enough to find the cause, and still a readable summary.
 _MAX_CLASSES = 30  # Rows of the table, so that the counts of images stay on the screen.
 
 
@@ -47,14 +46,8 @@ def download_bar(name: str, console: Console) -> Iterator[Progress]:
 def print_summary(dataset: "ForeignDataset", console: Console) -> None:
     """Print images and boxes of each split and class, what was skipped and why, and the remarks."""
     console.print(_table(dataset))
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for reason, where in dataset.skipped:
-        reasons[reason].append(where)
-    for reason, places in reasons.items():
-        more = f" and {len(places) - _MAX_PLACES} more" if len(places) > _MAX_PLACES else ""
-        console.print(
-            f"skipped {len(places)} {reason}: {'; '.join(places[:_MAX_PLACES])}{more}", markup=False
-        )
+    for line in dataset.describe_skipped():
+        console.print(line, markup=False)
     for remark in dataset.remarks:
         console.print(f"note: {remark}", markup=False)
 

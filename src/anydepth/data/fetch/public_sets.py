@@ -17,10 +17,10 @@ from anydepth.data.coco.layout import find_split
 from anydepth.data.convert.dataset import (
     ForeignDataset,
     check_empty_folder,
-    files_below,
     split_off_val,
     write_coco,
 )
+from anydepth.data.convert.folders import files_below
 from anydepth.data.convert.voc import read_voc
 from anydepth.data.errors import DataError
 from anydepth.data.fetch.archives import Archive, check_space_for, unpack
