@@ -279,17 +279,32 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         HydraConfig.instance().cfg = None
 
 
+@pytest.mark.parametrize(
+    ("where", "folder"),
+    [(("hydra.sweep.dir=all",), "all"), ((), "outputs/evaluate/sweep_*")],
+    ids=["given", "default"],
+)
 def test_jobs_of_a_sweep_write_to_folders_of_their_own(
-    root: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    detector: Detector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[str, ...],
+    folder: str,
 ) -> None:
+    zoo._settings.cache_clear()  # as in a new process, so that the first job composes the detector
     monkeypatch.chdir(tmp_path)
     zoo.save(detector, tmp_path / "weights.safetensors")
     settings = ("weights=weights.safetensors", "data=custom", f"data.root={root}", "data.num_workers=0")
-    rest = ("device=cpu", "latency.repetitions=0", "depths=[full],[minimal]", "hydra.sweep.dir=all")
+    rest = ("device=cpu", "latency.repetitions=0", "depths=[full],[minimal]", *where)
     _main(monkeypatch, "-m", *settings, *rest)
-    curves = sorted((tmp_path / "all").glob("*/depth_curve.json"))
+    (sweep,) = (tmp_path / folder).parent.glob(Path(folder).name)
+    curves = sorted(sweep.glob("*/depth_curve.json"))
     depths = {json.loads(path.read_text())["rows"][0]["depth"] for path in curves}
     assert (len(curves), depths) == (2, {"full", "minimal"})
+    for path in curves:
+        command = json.loads((path.parent / "provenance.json").read_text())["command"]
+        assert command.startswith("anydepth-evaluate ")
 
 
 def test_the_folder_of_a_training_run_is_kept_as_it_is(
