@@ -186,6 +186,7 @@ def _dependencies(
         "batch_size": str(config["batch_size"]),
         "backend": config["backend"],
         "device": device.type,
+        "boxes_clipped": str(detector.clips_boxes),
         "anydepth": version("anydepth"),
     }
 
