@@ -90,7 +90,7 @@ def _write_results(
     """Write the detections of each depth in COCO's results format; return the files by depth."""
     return {
         row.depth: write_results(
-            evaluator.table(row.depth), folder / results_name(json_path, curve.detector, row.depth)
+            evaluator.result_rows(row.depth), folder / results_name(json_path, curve.detector, row.depth)
         )
         for row in curve.rows
     }

@@ -204,6 +204,31 @@ def test_figures_of_the_results_file_are_those_of_the_curve(
     assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
 
 
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_ids_of_any_size_give_the_same_figures_and_come_back_in_results_files(
+    config: Callable[..., DictConfig], root: Path, backend: str
+) -> None:
+    expected, _ = evaluate.run(config(f"backend={backend}"))
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    first = 2**53 + 1  # no float holds this and its odd successors
+    changed = [image["id"] + first for image in document["images"]]
+    for image in document["images"]:
+        image["id"] += first
+    for annotation in document["annotations"]:
+        annotation["id"] -= 1
+        annotation["image_id"] += first
+        annotation["category_id"] -= 20
+    for category in document["categories"]:
+        category["id"] -= 20
+    path.write_text(json.dumps(document))
+    metrics, objects = evaluate.run(config(f"backend={backend}", "results=true"))
+    assert metrics == expected
+    results = json.loads(objects["files"]["full"].read_text())
+    assert {row["image_id"] for row in results} == set(changed)
+    assert {row["category_id"] for row in results} <= {-3, -2}
+
+
 def _test_split(root: Path, name: str, **changed: object) -> None:
     """Turn the images of val into a test split."""
     document = json.loads((root / "annotations" / "instances_val.json").read_text())
@@ -284,7 +309,7 @@ def test_wrong_settings_are_refused_and_nothing_is_written(
 
 def test_classes_are_matched_by_name_and_unknown_ones_refused() -> None:
     categories = Categories((3, 5, 9), ("cat", "dog", "cow"), Path("val.json"))
-    assert evaluate.category_ids_of(("cow", "bird", "cat", "dog"), categories) == [9, -1, 3, 5]
+    assert evaluate.category_ids_of(("cow", "bird", "cat", "dog"), categories) == [9, None, 3, 5]
     with pytest.raises(
         EvaluationError, match=r"val\.json: got categories cow, expected classes of the detector"
     ):
