@@ -265,6 +265,16 @@ def test_images_without_ground_truth_cannot_be_measured(
     assert not (tmp_path / "out").exists()
 
 
+def test_crowd_regions_alone_cannot_be_measured(config: Callable[..., DictConfig], root: Path) -> None:
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(EvaluationError, match=r"holds no annotations.*crowd regions do not count.*results="):
+        evaluate.run(config())
+
+
 def test_a_validation_split_needs_its_annotations(config: Callable[..., DictConfig], root: Path) -> None:
     path = root / "annotations" / "instances_val.json"
     document = json.loads(path.read_text())

@@ -104,6 +104,9 @@ class CocoEvaluator:
             and of None, are ignored.
         backend: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Both give the same metrics.
 
+    Attributes:
+        has_objects: Whether there is an object to find; crowd regions are none. Metrics are -1 without one.
+
     Raises:
         EvaluationError: An unknown backend, or ground truth without images or categories, or with an id of
             either twice.
@@ -140,6 +143,7 @@ class CocoEvaluator:
             ],
             dtype=np.int64,
         )
+        self.has_objects = any(not entry.get("iscrowd") for entry in ground_truth.get("annotations", ()))
         self._rows: dict[str, _Rows] = {}
         # Built lazily and kept: indexing the ground truth costs more than evaluating one depth.
         self._backend: CocoBackend | None = None
