@@ -227,6 +227,23 @@ def test_the_command_works_from_any_directory_with_relative_paths(
     assert not (tmp_path / "outputs").exists(), "everything of a run lies in its output folder"
 
 
+def test_jobs_of_a_sweep_lie_in_one_folder_of_its_command(
+    tmp_path: Path, weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo._settings.cache_clear()  # as in a new process, so that the first job composes the detector
+    monkeypatch.chdir(tmp_path)
+    _main(
+        monkeypatch, "-m", "weights=weights.safetensors", "source=photos", "device=cpu", "depth=full,minimal"
+    )
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["predict"]
+    (sweep,) = (tmp_path / "outputs" / "predict").iterdir()
+    jobs = [path.parent for path in sweep.glob("*/detections.json")]
+    assert len(jobs) == 2
+    for job in jobs:
+        command = json.loads((job / "provenance.json").read_text())["command"]
+        assert command.startswith("anydepth-predict ")
+
+
 def test_a_mistake_ends_with_one_message_and_an_exit_code(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

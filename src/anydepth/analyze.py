@@ -126,9 +126,10 @@ def _write_compatibility(config: Mapping[str, Any], found: Compatibility) -> dic
 
 def _evaluator(config: Mapping[str, Any], detector: Detector, data: DetectionDataModule) -> CocoEvaluator:
     index = data.index(config["split"])
-    if not len(index.labels):
+    if not index.has_objects:
         raise EvaluationError(
-            f"{index.json_path}: holds no annotations to evaluate against; give curve=null or another split"
+            f"{index.json_path}: holds no annotations to evaluate against (crowd regions do not count); give "
+            "curve=null or another split"
         )
     return CocoEvaluator(
         ground_truth=index.to_coco_dict(),
@@ -186,6 +187,7 @@ def _dependencies(
         "batch_size": str(config["batch_size"]),
         "backend": config["backend"],
         "device": device.type,
+        "boxes_clipped": str(detector.clips_boxes),
         "anydepth": version("anydepth"),
     }
 

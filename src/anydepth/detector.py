@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class Detector(nn.Module, ABC):
         fit: Whether they keep the aspect ratio.
         config: Plain values that :func:`anydepth.build` builds an equal detector from.
         builder: Full name of the function or class that built it from these values; saved with the weights.
+        clips_boxes: Whether :meth:`postprocess` clips boxes to the image, as the reference of a family does
+            before it is scored. AP depends on it, so it is recorded with each depth curve.
     """
 
     depth_space: DepthSpace
@@ -44,6 +47,7 @@ class Detector(nn.Module, ABC):
     fit: Fit
     config: Mapping[str, object]
     builder: str
+    clips_boxes: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -87,7 +91,9 @@ class Detector(nn.Module, ABC):
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Return the detections per image in pixels of the original image, best score first, no threshold.
+        """Return the detections per image as they are scored, best score first, no threshold.
+
+        Boxes are in pixels of the original image, and clipped to it only if :attr:`clips_boxes`.
 
         Args:
             output: Output of :meth:`forward` in eval mode.
@@ -152,7 +158,7 @@ class Detector(nn.Module, ABC):
             batch_size: Images per forward pass.
 
         Returns:
-            One entry per image, in pixels of the original image, in host memory.
+            One entry per image, in host memory; boxes in pixels of the original image and clipped to it.
 
         Raises:
             ValueError: An image of another form, or a threshold outside [0, 1].
@@ -172,7 +178,10 @@ class Detector(nn.Module, ABC):
                 fitted = [fit_image(image.cpu(), self.input_size, self.fit) for image in images]
                 batch = torch.stack([to_unit_range(image) for image in fitted])
                 output = self(batch.to(device), depth=config)
-                found += [item.above(threshold).cpu() for item in self.postprocess(output, sizes)]
+                found += [
+                    item.above(threshold).clipped(*size).cpu()
+                    for item, size in zip(self.postprocess(output, sizes), sizes, strict=True)
+                ]
         return found
 
 

@@ -47,11 +47,11 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     cfg.data.fit = detector.fit
     data: DetectionDataModule = instantiate(cfg.data)
     index = data.index(cfg.split)
-    has_truth = len(index.labels) > 0
+    has_truth = index.has_objects
     if not has_truth and not cfg.results:
         raise EvaluationError(
-            f"{index.json_path}: holds no annotations to evaluate against; results=true writes the "
-            "detections for an evaluation server"
+            f"{index.json_path}: holds no annotations to evaluate against (crowd regions do not count); "
+            "results=true writes the detections for an evaluation server"
         )
     evaluator = CocoEvaluator(
         ground_truth=index.to_coco_dict(),
@@ -90,7 +90,7 @@ def _write_results(
     """Write the detections of each depth in COCO's results format; return the files by depth."""
     return {
         row.depth: write_results(
-            evaluator.table(row.depth), folder / results_name(json_path, curve.detector, row.depth)
+            evaluator.result_rows(row.depth), folder / results_name(json_path, curve.detector, row.depth)
         )
         for row in curve.rows
     }

@@ -91,6 +91,11 @@ class Detections:
         keep = self.scores >= threshold
         return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep])
 
+    def clipped(self, height: int, width: int) -> "Detections":
+        """Return the same detections with their boxes clipped to an image of this size in pixels."""
+        limit = self.boxes_xyxy.new_tensor([width, height, width, height])
+        return Detections(self.boxes_xyxy.clamp(min=0).minimum(limit), self.scores, self.labels)
+
     def cpu(self) -> "Detections":
         """Return the same detections in host memory."""
         return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())

@@ -1,6 +1,7 @@
 """``anydepth-train``: train a detector at many depths, then measure its depth curve."""
 
 import logging
+import math
 import platform
 import warnings
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from anydepth.runs.provenance import write_provenance
 from anydepth.training.callbacks.process_guard import ProcessGuard
 from anydepth.training.callbacks.progress import ConsoleProgress
 from anydepth.training.callbacks.self_distillation import SelfDistillation
+from anydepth.training.callbacks.unscored_validation import UnscoredValidation
 from anydepth.training.checkpointing.last import LastCheckpoint
 from anydepth.training.checkpointing.read import check_resumable, detector_weights, read_checkpoint
 from anydepth.training.checkpointing.sigterm import Terminated, forward_sigterm
@@ -99,6 +101,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             module, datamodule=data, ckpt_path=config["ckpt_path"], verbose=False, weights_only=True
         )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | best_score(trainer)
+    if math.isnan(metrics.get(SCORE, 0.0)):
+        del metrics[SCORE]  # there was no object to find
     objects: dict[str, Any] = {"data": data, "detector": detector, "module": module, "trainer": trainer}
     # The rest runs in the first process alone and must not wait for the others.
     if dist.is_available() and dist.is_initialized():
@@ -225,6 +229,7 @@ def build_trainer(
     callbacks: list[pl.Callback] = [
         build_guard(config, data),
         SelfDistillation(schedule=schedule, seed=cfg.seed),
+        UnscoredValidation(),
         *(instantiate(node) for node in cfg.callbacks.values() if node is not None),
     ]
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
@@ -275,7 +280,7 @@ def _facts(config: Mapping[str, Any], data: DetectionDataModule) -> dict[str, di
 
 
 def best_score(trainer: pl.Trainer) -> dict[str, float]:
-    """Return ``val/best_score`` of the exported checkpoint; empty if none was selected by its score."""
+    """Return ``val/best_score`` of the exported checkpoint; empty if none was selected by a score."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor == SCORE:
             score = callback.best_model_score
@@ -283,7 +288,7 @@ def best_score(trainer: pl.Trainer) -> dict[str, float]:
                 # Processes that Lightning starts from Python return only the file path.
                 states = read_checkpoint(callback.best_model_path).get("callbacks", {})
                 score = states.get(callback.state_key, {}).get("best_model_score")
-            if score is not None:
+            if score is not None and math.isfinite(score):  # -inf: validations held no object to find
                 return {BEST_SCORE: float(score)}
     return {}
 

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,15 +50,62 @@ def test_a_damaged_installation_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
         config_dir()
 
 
-def test_composing_inside_a_job_leaves_the_job_alone() -> None:
+# A program of somebody else. By the defaults of Hydra 1.1, the folder of a job becomes its working directory.
+_OWN_APP = """
+from pathlib import Path
+
+import anydepth
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.version import getbase
+
+
+@hydra.main(version_base="1.1", config_path=None)
+def main(config):
+    before = HydraConfig.get().job.name, str(getbase())
+    assert anydepth.build("detr_tiny", num_classes=1).num_classes == 1
+    anydepth.build_losses("detr")
+    assert (HydraConfig.get().job.name, str(getbase())) == before == ("own", "1.1")
+    Path(f"seed_{config.seed}").touch()
+
+
+main()
+"""
+
+
+def test_building_inside_the_jobs_of_another_program_leaves_them_alone(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(_OWN_APP)
+    command = [sys.executable, "own.py", "-m", "+seed=0,1", "hydra.sweep.dir=jobs/${hydra.job.name}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("seed_*")}
+    assert written == {"jobs/own/0/seed_0", "jobs/own/1/seed_1"}
+
+
+def test_composing_keeps_the_state_of_hydra_that_it_found() -> None:
     job = object()
     GlobalHydra.instance().hydra = job
+    JobRuntime.instance().set("name", "mine")
     try:
         config = compose(None, ["+detector=detr_tiny"])
         assert GlobalHydra.instance().hydra is job
+        with pytest.raises(HydraException):
+            compose(None, ["+detector=detr_absent"])
+        assert GlobalHydra.instance().hydra is job
+        assert JobRuntime.instance().get("name") == "mine"
     finally:
         GlobalHydra.instance().clear()
     assert config.detector.blocks == [2, 2, 2, 2]
+
+
+def test_threads_compose_at_the_same_time() -> None:
+    def first_block(name: str) -> int:
+        return int(compose(None, [f"+detector={name}"]).detector.blocks[0])
+
+    with ThreadPoolExecutor(4) as threads:
+        # conf/detector: ResNet-18 has 2 blocks in its first stage, ResNet-34 and 50 have 3.
+        found = list(threads.map(first_block, ["detr_r18", "detr_r34", "detr_r50", "detr_tiny"] * 2))
+    assert found == [2, 3, 3, 2] * 2
 
 
 def test_instantiate_keeps_the_type_of_an_error_and_names_the_key() -> None:

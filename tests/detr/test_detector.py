@@ -1,14 +1,18 @@
 """The DETR detector around its network: input checks, denoising, gradients, detections, classes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detr_reference import SMALL, build, build_again, randomise
 from torch import Tensor
+from transformers import RTDetrImageProcessor
 
 from anydepth.depth import DepthError
 from anydepth.detector import Detector
 from anydepth.detr.detector import DetrDetector
 from anydepth.detr.output import DetrOutput
+from anydepth.images import fit_image
 from anydepth.layers.norm import switchable_norms
 from anydepth.structures import Detections, Targets
 
@@ -157,8 +161,43 @@ def test_detections_are_the_best_pairs_of_query_and_class_in_pixels_of_the_origi
     # Two queries, so two detections: (query 1, class 1), (query 0, class 0).
     assert found.labels.tolist() == [1, 0]
     torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0]).sigmoid())
-    # 0.9 +- 0.2 of 200 pixels is clipped at the border.
-    torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[140.0, 0, 200, 50], [50, 25, 150, 75]]))
+    # 0.9 +- 0.2 of 200 pixels reaches beyond the border, and is scored so.
+    torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[140.0, 0, 220, 50], [50, 25, 150, 75]]))
+
+
+def test_detections_are_scored_as_transformers_scores_them() -> None:
+    """Hugging Face's own post-processing, with threshold -1 to keep every detection."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 10, 2, generator=generator)
+    boxes = torch.rand(2, 10, 4, generator=generator)  # most of them reach beyond the image
+    output = DetrOutput((), (torch.zeros(2, 1, 8, 8),), logits=logits, boxes_cxcywh=boxes)
+    sizes = [(100, 200), (61, 37)]
+    theirs = RTDetrImageProcessor().post_process_object_detection(
+        SimpleNamespace(logits=logits, pred_boxes=boxes), threshold=-1, target_sizes=sizes
+    )
+    for found, wanted in zip(build("detr_tiny", 2, **SMALL).postprocess(output, sizes), theirs, strict=True):
+        torch.testing.assert_close(found.boxes_xyxy, wanted["boxes"])
+        torch.testing.assert_close(found.scores, wanted["scores"])
+        assert torch.equal(found.labels, wanted["labels"])
+    assert theirs[0]["boxes"].min() < 0
+    assert theirs[0]["boxes"].max() > 200
+
+
+def test_predicted_boxes_lie_in_the_image(small: DetrDetector) -> None:
+    for name, parameter in small.named_parameters():
+        if "dec_bbox_head" in name and name.endswith("layers.2.bias"):
+            parameter.data[2:] += 3  # wide and high boxes, which reach beyond the image
+    images = [torch.rand(3, 50, 90, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    with torch.inference_mode():
+        fitted = torch.stack([fit_image(image, small.input_size, small.fit) for image in images])
+        (scored, *_) = small.eval().postprocess(small(fitted), [(50, 90)] * 4)
+    assert scored.boxes_xyxy.min() < -10
+    for found in small.predict(images, threshold=0):
+        limit = torch.tensor([90.0, 50.0]).repeat(2)
+        assert (found.boxes_xyxy >= 0).all()
+        assert (found.boxes_xyxy <= limit).all()
+    expected = scored.boxes_xyxy.clamp(min=0).minimum(limit)
+    torch.testing.assert_close(small.predict(images, threshold=0)[0].boxes_xyxy, expected)
 
 
 def test_one_query_may_give_several_classes() -> None:

@@ -201,6 +201,87 @@ def test_labels_follow_the_categories_the_detector_was_trained_on() -> None:
     assert list(figures.values()) == pytest.approx(_reference(truth, found), abs=1e-12)
 
 
+BEYOND_FLOAT = 2**53
+UNUSUAL_IDS = {
+    "from 0": [0, 1, 2, 3],
+    "negative": [-4, -3, -2, -1],
+    "beyond 2^53": [BEYOND_FLOAT, BEYOND_FLOAT + 1, BEYOND_FLOAT + 2, BEYOND_FLOAT + 3],
+    "the ends of int64": [-(2**63), -1, 0, 2**63 - 1],
+    "text": ["a", "b", "c", "d"],
+}
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("table", ["images", "categories", "annotations"])
+@pytest.mark.parametrize("ids", UNUSUAL_IDS.values(), ids=UNUSUAL_IDS)
+def test_figures_do_not_depend_on_how_ids_are_written(backend: str, table: str, ids: Sequence[Any]) -> None:
+    """Figures are those of ids 1 to 4, which pycocotools reads as they are."""
+    plain = {
+        "images": [{"id": i, "width": 480, "height": 480, "file_name": ""} for i in range(1, 5)],
+        "categories": [{"id": i, "name": f"class{i}"} for i in range(1, 5)],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 1 + i % 2,
+                "bbox": [10.0 * i, 20.0, 50.0 + 7 * i, 60.0],
+                "area": 3000.0,
+                "iscrowd": 0,
+            }
+            for i in range(1, 5)
+        ],
+    }
+    found = _detections(plain, category_ids=(1, 2, 3, 4))
+    changed = json.loads(json.dumps(plain))
+    for entry in changed[table]:
+        entry["id"] = ids[entry["id"] - 1]
+    for annotation in changed["annotations"]:
+        for key, name in (("image_id", "images"), ("category_id", "categories")):
+            annotation[key] = ids[annotation[key] - 1] if name == table else annotation[key]
+    evaluator = CocoEvaluator(ground_truth=changed, backend=backend)
+    for image, item in zip(changed["images"], found.values(), strict=True):
+        evaluator.add("full", [image["id"]], [item])
+    figures = list(evaluator.evaluate()["full"].figures.values())
+    assert figures == pytest.approx(_reference(plain, found, (1, 2, 3, 4)), abs=1e-12)
+    assert 0.05 < figures[0] < 0.95, "metrics near 0 or 1 would hide differences"
+    rows = evaluator.result_rows("full")
+    images = [(image, len(item)) for image, item in zip(changed["images"], found.values(), strict=True)]
+    assert rows.image_ids.tolist() == [image["id"] for image, count in images for _ in range(count)]
+    labels = torch.cat([item.labels for item in found.values()]).tolist()
+    assert rows.category_ids.tolist() == [changed["categories"][label]["id"] for label in labels]
+
+
+def test_ground_truth_whose_ids_do_not_fit_is_refused() -> None:
+    truth = _truth()
+    with pytest.raises(EvaluationError, match="5 entries with 4 image ids"):
+        CocoEvaluator(ground_truth={**truth, "images": [*truth["images"][:4], truth["images"][0]]})
+    evaluator = CocoEvaluator(ground_truth={**truth, "images": truth["images"][1:]})
+    evaluator.add("full", [4], [_box()])
+    with pytest.raises(EvaluationError, match="an annotation of the ground truth names 1"):
+        evaluator.evaluate()
+
+
+def test_classes_without_a_category_are_ignored_also_beside_a_category_minus_one() -> None:
+    truth = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": -1, "name": "tree"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": -1, "bbox": [1, 2, 19, 18], "area": 342, "iscrowd": 0},
+        ],
+    }
+    evaluator = CocoEvaluator(ground_truth=truth, category_ids=[None, -1])
+    # The better detection is of the class without a category; were it one of the trees, AP would be 0.5.
+    wrong, right = _box(label=0, score=0.9, right=90.0), _box(label=1, score=0.5)
+    both = Detections(
+        torch.cat([wrong.boxes_xyxy, right.boxes_xyxy]),
+        torch.cat([wrong.scores, right.scores]),
+        torch.cat([wrong.labels, right.labels]),
+    )
+    evaluator.add("full", [1], [both])
+    assert evaluator.evaluate()["full"].figures["AP"] == pytest.approx(1)
+    assert len(evaluator.result_rows("full")) == 1
+
+
 def test_two_categories_of_one_name_keep_both_their_figures() -> None:
     truth = _truth()
     for category in truth["categories"]:

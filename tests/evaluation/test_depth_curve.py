@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -168,6 +169,9 @@ def test_json_reads_back_equal(curve: DepthCurve) -> None:
     assert DepthCurve.from_json(curve.to_json()) == curve
     bare = replace(curve, protocol=None, rows=tuple(replace(row, latency=None) for row in curve.rows))
     assert DepthCurve.from_json(bare.to_json()) == bare
+    written = json.loads(curve.to_json())
+    assert written.pop("boxes_clipped") is False
+    assert DepthCurve.from_json(json.dumps(written)).boxes_clipped is None, "older files do not record it"
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,19 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from transformers import RTDetrImageProcessor
 
 from anydepth import evaluate, zoo
 from anydepth.config.compose import compose
@@ -25,6 +28,7 @@ from anydepth.depth import DepthError
 from anydepth.detector import Detector
 from anydepth.evaluation.coco_eval import FIGURES, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve
+from anydepth.images import fit_image, read_image
 
 CATEGORIES = {"cat": 17, "dog": 18}
 BATCH_SIZE = 2
@@ -97,16 +101,30 @@ def config(tmp_path: Path, root: Path, detector: Detector) -> Iterator[Callable[
     GlobalHydra.instance().clear()
 
 
+def _detect(
+    images: list[dict[str, Any]], root: Path, detector: Detector, depth: str
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the boxes, scores and labels of each image."""
+    # The same batches, because scores of untrained weights differ by less than the rounding error.
+    for start in range(0, len(images), BATCH_SIZE):
+        part = images[start : start + BATCH_SIZE]
+        pictures = [read_image(root / "images" / "val" / image["file_name"]) for image in part]
+        fitted = torch.stack([fit_image(picture, detector.input_size, "stretch") for picture in pictures])
+        with torch.inference_mode():
+            output: Any = detector(fitted / 255, depth)
+        named = SimpleNamespace(logits=output.logits, pred_boxes=output.boxes_cxcywh)
+        sizes = [(image["height"], image["width"]) for image in part]
+        yield from RTDetrImageProcessor().post_process_object_detection(named, -1, sizes)
+
+
 def _reference(root: Path, detector: Detector, depth: str) -> list[float]:
-    """Return the metrics of pycocotools for detections of a Python call on each file."""
+    """Return the metrics of pycocotools for the network's output, post-processed by transformers."""
     truth = COCO()
     truth.dataset = {"info": {}, **json.loads((root / "annotations" / "instances_val.json").read_text())}
     results: list[dict[str, Any]] = []
     images = truth.dataset["images"]
-    paths = [root / "images" / "val" / image["file_name"] for image in images]
-    # The same batches, because scores of untrained weights differ by less than the rounding error.
-    for image, found in zip(images, detector.predict(paths, depth, 0, batch_size=BATCH_SIZE), strict=True):
-        rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    for image, found in zip(images, _detect(images, root, detector, depth), strict=True):
+        rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
         results += [
             {
                 "image_id": image["id"],
@@ -135,6 +153,9 @@ def test_figures_equal_those_of_pycocotools_on_predictions_of_each_file(
         assert [metrics[f"{depth}/{name}"] for name in FIGURES] == pytest.approx(expected, abs=1e-6)
     assert metrics["full/AP50"] > 0.02, "the ground truth was made from the full detections"
     assert objects["curve"].images == 5
+    # RT-DETR's reference does not clip boxes before it is scored.
+    written = json.loads((Path(objects["files"]["json"])).read_text())
+    assert written["boxes_clipped"] is False
 
 
 def test_the_curve_is_written_printed_and_returned(
@@ -183,6 +204,31 @@ def test_figures_of_the_results_file_are_those_of_the_curve(
     assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
 
 
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_ids_of_any_size_give_the_same_figures_and_come_back_in_results_files(
+    config: Callable[..., DictConfig], root: Path, backend: str
+) -> None:
+    expected, _ = evaluate.run(config(f"backend={backend}"))
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    first = 2**53 + 1  # no float holds this and its odd successors
+    changed = [image["id"] + first for image in document["images"]]
+    for image in document["images"]:
+        image["id"] += first
+    for annotation in document["annotations"]:
+        annotation["id"] -= 1
+        annotation["image_id"] += first
+        annotation["category_id"] -= 20
+    for category in document["categories"]:
+        category["id"] -= 20
+    path.write_text(json.dumps(document))
+    metrics, objects = evaluate.run(config(f"backend={backend}", "results=true"))
+    assert metrics == expected
+    results = json.loads(objects["files"]["full"].read_text())
+    assert {row["image_id"] for row in results} == set(changed)
+    assert {row["category_id"] for row in results} <= {-3, -2}
+
+
 def _test_split(root: Path, name: str, **changed: object) -> None:
     """Turn the images of val into a test split."""
     document = json.loads((root / "annotations" / "instances_val.json").read_text())
@@ -217,6 +263,16 @@ def test_images_without_ground_truth_cannot_be_measured(
     with pytest.raises(EvaluationError, match=r"test-dev2017\.json: holds no annotations.*results=true"):
         evaluate.run(config("split=test"))
     assert not (tmp_path / "out").exists()
+
+
+def test_crowd_regions_alone_cannot_be_measured(config: Callable[..., DictConfig], root: Path) -> None:
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(EvaluationError, match=r"holds no annotations.*crowd regions do not count.*results="):
+        evaluate.run(config())
 
 
 def test_a_validation_split_needs_its_annotations(config: Callable[..., DictConfig], root: Path) -> None:
@@ -263,7 +319,7 @@ def test_wrong_settings_are_refused_and_nothing_is_written(
 
 def test_classes_are_matched_by_name_and_unknown_ones_refused() -> None:
     categories = Categories((3, 5, 9), ("cat", "dog", "cow"), Path("val.json"))
-    assert evaluate.category_ids_of(("cow", "bird", "cat", "dog"), categories) == [9, -1, 3, 5]
+    assert evaluate.category_ids_of(("cow", "bird", "cat", "dog"), categories) == [9, None, 3, 5]
     with pytest.raises(
         EvaluationError, match=r"val\.json: got categories cow, expected classes of the detector"
     ):
@@ -279,17 +335,32 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         HydraConfig.instance().cfg = None
 
 
+@pytest.mark.parametrize(
+    ("where", "folder"),
+    [(("hydra.sweep.dir=all",), "all"), ((), "outputs/evaluate/sweep_*")],
+    ids=["given", "default"],
+)
 def test_jobs_of_a_sweep_write_to_folders_of_their_own(
-    root: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    detector: Detector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[str, ...],
+    folder: str,
 ) -> None:
+    zoo._settings.cache_clear()  # as in a new process, so that the first job composes the detector
     monkeypatch.chdir(tmp_path)
     zoo.save(detector, tmp_path / "weights.safetensors")
     settings = ("weights=weights.safetensors", "data=custom", f"data.root={root}", "data.num_workers=0")
-    rest = ("device=cpu", "latency.repetitions=0", "depths=[full],[minimal]", "hydra.sweep.dir=all")
+    rest = ("device=cpu", "latency.repetitions=0", "depths=[full],[minimal]", *where)
     _main(monkeypatch, "-m", *settings, *rest)
-    curves = sorted((tmp_path / "all").glob("*/depth_curve.json"))
+    (sweep,) = (tmp_path / folder).parent.glob(Path(folder).name)
+    curves = sorted(sweep.glob("*/depth_curve.json"))
     depths = {json.loads(path.read_text())["rows"][0]["depth"] for path in curves}
     assert (len(curves), depths) == (2, {"full", "minimal"})
+    for path in curves:
+        command = json.loads((path.parent / "provenance.json").read_text())["command"]
+        assert command.startswith("anydepth-evaluate ")
 
 
 def test_the_folder_of_a_training_run_is_kept_as_it_is(

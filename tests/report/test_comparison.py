@@ -110,6 +110,7 @@ def test_different_conditions_are_reported(tmp_path: Path):
         "latency_ms": 1.0,
         "device": "A GPU",
         "images": 18,
+        "boxes_clipped": False,
     }
     other = write_run(tmp_path / "1", APS, seed=1, curve=changes)
     _edit(other, git={"commit": "d" * 40}, versions={"torch": "2.14.0"})
@@ -118,6 +119,11 @@ def test_different_conditions_are_reported(tmp_path: Path):
     assert "different input sizes: 128x64, 64x64" in text
     assert "different precisions: bf16, fp32" in text
     assert "different numbers of images, as some could not be read: 18, 19" in text
+    # The other curve is of a version that recorded nothing and clipped all boxes.
+    assert (
+        "clipped to the image before AP, or not, as families and versions differ: clipped, not clipped"
+        in text
+    )
     assert "different devices: A GPU, cpu, 1 thread" in text
     assert "different commits of the code: cccccccccccc, dddddddddddd" in text
     assert "different versions of torch: 2.14.0, 2.15.0" in text

@@ -51,7 +51,9 @@ def _printed(curve: DepthCurve, width: int) -> str:
 
 def test_a_wide_table_shows_every_measured_column() -> None:
     text = _printed(_curve(["full", "minimal"]), 200)
-    assert "detr: 50 images, 64x96 pixels, fp32" in text
+    assert "detr: 50 images, 64x96 pixels, fp32, boxes clipped (not recorded, by an earlier version)" in text
+    scored = replace(_curve(["full"]), boxes_clipped=False)
+    assert "fp32, boxes not clipped" in _printed(scored, 200)
     assert "cpu, 2 threads, fp32, batch 1" in text
     # Full: 20 + 5 * 10 + 6 * 2 = 82 GFLOPs, latency 82 / 3 and 82 / 2, AP 82 / 200, AP50 82 / 150, no APs.
     assert "full xxxxx 6 82.00 M 82.00 27.3 41.0 41.0 54.7 41.0 - 41.0 41.0 41.0" in " ".join(text.split())

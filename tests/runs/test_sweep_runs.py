@@ -13,9 +13,12 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import anydepth
+from anydepth import zoo
 from anydepth.runs.job import FAILURE, RESULT, VISIT, read_record, run_folders
 from anydepth.train import main
 
@@ -67,6 +70,30 @@ def _wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 3
         assert process.poll() is None, "the sweep ended before it was killed"
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.005)
+
+
+class BuildsAnother(Callback):
+    """Builds a detector by its name in each job, which composes a configuration inside that of the job."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        anydepth.build("detr_tiny", num_classes=1)
+
+
+def test_all_jobs_of_a_sweep_lie_in_one_folder_of_its_command(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo._settings.cache_clear()  # as in a new process, so that the first job composes the detector
+    build = f"+callbacks.build={{_target_: {__name__}.BuildsAnother}}"
+    short = ("recipe.epochs=1", "trainer.limit_train_batches=1")
+    assert sweep("-m", "seed=0,1", *short, build, "paths.output_root=x") == 0
+    (folder,) = (tmp_path / "x" / "train").iterdir()
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["train"]
+    jobs = _jobs(folder)
+    assert set(jobs) == {"seed_0", "seed_1"}
+    commands = [json.loads((path / "provenance.json").read_text())["command"] for path in jobs.values()]
+    assert [command.split()[0] for command in commands] == ["anydepth-train"] * 2
+    states = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("seed_")]
+    assert states == ["finished", "finished"]
 
 
 @pytest.mark.slow

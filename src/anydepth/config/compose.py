@@ -1,15 +1,20 @@
 """Composing and instantiating configurations: where they lie, what they resolve to, and entry points."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
 from hydra.errors import InstantiationException
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
@@ -20,6 +25,11 @@ from anydepth.config.targets import check_targets
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 VERSION_BASE = "1.3"
+
+# What Hydra keeps once per process and overwrites when it is initialized: the running job, its name, which
+# the next jobs of a sweep take for theirs, and the version whose defaults it follows.
+_PROCESS_STATE: tuple[type, ...] = (GlobalHydra, JobRuntime, VersionBase)
+_PROCESS_STATE_LOCK = RLock()
 
 resolvers.register()
 presets.register()
@@ -66,7 +76,9 @@ def option_names(group: str) -> tuple[str, ...]:
 def compose(
     config_name: str | None, overrides: Sequence[str] = (), *, hydra_config: bool = False
 ) -> DictConfig:
-    """Compose the configuration that an entry point would get, also inside a Hydra job.
+    """Compose the configuration that an entry point would get, without effect on a Hydra job that is running.
+
+    Threads may call this at the same time; they wait for each other.
 
     Args:
         config_name: A file of :func:`config_dir` without its suffix, e.g. ``train``; None starts empty.
@@ -76,21 +88,30 @@ def compose(
     Raises:
         HydraException: An unknown file, key or group option.
     """
-    hydra_state = GlobalHydra.instance()
-    running, hydra_state.hydra = hydra_state.hydra, None
-    try:
-        with (
-            hydra.initialize_config_dir(
-                str(config_dir()), version_base=VERSION_BASE, job_name=config_name or "app"
-            ),
-            checked_composition(),
-        ):
-            config = hydra.compose(config_name, list(overrides), return_hydra_config=hydra_config)
-    finally:
-        GlobalHydra.instance().hydra = running
+    name = config_name or "app"
+    with (
+        _fresh_hydra(),
+        hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE, job_name=name),
+        checked_composition(),
+    ):
+        config = hydra.compose(config_name, list(overrides), return_hydra_config=hydra_config)
     if hydra_config:
         HydraConfig.instance().set_config(config)
     return config
+
+
+@contextmanager
+def _fresh_hydra() -> Iterator[None]:
+    """Within the block, Hydra is as in a new process; afterwards it is the one of before, job and all."""
+    with _PROCESS_STATE_LOCK:
+        instances: dict[type, Any] = Singleton._instances
+        former = {kind: instances.pop(kind) for kind in _PROCESS_STATE if kind in instances}
+        try:
+            yield
+        finally:
+            for kind in _PROCESS_STATE:
+                instances.pop(kind, None)
+            instances.update(former)
 
 
 def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any:

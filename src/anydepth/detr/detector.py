@@ -153,7 +153,9 @@ class DetrDetector(Detector):
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Return the Q best (query, class) pairs per image; no NMS and no threshold, as RT-DETR is evaluated.
+        """Return the Q best (query, class) pairs per image, as RT-DETR is evaluated.
+
+        There is no NMS and no threshold, and boxes reach beyond the image where the network predicts so.
 
         Args:
             output: Result of :meth:`forward` in eval mode.
@@ -165,13 +167,12 @@ class DetrDetector(Detector):
         labels = indices % self.num_classes  # [B, Q]
         queries = (indices // self.num_classes)[..., None].expand(-1, -1, 4)  # [B, Q, 4]
         boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float()).gather(1, queries)  # [B, Q, 4], normalised
-        placements = self.placements(original_sizes, output.input_size)
         numbers = [
-            [*placement.canvas[::-1] * 2, *placement.offset[::-1] * 2, *(width, height) * 2]
-            for placement, (height, width) in zip(placements, original_sizes, strict=True)
+            [*placement.canvas[::-1] * 2, *placement.offset[::-1] * 2]
+            for placement in self.placements(original_sizes, output.input_size)
         ]
-        canvas, offset, limit = boxes.new_tensor(numbers).reshape(-1, 3, 1, 4).unbind(dim=1)  # [B, 1, 4] each
-        pixels = (boxes * canvas - offset).clamp(min=0).minimum(limit)  # [B, Q, 4], of the original image
+        canvas, offset = boxes.new_tensor(numbers).reshape(-1, 2, 1, 4).unbind(dim=1)  # [B, 1, 4] each
+        pixels = boxes * canvas - offset  # [B, Q, 4], of the original image
         return [Detections(*one) for one in zip(pixels, scores, labels, strict=True)]
 
     def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:

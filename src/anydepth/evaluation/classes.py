@@ -6,14 +6,11 @@ from anydepth.data.coco.categories import Categories
 from anydepth.evaluation.coco_eval import EvaluationError
 from anydepth.utils.messages import join_few
 
-# An id that no category has: detections of classes that the data set lacks are ignored by the evaluation.
-_NO_CATEGORY = -1
 
-
-def category_ids_of(class_names: Sequence[str], categories: Categories) -> list[int]:
+def category_ids_of(class_names: Sequence[str], categories: Categories) -> list[int | None]:
     """Return the data set's category id of each class of a detector, matched by name.
 
-    Classes that the data set lacks get -1.
+    Classes that the data set lacks get None; the evaluation ignores their detections.
 
     Raises:
         EvaluationError: The data set has categories that the detector was not trained for.
@@ -27,4 +24,4 @@ def category_ids_of(class_names: Sequence[str], categories: Categories) -> list[
     if tuple(class_names) == categories.names:
         return list(categories.ids)
     ids = dict(zip(categories.names, categories.ids, strict=True))
-    return [ids.get(name, _NO_CATEGORY) for name in class_names]
+    return [ids.get(name) for name in class_names]

@@ -19,14 +19,17 @@ Measured = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class CocoBackend(Protocol):
-    """Ground truth, indexed once, against which any number of sets of detections is evaluated."""
+    """Ground truth, indexed once, against which any number of sets of detections is evaluated.
 
-    def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
+    Its ids are numbers from 1, see :mod:`anydepth.evaluation.coco_numbers`.
+    """
+
+    def measure(self, table: NDArray[np.float64], image_numbers: NDArray[np.int64]) -> Measured:
         """Evaluate detections against the ground truth.
 
         Args:
-            table: [N, 7]: image id, x, y, width, height (pixels), score, category id; N may be 0.
-            image_ids: Ids of the images to evaluate, unique and ascending.
+            table: [N, 7]: image number, x, y, width, height (pixels), score, category number; N may be 0.
+            image_numbers: Numbers of the images to evaluate, unique and ascending.
         """
         ...
 
@@ -35,16 +38,16 @@ class HotcocoBackend:
     """Backend that runs hotcoco, written in Rust.
 
     Args:
-        ground_truth: A COCO dictionary.
+        ground_truth: A COCO dictionary whose ids are numbers from 1.
     """
 
     def __init__(self, ground_truth: Mapping[str, Any]) -> None:
         self._truth = hotcoco.COCO(dict(ground_truth))
 
-    def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
+    def measure(self, table: NDArray[np.float64], image_numbers: NDArray[np.int64]) -> Measured:
         """See :meth:`CocoBackend.measure`."""
         evaluation = hotcoco.COCOeval(self._truth, self._truth.load_res(table), "bbox")
-        evaluation.params.img_ids = image_ids.tolist()
+        evaluation.params.img_ids = image_numbers.tolist()
         with _silenced_stdout():
             evaluation.run()
         return np.asarray(evaluation.stats), np.asarray((evaluation.eval or {})["precision"])
@@ -54,14 +57,14 @@ class PycocotoolsBackend:
     """Backend that runs pycocotools, with its console output silenced.
 
     Args:
-        ground_truth: A COCO dictionary.
+        ground_truth: A COCO dictionary whose ids are numbers from 1.
     """
 
     def __init__(self, ground_truth: Mapping[str, Any]) -> None:
         self._ground_truth = dict(ground_truth)
         self._truth = _build_pycocotools_index(self._ground_truth)
 
-    def measure(self, table: NDArray[np.float64], image_ids: NDArray[np.int64]) -> Measured:
+    def measure(self, table: NDArray[np.float64], image_numbers: NDArray[np.int64]) -> Measured:
         """See :meth:`CocoBackend.measure`."""
         with _silenced_stdout():
             # loadRes distinguishes boxes from masks by the first row, so it fails without one.
@@ -71,7 +74,7 @@ class PycocotoolsBackend:
                 else _build_pycocotools_index({**self._ground_truth, "annotations": []})
             )
             evaluation = COCOeval(self._truth, detections, "bbox")
-            evaluation.params.imgIds = image_ids.tolist()
+            evaluation.params.imgIds = image_numbers.tolist()
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

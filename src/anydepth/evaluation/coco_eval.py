@@ -16,6 +16,15 @@ from torch import Tensor
 from torch import distributed as dist
 
 from anydepth.evaluation.coco_backends import BACKENDS, CocoBackend
+from anydepth.evaluation.coco_numbers import (
+    Id,
+    ResultRows,
+    ids_of,
+    number_ids,
+    plain_id,
+    renumber,
+    renumber_annotations,
+)
 from anydepth.structures import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -23,6 +32,10 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 NO_GROUND_TRUTH = -1.0
 """Value that COCO's own evaluation reports if there is no object to find, e.g. APs without small objects."""
+
+
+_NO_CATEGORY = 0
+"""Number of the labels that the ground truth lacks; those of categories begin with 1."""
 
 
 class EvaluationError(ValueError):
@@ -46,7 +59,7 @@ class CocoResult:
 
 @dataclass
 class _Rows:
-    """Detections as flat arrays: ``images`` and ``counts`` per image, the others per detection.
+    """Detections as flat arrays: ``images`` (numbers) and ``counts`` per image, the others per detection.
 
     ``counts`` keeps images without detections, which were evaluated all the same.
     """
@@ -85,20 +98,25 @@ class CocoEvaluator:
     Args:
         ground_truth: A COCO dictionary: ``images``, ``categories``, and ``annotations`` with ``id``,
             ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``area`` and ``iscrowd``.
+            Ids are whole numbers of any size and sign, or texts: figures do not depend on them.
         category_ids: Category id of each contiguous label, as the detector was trained; defaults to the
-            ids of the ground truth in ascending order. Detections of categories that the ground truth lacks
-            are ignored.
+            ids of the ground truth in ascending order. Detections of categories that the ground truth lacks,
+            and of None, are ignored.
         backend: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Both give the same metrics.
 
+    Attributes:
+        has_objects: Whether there is an object to find; crowd regions are none. Metrics are -1 without one.
+
     Raises:
-        EvaluationError: An unknown backend, or ground truth without images or categories.
+        EvaluationError: An unknown backend, or ground truth without images or categories, or with an id of
+            either twice.
     """
 
     def __init__(
         self,
         *,
         ground_truth: Mapping[str, Any],
-        category_ids: Sequence[int] | None = None,
+        category_ids: Sequence[Id | None] | None = None,
         backend: str = "hotcoco",
     ) -> None:
         if backend not in BACKENDS:
@@ -109,21 +127,28 @@ class CocoEvaluator:
                     f"got ground truth without {part}; give a COCO dictionary with at least one entry"
                 )
         self.backend = backend
-        self._ground_truth: dict[str, Any] = {
-            # pycocotools reads `info` of every ground truth, although it makes no use of it.
-            "info": {},
-            "images": list(ground_truth["images"]),
-            "categories": sorted(ground_truth["categories"], key=lambda category: int(category["id"])),
-            "annotations": list(ground_truth.get("annotations", ())),
-        }
-        known = [int(category["id"]) for category in self._ground_truth["categories"]]
-        self._category_ids = np.array(known if category_ids is None else category_ids, dtype=np.int64)
-        self._image_ids = {int(image["id"]) for image in self._ground_truth["images"]}
+        self._image_numbers = _number(ground_truth["images"], "image")
+        self._category_numbers = _number(ground_truth["categories"], "category")
+        ordered = sorted(
+            ground_truth["categories"], key=lambda entry: self._category_numbers[plain_id(entry["id"])]
+        )
+        self._category_names = _unique_names(ordered)
+        # Kept as given until the first evaluation, which one process alone may need.
+        self._ground_truth: Mapping[str, Any] | None = ground_truth
+        wanted = list(self._category_numbers) if category_ids is None else category_ids
+        self._label_numbers = np.array(
+            [
+                _NO_CATEGORY if one is None else self._category_numbers.get(one, _NO_CATEGORY)
+                for one in wanted
+            ],
+            dtype=np.int64,
+        )
+        self.has_objects = any(not entry.get("iscrowd") for entry in ground_truth.get("annotations", ()))
         self._rows: dict[str, _Rows] = {}
         # Built lazily and kept: indexing the ground truth costs more than evaluating one depth.
         self._backend: CocoBackend | None = None
 
-    def add(self, key: str, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
+    def add(self, key: str, image_ids: Sequence[Id], detections: Sequence[Detections]) -> None:
         """Store the detections of some images on this process, without any communication.
 
         Args:
@@ -139,17 +164,18 @@ class CocoEvaluator:
             raise EvaluationError(
                 f"got {len(image_ids)} image ids and {len(detections)} lists of detections, expected as many"
             )
-        for image_id in image_ids:
-            if int(image_id) not in self._image_ids:
+        plain = [plain_id(image_id) for image_id in image_ids]
+        for image_id in plain:
+            if image_id not in self._image_numbers:
                 raise EvaluationError(f"got image id {image_id}, expected an image of the ground truth")
         if not detections:
             return
         boxes_xyxy = _to_numpy([item.boxes_xyxy for item in detections])
         scores = _to_numpy([item.scores for item in detections])
         labels = _to_numpy([item.labels for item in detections])
-        self._check(key, image_ids, boxes_xyxy, scores, labels)
+        self._check(key, plain, boxes_xyxy, scores, labels)
         rows = self._rows.setdefault(key, _Rows())
-        rows.images.append(np.array(image_ids, dtype=np.int64))
+        rows.images.append(np.array([self._image_numbers[one] for one in plain], dtype=np.int64))
         rows.counts.append(np.array([len(item) for item in detections], dtype=np.int64))
         rows.boxes_xyxy.append(boxes_xyxy.astype(np.float32))
         rows.scores.append(scores.astype(np.float32))
@@ -159,19 +185,20 @@ class CocoEvaluator:
         """Remove all detections; keep the ground truth."""
         self._rows.clear()
 
-    def table(self, key: str) -> NDArray[np.float64]:
-        """Return the detections stored under a key on this process, each image once.
+    def result_rows(self, key: str) -> ResultRows:
+        """Return the detections stored under a key on this process with the data set's ids, each image once.
 
         Detections of classes that the ground truth lacks are left out.
-
-        Returns:
-            [R, 7] image id; x, y, width, height in pixels; score; category id.
         """
-        if key not in self._rows:
-            return np.empty((0, 7))
-        known = [int(category["id"]) for category in self._ground_truth["categories"]]
-        _, table = _deduplicated_table(self._rows[key], self._category_ids)
-        return table[np.isin(table[:, -1], known)]
+        table = np.empty((0, 7))
+        if key in self._rows:
+            table = self._table(self._rows[key])[1]
+        return ResultRows(
+            image_ids=ids_of(table[:, 0], self._image_numbers),
+            category_ids=ids_of(table[:, 6], self._category_numbers),
+            boxes_xywh=table[:, 1:5],
+            scores=table[:, 5],
+        )
 
     def evaluate(self) -> dict[str, CocoResult]:
         """Return the metrics of every key of any process; every process must call this and gets the same.
@@ -204,12 +231,12 @@ class CocoEvaluator:
     def _check(
         self,
         key: str,
-        image_ids: Sequence[int],
+        image_ids: Sequence[Id],
         boxes_xyxy: NDArray[Any],
         scores: NDArray[Any],
         labels: NDArray[Any],
     ) -> None:
-        classes = len(self._category_ids)
+        classes = len(self._label_numbers)
         if labels.size and not (labels.min() >= 0 and labels.max() < classes):
             raise EvaluationError(
                 f"got labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1} for "
@@ -232,15 +259,45 @@ class CocoEvaluator:
         return results
 
     def _evaluate_one(self, rows: _Rows) -> CocoResult:
-        known = [int(category["id"]) for category in self._ground_truth["categories"]]
-        image_ids, table = _deduplicated_table(rows, self._category_ids)
-        table = table[np.isin(table[:, -1], known)]
+        image_numbers, table = self._table(rows)
         if self._backend is None:
-            self._backend = BACKENDS[self.backend](self._ground_truth)
-        stats, precision = self._backend.measure(table, image_ids)
-        names = _unique_names(self._ground_truth["categories"])
+            assert self._ground_truth is not None
+            self._backend = BACKENDS[self.backend](self._numbered(self._ground_truth))
+            self._ground_truth = None  # hundreds of megabytes on large data sets
+        stats, precision = self._backend.measure(table, image_numbers)
         figures = {name: float(value) for name, value in zip(FIGURES, stats, strict=True)}
-        return CocoResult(figures, _ap_per_class(precision, names), len(image_ids))
+        return CocoResult(figures, _ap_per_class(precision, self._category_names), len(image_numbers))
+
+    def _table(self, rows: _Rows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the numbers of the images, and the rows that :meth:`CocoBackend.measure` takes."""
+        image_numbers, table = _deduplicated_table(rows, self._label_numbers)
+        return image_numbers, table[table[:, -1] != _NO_CATEGORY]
+
+    def _numbered(self, ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+        numbers = self._image_numbers, self._category_numbers
+        try:
+            annotations = list(renumber_annotations(ground_truth.get("annotations", ()), *numbers))
+        except KeyError as error:
+            raise EvaluationError(
+                f"an annotation of the ground truth names {error}, expected ids of its images and categories"
+            ) from error
+        return {
+            # pycocotools reads `info` of every ground truth, although it makes no use of it.
+            "info": {},
+            "images": renumber(ground_truth["images"], self._image_numbers),
+            "categories": renumber(ground_truth["categories"], self._category_numbers),
+            "annotations": annotations,
+        }
+
+
+def _number(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[Id, int]:
+    numbers = number_ids(entries)
+    if len(numbers) != len(entries):
+        raise EvaluationError(
+            f"got {len(entries)} entries with {len(numbers)} {kind} ids in the ground truth, expected unique "
+            "ids; renumber them"
+        )
+    return numbers
 
 
 def _to_numpy(tensors: Sequence[Tensor]) -> NDArray[Any]:
@@ -253,11 +310,16 @@ def _is_distributed() -> bool:
 
 
 def _deduplicated_table(
-    rows: _Rows, category_ids: NDArray[np.int64]
+    rows: _Rows, label_numbers: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the ids of the images, and the rows that :meth:`CocoBackend.measure` takes, each image once."""
+    """Return the numbers of the images, and their detections as a table, each image once.
+
+    Args:
+        rows: Detections, which may hold an image several times.
+        label_numbers: [K] category number of each label.
+    """
     occurrences = np.concatenate(rows.images)
-    image_ids, first = np.unique(occurrences, return_index=True)
+    image_numbers, first = np.unique(occurrences, return_index=True)
     keep = np.zeros(len(occurrences), dtype=bool)
     keep[first] = True
     counts = np.concatenate(rows.counts)
@@ -269,10 +331,10 @@ def _deduplicated_table(
             boxes[:, :2],
             boxes[:, 2:] - boxes[:, :2],
             np.concatenate(rows.scores),
-            category_ids[np.concatenate(rows.labels)],
+            label_numbers[np.concatenate(rows.labels)],
         ]
     )
-    return image_ids, table[keep_row]
+    return image_numbers, table[keep_row]
 
 
 def _unique_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -70,6 +70,8 @@ class DepthCurve:
         input_size: (height, width) in pixels.
         precision: Precision of the evaluation: ``fp32``, ``bf16`` or ``fp16``.
         images: Number of images evaluated.
+        boxes_clipped: Whether boxes were clipped to the image before they were scored, see
+            :attr:`anydepth.detector.Detector.clips_boxes`; None: not recorded, by a version that clipped all.
         protocol: Protocol of the latency measurement; None if latency was not measured.
         rows: Rows, one per depth, in the requested order.
     """
@@ -79,8 +81,16 @@ class DepthCurve:
     input_size: tuple[int, int]
     precision: str
     images: int
+    boxes_clipped: bool | None = field(default=None, kw_only=True)
     protocol: LatencyProtocol | None
     rows: tuple[DepthRow, ...]
+
+    @property
+    def boxes_text(self) -> str:
+        """How boxes were scored, for tables and pages."""
+        if self.boxes_clipped is None:
+            return "boxes clipped (not recorded, by an earlier version)"
+        return "boxes clipped" if self.boxes_clipped else "boxes not clipped"
 
     def row(self, depth: str) -> DepthRow:
         """Return the row of a depth.
@@ -210,6 +220,7 @@ def evaluate_depths(
         input_size=detector.input_size,
         precision=precision,
         images=results[str(configs[0])].images,
+        boxes_clipped=detector.clips_boxes,
         protocol=protocol,
         rows=tuple(
             _make_row(detector, config, results[str(config)], latency)

@@ -207,6 +207,11 @@ def _input_size(run: Run) -> str:
     return f"{height}x{width}"
 
 
+def _clipping(run: Run) -> str:
+    # Versions that did not record it clipped all boxes.
+    return "not clipped" if run.curve.boxes_clipped is False else "clipped"
+
+
 def _device(run: Run) -> str:
     return run.curve.protocol.device if run.curve.protocol else ""
 
@@ -224,6 +229,7 @@ def _torch(run: Run) -> str:
 _CONDITIONS: Mapping[str, Callable[[Run], str]] = {
     "AP was measured at different input sizes": _input_size,
     "AP was measured at different precisions": lambda run: run.curve.precision,
+    "boxes were clipped to the image before AP, or not, as families and versions differ": _clipping,
     "AP was measured on different numbers of images, as some could not be read": lambda run: str(
         run.curve.images
     ),

@@ -2,11 +2,10 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from anydepth.evaluation.coco_numbers import Id, ResultRows
 from anydepth.utils.files import atomic_path
 
 # Rows converted to dictionaries at a time: millions of them at once would take gigabytes.
@@ -34,14 +33,14 @@ def results_name(json_path: Path, detector: str, depth: str) -> str:
     return f"detections_{testset}_{algorithm}_results.json"
 
 
-def write_results(table: NDArray[np.float64], path: str | Path) -> Path:
+def write_results(rows: ResultRows, path: str | Path) -> Path:
     """Write detections as a list of ``image_id``, ``category_id``, ``bbox`` and ``score``.
 
     Boxes are rounded to a thousandth of a pixel and scores to seven places, which does not affect the
     COCO metrics.
 
     Args:
-        table: [R, 7] image id; x, y, width, height in pixels; score; category id of the data set.
+        rows: Detections with the ids of the data set.
         path: File to write, complete or not at all; missing folders are created.
 
     Returns:
@@ -50,20 +49,20 @@ def write_results(table: NDArray[np.float64], path: str | Path) -> Path:
     path = Path(path)
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write("[")
-        for begin in range(0, len(table), _ROWS_AT_ONCE):
-            rows = [_format_entry(*row) for row in table[begin : begin + _ROWS_AT_ONCE].tolist()]
-            file.write((",\n" if begin else "") + ",\n".join(rows))
+        for begin in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(begin, begin + _ROWS_AT_ONCE)
+            columns = (rows.image_ids, rows.category_ids, rows.boxes_xywh, rows.scores)
+            entries = zip(*(column[part].tolist() for column in columns), strict=True)
+            file.write((",\n" if begin else "") + ",\n".join(_format_entry(*entry) for entry in entries))
         file.write("]\n")
     return path
 
 
-def _format_entry(
-    image_id: float, x: float, y: float, width: float, height: float, score: float, category_id: float
-) -> str:
+def _format_entry(image_id: Id, category_id: Id, box_xywh: Sequence[float], score: float) -> str:
     entry = {
-        "image_id": int(image_id),
-        "category_id": int(category_id),
-        "bbox": [round(value, 3) for value in (x, y, width, height)],
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [round(value, 3) for value in box_xywh],
         "score": round(score, 7),
     }
     return json.dumps(entry)

@@ -71,8 +71,9 @@ def write_depth_curve(curve: DepthCurve, folder: str | Path, name: str = "depth_
 
 def _build_table(curve: DepthCurve, columns: list[_Column]) -> Table:
     height, width = curve.input_size
+    setting = f"{curve.images} images, {height}x{width} pixels, {curve.precision}, {curve.boxes_text}"
     table = Table(
-        title=f"{curve.detector}: {curve.images} images, {height}x{width} pixels, {curve.precision}",
+        title=f"{curve.detector}: {setting}",
         caption=None if curve.protocol is None else f"latency: {curve.protocol}",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

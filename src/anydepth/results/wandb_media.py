@@ -128,6 +128,7 @@ def log_weights(
             "detector": curve.detector,
             "parameters": curve.parameters,
             "input_size": list(curve.input_size),
+            "boxes_clipped": curve.boxes_clipped,
             "summary": asdict(summarize(curve)),
             "depth_curve": [
                 {name: _none_if_missing(value) for name, value in record.items()}

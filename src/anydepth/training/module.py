@@ -1,5 +1,6 @@
 """The Lightning module of every any-depth detector: one step runs several depths on one batch."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
@@ -24,6 +25,7 @@ from anydepth.training.recipes import Recipe
 from anydepth.training.step_context import ResizeMode, StepPlace
 
 Backward = Literal["joint", "separate"]
+SCORE = "val/score"
 # torch.compile makes one graph per depth, training mode and image shape, and falls back to eager after 8 by
 # default. 256 leaves room for several depths at a dozen multi-scale sizes each.
 COMPILED_GRAPHS = 256
@@ -242,7 +244,10 @@ class DetectionModule(pl.LightningModule):
             self.evaluator.add(str(depth), batch.image_ids, detections)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the COCO figures of every depth, and the score that selects checkpoints."""
+        """Log the COCO figures of every depth, and the score that selects checkpoints.
+
+        The score is NaN if the images hold no object to find.
+        """
         if self.evaluator is None:
             return
         results = self.evaluator.evaluate()
@@ -251,9 +256,10 @@ class DetectionModule(pl.LightningModule):
             self.log_dict(
                 {f"val/{depth}/{name}": value for name, value in result.figures.items() if value >= 0}
             )
-        ap = {depth: max(result.figures["AP"], 0.0) for depth, result in results.items()}
+        ap = {depth: result.figures["AP"] for depth, result in results.items()}
         score = sum(ap.values()) / len(ap) if self.score == "mean" else ap[self.score]
-        self.log("val/score", score)
+        # All depths see the same images, which hold an object for all of them or for none.
+        self.log(SCORE, score if score >= 0 else math.nan)
 
     # -- optimisation ------------------------------------------------------------------------------------
 

@@ -75,6 +75,9 @@ class YoloDetector(Detector):
         ValueError: An input size or fit that is not allowed.
     """
 
+    # As the published figures are measured.
+    clips_boxes = True
+
     def __init__(
         self,
         *,
@@ -148,7 +151,7 @@ class YoloDetector(Detector):
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Return the scored boxes of every class after class-wise non-maximum suppression.
+        """Return the scored boxes of every class after class-wise non-maximum suppression, then clipped.
 
         One cell may predict boxes of several classes.
 
@@ -179,8 +182,7 @@ class YoloDetector(Detector):
         ):
             scale = image_boxes.new_tensor([canvas[1] / width, canvas[0] / height] * 2)  # [4]
             corner = image_boxes.new_tensor([offset[1], offset[0]] * 2)  # [4]
-            limit = image_boxes.new_tensor([w, h] * 2)  # [4]
-            found.append(self._suppress(image_boxes * scale - corner, scores, limit))
+            found.append(self._suppress(image_boxes * scale - corner, scores).clipped(h, w))
         return found
 
     def load_weights(self, source: str | Path | Mapping[str, object]) -> LoadReport:
@@ -197,13 +199,12 @@ class YoloDetector(Detector):
             self.config = {**self.config, "num_classes": self.num_classes}
         self.class_names = tuple(class_names)
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, limit: Tensor) -> Detections:
+    def _suppress(self, boxes: Tensor, scores: Tensor) -> Detections:
         """Suppress boxes of one image.
 
         Args:
             boxes: [A, 4] xyxy in pixels of the original image.
             scores: [A, K].
-            limit: [4], width and height of the image, twice.
         """
         # Q counts the (cell, class) pairs that are candidates.
         cells, labels = (scores > self.nms.score).nonzero(as_tuple=True)  # [Q] each
@@ -211,5 +212,4 @@ class YoloDetector(Detector):
         best, order = best[: self.nms.candidates], order[: self.nms.candidates]
         cells, labels = cells[order], labels[order]
         kept = batched_nms(boxes[cells], best, labels, self.nms.iou)[: self.nms.detections]  # [N]
-        clipped = boxes[cells[kept]].clamp(min=0).minimum(limit)  # [N, 4]
-        return Detections(clipped, best[kept], labels[kept])
+        return Detections(boxes[cells[kept]], best[kept], labels[kept])

@@ -152,6 +152,11 @@ class CocoIndex:
         return self.categories.ids
 
     @property
+    def has_objects(self) -> bool:
+        """Whether there is an object to find in an evaluation; crowd regions are none."""
+        return not bool(self.crowd.all())
+
+    @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """The arrays by name, see :meth:`from_memory`."""
         return self._memory.arrays

@@ -161,6 +161,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("seeds", f"{len(seeds)} ({', '.join(map(str, sorted(seeds)))})" if seeds else "unknown"),
         ("images", ", ".join(images)),
         ("input", ", ".join(sizes)),
+        ("scored boxes", "; ".join(dict.fromkeys(run.curve.boxes_text for run in runs))),
     ]
 
 

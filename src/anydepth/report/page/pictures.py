@@ -91,7 +91,8 @@ def _setting(run: Run, gallery: Gallery, pictures: Pictures) -> Json:
 def _picture(key: str, image: GalleryImage, found: list[Detections], scale: float) -> Json:
     return {
         "image": key,
-        "id": image.image_id,
+        # As text: JavaScript's numbers merge ids beyond 2^53.
+        "id": str(image.image_id),
         "truth": _boxes(image.truth, scale),
         "found": [_boxes(detections, scale) for detections in found],
     }
