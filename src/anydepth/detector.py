@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
 from anydepth.images import Fit, Placement, fit_image, place_image, read_image, to_unit_range
 from anydepth.layers.macs import count_forward
-from anydepth.layers.mode import eval_mode
+from anydepth.layers.mode import ModuleT, in_eval_mode
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.weights.own_layout import load_own_layout
 from anydepth.weights.report import LoadReport
@@ -144,6 +144,9 @@ class Detector(nn.Module, ABC):
     ) -> list[Detections]:
         """Detect objects in images of any size, in eval mode and without gradients.
 
+        The detector is not changed, not even during the call, whatever its mode: several threads may predict
+        with one detector at different depths.
+
         Args:
             source: One image or a list of them: a path, an array [H, W, 3] uint8 RGB, or a tensor
                 [3, H, W], uint8 or float in [0, 1].
@@ -164,14 +167,14 @@ class Detector(nn.Module, ABC):
         sources = _as_list(source)
         device = next(self.parameters()).device
         found: list[Detections] = []
-        with evaluating(self):
+        with evaluating(self) as network:
             for start in range(0, len(sources), batch_size):
                 images = [_as_image(item) for item in sources[start : start + batch_size]]
                 sizes = [(image.shape[-2], image.shape[-1]) for image in images]
                 # Resized on the host, as the validation loader does: a GPU rounds some grey levels otherwise.
                 fitted = [fit_image(image.cpu(), self.input_size, self.fit) for image in images]
                 batch = torch.stack([to_unit_range(image) for image in fitted])
-                output = self(batch.to(device), depth=config)
+                output = network(batch.to(device), depth=config)
                 found += [item.above(threshold).cpu() for item in self.postprocess(output, sizes)]
         return found
 
@@ -254,10 +257,14 @@ class Objective(nn.Module, ABC):
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode without gradients; every submodule returns to its mode afterwards."""
-    with eval_mode(module), torch.inference_mode():
-        yield
+def evaluating(module: ModuleT) -> Iterator[ModuleT]:
+    """Run the block without gradients, and provide the module in eval mode; the module is never switched.
+
+    Yields:
+        The module to call: ``module`` itself, or a copy in eval mode that shares its tensors.
+    """
+    with torch.inference_mode():
+        yield in_eval_mode(module)
 
 
 def _as_list(source: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
