@@ -97,6 +97,18 @@ def decode_image(data: bytes, name: str, *, upright: bool = True) -> Tensor:
     return _read(BytesIO(data), name, upright)
 
 
+def convert_picture(picture: Image.Image, name: str) -> Tensor:
+    """Convert a picture that Pillow opened or made, upright, as :func:`read_image` converts a file.
+
+    Args:
+        picture: Picture of any mode; it is not changed, except that its pixels are loaded.
+        name: Name of the picture in messages.
+    """
+    with _explaining(name):
+        picture.load()
+        return _to_tensor(_to_rgb(_upright(picture)))
+
+
 def max_pixels() -> int:
     """Return the maximum number of pixels of an image to decode: a small file may expand to any number.
 
@@ -258,10 +270,16 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
+    with _explaining(name), open_picture(file) as picture:
+        picture.load()
+        return _to_tensor(_to_rgb(_upright(picture) if upright else picture))
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """Turn whatever is raised while a picture is read into an :class:`ImageError` that names it."""
     try:
-        with open_picture(file) as picture:
-            picture.load()
-            array = _to_rgb(_upright(picture) if upright else picture)
+        yield
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except FileNotFoundError:
@@ -278,6 +296,9 @@ def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
             f"{name}: not a readable image ({type(error).__name__}: {error}); the file is truncated, damaged "
             "or in an unknown format: restore it or remove it"
         ) from error
+
+
+def _to_tensor(array: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
