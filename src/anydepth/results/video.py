@@ -12,6 +12,8 @@ from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 
+from anydepth.utils.files import partial_path
+
 # Suffixes of files that are read as video; FFmpeg reads all of these containers.
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
@@ -74,18 +76,24 @@ class VideoReader:
 class VideoWriter:
     """Writes frames of one size as a video without sound; a context manager.
 
+    The file appears when the block ends, also after an error: with the frames so far, and never unplayable.
+
     Args:
-        path: File to write; its suffix selects the container.
+        path: File to write; its suffix selects the container. Its folder must exist by the first frame.
         rate: Frames per second.
     """
 
     def __init__(self, path: str | Path, rate: Fraction) -> None:
-        self._container = av.open(str(path), mode="w")
+        self._path = Path(path)
+        self._partial = partial_path(self._path)
         self._rate = rate
+        self._container: av.container.OutputContainer | None = None
         self._stream: VideoStream | None = None
 
     def add(self, picture: Image.Image) -> None:
         """Append a frame; those after the first are scaled to its size."""
+        if self._container is None:
+            self._container = av.open(str(self._partial), mode="w")
         stream = self._stream
         if stream is None:
             stream = self._stream = self._container.add_stream(_CODEC, rate=self._rate)
@@ -103,9 +111,15 @@ class VideoWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._container is None:
+            return
         try:
-            if self._stream is not None:
-                for packet in self._stream.encode(None):
-                    self._container.mux(packet)
+            try:
+                if self._stream is not None:
+                    for packet in self._stream.encode(None):
+                        self._container.mux(packet)
+            finally:
+                self._container.close()
+            self._partial.replace(self._path)
         finally:
-            self._container.close()
+            self._partial.unlink(missing_ok=True)
