@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from anydepth import predict, zoo
 from anydepth.config.compose import compose
 from anydepth.detector import Detector
 from anydepth.images import ImageError
+from anydepth.results.video import Frame, VideoError, VideoReader
 from anydepth.structures import Detections
 from anydepth.training.checkpointing.sigterm import Terminated
 
@@ -155,6 +157,38 @@ def test_a_video_gives_an_annotated_video_and_results_per_frame(
     with av.open(str(objects["output"] / "clip.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 3
     assert not (objects["output"] / "pictures").exists()
+
+
+def test_a_video_that_is_damaged_keeps_the_frames_before(
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "clip.mkv"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in (0, 40, 700):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames = VideoReader.frames
+
+    def damaged(reader: VideoReader) -> Iterator[Frame]:
+        yield from frames(reader)
+        raise VideoError("clip.mkv: damaged after frame 3")
+
+    monkeypatch.setattr(VideoReader, "frames", damaged)
+    metrics, objects = predict.run(config(clip, "batch_size=2"))
+    described, _ = _read(objects["output"])
+    assert (metrics["images"], metrics["skipped"]) == (3, 1)
+    # The times of the file: its average rate would give 0, 0.04 and 0.08.
+    assert [image["seconds"] for image in described["images"]] == [0, 0.04, 0.7]
+    assert described["skipped"][0]["error"] == "clip.mkv: damaged after frame 3"
+    with pytest.raises(VideoError, match="damaged after frame 3"):
+        predict.run(config(clip, "on_bad_image=raise"))
+    with av.open(str(objects["output"] / "clip.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
 
 
 def _truncate(photos: Path) -> str:

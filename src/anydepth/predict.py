@@ -32,7 +32,7 @@ from anydepth.results.predictions import (
     remove_results,
 )
 from anydepth.results.sources import FoundImages, SourceError, find_images, name_pictures
-from anydepth.results.video import VideoError, VideoReader, VideoWriter
+from anydepth.results.video import Frame, VideoError, VideoReader, VideoWriter
 from anydepth.runs.job import check_output
 from anydepth.runs.provenance import PROVENANCE, write_provenance
 from anydepth.structures import Detections
@@ -279,21 +279,21 @@ def _predict_video(task: Task, path: Path, output: Output) -> None:
     total = None if reader.length is None else -(-reader.length // task.batch_size)
     predictions = output.predictions
     frames = _readable_frames(reader, path, task, predictions)
-    with VideoWriter(output.folder / _video_name(path), reader.rate) as writer:
+    with VideoWriter(output.folder / _video_name(path), reader) as writer:
         for batch in track(_batches(frames, task.batch_size), description="detecting", total=total):
-            detected = task.detect(batch)
+            detected = task.detect([frame.image for frame in batch])
             output.begin()
-            for frame, found in zip(batch, detected, strict=True):
+            for (image, seconds, duration), found in zip(batch, detected, strict=True):
                 index = len(predictions)
-                size = (frame.shape[-2], frame.shape[-1])
-                seconds = float(index / reader.rate)
-                writer.add(task.draw(frame, found))
-                output.add(index + 1, make_record(path.name, size, found, frame=index, seconds=seconds))
+                size = (image.shape[-2], image.shape[-1])
+                writer.add(task.draw(image, found), seconds, duration)
+                record = make_record(path.name, size, found, frame=index, seconds=float(seconds))
+                output.add(index + 1, record)
 
 
 def _readable_frames(
     reader: VideoReader, path: Path, task: Task, predictions: Predictions
-) -> Iterator[Tensor]:
+) -> Iterator[Frame]:
     """Yield the frames up to the end of a video, or up to where it is damaged."""
     count = 0
     try:
