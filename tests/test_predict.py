@@ -255,6 +255,16 @@ def test_on_bad_image_raise_ends_the_prediction_and_keeps_what_was_done(
     assert {row["image_id"] for row in rows} == {1}
 
 
+def test_a_source_that_looks_like_markup_is_printed_as_it_is(
+    config: Callable[..., DictConfig], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = photos / "a[" / "b]:cat:[red].png"
+    bad.parent.mkdir()
+    bad.write_text("no image")
+    predict.run(config(photos))
+    assert f"  {bad}: not a readable image" in capsys.readouterr().out
+
+
 def _stop_after(images: int, monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Send a signal to this process in place of further detections; return the numbers of images detected."""
     detect, detected = predict.Task.detect, [0]

@@ -167,8 +167,7 @@ class Detector(nn.Module, ABC):
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"got threshold={threshold}, expected 0 to 1")
-        if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ValueError(f"got batch_size={batch_size}, expected a whole number from 1")
+        batch_size = _check_batch_size(batch_size)
         config = self.depth_space.parse(depth)
         sources = list_images(source)
         device = next(self.parameters()).device
@@ -286,6 +285,12 @@ def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> Te
         if len(sources) == 1:
             raise
         raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
+
+
+def _check_batch_size(batch_size: object) -> int:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"got batch_size={batch_size}, expected a whole number from 1")
+    return int(batch_size)
 
 
 def check_images(images: Tensor) -> None:

@@ -144,6 +144,12 @@ def test_times_count_from_the_start_of_a_file_that_starts_later(tmp_path: Path) 
     assert [loud > 0.1 for loud in _loudness(tmp_path / "out.mp4")[1][:4]] == [False, True, False, True]
 
 
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "http:a.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(_copy(Path("http:a.mp4"), Path("rtp:b.mp4")).frames())) == 5
+
+
 def test_an_error_leaves_a_video_of_the_frames_so_far(tmp_path: Path) -> None:
     _write_varying(tmp_path / "clip.mp4", "aac")
     reader = VideoReader(tmp_path / "clip.mp4")

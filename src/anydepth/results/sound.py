@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import av
 from av.audio.stream import AudioStream
@@ -15,6 +16,8 @@ _AAC_RATES = frozenset(
     {7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 )
 _USUAL_RATE = 48_000
+
+_Packet: TypeAlias = "av.Packet[Any]"
 
 
 class SoundWarning(UserWarning):
@@ -39,10 +42,10 @@ class SoundCopy:
         self._source = source
         self._target = target
         self._start = start
-        self._container = av.open(str(source))
+        self._container = av.open(str(source.absolute()))
         self._streams: dict[int, tuple[AudioStream, bool]] = {}
-        self._packets: Iterator[av.Packet] = iter(())
-        self._next: av.Packet | None = None
+        self._packets: Iterator[_Packet] = iter(())
+        self._next: _Packet | None = None
         try:
             for stream in self._container.streams.audio:
                 self._streams[stream.index] = self._add_stream(stream)
@@ -82,17 +85,17 @@ class SoundCopy:
         added.layout = {1: "mono", 2: "stereo"}.get(context.layout.nb_channels, context.layout.name)
         return added, False
 
-    def _demux(self) -> Iterator[av.Packet]:
+    def _demux(self) -> Iterator[_Packet]:
         if self._streams:
             for packet in self._container.demux(*self._container.streams.audio):
                 if packet.dts is not None:
                     yield packet
 
-    def _time(self, packet: av.Packet) -> Fraction:
+    def _time(self, packet: _Packet) -> Fraction:
         assert packet.dts is not None
         return packet.dts * packet.time_base - self._start
 
-    def _write(self, packet: av.Packet) -> None:
+    def _write(self, packet: _Packet) -> None:
         stream, copied = self._streams[packet.stream.index]
         if copied:
             shift = round(self._start / packet.time_base)
@@ -101,8 +104,8 @@ class SoundCopy:
             packet.pts = None if packet.pts is None else packet.pts - shift
             self._target.mux(packet)
             return
-        for frame in packet.decode():
-            if frame.pts is not None:
+        for frame in cast(list[av.AudioFrame], packet.decode()):
+            if frame.pts is not None and frame.time_base is not None:
                 frame.pts -= round(self._start / frame.time_base)
             self._target.mux(stream.encode(frame))
 

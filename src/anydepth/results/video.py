@@ -66,8 +66,10 @@ class VideoReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        self._file = str(self.path.absolute())
         try:
-            with av.open(str(path)) as container:
+            with av.open(self._file) as container:
                 stream = self._stream(container)
                 self.rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
                 self.length = stream.frames or None
@@ -87,7 +89,7 @@ class VideoReader:
         count = 0
         following = Fraction(0)
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(self._file) as container:
                 for frame in container.decode(self._stream(container)):
                     array = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
                     seconds = following
@@ -181,7 +183,7 @@ class VideoWriter:
             self._partial.unlink(missing_ok=True)
 
     def _open(self, picture: Image.Image) -> VideoStream:
-        self._container = av.open(str(self._partial), mode="w")
+        self._container = av.open(str(self._partial.absolute()), mode="w")
         stream = self._stream = self._container.add_stream(_CODEC, rate=self._source.rate)
         stream.codec_context.time_base = self._time_base
         # yuv420p, which every player reads, stores chroma at half resolution and needs even sides.
@@ -195,7 +197,7 @@ class VideoWriter:
         self._sound = SoundCopy(self._source.path, self._container, self._source.start)
         return stream
 
-    def _mux(self, packets: "list[av.Packet]") -> None:
+    def _mux(self, packets: "list[av.Packet[VideoStream]]") -> None:
         assert self._container is not None
         for packet in packets:
             # Containers keep that of the last frame alone, which no other frame ends.
