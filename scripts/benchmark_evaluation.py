@@ -241,9 +241,9 @@ def measure_single_pass(arguments: argparse.Namespace, workers: int) -> dict[str
 
 
 def _forward(detector: Detector, batches: Sequence[Batch], depth: DepthConfig) -> None:
-    with evaluating(detector):
+    with evaluating(detector) as network:
         for batch in batches:
-            output = detector(to_unit_range(batch.images), depth=depth)
+            output = network(to_unit_range(batch.images), depth=depth)
             detector.postprocess(output, batch.original_sizes)
 
 

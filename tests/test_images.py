@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
+from anydepth.data.convert.dataset import read_picture_sizes
 from anydepth.images import (
     Fit,
     ImageError,
     check_fit,
+    decode_image,
     fit_image,
     place_image,
     read_image,
@@ -131,6 +133,74 @@ def test_exif_orientation_is_applied_unless_the_stored_pixels_are_wanted(
 def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
     np.testing.assert_array_equal(as_array(tmp_path / "a.png"), PICTURE)
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+# Unpacked they are 3 MB, more than Pillow allows of one; 70 texts of 1 MB are more than it allows together.
+LARGE_METADATA = {
+    "profile": _png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(3_000_000))),
+    "packed text": _png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 3_000_000)),
+    "international text": _png_chunk(b"iTXt", b"XML:a\0\1\0\0\0" + zlib.compress(b"x" * 3_000_000)),
+    "many texts": b"".join(
+        _png_chunk(b"zTXt", b"c%d\0\0" % index + zlib.compress(b"x" * 1_000_000)) for index in range(70)
+    ),
+    "orientation that is no text of one": _png_chunk(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"x" * 3_000_000)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"),
+    [
+        (name, behind)
+        for name in LARGE_METADATA
+        for behind in (False, True)
+        if not (behind and name == "profile")
+    ],
+)
+def test_large_metadata_does_not_make_a_png_unreadable(tmp_path: Path, name: str, behind: bool) -> None:
+    picture, path = Image.fromarray(PICTURE), tmp_path / "a.png"
+    exif = picture.getexif()
+    exif[274] = 6
+    picture.save(path, exif=exif)
+    plain = path.read_bytes()
+    place = plain.index(b"IEND") - 4 if behind else 8 + 25  # behind the signature and the header's chunk
+    path.write_bytes(plain[:place] + LARGE_METADATA[name] + plain[place:])
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as opened:
+        opened.load()
+    np.testing.assert_array_equal(as_array(path), TURNS[6](PICTURE))
+    np.testing.assert_array_equal(
+        decode_image(path.read_bytes(), "a.png", upright=False).permute(1, 2, 0).numpy(), PICTURE
+    )
+    assert read_picture_sizes(path) == ((3, 2), (2, 3))
+
+
+def test_orientation_in_a_text_stays_when_other_metadata_is_left_out(tmp_path: Path) -> None:
+    # As ImageMagick writes it: the hexadecimal digits of the EXIF block behind its name and length.
+    exif = Image.Exif()
+    exif[274] = 3
+    block = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    text = b"\nexif\n%8d\n" % len(block) + block.hex().encode() + b"\n"
+    path = tmp_path / "a.png"
+    Image.fromarray(PICTURE).save(path)
+    plain = path.read_bytes()
+    oriented = _png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+    path.write_bytes(plain[:33] + oriented + LARGE_METADATA["profile"] + plain[33:])
+    np.testing.assert_array_equal(as_array(path), TURNS[3](PICTURE))
+
+
+def test_a_truncated_png_with_large_metadata_is_still_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "cut.png"
+    Image.fromarray(noise).save(path)
+    plain = path.read_bytes()
+    path.write_bytes((plain[:33] + LARGE_METADATA["profile"] + plain[33:])[: -len(plain) // 2])
+    with pytest.raises(ImageError, match=r"cut\.png: not a readable image .*truncated"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

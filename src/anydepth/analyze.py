@@ -35,6 +35,7 @@ from anydepth.results.depth_curve import write_depth_curve
 from anydepth.runs.job import check_output
 from anydepth.runs.provenance import write_provenance
 from anydepth.structures import Batch
+from anydepth.utils.console import print_lines
 from anydepth.utils.files import write_text
 
 
@@ -81,7 +82,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         print_curve_analysis(objects["analysis"], get_console())
     objects["files"]["analysis"] = _write_analysis(config, objects["compatibility"], objects["analysis"])
     lines = [f"{name:20} {path}" for name, path in objects["files"].items()]
-    get_console().print("\n".join(lines), highlight=False, soft_wrap=True)
+    print_lines(*lines)
     return _figures(objects["compatibility"], objects["curve"]), objects
 
 
@@ -149,11 +150,9 @@ def _evaluate_all(
     depths = list(detector.depth_space.all())
     done = parts.load()
     remaining = len(depths) - sum(len(part.rows) for part in done)
-    get_console().print(
+    print_lines(
         f"{len(depths)} configurations, {remaining} of them to evaluate; if interrupted, the same command "
-        f"with output={config['output']} resumes",
-        highlight=False,
-        soft_wrap=True,
+        f"with output={config['output']} resumes"
     )
     loader: Iterable[Batch] = data.eval_dataloader(config["split"])
     if config["curve_images"] is not None:

@@ -1,26 +1,25 @@
 """The contracts of a detector and of its losses, whatever family or package they are from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
-from anydepth.images import Fit, Placement, fit_image, place_image, read_image, to_unit_range
+from anydepth.image_sources import ImageSource, list_images, to_image
+from anydepth.images import Fit, ImageError, Placement, fit_image, place_image, to_unit_range
 from anydepth.layers.macs import count_forward
-from anydepth.layers.mode import eval_mode
+from anydepth.layers.mode import ModuleT, in_eval_mode
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.weights.own_layout import load_own_layout
 from anydepth.weights.report import LoadReport
 
-ImageSource = str | Path | NDArray[np.uint8] | Tensor
 # Every detector's coarsest stride: the sides of an image must be multiples of it.
 SIZE_DIVISOR = 32
 
@@ -143,41 +142,53 @@ class Detector(nn.Module, ABC):
 
     def predict(
         self,
-        source: ImageSource | Sequence[ImageSource],
+        source: ImageSource | Iterable[ImageSource],
         depth: str | DepthConfig = "full",
         threshold: float = 0.5,
         batch_size: int = 8,
+        *,
+        urls: bool = False,
     ) -> list[Detections]:
         """Detect objects in images of any size, in eval mode and without gradients.
 
+        The detector is not changed, not even during the call, whatever its mode: several threads may predict
+        with one detector at different depths.
+
         Args:
-            source: One image or a list of them: a path, an array [H, W, 3] uint8 RGB, or a tensor
-                [3, H, W], uint8 or float in [0, 1].
+            source: One image or several: a path, the bytes of an image file, a Pillow picture, an array
+                [H, W, 3] uint8 RGB, a tensor [3, H, W] RGB (uint8, or float in [0, 1]), or a batch of arrays
+                or tensors. Files and Pillow pictures of any mode are converted to RGB and turned upright.
             depth: A depth of :attr:`depth_space`.
             threshold: Detections with a lower score are left out.
-            batch_size: Images per forward pass.
+            batch_size: Images per forward pass, from 1.
+            urls: Whether a text that begins with ``http://`` or ``https://`` is fetched.
 
         Returns:
             One entry per image, in host memory; boxes in pixels of the original image and clipped to it.
 
         Raises:
-            ValueError: An image of another form, or a threshold outside [0, 1].
+            ValueError: An image of another form or range of values, a threshold outside [0, 1], or a
+                ``batch_size`` below 1.
             ImageError: A file that is missing or not a readable image.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"got threshold={threshold}, expected 0 to 1")
+        batch_size = _check_batch_size(batch_size)
         config = self.depth_space.parse(depth)
-        sources = _as_list(source)
+        sources = list_images(source)
         device = next(self.parameters()).device
         found: list[Detections] = []
-        with evaluating(self):
+        with evaluating(self) as network:
             for start in range(0, len(sources), batch_size):
-                images = [_as_image(item) for item in sources[start : start + batch_size]]
+                images = [
+                    _read_of_several(sources, index, urls=urls)
+                    for index in range(start, min(start + batch_size, len(sources)))
+                ]
                 sizes = [(image.shape[-2], image.shape[-1]) for image in images]
                 # Resized on the host, as the validation loader does: a GPU rounds some grey levels otherwise.
-                fitted = [fit_image(image.cpu(), self.input_size, self.fit) for image in images]
+                fitted = [fit_image(image, self.input_size, self.fit) for image in images]
                 batch = torch.stack([to_unit_range(image) for image in fitted])
-                output = self(batch.to(device), depth=config)
+                output = network(batch.to(device), depth=config)
                 found += [
                     item.above(threshold).clipped(*size).cpu()
                     for item, size in zip(self.postprocess(output, sizes), sizes, strict=True)
@@ -263,35 +274,32 @@ class Objective(nn.Module, ABC):
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode without gradients; every submodule returns to its mode afterwards."""
-    with eval_mode(module), torch.inference_mode():
-        yield
+def evaluating(module: ModuleT) -> Iterator[ModuleT]:
+    """Run the block without gradients, and provide the module in eval mode; the module is never switched.
+
+    Yields:
+        The module to call: ``module`` itself, or a copy in eval mode that shares its tensors.
+    """
+    with torch.inference_mode():
+        yield in_eval_mode(module)
 
 
-def _as_list(source: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    if isinstance(source, str | Path | np.ndarray | Tensor):
-        return [source]
-    return list(source)
+def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> Tensor:
+    """Read one of several images; an error that names no file says which one it is."""
+    try:
+        return to_image(sources[index], urls=urls)
+    except ImageError:
+        raise
+    except ValueError as error:
+        if len(sources) == 1:
+            raise
+        raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
 
 
-def _as_image(source: ImageSource) -> Tensor:
-    if isinstance(source, str | Path):
-        return read_image(source)
-    if isinstance(source, Tensor):
-        image = source
-    else:
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
-            raise ValueError(
-                f"got an array image of shape {source.shape} and type {source.dtype}, expected "
-                "[H, W, 3] uint8 RGB"
-            )
-        image = torch.from_numpy(np.ascontiguousarray(source)).permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"got a tensor image of shape {tuple(image.shape)}, expected [3, H, W]")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise ValueError(f"got a tensor image of type {image.dtype}, expected uint8 or float in [0, 1]")
-    return image
+def _check_batch_size(batch_size: object) -> int:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"got batch_size={batch_size}, expected a whole number from 1")
+    return int(batch_size)
 
 
 def check_images(images: Tensor) -> None:

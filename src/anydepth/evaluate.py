@@ -19,6 +19,7 @@ from anydepth.results.coco_results import results_name, write_results
 from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
 from anydepth.runs.job import check_output
 from anydepth.runs.provenance import write_provenance
+from anydepth.utils.console import print_lines
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -75,7 +76,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     console = get_console()
     if has_truth:
         print_depth_curve(curve, console)
-    console.print(*files.values(), sep="\n", highlight=False, soft_wrap=True)
+    print_lines(*files.values(), console=console)
     metrics = {
         f"{row.depth}/{name}": value
         for row in (curve.rows if has_truth else ())

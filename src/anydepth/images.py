@@ -20,6 +20,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from anydepth.utils.png import SIGNATURE, strip_metadata
+
 _MAX_UINT16 = 65535
 # The formats of photographs and scans. Pillow recognises more by their first bytes, whatever the suffix:
 # vector formats that start Ghostscript or a system's renderer, and rarely reviewed decoders.
@@ -97,6 +99,18 @@ def decode_image(data: bytes, name: str, *, upright: bool = True) -> Tensor:
     return _read(BytesIO(data), name, upright)
 
 
+def convert_picture(picture: Image.Image, name: str) -> Tensor:
+    """Convert a picture that Pillow opened or made, upright, as :func:`read_image` converts a file.
+
+    Args:
+        picture: Picture of any mode; it is not changed, except that its pixels are loaded.
+        name: Name of the picture in messages.
+    """
+    with _explaining(name):
+        picture.load()
+        return _to_tensor(_to_rgb(_upright(picture)))
+
+
 def max_pixels() -> int:
     """Return the maximum number of pixels of an image to decode: a small file may expand to any number.
 
@@ -118,6 +132,8 @@ def max_pixels() -> int:
 def open_picture(file: str | Path | BytesIO) -> Iterator[Image.Image]:
     """Open an untrusted picture and read its header, but not its pixels.
 
+    The metadata of a PNG file is ignored if it exceeds Pillow's limits for it.
+
     Raises:
         ImageError: It has more pixels than :func:`max_pixels`, or is not a regular file.
         Exception: Decoders raise exceptions of any kind on malformed bytes.
@@ -129,11 +145,27 @@ def open_picture(file: str | Path | BytesIO) -> Iterator[Image.Image]:
     if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
         # Pillow refuses images of more than twice its own limit.
         Image.MAX_IMAGE_PIXELS = limit // 2 + 1
-    with Image.open(file, formats=_known_formats()) as picture:
+    with _open(file) as picture:
         width, height = picture.size
         if width * height > limit:
             raise ImageError(_size_message(f"{height:,} x {width:,} pixels", limit))
         yield picture
+
+
+def _open(file: str | Path | BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=_known_formats())
+    except ValueError:
+        stripped = _without_metadata(file)
+        if stripped is None:
+            raise
+        return Image.open(stripped, formats=_known_formats())
+
+
+def _without_metadata(file: str | Path | BytesIO) -> BytesIO | None:
+    """Return a PNG file without metadata, whose limits Pillow reports as a ValueError; None if it is none."""
+    data = file.getvalue() if isinstance(file, BytesIO) else Path(file).read_bytes()
+    return BytesIO(strip_metadata(data)) if data.startswith(SIGNATURE) else None
 
 
 @cache
@@ -258,10 +290,30 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
+    with _explaining(name):
+        try:
+            return _decode(file, upright)
+        except ImageError:
+            raise
+        except ValueError:
+            # Metadata may follow the pixels, so that Pillow meets it only now.
+            stripped = _without_metadata(file)
+            if stripped is None:
+                raise
+            return _decode(stripped, upright)
+
+
+def _decode(file: str | Path | BytesIO, upright: bool) -> Tensor:
+    with open_picture(file) as picture:
+        picture.load()
+        return _to_tensor(_to_rgb(_upright(picture) if upright else picture))
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """Turn whatever is raised while a picture is read into an :class:`ImageError` that names it."""
     try:
-        with open_picture(file) as picture:
-            picture.load()
-            array = _to_rgb(_upright(picture) if upright else picture)
+        yield
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except FileNotFoundError:
@@ -278,6 +330,9 @@ def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
             f"{name}: not a readable image ({type(error).__name__}: {error}); the file is truncated, damaged "
             "or in an unknown format: restore it or remove it"
         ) from error
+
+
+def _to_tensor(array: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

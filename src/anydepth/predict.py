@@ -1,16 +1,14 @@
 """``anydepth-predict``: detect in images or a video; draw, and write COCO's results format."""
 
-import shutil
-import tempfile
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from omegaconf import DictConfig
 from PIL import Image
-from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
@@ -20,40 +18,33 @@ from anydepth.config.errors import readable_errors
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast, resolve_device
-from anydepth.images import read_image
+from anydepth.images import ImageError, read_image
 from anydepth.results.pictures import draw_detections, save_picture
-from anydepth.results.predictions import Predictions
-from anydepth.results.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
-from anydepth.runs.job import check_output
-from anydepth.runs.provenance import write_provenance
-from anydepth.structures import Detections
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
+from anydepth.results.predictions import (
+    IMAGES,
+    LOG,
+    PICTURES,
+    PredictionLog,
+    Predictions,
+    Record,
+    check_results_folder,
+    make_record,
+    remove_results,
 )
-# Formats that every browser shows; images of other formats are drawn as PNG.
-_KEPT_FORMATS = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+from anydepth.results.sources import FoundImages, SourceError, find_images, name_pictures
+from anydepth.results.video import Frame, VideoError, VideoReader, VideoWriter
+from anydepth.runs.job import check_output
+from anydepth.runs.provenance import PROVENANCE, write_provenance
+from anydepth.structures import Detections
+from anydepth.training.checkpointing.sigterm import terminate_on_sigterm
+from anydepth.utils.console import print_lines
+from anydepth.utils.messages import join_few
+
+ON_BAD_IMAGE: Final = ("skip", "raise")
+_INTERRUPTED: Final = 130
+"""Exit code of a program that Ctrl+C ended, by convention of Unix shells."""
 
 T = TypeVar("T")
-
-
-class SourceError(ValueError):
-    """A source holds nothing to detect in; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +57,7 @@ class Task:
         threshold: Lowest score that is kept.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: Images per forward pass.
+        on_bad_image: Action on an image that cannot be read: ``skip`` or ``raise``.
     """
 
     detector: Detector
@@ -73,6 +65,7 @@ class Task:
     threshold: float
     precision: str
     batch_size: int
+    on_bad_image: str
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Return the detections of one batch of images of any size."""
@@ -84,127 +77,288 @@ class Task:
         return draw_detections(image, found, self.detector.class_names)
 
 
+class Output:
+    """Output folder of a prediction, which is begun with the first result, so that mistakes change nothing.
+
+    Args:
+        folder: The folder.
+        config: Resolved settings.
+        predictions: Predictions that it writes; those of a resumed prediction are in it.
+        log: Log of the prediction.
+        resumed: Lines of the log that were there before.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        predictions: Predictions,
+        log: PredictionLog,
+        resumed: list[Record],
+    ) -> None:
+        self.folder = folder
+        self.predictions = predictions
+        self._config = config
+        self._log = log
+        self._resumed = resumed
+        self._begun = False
+
+    def begin(self) -> None:
+        """Make the folder and open the log; results of an earlier prediction are removed, unless resumed."""
+        if self._begun:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._resumed:
+            remove_results(self.folder)
+        # First of all, because a folder that holds it is not searched for images.
+        write_provenance(self.folder, self._config)
+        self._log.begin(self._resumed)
+        self._begun = True
+
+    def add(self, image_id: int, record: Record) -> None:
+        """Write the detections of an image whose picture is written."""
+        self._log.append(record)
+        self.predictions.add(image_id, record)
+
+    def end(self, *, complete: bool) -> None:
+        """Write the results of all images so far; the log stays for a further run if any image is missing."""
+        if not len(self.predictions):
+            return
+        self.begin()
+        self.predictions.write(self.folder, complete=complete)
+        self._log.close(remove=complete and not self.predictions.skipped)
+
+
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Detect objects in an image, a folder of images or a video.
 
-    The results appear in the output folder once all of them are complete: ``pictures/`` or a video named like
-    the source, ``detections.json`` and ``images.json`` (see :mod:`anydepth.results.predictions`).
+    The results of an image are in the output folder as soon as it is done: a picture below ``pictures/`` and
+    a line of ``predictions.jsonl``. At the end, also after an error or a signal, ``detections.json`` and
+    ``images.json`` are written, see :mod:`anydepth.results.predictions`.
 
     Args:
         cfg: Configuration composed from ``conf/predict.yaml``.
 
     Returns:
-        Numbers of ``images`` or frames, of ``detections`` and of ``skipped`` files, and the objects of the
-        run by name: ``detector``, ``predictions`` and ``output`` (the folder).
+        Numbers of ``images`` or frames, of ``detections``, of ``skipped`` images that could not be read and
+        of ``other_files``, and the objects of the run by name: ``detector``, ``predictions`` and ``output``
+        (the folder).
 
     Raises:
         ValueError: A setting or a file that cannot be used; the message says what to change.
+        ImageError: No image can be read, or one cannot and ``on_bad_image`` is ``raise``.
     """
     for name in ("weights", "source"):
         if not cfg[name]:
             raise ValueError(f"no {name}: give {name}=PATH")
-    source, output = Path(cfg.source), Path(cfg.output)
-    check_output(output)
-    images, skipped = find_images(source)
-    detector = zoo.load(Path(cfg.weights)).to(resolve_device(cfg.device))
-    depth = detector.depth_space.parse(str(cfg.depth))
-    task = Task(detector, depth, cfg.threshold, cfg.precision, _at_least_one("batch_size", cfg.batch_size))
-    info = {
-        "weights": str(cfg.weights),
-        "depth": str(depth),
-        "threshold": cfg.threshold,
-        "source": str(source),
+    source, folder = Path(cfg.source), Path(cfg.output)
+    check_output(folder)
+    check_results_folder(folder)
+    found = find_images(source, subfolders=cfg.subfolders, exclude=lambda path: _is_output(path, folder))
+    _check_source(source, folder)
+    task = _make_task(cfg)
+    output = _make_output(cfg, task, found, folder)
+    resumed, complete = len(output.predictions), False
+    if resumed:
+        print_lines(f"resumes   {resumed} of {len(found.names)} images are done")
+    try:
+        with terminate_on_sigterm():
+            if found.names:
+                _predict_images(task, found, output)
+            else:
+                _predict_video(task, source, output)
+        _check_any(output.predictions, source)
+        complete = True
+    finally:
+        output.end(complete=complete)
+        if not complete and len(output.predictions):
+            _print_interrupted(output, found)
+    _print_end(output.predictions, task.depth, found, folder)
+    predictions = output.predictions
+    metrics = {
+        "images": len(predictions),
+        "detections": len(predictions.results),
+        "skipped": len(predictions.skipped),
+        "other_files": found.other_files,
     }
-    predictions = Predictions(class_names=detector.class_names, info=info)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as staging:
-        if images:
-            _predict_images(task, images, predictions, Path(staging) / "pictures")
-        else:
-            _predict_video(task, source, predictions, Path(staging) / f"{source.stem}.mp4")
-        predictions.write(staging)
-        _move_into(Path(staging), output)
-    write_provenance(output, resolve_config(cfg))
-    what = f"{len(predictions.images)} {'images' if images else 'frames'}"
-    ignored = f"; {skipped} other files in the folder were skipped" if skipped else ""
-    get_console().print(
-        f"{len(predictions.results)} detections in {what} at depth {depth}{ignored}\n{output}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    metrics = {"images": len(predictions.images), "detections": len(predictions.results), "skipped": skipped}
-    objects = {"detector": detector, "predictions": predictions, "output": output}
+    objects = {"detector": task.detector, "predictions": predictions, "output": folder}
     return {name: float(value) for name, value in metrics.items()}, objects
 
 
-def find_images(source: Path) -> tuple[list[Path], int]:
-    """Find the image files of a source by their suffixes, in sorted order.
-
-    Returns:
-        The images (none for a video), and the number of other files in a folder. Subfolders and files whose
-        name starts with a dot are ignored.
-
-    Raises:
-        SourceError: A missing source, a folder without images, or a file that is neither image nor video.
-    """
-    if source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-        if not images:
-            raise SourceError(
-                f"{source}: no image in this folder ({len(files)} other files); allowed suffixes are "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return images, len(files) - len(images)
-    if not source.is_file():
-        raise SourceError(f"{source}: no such file or folder; give an image, a folder of images or a video")
-    if source.suffix.lower() in IMAGE_SUFFIXES:
-        return [source], 0
-    if source.suffix.lower() in VIDEO_SUFFIXES:
-        return [], 0
-    raise SourceError(
-        f"{source}: unknown suffix; give an image ({', '.join(sorted(IMAGE_SUFFIXES))}) or a video "
-        f"({', '.join(sorted(VIDEO_SUFFIXES))})"
-    )
+def _make_task(cfg: DictConfig) -> Task:
+    if cfg.on_bad_image not in ON_BAD_IMAGE:
+        raise ValueError(f"on_bad_image={cfg.on_bad_image}: allowed are {', '.join(ON_BAD_IMAGE)}")
+    detector = zoo.load(Path(cfg.weights)).to(resolve_device(cfg.device))
+    depth = detector.depth_space.parse(str(cfg.depth))
+    batch_size = _at_least_one("batch_size", cfg.batch_size)
+    if not 0 <= cfg.threshold <= 1:
+        raise ValueError(f"got threshold={cfg.threshold}, expected 0 to 1")
+    return Task(detector, depth, cfg.threshold, cfg.precision, batch_size, cfg.on_bad_image)
 
 
-def _predict_images(task: Task, paths: list[Path], predictions: Predictions, folder: Path) -> None:
-    batches = list(_batches(paths, task.batch_size))
+def _make_output(cfg: DictConfig, task: Task, found: FoundImages, folder: Path) -> Output:
+    """Return the output, with the images of an interrupted prediction that it resumes."""
+    info: dict[str, object] = {
+        "weights": str(cfg.weights),
+        "depth": str(task.depth),
+        "threshold": cfg.threshold,
+        "source": str(cfg.source),
+    }
+    settings = {
+        **info,
+        "weights": hashlib.sha256(Path(cfg.weights).read_bytes()).hexdigest(),
+        "source": str(Path(cfg.source).resolve()),
+        "precision": task.precision,
+    }
+    if not found.names:
+        info["video"] = _video_name(Path(cfg.source))
+    predictions = Predictions(class_names=task.detector.class_names, info=info)
+    log = PredictionLog(folder / LOG, settings)
+    resumed: list[Record] = []
+    if cfg.resume and found.names:
+        records, different = log.read()
+        if different:
+            print_lines(f"starts    again: {folder} holds other settings ({'; '.join(different)})")
+        ids = {name: image_id for image_id, name in enumerate(found.names, start=1)}
+        for record in records:
+            if _is_done(record, ids, found.root, folder):
+                predictions.add(ids[record["file_name"]], record)
+                resumed.append(record)
+    return Output(folder, resolve_config(cfg), predictions, log, resumed)
+
+
+def _is_done(record: Record, ids: dict[str, int], root: Path, folder: Path) -> bool:
+    """Return whether a line of the log is about an image as it is now, and its picture is there."""
+    name = record.get("file_name")
+    if name not in ids or not (root / name).is_file() or not isinstance(record.get("detections"), list):
+        return False
+    picture = record.get("picture")
+    return record.get("stamp") == _stamp(root / name) and (not picture or (folder / picture).is_file())
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return size and time of a file, which differ once it was replaced."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _predict_images(task: Task, found: FoundImages, output: Output) -> None:
+    pictures = name_pictures(found.names)
+    missing = [
+        (image_id, name)
+        for image_id, name in enumerate(found.names, start=1)
+        if image_id not in output.predictions
+    ]
+    batches = list(_batches(missing, task.batch_size))
     for batch in track(batches, description="detecting", disable=len(batches) < 2):
-        images = [read_image(path) for path in batch]
-        for path, image, found in zip(batch, images, task.detect(images), strict=True):
-            predictions.add(path.name, (image.shape[-2], image.shape[-1]), found)
-            known = path.suffix.lower() in _KEPT_FORMATS
-            save_picture(task.draw(image, found), folder / (path.name if known else f"{path.name}.png"))
+        failure: ImageError | None = None
+        images: list[tuple[int, str, list[int], Tensor]] = []
+        for image_id, name in batch:
+            try:
+                image = read_image(found.root / name)
+                images.append((image_id, name, _stamp(found.root / name), image))
+            except (ImageError, OSError) as error:
+                output.predictions.skip(image_id, name, str(error))
+                if task.on_bad_image == "raise":
+                    failure = ImageError(f"{error}. Or set on_bad_image=skip to leave such images out")
+                    break
+        if images:
+            detected = task.detect([image for *_, image in images])
+            output.begin()
+            for (image_id, name, stamp, image), detections in zip(images, detected, strict=True):
+                picture = f"{PICTURES}/{pictures[name]}"
+                save_picture(task.draw(image, detections), output.folder / picture)
+                size = (image.shape[-2], image.shape[-1])
+                output.add(image_id, make_record(name, size, detections, picture=picture, stamp=stamp))
+        if failure is not None:
+            raise failure
 
 
-def _predict_video(task: Task, path: Path, predictions: Predictions, target: Path) -> None:
+def _predict_video(task: Task, path: Path, output: Output) -> None:
     reader = VideoReader(path)
     total = None if reader.length is None else -(-reader.length // task.batch_size)
-    with VideoWriter(target, reader.rate) as writer:
-        for frames in track(_batches(reader.frames(), task.batch_size), description="detecting", total=total):
-            for frame, found in zip(frames, task.detect(frames), strict=True):
-                seconds = float(len(predictions.images) / reader.rate)
-                size = (frame.shape[-2], frame.shape[-1])
-                predictions.add(
-                    path.name, size, found, {"frame": len(predictions.images), "seconds": seconds}
-                )
-                writer.add(task.draw(frame, found))
+    predictions = output.predictions
+    frames = _readable_frames(reader, path, task, predictions)
+    with VideoWriter(output.folder / _video_name(path), reader) as writer:
+        for batch in track(_batches(frames, task.batch_size), description="detecting", total=total):
+            detected = task.detect([frame.image for frame in batch])
+            output.begin()
+            for (image, seconds, duration), found in zip(batch, detected, strict=True):
+                index = len(predictions)
+                size = (image.shape[-2], image.shape[-1])
+                writer.add(task.draw(image, found), seconds, duration)
+                record = make_record(path.name, size, found, frame=index, seconds=float(seconds))
+                output.add(index + 1, record)
+
+
+def _readable_frames(
+    reader: VideoReader, path: Path, task: Task, predictions: Predictions
+) -> Iterator[Frame]:
+    """Yield the frames up to the end of a video, or up to where it is damaged."""
+    count = 0
+    try:
+        for frame in reader.frames():
+            count += 1
+            yield frame
+    except VideoError as error:
+        if task.on_bad_image == "raise" or not count:
+            raise
+        predictions.skip(count + 1, path.name, str(error))
+
+
+def _video_name(source: Path) -> str:
+    return f"{source.stem}.mp4"
+
+
+def _is_output(path: Path, folder: Path) -> bool:
+    """Return whether a subfolder of the source holds results, this prediction's or those of another run."""
+    places = (folder.resolve(), (folder / PICTURES).resolve())
+    return path.resolve() in places or (path / PROVENANCE).is_file()
+
+
+def _check_source(source: Path, folder: Path) -> None:
+    """Refuse a source that the results would replace."""
+    place, pictures = source.resolve(), (folder / PICTURES).resolve()
+    if place.is_relative_to(pictures) or place == (folder / _video_name(source)).resolve():
+        raise SourceError(f"{source}: the results in output={folder} would replace it; give another output")
+
+
+def _check_any(predictions: Predictions, source: Path) -> None:
+    if not len(predictions):
+        errors = join_few([entry["error"] for entry in predictions.skipped], limit=3)
+        raise ImageError(f"{source}: none of the images can be read: {errors}")
+
+
+def _print_interrupted(output: Output, found: FoundImages) -> None:
+    predictions = output.predictions
+    if found.names:
+        print_lines(
+            f"stopped   after {len(predictions)} of {len(found.names)} images, whose results are in "
+            f"{output.folder}; the same command with output={output.folder} does the others"
+        )
+    else:
+        print_lines(f"stopped   after {len(predictions)} frames, whose results are in {output.folder}")
+
+
+def _print_end(predictions: Predictions, depth: DepthConfig, found: FoundImages, folder: Path) -> None:
+    what = f"{len(predictions)} {'images' if found.names else 'frames'}"
+    notes = [f"{len(predictions.results)} detections in {what} at depth {depth}"]
+    if found.other_files:
+        notes.append(f"{found.other_files} other files were left out")
+    if found.left_out:
+        notes.append(f"{found.left_out} images in subfolders were left out (subfolders=true)")
+    problems = [*found.problems, *(str(entry["error"]) for entry in predictions.skipped)]
+    listed = [f"  {problem}" for problem in problems[:5]]
+    if problems:
+        notes.append(f"{len(problems)} could not be read, see {IMAGES}")
+        listed += [f"  and {len(problems) - 5} more"] if len(problems) > 5 else []
+    print_lines("; ".join(notes), *listed, folder)
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _move_into(staging: Path, output: Path) -> None:
-    """Move results into the output folder, replacing those of an earlier run with the same names."""
-    for item in sorted(staging.iterdir()):
-        target = output / item.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        item.replace(target)
 
 
 def _at_least_one(name: str, value: int) -> int:
@@ -216,8 +370,11 @@ def _at_least_one(name: str, value: int) -> int:
 @entry_point("predict")
 def main(cfg: DictConfig) -> None:
     """Console script ``anydepth-predict``."""
-    with readable_errors():
-        run(cfg)
+    try:
+        with readable_errors():
+            run(cfg)
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.recorder import StepRecorder
 from anydepth.training.non_finite.watch import NonFinitePolicy, StepWatch
 from anydepth.training.norms import NormSynchronization
+from anydepth.utils.console import print_lines
 
 # Warnings of Lightning that recommend nothing a user of this entry point should change.
 _IGNORED_WARNINGS = (
@@ -165,7 +166,7 @@ def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Dete
     if config["weights"]:
         report = zoo.load_weights(detector, config["weights"])
         if is_first_process():
-            get_console().print(str(report), highlight=False)
+            print_lines(report)
     return detector
 
 
@@ -339,9 +340,7 @@ def finish(
         draw_gallery(gallery, files["pictures"])
     console = get_console()
     print_depth_curve(curve, console)
-    console.print(
-        "\n".join(f"{name:20} {path}" for name, path in files.items()), highlight=False, soft_wrap=True
-    )
+    print_lines(*(f"{name:20} {path}" for name, path in files.items()), console=console)
     return files, curve
 
 
@@ -419,9 +418,7 @@ def _print_summary(
         "length": f"{' or '.join(limits)}, whichever comes first" if len(limits) > 1 else limits[0],
         "folder": config["paths"]["output_dir"],
     }
-    get_console().print(
-        "\n".join(f"{name:9} {text}" for name, text in lines.items()), highlight=False, soft_wrap=True
-    )
+    print_lines(*(f"{name:9} {text}" for name, text in lines.items()))
 
 
 @entry_point("train")

@@ -217,8 +217,8 @@ def test_measures_of_real_features_equal_independent_implementations(
 
 
 def _neck_maps(detector: Detector, depth: str) -> Sequence[Tensor]:
-    with evaluating(detector):
-        found = [detector(batch.images / 255, depth).neck_features for batch in _batches(64)]
+    with evaluating(detector) as network:
+        found = [network(batch.images / 255, depth).neck_features for batch in _batches(64)]
     return [torch.cat(levels).clone() for levels in zip(*found, strict=True)]
 
 
@@ -234,8 +234,8 @@ def test_stages_of_other_detectors_are_found_with_their_channels_first(
 ) -> None:
     detector = _perturbed(zoo.build(name, 2, input_size=[side, side]))
     images = _batches(side, 2)[0].images / 255
-    with evaluating(detector), capture_stage_features(detector) as maps:
-        output = detector(images)
+    with evaluating(detector) as network, capture_stage_features(network) as maps:
+        output = network(images)
         assert list(maps) == stages
         for index in (2, 3, 4):
             torch.testing.assert_close(maps[f"stage{index}"], output.backbone_features[index - 2])
@@ -272,8 +272,8 @@ def test_large_maps_are_sampled_on_the_same_even_grid(detector: Detector) -> Non
         "neck P5": 4,
     }
     assert found.value("stage1", "full", "spatial_l2") == 0
-    with capture_stage_features(detector) as maps, evaluating(detector):
-        detector(_batches(64, 2)[0].images / 255, "full")
+    with evaluating(detector) as network, capture_stage_features(network) as maps:
+        network(_batches(64, 2)[0].images / 255, "full")
     assert maps["stage1"].shape[-2:] == (16, 16)
 
 

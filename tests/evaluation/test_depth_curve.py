@@ -138,7 +138,7 @@ def test_each_depth_gets_its_own_costs(curve: DepthCurve) -> None:
     assert curve.row("minimal").gflops == pytest.approx(2 * places * essential / 1e9)
 
 
-def test_the_data_is_read_once_in_eval_mode_and_the_mode_is_restored() -> None:
+def test_the_data_is_read_once_in_eval_mode_and_the_detector_is_not_switched() -> None:
     detector, loader = _Detector().train(), _Loader(IDS)
     evaluate_depths(detector, loader, _evaluator(IDS), ["full", "minimal"], progress=False)
     assert loader.passes == 1

@@ -1,5 +1,7 @@
 """MACs are counted from shapes alone; expected numbers are computed by hand from the layer definitions."""
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,3 +104,25 @@ def test_the_macs_of_every_submodule_that_ran_are_listed() -> None:
     assert {name: macs for name, macs in shares.items() if macs} == {"0": 3 * 24, "1": 3 * 12, "1.1": 3 * 12}
     branches = count_forward(_TwoBranches(), torch.empty(1, 4), deep=False)
     assert dict(branches.macs_by_module) == {"always": 16}
+
+
+def test_passes_of_other_threads_neither_see_the_count_nor_enter_it() -> None:
+    """The count must not swap the tensors of the module, and counts what ran in its own copy alone."""
+    module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    seen: list[tuple[str, bool]] = []
+
+    class Watch(nn.Module):
+        def forward(self, values: Tensor) -> Tensor:
+            def other() -> None:
+                seen.append((module[0].weight.device.type, module.training))
+                module[0](torch.ones(3, 4))
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            return values
+
+    found = count_forward(nn.Sequential(module, Watch()), torch.empty(1, 4))
+    assert seen == [("cpu", True)]
+    assert found.macs == 16
+    assert found.macs_by_module == {"0": 16, "0.0": 16, "0.1": 0, "1": 0}

@@ -15,9 +15,9 @@ RAMP = np.repeat(np.linspace(60, 220, 66).astype(np.uint8)[None, :, None], 50, a
 RAMP[:20, :20] = 0
 
 
-def _write(path: Path, frames: int = 5, rotation: int = 0) -> None:
+def _write(path: Path, frames: int = 5, rotation: int = 0, rate: Fraction = Fraction(10)) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 66, 50, "yuv420p", 4_000_000
         if rotation:
             stream.set_display_rotation(rotation)
@@ -31,14 +31,15 @@ def test_frames_come_in_order_as_rgb_with_their_rate(tmp_path: Path) -> None:
     reader = VideoReader(tmp_path / "clip.mp4")
     frames = list(reader.frames())
     assert (reader.rate, reader.length, len(frames)) == (10, 5, 5)
-    assert tuple(frames[0].shape) == (3, 50, 66)
-    assert np.abs(frames[0].permute(1, 2, 0).numpy().astype(int) - RAMP).mean() < 6
+    assert [frame.seconds for frame in frames] == [Fraction(index, 10) for index in range(5)]
+    assert tuple(frames[0].image.shape) == (3, 50, 66)
+    assert np.abs(frames[0].image.permute(1, 2, 0).numpy().astype(int) - RAMP).mean() < 6
 
 
 def test_a_clip_filmed_on_its_side_is_read_upright(tmp_path: Path) -> None:
     # FFmpeg's convention: the angle by which a player turns the stored picture, counterclockwise.
     _write(tmp_path / "clip.mp4", frames=1, rotation=90)
-    frame = next(VideoReader(tmp_path / "clip.mp4").frames()).permute(1, 2, 0).numpy().astype(int)
+    frame = next(VideoReader(tmp_path / "clip.mp4").frames()).image.permute(1, 2, 0).numpy().astype(int)
     assert frame.shape == (66, 50, 3)
     # Turned counterclockwise, the black upper left corner lies at the lower left, and the bright side on top.
     assert frame[-15:, :15].mean() < 30
@@ -47,16 +48,125 @@ def test_a_clip_filmed_on_its_side_is_read_upright(tmp_path: Path) -> None:
 
 def test_what_is_written_reads_back_with_even_sides(tmp_path: Path) -> None:
     picture = Image.fromarray(RAMP).resize((99, 75))
-    with VideoWriter(tmp_path / "out.mp4", Fraction(30000, 1001)) as writer:
-        for _ in range(4):
-            writer.add(picture)
+    _write(tmp_path / "clip.mp4", frames=4, rate=Fraction(30000, 1001))
+    source = VideoReader(tmp_path / "clip.mp4")
+    with VideoWriter(tmp_path / "out.mp4", source) as writer:
+        for frame in source.frames():
+            writer.add(picture, frame.seconds, frame.duration)
     reader = VideoReader(tmp_path / "out.mp4")
     frames = list(reader.frames())
     assert len(frames) == 4
-    assert tuple(frames[0].shape) == (3, 74, 98)
-    assert float(reader.rate) == pytest.approx(30000 / 1001, rel=0.01)
+    assert tuple(frames[0].image.shape) == (3, 74, 98)
+    assert reader.rate == source.rate == Fraction(30000, 1001)
+    assert [frame.seconds for frame in frames] == [Fraction(1001 * index, 30000) for index in range(4)]
     expected = np.asarray(picture.resize((98, 74))).astype(int)
-    assert np.abs(frames[0].permute(1, 2, 0).numpy().astype(int) - expected).mean() < 6
+    assert np.abs(frames[0].image.permute(1, 2, 0).numpy().astype(int) - expected).mean() < 6
+
+
+# A video whose rate varies, as telephones film: pauses of 420 and 460 ms.
+TIMES_MS = [0, 40, 80, 500, 1000, 1040]
+
+
+def _write_varying(path: Path, sound: str | None, start_ms: int = 0, seconds: float = 2) -> None:
+    """Write a video of these times, with a tone in each second of which the first half is silent."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 66, 50, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        audio = container.add_stream(sound, rate=16000, layout="mono") if sound else None
+        for time in TIMES_MS:
+            frame = av.VideoFrame.from_ndarray(RAMP, format="rgb24")
+            frame.pts, frame.time_base = start_ms + time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if audio is not None:
+            times = np.arange(int(16000 * seconds)) / 16000
+            tone = np.where(times % 1 < 0.5, 0, np.sin(times * 2 * np.pi * 440) * 20000)
+            block = av.AudioFrame.from_ndarray(tone.astype(np.int16)[None], format="s16", layout="mono")
+            block.sample_rate, block.time_base = 16000, Fraction(1, 16000)
+            block.pts = start_ms * 16
+            container.mux(audio.encode(block))
+            container.mux(audio.encode(None))
+
+
+def _copy(source: Path, target: Path) -> VideoReader:
+    reader = VideoReader(source)
+    with VideoWriter(target, reader) as writer:
+        for frame in reader.frames():
+            writer.add(Image.fromarray(RAMP), frame.seconds, frame.duration)
+    return VideoReader(target)
+
+
+def _loudness(path: Path) -> tuple[str, list[float]]:
+    """Return the codec of the sound, and its loudness in each half second by its times in the file."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        halves: dict[int, list[float]] = {}
+        for frame in container.decode(stream):
+            samples = np.asarray(frame.to_ndarray(), dtype=float)
+            samples /= 32768 if frame.format.name.startswith("s16") else 1
+            half = int(2 * (frame.time + frame.samples / frame.sample_rate / 2))
+            halves.setdefault(half, []).append(float(np.abs(samples).mean()))
+        return stream.codec_context.name, [float(np.mean(halves[half])) for half in sorted(halves)]
+
+
+@pytest.mark.parametrize(("suffix", "sound"), [(".mp4", "aac"), (".mkv", "pcm_s16le"), (".mkv", None)])
+def test_a_video_keeps_its_times_its_rate_and_its_sound(
+    tmp_path: Path, suffix: str, sound: str | None
+) -> None:
+    source = tmp_path / f"clip{suffix}"
+    _write_varying(source, sound)
+    found = _copy(source, tmp_path / "out.mp4")
+    assert [round(1000 * frame.seconds) for frame in VideoReader(source).frames()] == TIMES_MS
+    assert [round(1000 * frame.seconds) for frame in found.frames()] == TIMES_MS
+    # Six frames, of which the last is shown for 40 ms.
+    assert float(found.rate) == pytest.approx(6 / 1.08, rel=0.01)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert len(container.streams.audio) == (0 if sound is None else 1)
+    if sound is not None:
+        codec, halves = _loudness(tmp_path / "out.mp4")
+        assert codec == "aac"
+        assert len(halves) >= 4, "the sound is longer than the frames, and all of it stays"
+        for half, loud in enumerate(halves[:4]):
+            assert (loud > 0.1) == bool(half % 2)
+
+
+def test_times_count_from_the_start_of_a_file_that_starts_later(tmp_path: Path) -> None:
+    _write_varying(tmp_path / "clip.ts", "mp2", start_ms=700)
+    with av.open(str(tmp_path / "clip.ts")) as container:
+        assert container.start_time > 500_000
+    frames = list(VideoReader(tmp_path / "clip.ts").frames())
+    assert [round(1000 * (frame.seconds - frames[0].seconds)) for frame in frames] == TIMES_MS
+    assert frames[0].seconds < 0.05
+    found = list(_copy(tmp_path / "clip.ts", tmp_path / "out.mp4").frames())
+    for one, other in zip(found, frames, strict=True):
+        assert float(one.seconds) == pytest.approx(float(other.seconds), abs=2e-3)
+    assert [loud > 0.1 for loud in _loudness(tmp_path / "out.mp4")[1][:4]] == [False, True, False, True]
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "http:a.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(_copy(Path("http:a.mp4"), Path("rtp:b.mp4")).frames())) == 5
+
+
+def test_an_error_leaves_a_video_of_the_frames_so_far(tmp_path: Path) -> None:
+    _write_varying(tmp_path / "clip.mp4", "aac")
+    reader = VideoReader(tmp_path / "clip.mp4")
+
+    def write_some() -> None:
+        with VideoWriter(tmp_path / "out.mp4", reader) as writer:
+            for frame in reader.frames():
+                writer.add(Image.fromarray(RAMP), frame.seconds, frame.duration)
+                if frame.seconds >= 0.5:
+                    raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        write_some()
+    found = VideoReader(tmp_path / "out.mp4").frames()
+    assert [round(1000 * frame.seconds) for frame in found] == TIMES_MS[:4]
+    assert len(_loudness(tmp_path / "out.mp4")[1]) <= 2, "the sound ends with the frames"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
 
 
 def test_files_that_are_not_videos_are_refused_by_name(tmp_path: Path) -> None:

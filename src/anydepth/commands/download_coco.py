@@ -11,6 +11,7 @@ from rich.console import Console
 
 from anydepth.data.fetch.archives import Archive, check_space_for, install
 from anydepth.data.fetch.console import download_bar
+from anydepth.utils.console import print_lines
 
 _HOST = (
     "http://images.cocodataset.org"  # Its https certificate names another host; checksums protect instead.
@@ -85,19 +86,19 @@ def run(options: argparse.Namespace) -> int:
     if {"train", "val"} & set(options.splits):
         chosen.insert(0, ANNOTATIONS)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(TERMS)
+    print_lines(TERMS, console=console)
     check_space_for(chosen, options.folder, keep_archives=options.keep_archives)
     for archive in chosen:
         _install(archive, options.folder, options.keep_archives, console)
-    console.print(
-        f"{options.folder} is complete: anydepth-train data=coco data.root={options.folder}", markup=False
+    print_lines(
+        f"{options.folder} is complete: anydepth-train data=coco data.root={options.folder}", console=console
     )
     return 0
 
 
 def _install(archive: Archive, folder: Path, keep_archive: bool, console: Console) -> None:
     if archive.is_installed(folder):
-        console.print(f"{archive.name}: already there")
+        print_lines(f"{archive.name}: already there", console=console)
         return
     with download_bar(archive.name, console) as show:
         install(archive, folder, keep_archive=keep_archive, progress=show)

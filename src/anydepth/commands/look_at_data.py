@@ -17,6 +17,7 @@ from anydepth.data.sampling import EpochSampler
 from anydepth.layers.boxes import cxcywh_to_xyxy
 from anydepth.results.pictures import Panel, grid, save_picture, side_by_side
 from anydepth.structures import Batch, Detections
+from anydepth.utils.console import print_lines
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
                 save_picture(_draw_sheet(batch, module.class_names, options.columns), path)
                 table.add_row(str(epoch), str(number), *_statistics(batch))
         get_console().print(table)
-        get_console().print(f"pictures: {options.out}", highlight=False, soft_wrap=True, markup=False)
+        print_lines(f"pictures: {options.out}")
     return 0
 
 

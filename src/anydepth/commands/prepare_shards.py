@@ -13,6 +13,7 @@ from anydepth.data.coco.layout import Split, find_split
 from anydepth.data.shards.manifest import Manifest
 from anydepth.data.shards.writer import Progress as ShardProgress
 from anydepth.data.shards.writer import write_shards
+from anydepth.utils.console import print_lines
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         for name, split in splits.items():
             _prepare(split, options.output / name, categories, options, console)
     except KeyboardInterrupt:
-        console.print("\ninterrupted; run the same command again to resume")
+        print_lines("", "interrupted; run the same command again to resume", console=console)
         return 1
     return 0
 
@@ -50,17 +51,17 @@ def _prepare(
     options: argparse.Namespace,
     console: Console,
 ) -> None:
-    console.print(f"{folder}: reading {split.json_path}", soft_wrap=True, markup=False)
+    print_lines(f"{folder}: reading {split.json_path}", console=console)
     index = CocoIndex.load(
         split.json_path,
         split.image_root,
         categories=categories,
         for_training=folder.name == "train",
         outlines=True,
-        report=lambda text: console.print(text, soft_wrap=True, markup=False),
+        report=lambda text: print_lines(text, console=console),
     )
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("images"),
@@ -75,7 +76,7 @@ def _prepare(
             overwrite=options.overwrite,
             report=_add_bar(progress, str(folder), len(index)),
         )
-    console.print(f"{folder}: complete: {_describe(manifest)}", soft_wrap=True, markup=False)
+    print_lines(f"{folder}: complete: {_describe(manifest)}", console=console)
 
 
 def _add_bar(progress: Progress, name: str, total: int) -> Callable[[ShardProgress], None]:

@@ -165,9 +165,9 @@ def measure_compatibility(
     if images < 2 or positions < 1:
         raise EvaluationError(f"got images={images}, positions={positions}, expected at least 2 and 1")
     device = torch.device(device)
-    measurement = _Measurement(detector, configs, images, positions)
     seen = 0
-    with evaluating(detector.to(device)):
+    with evaluating(detector.to(device)) as network:
+        measurement = _Measurement(network, configs, images, positions)
         for batch in FirstImages(loader, images):
             with autocast(device, precision):
                 measurement.add(to_unit_range(batch.images.to(device, non_blocking=True)))

@@ -133,13 +133,13 @@ def measure_latency(
     device = next(detector.parameters()).device
     size = input_size or detector.input_size
     images = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
-    with evaluating(detector), autocast(device, precision):
+    with evaluating(detector) as network, autocast(device, precision):
         for _ in range(warmup):
             for depth in depths:
-                detector(images, depth=depth)
-        memory = [_peak_memory_mib(detector, images, depth) for depth in depths]
+                network(images, depth=depth)
+        memory = [_peak_memory_mib(network, images, depth) for depth in depths]
         times = [  # [repetitions, depths]
-            [_time_ms(partial(detector, images, depth=depth), device) for depth in depths]
+            [_time_ms(partial(network, images, depth=depth), device) for depth in depths]
             for _ in range(repetitions)
         ]
     medians, tails = np.percentile(np.array(times), (50, 90), axis=0)

@@ -189,12 +189,12 @@ def evaluate_depths(
     device = torch.device(device)
     detector.to(device)
     evaluator.reset()
-    with evaluating(detector), _progress_bar(enabled=progress) as bar:
+    with evaluating(detector) as network, _progress_bar(enabled=progress) as bar:
         total = len(loader) if isinstance(loader, Sized) else None
         skipped: dict[str, None] = {}
         for batch in bar.track(loader, total=total, description=f"evaluating {len(configs)} depths"):
             skipped |= dict.fromkeys(batch.skipped)
-            _evaluate_batch(detector, batch, evaluator, configs, device, precision)
+            _evaluate_batch(network, batch, evaluator, configs, device, precision)
     if skipped:
         warnings.warn(
             f"{len(skipped)} images could not be read and were not evaluated: {'; '.join(skipped)}",

@@ -1,17 +1,17 @@
 """Count the multiply-accumulates and parameters of a forward pass, without computing it."""
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from anydepth.layers.mode import eval_mode
+from anydepth.layers.mode import copy_for_eval
 
 
 def _keep_shape(tensor: Tensor, *_: object, **__: object) -> Tensor:
@@ -62,8 +62,9 @@ def count_macs(module: nn.Module, *args: object, **kwargs: object) -> int:
 def count_forward(module: nn.Module, *args: object, **kwargs: object) -> ForwardCount:
     """Measure the cost of one eval-mode forward pass.
 
-    The cost follows from shapes alone: weights, buffers and inputs are replaced by ``meta`` tensors, so
-    nothing is computed or copied, and the module itself is not changed.
+    The cost follows from shapes alone: the pass runs in a copy of the module with ``meta`` tensors in place
+    of weights and buffers, so nothing is computed or copied. The module itself is not touched, not even
+    during the call, because other threads may use it.
 
     Args:
         module: Any module whose forward works on the ``meta`` device: its control flow must not read values
@@ -75,22 +76,62 @@ def count_forward(module: nn.Module, *args: object, **kwargs: object) -> Forward
     Returns:
         The cost of the whole input batch.
     """
-    parameters = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_parameters()}
-    buffers = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_buffers()}
+    sketch = _copy_to_meta(module)
+    parameters = dict(sketch.named_parameters())
     meta_args, meta_kwargs = tree_map(_as_meta, (args, kwargs))
     flops = FlopCounterMode(display=False)
     reads = _ReadRecorder(parameters)
+    flops_by_module = _count_by_module(sketch, flops)
     # no_grad and not inference_mode: a tensor that the module caches here may later take part in training.
-    with eval_mode(module), torch.no_grad(), reads, flops:
-        functional_call(module, {**parameters, **buffers}, meta_args, meta_kwargs)
+    with torch.no_grad(), reads, flops:
+        sketch(*meta_args, **meta_kwargs)
     run = sum(parameters[name].numel() for name in reads.read)
-    # The counter prefixes the names with the class of the whole module.
-    by_module = {
-        name.partition(".")[2]: int(sum(counts.values())) // 2
-        for name, counts in flops.get_flop_counts().items()
-        if "." in name
-    }
+    by_module = {name: count // 2 for name, count in flops_by_module.items()}
     return ForwardCount(int(flops.get_total_flops()) // 2, run, by_module)
+
+
+def _copy_to_meta(module: nn.Module) -> nn.Module:
+    """Return a copy in eval mode whose tensors are on ``meta``; what shares a tensor shares it there, too."""
+    sketch = copy_for_eval(module)
+    known: dict[int, Tensor] = {}
+
+    def replace(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        empty = torch.empty_like(tensor, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        return known.setdefault(id(tensor), empty)
+
+    for part in sketch.modules():
+        for name in ("_parameters", "_buffers"):
+            part.__dict__[name] = {key: replace(tensor) for key, tensor in part.__dict__[name].items()}
+        # Dictionaries of its own for the hooks that count.
+        for name in ("_forward_pre_hooks", "_forward_hooks"):
+            part.__dict__[name] = OrderedDict(part.__dict__[name])
+    return sketch
+
+
+def _count_by_module(module: nn.Module, flops: FlopCounterMode) -> Mapping[str, int]:
+    """Return a mapping that a pass under ``flops`` fills with the FLOPs of each submodule by its name.
+
+    The counter's own figures by module come from hooks on the modules of the whole process, so that a pass in
+    another thread would be counted as well.
+    """
+    counts: defaultdict[str, int] = defaultdict(int)
+    begun: list[int] = []
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def add(*_: object) -> None:
+            counts[name] += int(flops.get_total_flops()) - begun.pop()
+
+        return add
+
+    for name, part in module.named_modules():
+        if name:
+            part.register_forward_pre_hook(lambda *_: begun.append(int(flops.get_total_flops())))
+            part.register_forward_hook(hook_for(name))
+    return counts
 
 
 class _ReadRecorder(TorchFunctionMode):

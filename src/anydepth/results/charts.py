@@ -38,7 +38,9 @@ def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
     figure = Figure(figsize=(6.6 * len(panels) + (2.6 if key else 0.4), 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     height, width = curve.input_size
-    figure.suptitle(f"{curve.detector}: one set of weights, {len(curve.rows)} depths", fontsize=13)
+    title = f"{curve.detector}: one set of weights, {len(curve.rows)} depths"
+    # Names from outside may hold dollar signs, between which Matplotlib reads formulas.
+    figure.suptitle(title, fontsize=13, parse_math=False)
     for position, (title, cost) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), position + 1)
         _draw(axes, curve.rows, cost, labels)
@@ -47,7 +49,7 @@ def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
     if key:
         axes.text(1.03, 0.98, key, transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.6)
     if curve.protocol is not None:
-        figure.supxlabel(f"latency: {curve.protocol}", fontsize=7.5, color="#555555")
+        figure.supxlabel(f"latency: {curve.protocol}", fontsize=7.5, color="#555555", parse_math=False)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png")
 

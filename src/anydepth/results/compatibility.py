@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anydepth.evaluation.compatibility import Compatibility
+from anydepth.utils.console import print_lines
 from anydepth.utils.files import atomic_path, write_text
 
 TITLES = {"cka": "linear CKA", "cosine": "cosine", "l2": "relative L2"}
@@ -89,21 +90,19 @@ def print_compatibility(found: Compatibility, console: Console | None = None) ->
     """Print the conditions of the measurement and tables of depths by stages."""
     console = console or Console()
     height, width = found.input_size
-    console.print(
+    print_lines(
         f"{found.detector}: features of {found.images} images at {height}x{width} pixels, {found.precision}; "
         f"spatial: up to {max(found.positions.values())} positions per image and map",
-        highlight=False,
-        soft_wrap=True,
+        console=console,
     )
     for measure in _PRINTED_MEASURES:
         console.print(compatibility_table(found, measure, console.width))
     biased = [stage for stage, channels in found.channels.items() if found.images <= channels]
     if biased:
-        console.print(
+        print_lines(
             f"pooled CKA of {', '.join(biased)} comes from no more images ({found.images}) than channels "
             "and is biased towards 1: compare it between depths only, or use more images",
-            highlight=False,
-            soft_wrap=True,
+            console=console,
         )
 
 

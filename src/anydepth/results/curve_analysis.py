@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anydepth.evaluation.curve_analysis import Cliff, CurveAnalysis, Rung
+from anydepth.utils.console import print_lines
 
 
 def print_curve_analysis(found: CurveAnalysis, console: Console | None = None) -> None:
@@ -17,7 +18,7 @@ def print_curve_analysis(found: CurveAnalysis, console: Console | None = None) -
     ]
     if found.largest_cliff_in_range != found.largest_cliff:
         lines.append(f"largest cliff of the trained range: {_format_cliff(found.largest_cliff_in_range)}")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    print_lines(*lines, console=console)
     console.print(ladders_table(found))
     console.print(cliffs_table(found))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
@@ -73,8 +74,9 @@ def _build_table(curve: DepthCurve, columns: list[_Column]) -> Table:
     height, width = curve.input_size
     setting = f"{curve.images} images, {height}x{width} pixels, {curve.precision}, {curve.boxes_text}"
     table = Table(
-        title=f"{curve.detector}: {setting}",
-        caption=None if curve.protocol is None else f"latency: {curve.protocol}",
+        # Text and not a string, in which brackets would be markup: the names come from outside.
+        title=Text(f"{curve.detector}: {setting}"),
+        caption=None if curve.protocol is None else Text(f"latency: {curve.protocol}"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         # Both wrap at the width of the columns, where centred lines would be hard to read.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
+
+from anydepth.results.sound import SoundCopy
+from anydepth.utils.files import partial_path
 
 # Suffixes of files that are read as video; FFmpeg reads all of these containers.
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
@@ -21,8 +24,27 @@ _DEFAULT_RATE = Fraction(25)
 _CODEC: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
+# MPEG-4 Part 2 counts time in at most 65535 units a second; this many suit 24, 25, 30, 50 and 60 frames.
+_MPEG4_TIME_BASE = Fraction(1, 60_000)
+_FINEST_MPEG4 = 65_535
+
+
 class VideoError(ValueError):
     """Unreadable video; the message names the file."""
+
+
+class Frame(NamedTuple):
+    """Frame of a video.
+
+    Attributes:
+        image: [3, H, W] uint8 RGB, upright.
+        seconds: Time at which players show it, from the start of the video; of the file, not of a rate.
+        duration: Seconds for which players show it, if it is the last one.
+    """
+
+    image: Tensor
+    seconds: Fraction
+    duration: Fraction
 
 
 class VideoReader:
@@ -31,81 +53,153 @@ class VideoReader:
     Args:
         path: File with at least one video stream; the first is read.
 
+    Attributes:
+        path: The file.
+        rate: Frames per second on average; the rate of frames may vary.
+        length: Number of frames, if the file states it.
+        time_base: Unit in which the file counts time, in seconds.
+        start: Time in the file at which it starts, in seconds.
+
     Raises:
         VideoError: The file is missing or not a video.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+        self.path = Path(path)
+        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        self._file = str(self.path.absolute())
         try:
-            with av.open(str(path)) as container:
+            with av.open(self._file) as container:
                 stream = self._stream(container)
                 self.rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
                 self.length = stream.frames or None
+                self.time_base = stream.time_base or 1 / self.rate
+                self.start = Fraction(container.start_time or 0, av.time_base)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{path}: not a readable video ({error.strerror}); restore the file") from error
 
-    def frames(self) -> Iterator[Tensor]:
-        """Yield frames [3, H, W] uint8 RGB in order.
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames in order.
+
+        A frame without a time in the file follows the one before it when that has been shown.
 
         Raises:
             VideoError: The video is damaged, or holds no frame.
         """
         count = 0
+        following = Fraction(0)
         try:
-            with av.open(str(self._path)) as container:
+            with av.open(self._file) as container:
                 for frame in container.decode(self._stream(container)):
                     array = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+                    seconds = following
+                    if frame.pts is not None and frame.time_base:
+                        # The start is rounded to microseconds.
+                        seconds = max(frame.pts * frame.time_base - self.start, Fraction(0))
+                    duration = 1 / self.rate
+                    if frame.duration and frame.time_base:
+                        duration = frame.duration * frame.time_base
+                    following = seconds + duration
                     count += 1
-                    yield torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+                    image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+                    yield Frame(image, seconds, duration)
         except av.FFmpegError as error:
             raise VideoError(
-                f"{self._path}: damaged after frame {count} ({error.strerror}); restore or trim the file"
+                f"{self.path}: damaged after frame {count} ({error.strerror}); restore or trim the file"
             ) from error
         if not count:
-            raise VideoError(f"{self._path}: the video has no frames; restore the file")
+            raise VideoError(f"{self.path}: the video has no frames; restore the file")
 
     def _stream(self, container: "av.container.InputContainer") -> VideoStream:
         if not container.streams.video:
-            raise VideoError(f"{self._path}: the file has no video stream; choose a video")
+            raise VideoError(f"{self.path}: the file has no video stream; choose a video")
         return container.streams.video[0]
 
 
 class VideoWriter:
-    """Writes frames of one size as a video without sound; a context manager.
+    """Writes the frames of a video again, with its times, its rate and its sound; a context manager.
+
+    The file appears when the block ends, also after an error: with the frames so far, and never unplayable.
 
     Args:
-        path: File to write; its suffix selects the container.
-        rate: Frames per second.
+        path: File to write; its suffix selects the container. Its folder must exist by the first frame.
+        source: Video that the frames come from.
+
+    Warns:
+        SoundWarning: The sound of the source is damaged.
     """
 
-    def __init__(self, path: str | Path, rate: Fraction) -> None:
-        self._container = av.open(str(path), mode="w")
-        self._rate = rate
+    def __init__(self, path: str | Path, source: VideoReader) -> None:
+        self._path = Path(path)
+        self._partial = partial_path(self._path)
+        self._source = source
+        self._time_base = source.time_base
+        if _CODEC == "mpeg4" and self._time_base.denominator > _FINEST_MPEG4:
+            self._time_base = _MPEG4_TIME_BASE
+        self._container: av.container.OutputContainer | None = None
         self._stream: VideoStream | None = None
+        self._sound: SoundCopy | None = None
+        self._ticks = -1
+        self._durations: dict[int | None, int] = {}
 
-    def add(self, picture: Image.Image) -> None:
-        """Append a frame; those after the first are scaled to its size."""
-        stream = self._stream
-        if stream is None:
-            stream = self._stream = self._container.add_stream(_CODEC, rate=self._rate)
-            # yuv420p, which every player reads, stores chroma at half resolution and needs even sides.
-            stream.width, stream.height = picture.width // 2 * 2, picture.height // 2 * 2
-            stream.pix_fmt = "yuv420p"
-            # The default of 1 Mbit/s blurs the labels.
-            stream.bit_rate = 8_000_000
+    def add(self, picture: Image.Image, seconds: Fraction, duration: Fraction) -> None:
+        """Append a frame.
+
+        Args:
+            picture: Frame; those after the first are scaled to its size.
+            seconds: Time from the start. Of frames that are not later than the one before, which players
+                refuse, each is moved to the next unit of time.
+            duration: Seconds for which the frame is shown, if it is the last one.
+        """
+        stream = self._stream or self._open(picture)
         size = (stream.width, stream.height)
         pixels = np.asarray(picture if picture.size == size else picture.resize(size))
-        for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-            self._container.mux(packet)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        self._ticks = max(round(seconds / self._time_base), self._ticks + 1)
+        frame.pts, frame.time_base = self._ticks, self._time_base
+        self._durations[self._ticks] = max(1, round(duration / self._time_base))
+        if self._sound is not None:
+            self._sound.write_until(seconds)
+        self._mux(stream.encode(frame))
 
     def __enter__(self) -> "VideoWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._container is None:
+            return
         try:
-            if self._stream is not None:
-                for packet in self._stream.encode(None):
-                    self._container.mux(packet)
+            try:
+                if self._stream is not None:
+                    self._mux(self._stream.encode(None))
+                if self._sound is not None:
+                    # After an error, up to the last frame.
+                    self._sound.write_until(None if kind is None else self._ticks * self._time_base)
+                    self._sound.close()
+            finally:
+                self._container.close()
+            self._partial.replace(self._path)
         finally:
-            self._container.close()
+            self._partial.unlink(missing_ok=True)
+
+    def _open(self, picture: Image.Image) -> VideoStream:
+        self._container = av.open(str(self._partial.absolute()), mode="w")
+        stream = self._stream = self._container.add_stream(_CODEC, rate=self._source.rate)
+        stream.codec_context.time_base = self._time_base
+        # yuv420p, which every player reads, stores chroma at half resolution and needs even sides.
+        stream.width, stream.height = picture.width // 2 * 2, picture.height // 2 * 2
+        stream.pix_fmt = "yuv420p"
+        # The default of 1 Mbit/s blurs the labels.
+        stream.bit_rate = 8_000_000
+        # Frames that are predicted from later ones are stored out of order, which blurs the times of a video
+        # whose rate varies.
+        stream.codec_context.max_b_frames = 0
+        self._sound = SoundCopy(self._source.path, self._container, self._source.start)
+        return stream
+
+    def _mux(self, packets: "list[av.Packet[VideoStream]]") -> None:
+        assert self._container is not None
+        for packet in packets:
+            # Containers keep that of the last frame alone, which no other frame ends.
+            packet.duration = self._durations.pop(packet.pts, 0)
+            self._container.mux(packet)

@@ -18,7 +18,6 @@ from typing import Any, Final, Literal, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich import get_console
 
 from anydepth.config import resolvers
 from anydepth.config.compose import resolve_config
@@ -31,6 +30,7 @@ from anydepth.runs.identity import is_resumed, result_hash
 from anydepth.training.checkpointing.newest import AUTO, NewestCheckpoint, find_newest_checkpoint
 from anydepth.training.checkpointing.read import CheckpointError
 from anydepth.training.checkpointing.sigterm import Terminated, terminate_on_sigterm
+from anydepth.utils.console import print_lines
 from anydepth.utils.files import write_text
 from anydepth.utils.yaml_text import load_yaml
 
@@ -382,7 +382,7 @@ def _message(error: Exception) -> str:
 
 def _print(line: str) -> None:
     if is_first_process():
-        get_console().print(line, highlight=False, soft_wrap=True, markup=False)
+        print_lines(line)
 
 
 def _folder(cfg: DictConfig) -> Path:

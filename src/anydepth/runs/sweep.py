@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from anydepth.config import resolvers
 from anydepth.config.errors import explain
@@ -27,6 +28,7 @@ from anydepth.runs.job import (
     read_record,
     run_folders,
 )
+from anydepth.utils.console import print_lines, printable
 
 State = Literal["finished", "skipped", "failed", "refused", "interrupted"]
 
@@ -93,7 +95,7 @@ class SweepSummary(Callback):
         resolvers.record_sweep(config)
         self._sweep = resolvers.sweep_id(config)
         self._start = datetime.now(UTC).replace(microsecond=0)
-        get_console().print(f"sweep     {config.hydra.sweep.dir}", highlight=False, soft_wrap=True)
+        print_lines(f"sweep     {config.hydra.sweep.dir}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table and write ``report.html``.
@@ -204,12 +206,16 @@ def print_jobs(jobs: list[Job], console: Console) -> None:
     for name in ("state", "AP full", "AP minimal"):
         table.add_column(name, justify="left" if name == "state" else "right")
     for job in jobs:
-        state = f"[{_COLORS[job.state]}]{job.state}[/]{'' if job.visited else ' (former sweep)'}"
-        table.add_row(job.name, state, _percent(job.ap_full), _percent(job.ap_minimal))
+        state = Text(job.state, style=_COLORS[job.state])
+        state.append("" if job.visited else " (former sweep)", style="default")
+        # Text and not a string: names of jobs are made of settings, whose brackets would be markup.
+        table.add_row(
+            Text(printable(job.name, console)), state, _percent(job.ap_full), _percent(job.ap_minimal)
+        )
     console.print(table)
     for job in jobs:
         if job.message:
-            console.print(f"{job.name}: {job.message}", highlight=False, soft_wrap=True, markup=False)
+            print_lines(f"{job.name}: {job.message}", console=console)
 
 
 def _write_report(folder: Path, jobs: list[Job]) -> bool:
@@ -228,7 +234,7 @@ def _write_report(folder: Path, jobs: list[Job]) -> bool:
         reason = explain(error) or f"{type(error).__name__}: {error}"
         sys.stderr.write(f"\nError: no comparison page: {reason}\n")
         return False
-    get_console().print(f"report    {page}", highlight=False, soft_wrap=True)
+    print_lines(f"report    {page}")
     return True
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = partial_path(path)
     try:
         yield partial
         if durable:
@@ -42,6 +43,15 @@ def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Return the hidden name beside ``path`` under which this process writes it."""
+    stem = path.stem
+    # File systems allow 255 bytes, which a long name would exceed with what is added here.
+    if len(os.fsencode(path.name)) > 200:
+        stem = f"{zlib.crc32(os.fsencode(path.name)):08x}"
+    return path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:

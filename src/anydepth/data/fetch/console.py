@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from anydepth.data.fetch.download import Progress
+from anydepth.utils.console import print_lines, printable
 
 if TYPE_CHECKING:
     # It imports torch, which downloads do not need.
@@ -31,8 +33,8 @@ def download_bar(name: str, console: Console) -> Iterator[Progress]:
     Yields:
         Function that updates the bar.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console) as bars:
+    description = TextColumn("{task.description}", markup=False)
+    with Bars(description, BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console) as bars:
         task = bars.add_task(name, total=None)
 
         def show(done: int, total: int | None) -> None:
@@ -45,14 +47,14 @@ def download_bar(name: str, console: Console) -> Iterator[Progress]:
 
 def print_summary(dataset: "ForeignDataset", console: Console) -> None:
     """Print images and boxes of each split and class, what was skipped and why, and the remarks."""
-    console.print(_table(dataset))
+    console.print(_table(dataset, console))
     for line in dataset.describe_skipped():
-        console.print(line, markup=False)
+        print_lines(line, console=console)
     for remark in dataset.remarks:
-        console.print(f"note: {remark}", markup=False)
+        print_lines(f"note: {remark}", console=console)
 
 
-def _table(dataset: "ForeignDataset") -> Table:
+def _table(dataset: "ForeignDataset", console: Console) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     counts = {
@@ -75,7 +77,8 @@ def _table(dataset: "ForeignDataset") -> Table:
         for name in dataset.class_names[:_MAX_CLASSES]
     ]
     for title, numbers in rows:
-        table.add_row(title, *(f"{number:,}" for number in numbers))
+        # Text and not a string: brackets in the name of a class would be markup.
+        table.add_row(Text(printable(title, console)), *(f"{number:,}" for number in numbers))
     if len(dataset.class_names) > _MAX_CLASSES:
         table.add_row(f"  and {len(dataset.class_names) - _MAX_CLASSES} more classes")
     return table

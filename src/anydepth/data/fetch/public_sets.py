@@ -27,6 +27,7 @@ from anydepth.data.fetch.archives import Archive, check_space_for, unpack
 from anydepth.data.fetch.archives import fetch as fetch_archive
 from anydepth.data.fetch.console import download_bar, print_summary
 from anydepth.data.fetch.download import DownloadError, download
+from anydepth.utils.console import print_lines
 from anydepth.utils.files import scratch_folder
 
 
@@ -183,9 +184,7 @@ def _is_installed(folder: Path) -> bool:
 
 def _fetch(name: str, public: PublicSet, folder: Path, console: Console) -> None:
     check_empty_folder(folder)
-    console.print(
-        f"{public.title}\n  {public.home}\n  licence: {public.licence}", markup=False, highlight=False
-    )
+    print_lines(public.title, f"  {public.home}", f"  licence: {public.licence}", console=console)
     work = folder.absolute().with_name(f".{folder.name}.fetching")
     work.mkdir(exist_ok=True)
     check_space_for(public.archives, work, keep_archives=True)
@@ -199,7 +198,7 @@ def _fetch(name: str, public: PublicSet, folder: Path, console: Console) -> None
         write_coco(dataset, folder)
         print_summary(dataset, console)
     shutil.rmtree(work)
-    console.print(f"{name} is in {folder}", markup=False, highlight=False)
+    print_lines(f"{name} is in {folder}", console=console)
 
 
 def _download(public: PublicSet, archive: Archive, work: Path, console: Console) -> Path:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 
 from anydepth.training.module import DetectionModule
+from anydepth.utils.console import print_lines
 
 
 class ConsoleProgress(ProgressBar):
@@ -41,9 +42,9 @@ class ConsoleProgress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print above the bar."""
+        """Print above the bar, each argument on a line of its own."""
         if self._enabled:
-            get_console().print(*args, **kwargs)
+            print_lines(*args)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
@@ -57,7 +58,7 @@ class ConsoleProgress(ProgressBar):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=get_console(),
             transient=True,
         )
@@ -94,9 +95,7 @@ class ConsoleProgress(ProgressBar):
         ]
         self.print(
             f"{_completed(trainer, pl_module):4.0%} · epoch {trainer.current_epoch + 1} · "
-            f"step {trainer.global_step} · {_losses(trainer, pl_module)} · {' · '.join(figures)}",
-            highlight=False,
-            soft_wrap=True,
+            f"step {trainer.global_step} · {_losses(trainer, pl_module)} · {' · '.join(figures)}"
         )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from rich import get_console
 
 from anydepth.structures import Batch
+from anydepth.utils.console import print_lines
 
 
 class SkippedImages(pl.Callback):
@@ -42,11 +42,9 @@ class SkippedImages(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print how many images were skipped."""
         if self._known:
-            get_console().print(
+            print_lines(
                 f"process {trainer.global_rank}: {len(self._known)} images could not be read and were "
-                f"skipped; see {self.path}",
-                highlight=False,
-                soft_wrap=True,
+                f"skipped; see {self.path}"
             )
 
     def state_dict(self) -> dict[str, Any]:

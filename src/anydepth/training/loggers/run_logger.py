@@ -9,12 +9,12 @@ from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
-from rich import get_console
 
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.results import wandb_media
 from anydepth.results.gallery import read_gallery
 from anydepth.training.loggers.wandb_connection import Mode, choose_connection
+from anydepth.utils.console import print_lines
 from anydepth.utils.files import write_text
 
 ID_FILE = "wandb_id.txt"
@@ -205,8 +205,4 @@ def _resume_id(folder: Path, ckpt_path: str | Path | None) -> str | None:
 
 def _print_offline(run: Any, reason: str | None) -> None:
     because = f" because {reason}" if reason else ""
-    get_console().print(
-        f"{'wandb':9} offline{because}; upload later with: wandb sync {Path(run.dir).parent}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_lines(f"{'wandb':9} offline{because}; upload later with: wandb sync {Path(run.dir).parent}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from rich import get_console
 from torch import Tensor, nn
 
 from anydepth import distributed
@@ -28,6 +27,7 @@ from anydepth.training.non_finite.recorder import RecordedStep, StepRecorder, pa
 from anydepth.training.norms import RunningStatistics
 from anydepth.training.passes import PassGraph
 from anydepth.training.step_context import StepPlace
+from anydepth.utils.console import print_lines
 
 Action = Literal["stop", "skip"]
 # Below 1 the scale shrinks the gradients, so that it cannot be what makes them overflow float16.
@@ -264,7 +264,7 @@ class StepWatch:
             )
         if distributed.rank() == 0:
             counted = f"skipped {self.skipped} of at most {policy.limit} steps"
-            get_console().print(f"{message}\n{counted}", highlight=False, markup=False, soft_wrap=True)
+            print_lines(message, counted)
 
 
 def _to_recorded_step(record: BatchRecord, message: str) -> RecordedStep:
