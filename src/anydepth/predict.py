@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from anydepth import zoo
-from anydepth.config.compose import entry_point, resolve_config
+from anydepth.config.compose import check_config, entry_point
 from anydepth.config.errors import readable_errors
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
@@ -100,6 +100,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting or a file that cannot be used; the message says what to change.
     """
+    config = check_config(cfg, "predict")
     for name in ("weights", "source"):
         if not cfg[name]:
             raise ValueError(f"no {name}: give {name}=PATH")
@@ -124,7 +125,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             _predict_video(task, source, predictions, Path(staging) / f"{source.stem}.mp4")
         predictions.write(staging)
         _move_into(Path(staging), output)
-    write_provenance(output, resolve_config(cfg))
+    write_provenance(output, config)
     what = f"{len(predictions.images)} {'images' if images else 'frames'}"
     ignored = f"; {skipped} other files in the folder were skipped" if skipped else ""
     get_console().print(

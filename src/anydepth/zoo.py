@@ -21,6 +21,7 @@ from torch import Tensor
 
 from anydepth.config.compose import compose, instantiate, option_names
 from anydepth.config.targets import find_target
+from anydepth.config.value_types import check_arguments
 from anydepth.data.coco.packing import MAX_CATEGORIES
 from anydepth.detector import Detector, Objective
 from anydepth.utils.files import atomic_path
@@ -108,7 +109,9 @@ class _Blueprint:
     keywords: Mapping[str, Any]
 
     def build(self) -> Detector:
-        detector = find_builder(self.target)(**deepcopy(dict(self.keywords)))
+        builder = find_builder(self.target)
+        check_arguments(builder, self.keywords, "detector.")
+        detector = builder(**deepcopy(dict(self.keywords)))
         if not isinstance(detector, Detector):
             raise ZooError(f"{self.target} returned a {type(detector).__name__}, expected a Detector")
         detector.config = {"name": self.name, **self.keywords}
