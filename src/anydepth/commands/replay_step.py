@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import anydepth
 from anydepth import zoo
 from anydepth.config.compose import instantiate
 from anydepth.config.errors import readable_errors
@@ -199,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {anydepth.__version__}")
     parser.add_argument("file", type=Path, help="step_N_rank_R.pt of a run's folder non_finite")
     parser.add_argument("--weights", type=Path, help="checkpoint or weights; default: those beside the file")
     parser.add_argument("--device", help="cpu or cuda; default: the kind that trained")

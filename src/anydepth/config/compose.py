@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
+import anydepth
 from anydepth.config import presets, resolvers
 from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
@@ -160,6 +161,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 # `--help | head` closes the pipe early, which ends such a command quietly as others; in
                 # a run the signal would also come from connections.
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if "--version" in sys.argv[1:]:
+                # Hydra would print its own.
+                print(f"anydepth-{config_name} {anydepth.__version__}")
+                return None
             if any(text.startswith("--experimental-rerun") for text in sys.argv[1:]):
                 # Hydra would read a pickle, which may run any code.
                 sys.stderr.write(
