@@ -32,12 +32,9 @@ def __getattr__(name: str) -> object:
 
         return getattr(zoo, name)
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from anydepth.utils.version import package_version
 
-        try:
-            return version("anydepth")
-        except PackageNotFoundError:  # Sources on the path, not installed.
-            return "0+unknown"
+        return package_version()
     raise AttributeError(f"module 'anydepth' has no attribute {name!r}")
 
 

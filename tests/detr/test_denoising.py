@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoising_training_group
 
+from anydepth.detr import denoising
 from anydepth.detr.denoising import make_denoising_queries
 from anydepth.structures import Targets
 
@@ -134,6 +135,7 @@ def test_a_number_outside_its_range_is_named(wrong: dict[str, float]) -> None:
 
 
 def test_a_crowd_is_drawn_from_so_that_memory_has_a_limit() -> None:
+    denoising._warn_of_many_boxes.cache_clear()
     targets = make_targets(2000, 2)
     with pytest.warns(UserWarning, match="more than 36 boxes: 36 of them"):
         queries = make_denoising_queries(

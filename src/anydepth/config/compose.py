@@ -14,12 +14,12 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
-import anydepth
 from anydepth.config import presets, resolvers
 from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
 from anydepth.config.value_types import check_types
+from anydepth.utils.version import package_version
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 VERSION_BASE = "1.3"
@@ -163,7 +163,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             if "--version" in sys.argv[1:]:
                 # Hydra would print its own.
-                print(f"anydepth-{config_name} {anydepth.__version__}")
+                print(f"anydepth-{config_name} {package_version()}")
                 return None
             if any(text.startswith("--experimental-rerun") for text in sys.argv[1:]):
                 # Hydra would read a pickle, which may run any code.

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import anydepth
 from anydepth.report.comparison import Report, compare
 from anydepth.report.page.page import render_page
 from anydepth.report.runs import ReportError, find_runs
 from anydepth.utils.files import write_text
+from anydepth.utils.version import package_version
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
             "anydepth-report outputs/train/RUN outputs/train/ANOTHER_RUN"
         ),
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {anydepth.__version__}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR", help="a run, or a folder of runs"
     )
