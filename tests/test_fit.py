@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import anydepth
 from anydepth import zoo
 from anydepth.detector import Detector
 from anydepth.images import letter_box_frame, letter_box_image, read_image
@@ -73,3 +74,12 @@ def test_prediction_from_a_file_sees_the_boxed_picture(
     assert torch.equal(
         seen[0][0], letter_box_image(read_image(tmp_path / "a.png"), detector.input_size) / 255
     )
+
+
+def test_a_training_image_of_a_single_cell_is_refused(build_small: Callable[..., Detector]) -> None:
+    for detector in (build_small(), anydepth.build("yolo_tiny", num_classes=1)):
+        detector.train()
+        with pytest.raises(ValueError, match=r"coarsest map is a single cell.*data.batch_size"):
+            detector(torch.rand(1, 3, 32, 32))
+        detector(torch.rand(2, 3, 32, 32))
+        detector.eval()(torch.rand(1, 3, 32, 32))

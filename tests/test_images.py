@@ -307,3 +307,20 @@ def test_letter_boxing_keeps_the_aspect_and_is_grey_beside() -> None:
     assert torch.equal(to_unit_range(fitted), fit_image(image / 255, (64, 64), "letter_box"))
     with pytest.raises(ValueError, match="fit='crop', expected stretch or letter_box"):
         check_fit("crop")
+
+
+def test_twelve_bits_in_a_file_of_sixteen_are_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anydepth.images._warned_of_dark_values", [])
+    dark = np.array([[0, 4095]], dtype=np.uint16)
+    Image.fromarray(dark).save(tmp_path / "a.png")
+    Image.fromarray(dark.astype(np.int32)).save(tmp_path / "a.tif")
+    with pytest.warns(UserWarning, match="values up to 4095 of 65,535, so that it is nearly black"):
+        read_image(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(tmp_path / "a.tif")
+    monkeypatch.setattr("anydepth.images._warned_of_dark_values", [])
+    with pytest.warns(UserWarning, match="nearly black"):
+        read_image(tmp_path / "a.tif")

@@ -173,3 +173,18 @@ def test_load_weights_goes_to_the_wing_of_the_detector(build_small: Callable[...
     source, small_detector = build_small(seed=5), build_small(seed=6)
     anydepth.load_weights(small_detector, source.state_dict())
     assert torch.equal(_logits(source, "minimal"), _logits(small_detector, "minimal"))
+
+
+def test_a_file_with_a_number_that_is_none_is_refused(small_detector: Detector, tmp_path: Path) -> None:
+    with torch.no_grad():
+        next(small_detector.parameters()).view(-1)[0] = float("nan")
+    path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    with pytest.raises(zoo.ZooError, match=r"1 of .* tensors hold NaN or infinity"):
+        anydepth.load(path)
+
+
+def test_a_compiled_detector_is_saved_like_itself(small_detector: Detector, tmp_path: Path) -> None:
+    loaded = anydepth.load(anydepth.save(torch.compile(small_detector), tmp_path / "weights.safetensors"))
+    expected = small_detector.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())

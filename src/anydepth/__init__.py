@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anydepth.zoo import build, build_losses, load, load_weights, save
 
+    __version__: str
+
 # How long an idle OpenMP thread spins before it sleeps. The default, milliseconds, makes training on a CPU
 # that is shared with other work several times slower; not spinning at all halves the speed of two threads on
 # an idle CPU. It only counts before torch is imported, hence here.
@@ -29,8 +31,12 @@ def __getattr__(name: str) -> object:
         from anydepth import zoo
 
         return getattr(zoo, name)
+    if name == "__version__":
+        from anydepth.utils.version import package_version
+
+        return package_version()
     raise AttributeError(f"module 'anydepth' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])

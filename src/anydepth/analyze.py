@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = check_config(cfg)
+    config = check_config(cfg, "analyze")
     _check(config)
     check_output(config["output"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])

@@ -73,6 +73,14 @@ class DepthSpace:
         (False, True)
         >>> str(space.parse("none@4")), [str(d) for d in space.ladder()]
         ('minimal', ['full', 'neck@6', 'none@6', 'none@5', 'minimal'])
+        >>> print(DepthSpace(stages=("a", "b"), costs=lambda: DepthCosts((10**9, 3 * 10**9))))
+        depth    refines  GFLOPs saved  share kept
+        full     a+b              0.00        100%
+        b        b                2.00         75%
+        minimal  none             8.00          0%
+        3/4      b                2.00         75%
+        1/2      b                2.00         75%
+        1/4      minimal          8.00          0%
     """
 
     def __init__(
@@ -211,6 +219,19 @@ class DepthSpace:
             example = "+".join(self.stages[-2:]) or "none"
         return f"{text}, e.g. '{example}'."
 
+    def __str__(self) -> str:
+        """Return a table: the ladder and the fractions, with what each saves if the costs are known."""
+        points = [*self.ladder(), *(self.parse(text) for text in FRACTIONS if self._has_costs)]
+        rows = [self._heading(), *map(self._row, points)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        # Names to the left, numbers to the right.
+        aligned = [
+            f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}"
+            + "".join(f"  {cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True))
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in aligned)
+
     # -- sets of configurations --------------------------------------------------------------------------
 
     def all(self) -> Iterator[DepthConfig]:
@@ -275,6 +296,24 @@ class DepthSpace:
         return saved
 
     # -- internals ---------------------------------------------------------------------------------------
+
+    @property
+    def _has_costs(self) -> bool:
+        return self._costs is not None or self._measure_costs is not None
+
+    def _heading(self) -> list[str]:
+        layers = [] if self.decoder_layers is None else ["decoder layers"]
+        return ["depth", "refines", *layers, *(["GFLOPs saved", "share kept"] if self._has_costs else [])]
+
+    def _row(self, config: DepthConfig) -> list[str]:
+        names = [name for name, runs in zip(self.stages, config.refine, strict=True) if runs]
+        layers = [] if self.decoder_layers is None else [str(config.decoder_layers)]
+        row = [str(config), "+".join(names) or "none", *layers]
+        if not self._has_costs:
+            return row
+        saved, whole = self.saving(config), self.saving(self.minimal)
+        # GFLOPs count two operations per MAC; the share is that of all that can be left out.
+        return [*row, f"{2e-9 * saved:.2f}", f"{1 - saved / whole:.0%}" if whole else "100%"]
 
     def _explicit_text(self, config: DepthConfig) -> str:
         names = [name for name, runs in zip(self.stages, config.refine, strict=True) if runs]

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from anydepth import distributed
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
 from anydepth.image_sources import ImageSource, list_images, to_image
 from anydepth.images import Fit, ImageError, Placement, fit_image, place_image, to_unit_range
@@ -302,18 +303,30 @@ def _check_batch_size(batch_size: object) -> int:
     return int(batch_size)
 
 
-def check_images(images: Tensor) -> None:
+def check_images(images: Tensor, *, training: bool = False) -> None:
     """Refuse images that no detector can take.
 
+    Args:
+        images: Batch for the network.
+        training: Whether batch norms compute statistics of this batch.
+
     Raises:
-        ValueError: Not [B, 3, H, W] float with H and W multiples of 32.
+        ValueError: Not [B, 3, H, W] float with H and W multiples of 32, or in training a single cell.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"got images of shape {tuple(images.shape)} and type {images.dtype}, "
             "expected [B, 3, H, W] float RGB in [0, 1]"
         )
-    check_input_size(images.shape[2], images.shape[3])
+    batch, _, height, width = images.shape
+    check_input_size(height, width)
+    # Synchronised norms may see the images of other processes.
+    if training and batch * height * width <= SIZE_DIVISOR**2 and distributed.world_size() == 1:
+        raise ValueError(
+            f"got {batch} training image of {height}x{width}: its coarsest map is a single cell, of which "
+            "batch norms have no statistics; give two images (data.batch_size) or larger ones "
+            "(detector.input_size)"
+        )
 
 
 def check_input_size(height: int, width: int) -> None:

@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = check_config(cfg)
+    config = check_config(cfg, "evaluate")
     if config["split"] not in SPLIT_NAMES:
         raise ValueError(f"split={config['split']}: allowed are {', '.join(SPLIT_NAMES)}")
     check_output(config["output"])

@@ -6,6 +6,7 @@ this is the only place that does either.
 
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from anydepth.utils.png import SIGNATURE, strip_metadata
 
 _MAX_UINT16 = 65535
+_TWELVE_BITS = 4096
 # The formats of photographs and scans. Pillow recognises more by their first bytes, whatever the suffix:
 # vector formats that start Ghostscript or a system's renderer, and rarely reviewed decoders.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB")
@@ -70,7 +72,8 @@ class Placement(NamedTuple):
 def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
     """Read an image file of any mode as RGB.
 
-    Greyscale, palette, CMYK and YCbCr are converted, 16-bit values are scaled to 8 bits, transparency is
+    Greyscale, palette, CMYK and YCbCr are converted, 16-bit values are scaled to 8 bits (a warning says if
+    they use only 12 of them), transparency is
     dropped (the colour under it stays, as in torchvision and COCO tools), and the first frame of an animation
     is used. The format is recognised by the content, not by the suffix.
 
@@ -354,6 +357,22 @@ def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
     return np.array(picture.convert("RGB"), dtype=np.uint8)
 
 
+def _warn_of_dark_values(largest: int) -> None:
+    """Warn once per process: many cameras and microscopes store 12 bits in files of 16."""
+    if _warned_of_dark_values:
+        return
+    _warned_of_dark_values.append(largest)
+    warnings.warn(
+        f"a picture of 16 or 32 bits has values up to {largest} of {_MAX_UINT16:,}, so that it is nearly "
+        "black in 8 bits. If its values have fewer bits, e.g. 12, write them over the whole range: values * "
+        f"{_MAX_UINT16} // 4095. This is said once for all pictures",
+        stacklevel=2,
+    )
+
+
+_warned_of_dark_values: list[int] = []
+
+
 def _from_sixteen_bits(picture: Image.Image) -> NDArray[np.uint8]:
     """Scale 16 bits to 8; Pillow's own conversion clips at 255, which turns most 16-bit pictures white."""
     values = np.asarray(picture)
@@ -362,6 +381,8 @@ def _from_sixteen_bits(picture: Image.Image) -> NDArray[np.uint8]:
             f"32-bit pixels of {values.min()}..{values.max()} have no fixed range; "
             "convert the picture to 8 or 16 bits"
         )
+    if 0 < values.max() < _TWELVE_BITS:
+        _warn_of_dark_values(int(values.max()))
     # A lookup table, because float64 quotients would take eight bytes per pixel.
     levels = np.rint(np.arange(_MAX_UINT16 + 1) / (_MAX_UINT16 / 255)).astype(np.uint8)
     return np.repeat(levels[values][:, :, None], 3, axis=2)

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from anydepth import zoo
-from anydepth.config.compose import entry_point, resolve_config
+from anydepth.config.compose import check_config, entry_point, resolve_config
 from anydepth.config.errors import readable_errors
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
@@ -148,6 +148,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         ValueError: A setting or a file that cannot be used; the message says what to change.
         ImageError: No image can be read, or one cannot and ``on_bad_image`` is ``raise``.
     """
+    check_config(cfg, "predict")
     for name in ("weights", "source"):
         if not cfg[name]:
             raise ValueError(f"no {name}: give {name}=PATH")

@@ -85,7 +85,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
     cfg = resolve_checkpoint(cfg)
-    config = check_config(cfg)
+    config = check_config(cfg, "train")
     _prepare(config)
     data, module, trainer = assemble(cfg)
     detector = module.detector
@@ -127,7 +127,7 @@ def assemble(cfg: DictConfig) -> tuple[DetectionDataModule, DetectionModule, pl.
     Raises:
         ValueError: A setting, a file or a data set that cannot be used; the message says what to change.
     """
-    config = check_config(cfg)
+    config = check_config(cfg, "train")
     data: DetectionDataModule = instantiate(cfg.data)
     data.prepare_data()
     data.setup("fit")

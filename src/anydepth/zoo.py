@@ -21,10 +21,13 @@ from torch import Tensor
 
 from anydepth.config.compose import compose, instantiate, option_names
 from anydepth.config.targets import find_target
+from anydepth.config.value_types import check_arguments
 from anydepth.data.coco.packing import MAX_CATEGORIES
 from anydepth.detector import Detector, Objective
 from anydepth.utils.files import atomic_path
 from anydepth.utils.messages import short_repr
+from anydepth.weights.files import WeightsError
+from anydepth.weights.plan import check_finite
 from anydepth.weights.report import LoadReport
 
 FORMAT = "anydepth"
@@ -108,7 +111,9 @@ class _Blueprint:
     keywords: Mapping[str, Any]
 
     def build(self) -> Detector:
-        detector = find_builder(self.target)(**deepcopy(dict(self.keywords)))
+        builder = find_builder(self.target)
+        check_arguments(builder, self.keywords, "detector.")
+        detector = builder(**deepcopy(dict(self.keywords)))
         if not isinstance(detector, Detector):
             raise ZooError(f"{self.target} returned a {type(detector).__name__}, expected a Detector")
         detector.config = {"name": self.name, **self.keywords}
@@ -212,7 +217,11 @@ def save(detector: Detector, path: str | Path) -> Path:
         "builder": detector.builder,
         "class_names": json.dumps(list(detector.class_names)),
     }
-    weights = {key: value.cpu().contiguous() for key, value in detector.state_dict().items()}
+    # torch.compile, of the whole or of parts, puts its name into the keys.
+    weights = {
+        key.replace("_orig_mod.", ""): value.cpu().contiguous()
+        for key, value in detector.state_dict().items()
+    }
     with atomic_path(path) as partial:
         # Not save_file, which lets nobody but the writer read the file.
         partial.write_bytes(serialize(weights, metadata))
@@ -228,7 +237,7 @@ def load(path: str | Path) -> Detector:
     Raises:
         FileNotFoundError: There is no such file.
         ZooError: The file is cut short, was not written by :func:`save`, is of a newer layout, describes a
-            detector that cannot be built, or its weights do not fit that detector.
+            detector that cannot be built, or its weights do not fit that detector or hold NaN.
     """
     contents = _read(Path(path))
     _check_sizes(contents, Path(path))
@@ -240,6 +249,10 @@ def load(path: str | Path) -> Detector:
     except Exception as error:
         raise ZooError(f"{path}: its detector cannot be built: {error}") from error
     _check_fit(sketch, contents.weights, Path(path))
+    try:
+        check_finite(contents.weights, str(path))
+    except WeightsError as error:
+        raise ZooError(str(error)) from None
     detector = blueprint.build()
     detector.load_state_dict(dict(contents.weights))
     detector.reset_classes(contents.class_names)

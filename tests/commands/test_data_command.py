@@ -4,6 +4,8 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,28 @@ def test_every_declared_console_script_exists(name: str) -> None:
 def test_the_tools_for_users_are_declared() -> None:
     assert SCRIPTS["anydepth-data"] == "anydepth.commands.data:main"
     assert SCRIPTS["anydepth-replay"] == "anydepth.commands.replay_step:main"
+
+
+@pytest.mark.parametrize("command", ["data", "report", "replay", "train", "evaluate", "predict", "analyze"])
+def test_every_command_tells_its_version(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, function = SCRIPTS[f"anydepth-{command}"].partition(":")
+    monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", "--version"])
+    with suppress(SystemExit):
+        getattr(importlib.import_module(module), function)()
+    assert capsys.readouterr().out == f"anydepth-{command} {version('anydepth')}\n"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "analyze"])
+def test_help_shows_the_comments_and_examples_of_a_commands_settings(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", "--help"])
+    with suppress(SystemExit):
+        importlib.import_module(f"anydepth.{command}").main()
+    shown = capsys.readouterr().out
+    assert f"#   anydepth-{command} weights=outputs/train/RUN/weights.safetensors" in shown
+    assert "device: auto # cpu, cuda, cuda:1; auto uses a GPU if there is one" in shown
+    assert 'output: "${output_folder:${paths.output_root}/' in shown
+    assert "defaults:" not in shown

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoising_training_group
 
+from anydepth.detr import denoising
 from anydepth.detr.denoising import make_denoising_queries
 from anydepth.structures import Targets
 
@@ -131,3 +132,24 @@ def test_a_number_outside_its_range_is_named(wrong: dict[str, float]) -> None:
     numbers = {"num_classes": CLASSES, "num_queries": QUERIES, **wrong}
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*allowed"):
         make_denoising_queries(make_targets(1), **numbers)
+
+
+def test_a_crowd_is_drawn_from_so_that_memory_has_a_limit() -> None:
+    denoising._warn_of_many_boxes.cache_clear()
+    targets = make_targets(2000, 2)
+    with pytest.warns(UserWarning, match="more than 36 boxes: 36 of them"):
+        queries = make_denoising_queries(
+            targets, num_classes=CLASSES, num_queries=QUERIES, budget=12, label_noise=0, box_noise=0
+        )
+    assert queries is not None
+    # Three times the budget of 12, each as a positive and a negative.
+    assert queries.labels.shape == (2, 72)
+    assert [len(positive) for positive in queries.positives] == [36, 2]
+    sources = queries.positive_targets[0]
+    assert len(set(sources.tolist())) == 36
+    assert int(sources.max()) > 36  # not simply the first ones
+    torch.testing.assert_close(queries.labels[0, queries.positives[0]], targets[0].labels[sources])
+    assert queries.positive_targets[1].tolist() == [0, 1]
+    again = make_denoising_queries(targets, num_classes=CLASSES, num_queries=QUERIES, budget=12)
+    assert again is not None
+    assert again.positive_targets[0].tolist() != sources.tolist()

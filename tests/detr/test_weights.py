@@ -258,3 +258,18 @@ def test_loaded_tensors_share_no_memory_with_the_source(deep: DetrDetector) -> N
     with torch.no_grad():
         target.decoder.enc_score_head.weight.zero_()
     assert torch.equal(file["decoder.enc_score_head.weight"], deep.decoder.enc_score_head.weight)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_of_a_diverged_run_are_refused_and_nothing_is_loaded(
+    deep: DetrDetector, number: float
+) -> None:
+    state = {key: value.clone() for key, value in deep.state_dict().items()}
+    state["decoder.layers.0.cross_attn.value_proj.weight"][0, 0] = number
+    target = build_again(deep)
+    before = snapshot(target)
+    with pytest.raises(
+        WeightsError, match=r"1 of \d+ tensors hold NaN or infinity .decoder.layers.0.cross_attn"
+    ):
+        load_weights(target, state)
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())

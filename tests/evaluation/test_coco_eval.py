@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -412,3 +413,18 @@ def test_figures_of_real_detections_equal_the_recorded_ones(backend: str) -> Non
         scores = torch.tensor([item["score"] for item in items])
         evaluator.add("full", [image_id], [Detections(corners, scores, labels)])
     assert evaluator.evaluate()["full"].figures == pytest.approx(expected, abs=1e-6)
+
+
+def test_more_objects_than_the_protocol_counts_are_warned_of() -> None:
+    box = {"image_id": 7, "category_id": 5, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+    truth: dict[str, Any] = {
+        "images": [{"id": 7, "width": 100, "height": 100}],
+        "categories": [{"id": 5, "name": "tree"}],
+        "annotations": [{**box, "id": number} for number in range(1, 101)],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CocoEvaluator(ground_truth=truth)
+    truth["annotations"].append({**box, "id": 101})
+    with pytest.warns(UserWarning, match=r"image 7 has 101 boxes of category 5.* at most the best 100"):
+        CocoEvaluator(ground_truth=truth)

@@ -434,3 +434,13 @@ def test_a_published_network_gives_the_reference_outputs(shared_data: Path) -> N
     # Boxes are hundreds of pixels, scores below 1: each against its own maximum.
     scores = found["rand_out"][:, 4:] - wanted["rand_out"][:, 4:]
     assert scores.abs().max() <= 2e-3 * wanted["rand_out"][:, 4:].max()
+
+
+def test_the_report_says_whether_norms_or_fusion_kernels_were_copied() -> None:
+    source = build("yolo_l")
+    without_kernels = {key: value for key, value in source.state_dict().items() if ".skip_conv." not in key}
+    report = str(load_weights(build("yolo_l", seed=1), without_kernels))
+    assert "note: skip fusion kernels are parts of the full ones: train before" in report
+    assert "norms have the statistics" not in report
+    both = str(load_weights(build("yolo_l", seed=1), published(build("yolov12_l"))))
+    assert "skip norms have the statistics of the full state and skip fusion kernels are parts" in both

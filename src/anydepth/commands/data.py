@@ -12,6 +12,7 @@ from importlib import import_module
 
 from anydepth.commands import data_options
 from anydepth.data.errors import DataError
+from anydepth.utils.version import package_version
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     return parser
 

@@ -20,6 +20,7 @@ from anydepth.training.checkpointing.read import detector_weights, read_checkpoi
 from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.diagnosis import names_of_non_finite
 from anydepth.training.non_finite.recorder import RecordedStep, read_whole_step, weights_file
+from anydepth.utils.version import package_version
 from anydepth.weights.files import read_state_dict
 
 # Largest relative difference of losses that count as equal: several processes sum in another order than one.
@@ -199,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
     parser.add_argument("file", type=Path, help="step_N_rank_R.pt of a run's folder non_finite")
     parser.add_argument("--weights", type=Path, help="checkpoint or weights; default: those beside the file")
     parser.add_argument("--device", help="cpu or cuda; default: the kind that trained")

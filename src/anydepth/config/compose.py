@@ -1,5 +1,6 @@
 """Composing and instantiating configurations: where they lie, what they resolve to, and entry points."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,13 @@ from anydepth.config import presets, resolvers
 from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
+from anydepth.config.value_types import check_types
+from anydepth.utils.version import package_version
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 VERSION_BASE = "1.3"
+_PRINTING = frozenset({"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"})
+"""Options of Hydra that only print."""
 
 # What Hydra keeps once per process and overwrites when it is initialized: the running job, its name, which
 # the next jobs of a sweep take for theirs, and the version whose defaults it follows.
@@ -140,15 +145,21 @@ def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any
         raise error.__cause__ from None
 
 
-def check_config(config: DictConfig) -> dict[str, Any]:
-    """Resolve a configuration and check that every ``_target_`` may be built, as every entry point does.
+def check_config(config: DictConfig, command: str) -> dict[str, Any]:
+    """Resolve a configuration; check its types, and that every ``_target_`` may be built.
+
+    Args:
+        config: Composed configuration.
+        command: File of :func:`config_dir` that it was composed from, e.g. ``train``.
 
     Raises:
-        TargetError: One must not; nothing was built.
+        TargetError: One must not be built; nothing was built.
+        ValueTypeError: A key is unknown, or its value of the wrong type.
         ValueError: A setting that only the user can give is missing.
     """
     resolved = resolve_config(config)
     check_targets(resolved)
+    check_types(config, command)
     return resolved
 
 
@@ -167,6 +178,14 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
         @wraps(task)
         def main(*arguments: Any) -> Any:
+            if _PRINTING.intersection(text.partition("=")[0] for text in sys.argv[1:]):
+                # `--help | head` closes the pipe early, which ends such a command quietly as others; in
+                # a run the signal would also come from connections.
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if "--version" in sys.argv[1:]:
+                # Hydra would print its own.
+                print(f"anydepth-{config_name} {package_version()}")
+                return None
             if any(text.startswith("--experimental-rerun") for text in sys.argv[1:]):
                 # Hydra would read a pickle, which may run any code.
                 sys.stderr.write(

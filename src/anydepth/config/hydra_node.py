@@ -6,7 +6,7 @@ sets environment variables, all from the node ``hydra`` of a configuration whose
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from anydepth.config.renamed import RenamedKeyError, check_groups, check_overrides, explain_missing
 from anydepth.config.resolvers import TRAINING_GROUPS
 from anydepth.config.targets import TargetError, check_targets, find_target
+from anydepth.config.value_types import ValueTypeError, check_types, keep_texts, nearest_key
 from anydepth.utils.messages import short_repr
 
 _BUILT = ("callbacks", "launcher", "sweeper")
@@ -41,29 +42,36 @@ _LOADS = "load_configuration"
 def checked_composition() -> Iterator[None]:
     """Within the block, Hydra rejects every configuration that :func:`check_hydra_node` rejects.
 
-    Hydra builds its callbacks right after it has composed, and offers no hook in between.
+    Hydra builds its callbacks right after it has composed, and offers no hook in between. Types of keys and
+    values are checked here, too, so that a wrong one ends before a folder is made.
     """
     original = getattr(ConfigLoaderImpl, _LOADS)
 
     @wraps(original)
     def load(*arguments: Any, **keywords: Any) -> DictConfig:
-        given = inspect.signature(original).bind(*arguments, **keywords).arguments
+        given = inspect.signature(original).bind(*arguments, **keywords)
+        command, overrides = given.arguments.get("config_name"), given.arguments.get("overrides", ())
         try:
-            check_overrides(given.get("overrides", ()))
-            _check_training_groups(given.get("config_name"), given.get("overrides", ()))
+            check_overrides(overrides)
+            _check_training_groups(command, overrides)
             config: DictConfig = original(*arguments, **keywords)
             check_groups(config)
             check_hydra_node(config)
-        except (TargetError, RenamedKeyError) as error:
+            keep_texts(config, overrides, command)
+            check_types(config, command)
+        except (TargetError, RenamedKeyError, ValueTypeError) as error:
             # Hydra prints only the message of its own errors, without notes.
             raise ConfigCompositionException(
                 "\n".join([str(error), *getattr(error, "__notes__", [])])
             ) from error
         except HydraException as error:
             explained = explain_missing(str(error))
-            if not explained:
-                raise
-            raise ConfigCompositionException(f"{error}{explained}") from error
+            if explained:
+                raise ConfigCompositionException(f"{error}{explained}") from error
+            unknown = _explain_unknown(error, given, original)
+            if unknown:
+                raise ConfigCompositionException(unknown) from error
+            raise
         return config
 
     setattr(ConfigLoaderImpl, _LOADS, load)
@@ -71,6 +79,26 @@ def checked_composition() -> Iterator[None]:
         yield
     finally:
         setattr(ConfigLoaderImpl, _LOADS, original)
+
+
+def _explain_unknown(
+    error: HydraException, given: inspect.BoundArguments, load: Callable[..., DictConfig]
+) -> str | None:
+    """Return a message on an override of an unknown key that names the nearest one; None for other errors.
+
+    Hydra advises to append the key with ``+``, which is seldom right.
+    """
+    match = re.match(r"Could not override '([^']+)'", str(error))
+    if match is None:
+        return None
+    key = match[1]
+    others = [text for text in given.arguments["overrides"] if text.partition("=")[0].lstrip("+") != key]
+    given.arguments["overrides"] = others
+    try:
+        nearest = nearest_key(key, load(*given.args, **given.kwargs))
+    except HydraException:  # Another override is wrong, too.
+        nearest = ""
+    return f"Could not override '{key}': there is no such setting{nearest}"
 
 
 def _check_training_groups(config_name: str | None, overrides: Iterable[str]) -> None:

@@ -31,6 +31,9 @@ _NOT_CHOSEN = ("family", "dataset_kind", "hydra")
 TRAINING_GROUPS = ("losses", "recipe", "augmentation")
 """Groups of training that data presets may override, so that other commands have them too, without effect."""
 
+_WIRING = ("hydra:", "data:", "defaults:")
+"""Nodes of a command's file that nobody sets by hand."""
+
 _MAX_NAME_LENGTH = 120
 """Characters of a job's folder before its hash; file systems allow 255 bytes."""
 
@@ -100,6 +103,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
     OmegaConf.register_new_resolver("output_folder", output_folder, replace=True)
     OmegaConf.register_new_resolver("option_list", option_list, replace=True)
+    OmegaConf.register_new_resolver("setting_list", setting_list, replace=True)
 
 
 def record_sweep(config: DictConfig) -> None:
@@ -183,6 +187,25 @@ def option_list(*, _root_: DictConfig) -> str:
         if options and group not in _NOT_CHOSEN:
             lines.append(f"{group}: {', '.join(options)}")
     return "\n".join(lines)
+
+
+def setting_list(*, _root_: DictConfig) -> str:
+    """Return the settings of a command with the comments and examples of its file in ``conf/``, for its help.
+
+    Training has too many files for that: Hydra's placeholder for the composed values, which it fills in.
+    """
+    name = str(_root_.hydra.job.config_name)
+    places = [
+        Path(str(source.path)) for source in _root_.hydra.runtime.config_sources if source.schema == "file"
+    ]
+    found = [place / f"{name}.yaml" for place in places if (place / f"{name}.yaml").is_file()]
+    if name == "train" or not found:
+        return "$CONFIG"
+    blocks = re.split(r"\n{2,}", found[0].read_text(encoding="utf-8").strip())
+    first, *others = blocks
+    # Examples stand above the list of defaults.
+    shown = [first.partition("\ndefaults:")[0], *(part for part in others if not part.startswith(_WIRING))]
+    return "\n\n".join(shown).replace("$", "$$")  # Hydra fills in what follows a single one.
 
 
 def _resolve_run_name(folder: str | None, *, _root_: DictConfig) -> str:

@@ -97,7 +97,7 @@ class DetectionDataset(Dataset[Sample]):
                 partial(self._partner, partner, skipped) for partner in partners
             ]
             view = self.augmentation(view, loaders, sample_generator(self.seed, epoch, row), self.size)
-            view = drop_small_boxes(view, self.size)
+            view = drop_small_boxes(view, self.size, fit=self.fit)
         height, width = view.image.shape[-2:]
         canvas, offset = place_image((height, width), self.size, self.fit)
         # Corners, not sides, are clamped: the index keeps boxes that leave their image by rounding errors.

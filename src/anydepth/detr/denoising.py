@@ -4,7 +4,9 @@ Sources: DN-DETR (Li et al., CVPR 2022) for the noised copies and their attentio
 ICLR 2023, section 3.3) for the negative copies; RT-DETR (Zhao et al., CVPR 2024) for the noise itself.
 """
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,9 @@ from anydepth.structures import Targets
 
 # Keeps the inverse sigmoid of boxes that touch the border finite; the value of RT-DETR.
 _LOGIT_EPSILON = 1e-5
+# Budgets that one image may use. RT-DETR's 100 make 300 boxes, as many as it has queries; without a limit,
+# 2,000 boxes take 7 times the memory and 12 times the time of a forward pass.
+_MAX_SHARE = 3
 
 
 def make_denoising_queries(
@@ -33,7 +38,8 @@ def make_denoising_queries(
     """Make noised copies of the boxes of a batch, in groups of one positive and one negative copy per box.
 
     The number of groups is ``budget`` divided by the largest number of boxes in the batch, rounded down, and
-    at least 1: an image with more boxes than the budget still gets each of its boxes once. In distributed
+    at least 1: an image with more boxes than the budget still gets each of its boxes once, up to three times
+    the budget. Of more boxes, so many are drawn anew in each step, and a warning says so. In distributed
     training the batch is that of all processes, for which the noise is drawn, so that the images of a batch
     get the same noise however many processes they are split between.
 
@@ -62,6 +68,14 @@ def make_denoising_queries(
     most = distributed.all_max(max(counts), targets[0].labels.device)
     if most == 0:
         return None
+    chosen: list[Tensor] | None = None
+    if most > _MAX_SHARE * budget:
+        _warn_of_many_boxes(_MAX_SHARE * budget)
+        chosen = _draw_boxes(targets, most, _MAX_SHARE * budget, generator)
+        targets = [
+            Targets(t.boxes_cxcywh[rows], t.labels[rows]) for t, rows in zip(targets, chosen, strict=True)
+        ]
+        counts, most = [len(target) for target in targets], _MAX_SHARE * budget
     groups = max(1, budget // most)
     labels = pad_sequence([t.labels for t in targets], batch_first=True, padding_value=num_classes)
     boxes = pad_sequence([t.boxes_cxcywh for t in targets], batch_first=True).to(torch.float32)
@@ -72,6 +86,8 @@ def make_denoising_queries(
     labels, boxes = labels.tile(1, 2 * groups), boxes.tile(1, 2 * groups, 1)  # [B, D], [B, D, 4]
     negative = (torch.arange(2 * groups, device=boxes.device) % 2).repeat_interleave(most)  # [D]
     positives, positive_targets = _positive_positions(counts, most, groups, boxes.device)
+    if chosen is not None:
+        positive_targets = tuple(rows[kept] for rows, kept in zip(chosen, positive_targets, strict=True))
     return DenoisingQueries(
         labels=_noised_labels(labels, num_classes, label_noise, generator),
         boxes_logits=_inverse_sigmoid(_noised_boxes(boxes, negative, box_noise, generator)),
@@ -79,6 +95,28 @@ def make_denoising_queries(
         positives=positives,
         positive_targets=positive_targets,
         groups=groups,
+    )
+
+
+def _draw_boxes(
+    targets: Sequence[Targets], most: int, limit: int, generator: torch.Generator | None
+) -> list[Tensor]:
+    """Return the indices of at most ``limit`` boxes of each image, in rising order."""
+    device = targets[0].labels.device
+    drawn = torch.rand((distributed.world_size() * len(targets), most), device=device, generator=generator)
+    rows = distributed.local_rows(drawn)  # [B, most]
+    return [
+        row[: len(target)].argsort()[:limit].sort().values for row, target in zip(rows, targets, strict=True)
+    ]
+
+
+@cache
+def _warn_of_many_boxes(limit: int) -> None:
+    warnings.warn(
+        f"an image has more than {limit} boxes: {limit} of them are noised in a step, drawn anew each time, "
+        "because memory and time grow with their number. Raise detector.denoising_queries for more, or cut "
+        "the image into tiles",
+        stacklevel=2,
     )
 
 

@@ -146,7 +146,7 @@ class DetrDetector(Detector):
         Raises:
             ValueError: Images of a wrong shape or type.
         """
-        check_images(images)
+        check_images(images, training=self.training)
         features: Tensor = self.backbone.stem(self._normalise(images))
         return features
 

@@ -4,9 +4,11 @@ Rows are kept per process as flat arrays, gathered once, stripped of images that
 on the first process and broadcast: correct with uneven shards and with a process that has no images.
 """
 
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,9 @@ from anydepth.evaluation.coco_numbers import (
     renumber_annotations,
 )
 from anydepth.structures import Detections
+
+MAX_DETECTIONS = 100
+"""Detections of a class in an image that COCO's protocol counts (maxDets)."""
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """Names of the 12 COCO metrics, in the order in which pycocotools prints them."""
@@ -144,6 +149,7 @@ class CocoEvaluator:
             dtype=np.int64,
         )
         self.has_objects = any(not entry.get("iscrowd") for entry in ground_truth.get("annotations", ()))
+        _warn_of_crowds(ground_truth.get("annotations", ()))
         self._rows: dict[str, _Rows] = {}
         # Built lazily and kept: indexing the ground truth costs more than evaluating one depth.
         self._backend: CocoBackend | None = None
@@ -355,3 +361,18 @@ def _ap_per_class(precision: NDArray[np.float64], names: Sequence[str]) -> dict[
         values = values[values > NO_GROUND_TRUTH]
         result[name] = float(values.mean()) if values.size else NO_GROUND_TRUTH
     return result
+
+
+def _warn_of_crowds(annotations: Iterable[Mapping[str, Any]]) -> None:
+    """Warn if COCO's protocol cannot find every object: it takes the best 100 of each class in an image."""
+    crowds = Counter(
+        (box.get("image_id"), box.get("category_id")) for box in annotations if not box.get("iscrowd", 0)
+    )
+    (image, category), most = max(crowds.items(), key=itemgetter(1), default=((None, None), 0))
+    if most > MAX_DETECTIONS:
+        warnings.warn(
+            f"image {image} has {most} boxes of category {category}, and AP counts at most the best "
+            f"{MAX_DETECTIONS} detections of a class in an image, as COCO does: even a perfect detector "
+            "stays below 100 here. Cut such images into tiles for figures of all their objects",
+            stacklevel=3,
+        )

@@ -9,6 +9,7 @@ from anydepth.report.comparison import Report, compare
 from anydepth.report.page.page import render_page
 from anydepth.report.runs import ReportError, find_runs
 from anydepth.utils.files import write_text
+from anydepth.utils.version import package_version
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
             "anydepth-report outputs/train/RUN outputs/train/ANOTHER_RUN"
         ),
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR", help="a run, or a folder of runs"
     )

@@ -52,7 +52,7 @@ def draw_detections(
 
     Args:
         image: [3, H, W] uint8 RGB.
-        boxes: Boxes in pixels of the image. With a single class, its name is left out of the labels.
+        boxes: Boxes in pixels of the image. Ground truth of a single class has no labels.
         class_names: Class names, one per label.
         show_scores: Whether to write scores, in percent.
 
@@ -71,8 +71,8 @@ def draw_detections(
         draw.rectangle(_order_corners(box), outline=colour, width=line)
     # Labels are drawn last, in ascending order of score, so that neither lines nor weak detections hide them.
     for index, box, colour in zip(order, corners, colours, strict=True):
-        name = class_names[int(boxes.labels[index])] if len(class_names) > 1 else ""
-        score = f"{100 * float(boxes.scores[index]):.0f}" if show_scores else ""
+        name = class_names[int(boxes.labels[index])] if len(class_names) > 1 or show_scores else ""
+        score = f"{100 * float(boxes.scores[index]):.0f} %" if show_scores else ""
         room = box[2] - box[0] if len(order) >= CROWDED else None
         _write_label(draw, box, [f"{name} {score}".strip(), score or name], colour, font, room)
     return picture

@@ -175,7 +175,7 @@ def _to_wandb_boxes(found: Detections, names: Mapping[int, str]) -> list[dict[st
                 "position": {"minX": left, "minY": top, "maxX": right, "maxY": bottom},
                 "domain": "pixel",
                 "class_id": int(label),
-                "box_caption": f"{names[label]} {100 * score:.0f}",
+                "box_caption": f"{names[label]} {100 * score:.0f} %",
                 "scores": {"score": score},
             }
         )

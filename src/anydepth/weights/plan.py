@@ -288,6 +288,28 @@ class Plan:
             self.own[key].copy_(value)
 
 
+def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights of a run that diverged: one number that is none spoils every output.
+
+    Args:
+        tensors: The weights that would be copied, by key.
+        origin: Origin of the file, for the message.
+
+    Raises:
+        WeightsError: NaN or infinity among them.
+    """
+    wrong = [
+        key
+        for key, value in tensors.items()
+        if value.is_floating_point() and value.device.type != "meta" and not bool(value.isfinite().all())
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{origin}: {len(wrong)} of {len(tensors)} tensors hold NaN or infinity ({join_few(wrong, 3)}), "
+            "as after training that diverged; give weights of an earlier step"
+        )
+
+
 def check_shapes(plan: Plan, origin: str, sizes: str) -> None:
     """Check that the shapes agree; only the number of classes may differ.
 

@@ -51,9 +51,7 @@ class LoadReport:
         if plan.has_classes and plan.classes.note:
             shown.append(plan.classes.note)
         if plan.copied:
-            shown.append(
-                "skip norms have the statistics of the full state: train before using other depths than full"
-            )
+            shown.append(f"{_copied_parts(plan.copied)}: train before using other depths than full")
         return cls(
             layout=plan.layout.name,
             origin=origin,
@@ -76,3 +74,12 @@ class LoadReport:
             if keys:
                 lines.append(f"  {what}: {len(keys)} ({join_few(keys, 3)})")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def _copied_parts(keys: Sequence[str]) -> str:
+    """Return what the weights of the skip state are copies of: norms, fusion kernels or both."""
+    kernels = [".skip_conv." in key for key in keys]
+    parts = [] if all(kernels) else ["skip norms have the statistics of the full state"]
+    return " and ".join(
+        [*parts, *(["skip fusion kernels are parts of the full ones"] if any(kernels) else [])]
+    )

@@ -144,7 +144,7 @@ class YoloDetector(Detector):
         Raises:
             ValueError: Images of a wrong shape or type.
         """
-        check_images(images)
+        check_images(images, training=self.training)
         features: Tensor = self.backbone.stem(images)
         return features
 

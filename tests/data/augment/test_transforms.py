@@ -298,3 +298,12 @@ def test_views_hold_tv_tensors_of_the_right_canvas() -> None:
     view = augmented(coordinate_view([[10, 20, 60, 50]]), 3)
     assert isinstance(view.boxes_xyxy, tv_tensors.BoundingBoxes)
     assert tuple(view.boxes_xyxy.canvas_size) == tuple(view.image.shape[-2:])
+
+
+def test_under_a_letter_box_small_boxes_are_dropped_by_its_scale() -> None:
+    # 3 px wide: stretching to a tenth of the height and the full width would keep its width; the letter box
+    # scales both sides by a tenth, which leaves 0.3 px.
+    view = coordinate_view([[0, 0, 3, 60], [0, 0, 40, 60]])
+    size = (HEIGHT // 10, WIDTH)
+    assert drop_small_boxes(view, size).labels.tolist() == [0, 1]
+    assert drop_small_boxes(view, size, fit="letter_box").labels.tolist() == [1]

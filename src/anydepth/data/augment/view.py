@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from anydepth.data.augment.random_arguments import check_probability, draw_bernoulli
 from anydepth.data.outlines import Outlines
-from anydepth.images import resize_keeping_type
+from anydepth.images import Fit, place_image, resize_keeping_type
 
 
 class View(NamedTuple):
@@ -118,18 +118,19 @@ class Turn:
         return View(image, boxes, view.labels)
 
 
-def drop_small_boxes(view: View, size: tuple[int, int], min_side: float = 1.0) -> View:
-    """Drop boxes with a side below ``min_side`` pixels, before or after the image is resized to ``size``.
+def drop_small_boxes(view: View, size: tuple[int, int], min_side: float = 1.0, fit: Fit = "stretch") -> View:
+    """Drop boxes with a side below ``min_side`` pixels, before or after the image is fitted to ``size``.
 
     Args:
         view: View before resizing.
         size: (height, width) in pixels after resizing.
         min_side: Minimum side in pixels.
+        fit: How the image is fitted; a letter box scales both sides alike.
     """
-    height, width = image_size(view.image)
+    canvas = place_image(image_size(view.image), size, fit).canvas
     boxes = view.boxes_xyxy.as_subclass(Tensor)
     sides = boxes[:, 2:] - boxes[:, :2]  # [N, 2], width and height
-    resized = sides * torch.tensor([size[1] / width, size[0] / height])  # [N, 2]
+    resized = sides * torch.tensor([size[1] / canvas[1], size[0] / canvas[0]])  # [N, 2]
     return view.select((torch.minimum(sides, resized) >= min_side).all(dim=1))
 
 

@@ -12,8 +12,17 @@ from torch import Tensor
 from anydepth.detector import Detector
 from anydepth.detr.weights.checks import KINDS, check_architecture, check_frozen_norms
 from anydepth.detr.weights.layouts import known_layouts
+from anydepth.detr.weights.sampling import check_sampling
 from anydepth.weights.files import StateDict, read_state_dict
-from anydepth.weights.plan import Classes, Layout, Plan, check_shapes, detect_layout, plain_names
+from anydepth.weights.plan import (
+    Classes,
+    Layout,
+    Plan,
+    check_finite,
+    check_shapes,
+    detect_layout,
+    plain_names,
+)
 from anydepth.weights.report import LoadReport
 
 
@@ -30,8 +39,8 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
         source: See :func:`~anydepth.weights.files.read_state_dict`.
 
     Raises:
-        WeightsError: The source cannot be read, is of an unknown layout, or does not fit the detector; the
-            detector is not changed.
+        WeightsError: The source cannot be read, is of an unknown layout, or does not fit the detector, or is
+            of a network that computes something else with such weights; the detector is not changed.
     """
     state = read_state_dict(source)
     layout, names = _detect_names(state)
@@ -41,8 +50,9 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
     check_architecture(plan, state.origin)
     check_shapes(plan, state.origin, "widths, hidden_dim, decoder_dim, neck_expansion")
     check_frozen_norms(detector, plan, state.origin)
+    check_finite(plan.values, state.origin)
+    notes = [*check_sampling(detector, source, state.tensors, state.origin)]
     plan.apply()
-    notes = []
     if not any(key.startswith(("neck.", "decoder.")) for key in plan.values):
         notes.append("the file holds a backbone only: neck and decoder are untrained")
     return LoadReport.from_plan(plan, names, state.origin, notes)

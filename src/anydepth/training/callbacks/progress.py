@@ -88,8 +88,8 @@ class ConsoleProgress(ProgressBar):
             return
         metrics = trainer.callback_metrics
         figures = [
-            f"{name.removeprefix('val/').removesuffix('/AP')} AP {_format(metrics[name])} "
-            f"AP50 {_format(metrics.get(f'{name}50'))}"
+            f"{name.removeprefix('val/').removesuffix('/AP')} AP {_percent(metrics[name])} "
+            f"AP50 {_percent(metrics.get(f'{name}50'))}"
             for name in metrics
             if name.startswith("val/") and name.endswith("/AP")
         ]
@@ -130,3 +130,8 @@ def _losses(trainer: pl.Trainer, module: pl.LightningModule) -> str:
 
 def _format(value: Tensor | None) -> str:
     return "-" if value is None else f"{float(value):.3f}"
+
+
+def _percent(value: Tensor | None) -> str:
+    """Return a figure in percent, as all tables show it; a negative one stands for no ground truth."""
+    return "-" if value is None or float(value) < 0 else f"{100 * float(value):.1f}"

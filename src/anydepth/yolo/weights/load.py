@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anydepth.detector import Detector
 from anydepth.weights.files import read_state_dict
-from anydepth.weights.plan import Classes, Plan, check_shapes, detect_layout, plain_names
+from anydepth.weights.plan import Classes, Plan, check_finite, check_shapes, detect_layout, plain_names
 from anydepth.weights.report import LoadReport
 from anydepth.yolo.weights.checks import (
     KINDS,
@@ -50,5 +50,6 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
     check_architecture(plan, state.origin)
     check_shapes(plan, state.origin, "widths, backbone_units, neck_units")
     check_skip_state(plan, state.origin)
+    check_finite(plan.values, state.origin)
     plan.apply()
     return LoadReport.from_plan(plan, names, state.origin)

@@ -1,0 +1,153 @@
+"""Types of the settings of each command that no ``_target_`` takes; it declares the types of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+Depths = str | Sequence[str | int | float] | None
+"""Depths of a curve; what they may be is the affair of the detector's depth space."""
+
+Size = Sequence[int] | None
+
+
+class Paths(TypedDict, total=False):
+    """Node ``paths``."""
+
+    output_root: str
+    output_dir: str
+
+
+class NonFinite(TypedDict, total=False):
+    """Node ``non_finite`` of training."""
+
+    action: str
+    limit: int
+    limit_in_a_row: int
+    files: int
+    weights: bool
+
+
+class Validation(TypedDict, total=False):
+    """Node ``validation`` of training."""
+
+    depths: Sequence[str | int | float]
+    score: str
+    backend: str
+
+
+class MultiScale(TypedDict, total=False):
+    """Node ``multi_scale`` of training."""
+
+    mode: str
+    antialias: bool
+
+
+class Curve(TypedDict, total=False):
+    """Node ``curve`` of training."""
+
+    depths: Depths
+    latency_repetitions: int
+    pictures: int
+    compatibility_images: int
+    threshold: float
+
+
+class Latency(TypedDict, total=False):
+    """Node ``latency`` of an evaluation."""
+
+    repetitions: int
+    batch_size: int
+
+
+class Compatibility(TypedDict, total=False):
+    """Node ``compatibility`` of an analysis."""
+
+    images: int
+    depths: Depths
+    positions: int
+
+
+class Train(TypedDict, total=False):
+    """Settings of ``anydepth-train``."""
+
+    seed: int
+    weights: str | None
+    ckpt_path: str | None
+    compile: bool
+    backward: str
+    float32_matmul: Literal["highest", "high", "medium"]
+    non_finite: NonFinite
+    validation: Validation
+    multi_scale: MultiScale
+    curve: Curve
+    detector_name: str
+    family: Mapping[str, Any]
+    dataset_kind: Mapping[str, Any]
+    paths: Paths
+    callbacks: Mapping[str, Mapping[str, Any] | None]
+    logger: Mapping[str, Mapping[str, Any] | None]
+
+
+class Predict(TypedDict, total=False):
+    """Settings of ``anydepth-predict``."""
+
+    weights: str | None
+    source: str | None
+    depth: str
+    threshold: float
+    device: str
+    precision: str
+    batch_size: int
+    output: str
+    paths: Paths
+
+
+class Evaluate(TypedDict, total=False):
+    """Settings of ``anydepth-evaluate``."""
+
+    weights: str | None
+    depths: Depths
+    split: str
+    device: str
+    precision: str
+    backend: str
+    batch_size: int
+    input_size: Size
+    results: bool
+    latency: Latency
+    output: str
+    dataset_kind: Mapping[str, Any]
+    paths: Paths
+
+
+class Analyze(TypedDict, total=False):
+    """Settings of ``anydepth-analyze``."""
+
+    weights: str | None
+    split: str
+    device: str
+    precision: str
+    backend: str
+    batch_size: int
+    input_size: Size
+    compatibility: Compatibility
+    curve: str | None
+    curve_images: int | None
+    chunk: int
+    output: str
+    dataset_kind: Mapping[str, Any]
+    paths: Paths
+
+
+COMMANDS: Mapping[str | None, Any] = {
+    "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "analyze": Analyze,
+}
+"""Settings of a command by the name of its file in ``conf/``."""
+
+FILLED_IN = frozenset({"detector.num_classes", "data.input_size", "data.fit"})
+"""Settings that may be null although their target needs a value: the command fills them in."""
+
+HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+"""Folders in Hydra's own node."""
