@@ -22,6 +22,7 @@ from anydepth.config import presets, resolvers
 from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
+from anydepth.utils.interrupt import readable_interrupt
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 VERSION_BASE = "1.3"
@@ -173,9 +174,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     "\nError: --experimental-rerun is not supported: repeat the command instead\n"
                 )
                 raise SystemExit(1)
-            with readable_errors():
+            with readable_interrupt(), readable_errors():
                 presets.preset_folders()  # Hydra would show a broken one as a traceback.
-            with checked_composition():
+            with readable_interrupt(), checked_composition():
                 return command(*arguments)
 
         return main
