@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -18,6 +20,7 @@ from anydepth.config.errors import readable_errors
 from anydepth.depth import DepthSpace
 from anydepth.runs.identity import config_hash
 from anydepth.runs.provenance import write_provenance
+from anydepth.utils.interrupt import readable_interrupt
 from anydepth.zoo import ZooError
 
 
@@ -193,6 +196,41 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYDEPTH_TRACEBACK", "1")
     with pytest.raises(OmegaConfBaseException), readable_errors():
         _missing_value()
+
+
+def test_ctrl_c_ends_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, readable_interrupt():
+        raise KeyboardInterrupt
+    # 128 and the number of SIGINT, as shells report it.
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "analyze"])
+@pytest.mark.parametrize("sweep", [False, True], ids=["single", "sweep"])
+def test_a_folder_that_cannot_be_made_is_named(
+    command: str,
+    sweep: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    key = "hydra.sweep.dir" if sweep else "hydra.run.dir" if command == "train" else "output"
+    more = ["-m", "+x=1,2"] if sweep else []
+    monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", *more, f"{key}=file/x"])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            import_module(f"anydepth.{command}").main()
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    assert stopped.value.code == 1
+    printed = capsys.readouterr().err
+    assert f"Error: got {key}=file/x, expected a folder that can be made" in printed
+    assert "Not a directory" in printed
+    assert "Traceback" not in printed
 
 
 def test_importing_the_package_imports_no_training_dependency() -> None:

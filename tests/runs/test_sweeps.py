@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from anydepth.config.compose import resolve_config
 from anydepth.runs.identity import result_hash
+from anydepth.runs.interruption import Interrupted
 from anydepth.runs.job import (
     FAILURE,
     REFUSAL,
@@ -26,6 +28,7 @@ from anydepth.runs.job import (
     run_folders,
 )
 from anydepth.runs.provenance import write_provenance
+from anydepth.runs.sweep import read_job
 from anydepth.training.checkpointing.sigterm import Terminated
 
 Compose = Callable[..., DictConfig]
@@ -116,10 +119,10 @@ def test_a_folder_with_the_result_of_other_settings_is_refused_and_kept(
 def test_an_interrupted_job_resumes_from_its_last_checkpoint(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         execute(job(), Trainer(KeyboardInterrupt()))
     folder = tmp_path / "job"
-    assert not {"result.json", "failure.json"} & {path.name for path in folder.iterdir()}
+    assert not (folder / "result.json").exists()
     checkpoint = _checkpoint(folder)
     second = Trainer()
     assert execute(job(), second) == 0.25
@@ -215,7 +218,7 @@ def test_only_the_first_process_writes(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert execute(job(), Trainer()) == 0.25
-    assert not {"result.json", "failure.json"} & {path.name for path in (tmp_path / "job").iterdir()}
+    assert not (tmp_path / "job" / "result.json").exists()
 
 
 def test_an_error_in_another_process_ends_that_process(
@@ -274,10 +277,56 @@ def test_a_single_run_that_dies_leaves_no_results_of_the_former_one(
     folder = tmp_path / "job"
     execute(job(sweep=False), Trainer())
     _old_results(folder)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         execute(job("recipe.lr=0.5", sweep=False), Trainer(KeyboardInterrupt()))
     left = {path.name for path in folder.iterdir()} - {"uncommitted.patch"}
-    assert left == {"config.yaml", "provenance.json", "notes.txt"}
+    assert left == {"config.yaml", "provenance.json", "notes.txt", "failure.json"}
+
+
+def _lightning_exit() -> SystemExit:
+    """Lightning's exit after Ctrl-C, raised while the interrupt was handled."""
+    error = SystemExit(1)
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize("sweep", [True, False], ids=["sweep", "single"])
+@pytest.mark.parametrize(
+    ("outcome", "code", "cause"),
+    [
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+        (_lightning_exit(), 130, "Ctrl-C"),
+        (Terminated(), 143, "SIGTERM"),
+    ],
+    ids=["Ctrl-C", "Ctrl-C in Lightning", "SIGTERM"],
+)
+def test_an_interruption_is_recorded_explained_and_resumed(
+    job: Callable[..., DictConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    outcome: BaseException,
+    code: int,
+    cause: str,
+    sweep: bool,
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        execute(job(sweep=sweep), Trainer(outcome))
+    assert stopped.value.code == code
+    record = read_record(tmp_path / "job", FAILURE)
+    assert record["status"] == "interrupted"
+    assert record["error"].startswith(f"stopped by {cause}; resume with the same command and hydra.")
+    printed = capsys.readouterr().out
+    assert f"stopped   by {cause} before its first checkpoint; resume with the same command" in printed
+    assert read_job(tmp_path / "job", datetime.now(UTC)).state == "interrupted"
+    assert execute(job(sweep=sweep), Trainer(0.5)) == 0.5
+    assert not (tmp_path / "job" / FAILURE).exists()
+
+
+def test_other_exits_keep_their_code(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        execute(job(sweep=False), Trainer(SystemExit(7)))
+    assert stopped.value.code == 7
+    assert not (tmp_path / "job" / FAILURE).exists()
 
 
 def test_a_single_run_that_resumes_keeps_its_folder(job: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -337,7 +386,7 @@ def test_other_commands_do_not_write_into_a_training_run(tmp_path: Path, mark: s
 
 def _stopped(job: Callable[..., DictConfig], *names: str) -> list[Path]:
     """Create checkpoints of an interrupted run, the first one of 10 steps, the next of 20."""
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         execute(job(sweep=False), Trainer(KeyboardInterrupt()))
     folder = Path(str(job(sweep=False).paths.output_dir)) / "checkpoints"
     folder.mkdir()
@@ -414,7 +463,7 @@ def test_auto_in_a_sweep_starts_or_resumes_as_the_sweep_does(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     first = Trainer(KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         execute(job("ckpt_path=auto"), first)
     assert first.seen[0].ckpt_path is None
     checkpoint = _checkpoint(tmp_path / "job")
@@ -438,4 +487,4 @@ def test_the_end_by_sigterm_is_printed_in_one_line(
     saved = f"after step 0, {tmp_path / 'job' / 'checkpoints' / 'last.ckpt'} is saved; resume with the same"
     again = "hydra.sweep.dir=study" if sweep else f"hydra.run.dir={tmp_path / 'job'} and ckpt_path=auto"
     assert line == f"stopped   by SIGTERM {saved} command and {again}"
-    assert not {"result.json", "failure.json"} & {path.name for path in (tmp_path / "job").iterdir()}
+    assert not (tmp_path / "job" / "result.json").exists()

@@ -69,7 +69,10 @@ def loop_assignment(
                 claims.setdefault(anchor, []).append(box)
         owners = {}
         for anchor, claimants in claims.items():
-            ordered = sorted(claimants, key=lambda box: pairs[box, anchor][1], reverse=True)
+            # Several claims: the highest overlap of all boxes that contain the anchor decides.
+            around = [box for box, other in pairs if other == anchor]
+            rivals = around if len(claimants) > 1 else claimants
+            ordered = sorted(rivals, key=lambda box: pairs[box, anchor][1], reverse=True)
             owners[anchor] = ordered[0]
             if len(ordered) > 1:
                 close |= pairs[ordered[0], anchor][1] - pairs[ordered[1], anchor][1] < CLOSE
@@ -138,6 +141,33 @@ def test_a_hand_made_case() -> None:
     assert found.soft_targets[0, :, 1].tolist() == pytest.approx([1.0, float(u**6), 0.0], rel=1e-4)
     assert found.soft_targets[0, :, 0].tolist() == [0, 0, 0]
     torch.testing.assert_close(found.weights, found.soft_targets[..., 1])
+
+
+def test_a_contested_anchor_goes_to_the_highest_overlap_of_all_boxes_that_contain_it() -> None:
+    """Boxes 0 and 1 claim the first anchor, box 2 the second one; box 2 overlaps both predictions fully."""
+    boxes = [[0.0, 0.0, 40.0, 36.0], [0.0, 0.0, 32.0, 40.0], [0.0, 0.0, 40.0, 40.0]]
+    truth = GroundTruth(torch.tensor([[0, 1, 2]]), torch.tensor([boxes]), torch.tensor([[True] * 3]))
+    predicted = torch.tensor([[boxes[2], boxes[2]]])
+    centres = torch.tensor([[20.0, 20.0], [22.0, 20.0]])
+    # Classes 0 and 1 score higher at the first anchor, class 2 at the second.
+    scores = torch.tensor([[[0.9, 0.9, 0.2], [0.1, 0.1, 0.8]]])
+    found = task_aligned_assigner(top_k=1, alpha=1.0, beta=1.0)(scores, predicted, centres, truth)
+    assert found.foreground.tolist() == [[True, True]]
+    assert found.targets.tolist() == [[2, 2]]
+    # t = s, as u = 1: 0.2 and 0.8, scaled so that the largest is the largest overlap, 1.
+    expected = torch.tensor([[[0, 0, 0.25], [0, 0, 1.0]]])
+    torch.testing.assert_close(found.soft_targets, expected, atol=1e-4, rtol=0)
+
+
+def test_an_anchor_that_one_box_claims_stays_its_own() -> None:
+    """Box 1 overlaps the first prediction more, but only box 0 claims it."""
+    boxes = [[0.0, 0.0, 40.0, 36.0], [0.0, 0.0, 40.0, 40.0]]
+    truth = GroundTruth(torch.tensor([[0, 1]]), torch.tensor([boxes]), torch.tensor([[True] * 2]))
+    predicted = torch.tensor([[boxes[1], boxes[1]]])
+    centres = torch.tensor([[20.0, 20.0], [22.0, 20.0]])
+    scores = torch.tensor([[[0.9, 0.2], [0.1, 0.8]]])
+    found = task_aligned_assigner(top_k=1, alpha=1.0, beta=1.0)(scores, predicted, centres, truth)
+    assert found.targets.tolist() == [[0, 1]]
 
 
 def test_an_anchor_on_a_side_is_outside() -> None:

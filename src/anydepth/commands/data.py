@@ -12,6 +12,7 @@ from importlib import import_module
 
 from anydepth.commands import data_options
 from anydepth.data.errors import DataError
+from anydepth.utils.interrupt import readable_interrupt
 from anydepth.utils.version import package_version
 
 
@@ -69,6 +70,7 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
+@readable_interrupt()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command.
 

@@ -20,6 +20,7 @@ from anydepth.training.checkpointing.read import detector_weights, read_checkpoi
 from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.diagnosis import names_of_non_finite
 from anydepth.training.non_finite.recorder import RecordedStep, read_whole_step, weights_file
+from anydepth.utils.interrupt import readable_interrupt
 from anydepth.utils.version import package_version
 from anydepth.weights.files import read_state_dict
 
@@ -178,6 +179,7 @@ def _equal(first: float, second: float) -> bool:
     return math.isclose(first, second, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
 
 
+@readable_interrupt()
 @readable_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Console script ``anydepth-replay``.

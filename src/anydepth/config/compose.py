@@ -24,6 +24,7 @@ from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
 from anydepth.config.value_types import check_types
+from anydepth.utils.interrupt import readable_interrupt
 from anydepth.utils.version import package_version
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
@@ -192,9 +193,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     "\nError: --experimental-rerun is not supported: repeat the command instead\n"
                 )
                 raise SystemExit(1)
-            with readable_errors():
+            with readable_interrupt(), readable_errors():
                 presets.preset_folders()  # Hydra would show a broken one as a traceback.
-            with checked_composition():
+            with readable_interrupt(), checked_composition():
                 return command(*arguments)
 
         return main

@@ -42,6 +42,7 @@ _CLASSES = (
     "anydepth.data.datamodule.*",
     "anydepth.data.streaming.*",
     "anydepth.detr.*",
+    "anydepth.runs.folder.FolderCheck",
     "anydepth.runs.sweep.SweepSummary",
     "anydepth.training.*",
     "anydepth.yolo.*",

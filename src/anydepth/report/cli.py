@@ -9,6 +9,7 @@ from anydepth.report.comparison import Report, compare
 from anydepth.report.page.page import render_page
 from anydepth.report.runs import ReportError, find_runs
 from anydepth.utils.files import write_text
+from anydepth.utils.interrupt import readable_interrupt
 from anydepth.utils.version import package_version
 
 
@@ -30,6 +31,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
+@readable_interrupt()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = _parser().parse_args(argv)

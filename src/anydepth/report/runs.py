@@ -213,7 +213,7 @@ def _missing_curve_reason(
     config: Mapping[str, Any], result: Mapping[str, Any], failure: Mapping[str, Any]
 ) -> str:
     if failure:
-        return f"failed: {failure.get('error', 'its failure.json holds no message')}"
+        return f"{_kind(failure)}: {failure.get('error', 'its failure.json holds no message')}"
     settings = config.get("curve")
     if isinstance(settings, Mapping) and not settings.get("depths"):
         return "has no depth curve, as its configuration disables it (curve.depths=null)"
@@ -225,6 +225,10 @@ def _missing_curve_reason(
     )
 
 
+def _kind(failure: Mapping[str, Any]) -> str:
+    return "interrupted" if failure.get("status") == "interrupted" else "failed"
+
+
 def _history_notes(
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -233,7 +237,8 @@ def _history_notes(
 ) -> Iterator[str]:
     """Yield notes on the history of a run: failures, resumption, uncommitted code."""
     if failure:
-        yield f"failed after its depth curve was written: {failure.get('error', 'without a message')}"
+        message = failure.get("error", "without a message")
+        yield f"{_kind(failure)} after its depth curve was written: {message}"
     elif not result:
         yield "has no result.json: interrupted, or written by an earlier version or another command"
     if config.get("ckpt_path"):

@@ -11,7 +11,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -27,6 +26,13 @@ from anydepth.config.resolvers import is_sweep
 from anydepth.distributed import is_first_process
 from anydepth.runs import provenance
 from anydepth.runs.identity import is_resumed, result_hash
+from anydepth.runs.interruption import (
+    Interrupted,
+    cause_of,
+    explain_interruption,
+    how_to_resume,
+    recognise_interrupt,
+)
 from anydepth.training.checkpointing.newest import AUTO, NewestCheckpoint, find_newest_checkpoint
 from anydepth.training.checkpointing.read import CheckpointError
 from anydepth.training.checkpointing.sigterm import Terminated, terminate_on_sigterm
@@ -83,18 +89,18 @@ def execute(cfg: DictConfig, train: Train) -> float | None:
         The best validation score for the sweeper; NaN for a job that failed, None without validation.
 
     Raises:
-        SystemExit: Outside a sweep, after an error that the user can fix; and after any error in a process of
-            a job that is not its first one.
+        SystemExit: Outside a sweep, after an error that the user can fix; after any error in a process of a
+            job that is not its first one; and after SIGTERM or Ctrl-C, which ``failure.json`` records, too.
         Exception: Outside a sweep, after a defect of the program.
     """
     if not is_sweep():
-        with readable_errors(), _explain_termination(_folder(cfg)):
+        with readable_errors(), explain_interruption(_folder(cfg)):
             _check_single_job()
             cfg = resolve_checkpoint(cfg)
             _remove_former_run(cfg)
             return _train_and_record(cfg, train)
     try:
-        with _explain_termination(_folder(cfg)):
+        with explain_interruption(_folder(cfg)):
             return _run_sweep_job(cfg, train)
     except Exception as error:
         _print_error(error, _folder(cfg))
@@ -254,10 +260,20 @@ def _train_and_record(cfg: DictConfig, train: Train) -> float | None:
     folder, started, fingerprint = _folder(cfg), time.monotonic(), None
     try:
         fingerprint = result_hash(resolve_config(cfg))
-        with terminate_on_sigterm():
+        with terminate_on_sigterm(), recognise_interrupt():
             metrics, _ = train(cfg)
     except Exception as error:
         _write_failure(folder, error, fingerprint)
+        raise
+    except (Terminated, Interrupted) as error:
+        _write(
+            folder / FAILURE,
+            status="interrupted",
+            error=f"stopped by {cause_of(error)}; resume with {how_to_resume(folder)}",
+            type=type(error).__name__,
+            config_hash=fingerprint,
+            finished=_now(),
+        )
         raise
     _write(
         folder / RESULT,
@@ -268,23 +284,6 @@ def _train_and_record(cfg: DictConfig, train: Train) -> float | None:
         metrics={name: value if math.isfinite(value) else None for name, value in metrics.items()},
     )
     return best_score(metrics)
-
-
-@contextmanager
-def _explain_termination(folder: Path) -> Iterator[None]:
-    """Within the block, print one line when SIGTERM ends it: what is saved, and how to resume."""
-    try:
-        yield
-    except Terminated:
-        found = find_newest_checkpoint(folder)
-        saved = "before its first checkpoint"
-        if found.path is not None:
-            saved = f"after step {found.step}, {found.path} is saved"
-        again = f"hydra.run.dir={folder} and ckpt_path=auto"
-        if is_sweep():
-            again = f"hydra.sweep.dir={HydraConfig.get().sweep.dir}"
-        _print(f"stopped   by SIGTERM {saved}; resume with the same command and {again}")
-        raise
 
 
 def _check_single_job() -> None:

@@ -53,7 +53,7 @@ class Job:
 
     Attributes:
         name: Name of the job's folder.
-        state: ``skipped``: finished before this sweep started; ``interrupted``: neither result nor failure.
+        state: ``skipped``: finished before this sweep started; ``interrupted``: stopped or killed.
         score: Score that selects the best checkpoint; None without a result.
         ap_full: AP at full depth in [0, 1], from the depth curve if there is one.
         ap_minimal: The same at minimal depth.
@@ -184,7 +184,8 @@ def _read_job(folder: Path, start: datetime) -> Job:
     if refusal := read_record(folder, REFUSAL):
         return Job(folder.name, "refused", message=str(refusal.get("error", "")))
     if failure := read_record(folder, FAILURE):
-        return Job(folder.name, "failed", message=str(failure.get("error", "")))
+        state: State = "interrupted" if failure.get("status") == "interrupted" else "failed"
+        return Job(folder.name, state, message=str(failure.get("error", "")))
     result = read_record(folder, RESULT)
     if not result:
         return Job(folder.name, "interrupted", message="the same command resumes it")

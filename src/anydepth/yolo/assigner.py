@@ -87,9 +87,10 @@ class TaskAlignedAssigner:
     """Assigns to each box the anchors inside it that classify and localise it best.
 
     The metric of a pair is t = s^alpha u^beta, with the score s of the box's class and u = max(CIoU, 0). Each
-    box claims the ``top_k`` anchors of highest t > 0 whose centre lies inside it; an anchor that several
-    boxes claim is assigned to the one of highest u among them. The soft target of an anchor is t, scaled such
-    that a box's largest equals its largest u, both over the anchors assigned to the box.
+    box claims the ``top_k`` anchors of highest t > 0 whose centre lies inside it. An anchor that several
+    boxes claim is assigned to the one of highest u among all boxes that it lies in, which need not be one of
+    those that claim it; so it is in YOLOv8 and its successors. The soft target of an anchor is t, scaled
+    such that a box's largest equals its largest u, both over the anchors assigned to the box.
 
     Args:
         top_k: Maximum number of anchors per box.
@@ -152,9 +153,11 @@ class TaskAlignedAssigner:
         overlap = overlap.clamp_(min=0).masked_fill_(~candidates, 0)  # [B, N, A], u
         metric = self._metric(scores, overlap, truth.labels).masked_fill_(~candidates, 0)  # [B, N, A], t
         claimed = self._claims(metric)  # [B, N, A] bool
-        targets = overlap.masked_fill(~claimed, -1).argmax(1)  # [B, A]
+        contested = claimed.sum(1, keepdim=True) > 1  # [B, 1, A] bool
+        eligible = claimed | (contested & candidates)  # [B, N, A] bool
+        targets = overlap.masked_fill(~eligible, -1).argmax(1)  # [B, A]
         indices = torch.arange(truth.labels.shape[1], device=targets.device)  # [N]
-        lost = ~claimed | (targets[:, None] != indices[:, None])  # [B, N, A] bool
+        lost = ~eligible | (targets[:, None] != indices[:, None])  # [B, N, A] bool
         metric.masked_fill_(lost, 0)
         overlap.masked_fill_(lost, 0)
         scale = overlap.amax(2) / (metric.amax(2) + _METRIC_EPSILON)  # [B, N]

@@ -1,5 +1,6 @@
 """Commands that SIGTERM ends: their processes stop together, and their runs resume to the same result."""
 
+import json
 import os
 import signal
 import subprocess
@@ -65,6 +66,21 @@ def test_runs_that_sigterm_ends_resume_to_the_same_result(
     )
     assert found["global_step"] == 60
     assert differences(found, expected) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_with_a_record_and_a_line(tmp_path: Path, small_run: tuple[str, ...]) -> None:
+    process = start_run(tmp_path, small_run, "recipe.epochs=100000")
+    os.killpg(process.pid, signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert printed.count("stopped   by Ctrl-C after step ") == 1
+    assert f"resume with the same command and hydra.run.dir={tmp_path / 'run'} and ckpt_path=auto" in printed
+    assert "Traceback" not in errors
+    record = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert record["status"] == "interrupted"
+    _finished(start_run(tmp_path, small_run, "recipe.epochs=100000", "recipe.minutes=0.01", "ckpt_path=auto"))
+    assert not (tmp_path / "run" / "failure.json").exists()
 
 
 @pytest.mark.slow

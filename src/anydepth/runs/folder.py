@@ -1,0 +1,47 @@
+"""The folder that Hydra makes for a command, checked before Hydra does."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+
+class FolderCheck(Callback):
+    """Hydra callback that makes the folder of a run or a sweep, or says why it cannot be made.
+
+    Hydra would end with a traceback of its own.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder of a single run.
+
+        Raises:
+            SystemExit: It cannot be made or written to.
+        """
+        _make(Path(str(config.hydra.run.dir)), "output" if "output" in config else "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder of a sweep.
+
+        Raises:
+            SystemExit: It cannot be made or written to.
+        """
+        _make(Path(str(config.hydra.sweep.dir)), "hydra.sweep.dir")
+
+
+def _make(folder: Path, key: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it may not be written to"
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+    if reason:
+        # Hydra turns exceptions of callbacks into warnings.
+        sys.stderr.write(
+            f"\nError: got {key}={folder}, expected a folder that can be made and written to ({reason}); "
+            f"give another {key}\n"
+        )
+        raise SystemExit(1)
