@@ -42,6 +42,7 @@ def bad_run(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> t
     settings = (
         "non_finite.action=skip",
         "recipe.multi_scale_sizes=[64,96,128]",
+        "recipe.lr=0.05",  # so that the weights of the end differ
         f"+callbacks.spoil={{_target_: {__name__}.Spoil}}",
     )
     with get_console().capture() as shown:
