@@ -97,6 +97,9 @@ class Predict(TypedDict, total=False):
     device: str
     precision: str
     batch_size: int
+    subfolders: bool
+    on_bad_image: str
+    resume: bool
     output: str
     paths: Paths
 
