@@ -83,19 +83,29 @@ def loop_over_pairs(
 
 
 @pytest.mark.parametrize("counts", [(3, 5), (0, 4, 1), (40, 2), (0, 0)])
-@pytest.mark.parametrize("class_loss", ["softmax_kl", "bernoulli_kl"])
+@pytest.mark.parametrize(
+    ("class_loss", "softmax_kl_weight", "weight"),
+    [
+        # As released: 12 queries / 6 classes (specification, 3.3 a).
+        ("softmax_kl", "queries/classes", 12 / 6),
+        ("softmax_kl", "auto", 3.75 * math.log(7) / math.log(81)),
+        ("softmax_kl", 1.5, 1.5),
+        ("bernoulli_kl", "auto", 0.7),
+    ],
+)
 def test_predictions_are_compared_pair_by_pair_through_the_shared_box(
-    counts: tuple[int, ...], class_loss: str
+    counts: tuple[int, ...], class_loss: str, softmax_kl_weight: str | float, weight: float
 ) -> None:
     student, teacher, targets, first, second = make_case(counts)
-    distillation = detr_distillation(class_loss=class_loss, bernoulli_kl_weight=0.7)
+    distillation = detr_distillation(
+        class_loss=class_loss, softmax_kl_weight=softmax_kl_weight, bernoulli_kl_weight=0.7
+    )
     truth = GroundTruth.collect(targets)
     terms = distillation.predictions(student, teacher, first, second, truth)
     divergence, l1, giou = loop_over_pairs(student, teacher, first, second, class_loss)
     boxes = max(sum(counts), 1)
-    # Weights: 12 queries / 6 classes or 0.7; L1 5, GIoU 2 (specification, 3.3 a).
-    weight = 12 / 6 if class_loss == "softmax_kl" else 0.7
     assert terms["kd_class"].item() == pytest.approx(weight * divergence / boxes, rel=1e-5, abs=1e-6)
+    # L1 5, GIoU 2 (specification, 3.3 a).
     assert terms["kd_l1"].item() == pytest.approx(5 * l1 / boxes, rel=1e-5, abs=1e-6)
     assert terms["kd_giou"].item() == pytest.approx(2 * giou / boxes, rel=1e-5, abs=1e-6)
 
