@@ -231,7 +231,8 @@ def test_tables_that_version_two_stores_are_not_reported_as_unused(deep: DetrDet
     extra = {
         "decoder.anchors": torch.ones(1, 10, 4),
         "decoder.valid_mask": torch.ones(1, 10, 1),
-        "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.ones(12),
+        # 1 / points, for each of the 4 points on 3 levels.
+        "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.full((12,), 0.25),
     }
     report = load_weights(build_again(deep), written_as(deep, layouts.RTDETR_V2) | extra)
     assert (report.layout, report.unused) == ("RT-DETR v2", ())

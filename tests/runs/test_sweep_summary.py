@@ -15,6 +15,7 @@ from rich.console import Console
 from anydepth.config import resolvers
 from anydepth.config.compose import compose, instantiate
 from anydepth.runs import sweep
+from anydepth.runs.folder import FolderCheck
 from anydepth.runs.sweep import SweepError, SweepSummary, check_keys, check_plugins, print_jobs, read_job
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -257,10 +258,11 @@ def test_without_any_curve_of_a_finished_job_there_is_no_page(tmp_path: Path, pa
     assert pages == []
 
 
-def test_the_command_line_has_the_callback(compose_run: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """Hydra builds it for every run, but calls it only in sweeps."""
-    (node,) = compose_run(tmp_path).hydra.callbacks.values()
-    assert isinstance(instantiate(node), SweepSummary)
+def test_the_command_line_has_the_callbacks(compose_run: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """Hydra builds them for every run, but calls that of sweeps only there."""
+    nodes = compose_run(tmp_path).hydra.callbacks
+    assert isinstance(instantiate(nodes.sweep), SweepSummary)
+    assert isinstance(instantiate(nodes.folder), FolderCheck)
 
 
 def test_jobs_on_images_without_objects_have_no_accuracy(tmp_path: Path) -> None:
