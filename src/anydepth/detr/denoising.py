@@ -70,7 +70,8 @@ def make_denoising_queries(
         return None
     chosen: list[Tensor] | None = None
     if most > _MAX_SHARE * budget:
-        _warn_of_many_boxes(_MAX_SHARE * budget)
+        if distributed.is_first_process():
+            _warn_of_many_boxes(_MAX_SHARE * budget)
         chosen = _draw_boxes(targets, most, _MAX_SHARE * budget, generator)
         targets = [
             Targets(t.boxes_cxcywh[rows], t.labels[rows]) for t, rows in zip(targets, chosen, strict=True)
