@@ -2,11 +2,11 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import hydra
@@ -35,7 +35,7 @@ _PRINTING = frozenset({"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", 
 # What Hydra keeps once per process and overwrites when it is initialized: the running job, its name, which
 # the next jobs of a sweep take for theirs, and the version whose defaults it follows.
 _PROCESS_STATE: tuple[type, ...] = (GlobalHydra, JobRuntime, VersionBase)
-_PROCESS_STATE_LOCK = RLock()
+_PROCESS_STATE_LOCK = threading.RLock()
 
 resolvers.register()
 presets.register()
@@ -180,9 +180,11 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @wraps(task)
         def main(*arguments: Any) -> Any:
             if _PRINTING.intersection(text.partition("=")[0] for text in sys.argv[1:]):
-                # `--help | head` closes the pipe early, which ends such a command quietly as others; in
-                # a run the signal would also come from connections.
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                with _ended_by_closed_pipe():
+                    return run_command(*arguments)
+            return run_command(*arguments)
+
+        def run_command(*arguments: Any) -> Any:
             if "--version" in sys.argv[1:]:
                 # Hydra would print its own.
                 print(f"anydepth-{config_name} {package_version()}")
@@ -201,6 +203,24 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         return main
 
     return decorate
+
+
+@contextmanager
+def _ended_by_closed_pipe() -> Iterator[None]:
+    """End the process without a message if its output is closed early, as by ``--help | head``.
+
+    Only for commands that print and do nothing else: in a run, the signal would also come from connections.
+    """
+    number = getattr(signal, "SIGPIPE", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        signal.signal(number, former)
 
 
 def resolve_config(config: DictConfig) -> dict[str, Any]:

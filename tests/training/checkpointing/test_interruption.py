@@ -1,5 +1,6 @@
 """Runs that are interrupted and resumed equal uninterrupted ones, bit for bit."""
 
+import json
 import resource
 import shutil
 import time
@@ -234,4 +235,5 @@ def test_sigterm_to_all_processes_saves_the_step_and_prints_how_to_resume(
     )
     assert "Traceback" not in errors
     assert "Error" not in errors
-    assert not {"result.json", "failure.json"} & {path.name for path in last.parents[1].iterdir()}
+    assert not (last.parents[1] / "result.json").exists()
+    assert json.loads((last.parents[1] / "failure.json").read_text())["status"] == "interrupted"
