@@ -137,8 +137,8 @@ def test_the_head_maps_have_the_published_shapes() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"c3k2_split": "half"}, "c3k2_split='half': allowed are 'bottleneck' and 'unit'"),
-        ({"backbone_c3k2_unit": "c2f"}, "backbone_c3k2_unit='c2f': allowed are 'bottleneck' and 'c3k'"),
+        ({"c3k2_split": "half"}, "c3k2_split='half', expected bottleneck or unit"),
+        ({"backbone_c3k2_unit": "c2f"}, "backbone_c3k2_unit='c2f', expected bottleneck or c3k"),
         ({"widths": [16, 32, 64, 96, 128]}, r"widths=.*the last two of 64"),
         ({"widths": [16, 32, 64]}, r"widths=.*give five"),
         ({"backbone_units": [2, 2, 2]}, r"backbone_units=\[2, 2, 2\]: give four"),

@@ -11,6 +11,7 @@ from anydepth.data.check.dataset import CheckedDataset, check_dataset
 from anydepth.data.coco.layout import SPLIT_NAMES, Split, find_split
 from anydepth.data.errors import DataError
 from anydepth.report.page.data_check import render_data_check
+from anydepth.utils.console import print_lines
 from anydepth.utils.files import write_text
 
 
@@ -89,10 +90,12 @@ def _print_summary(checked: CheckedDataset, path: Path) -> None:
     for split in checked.splits:
         if split.statistics is not None:
             facts = ", ".join(f"{value} {name}" for name, value in split.statistics.facts[:3])
-            console.print(f"{split.name}: {facts}", markup=False)
+            print_lines(f"{split.name}: {facts}", console=console)
     named = [("", finding) for finding in checked.findings]
     named += [(f"{split.name}: ", finding) for split in checked.splits for finding in split.findings]
     for prefix, finding in named:
         first = finding.examples[0] + (" ..." if finding.count > 1 else "")
-        console.print(f"{finding.severity}: {prefix}{finding.count:,} {finding.title}: {first}", markup=False)
-    console.print(f"{checked.problems:,} problems, {checked.doubts:,} doubts; page: {path}", markup=False)
+        print_lines(
+            f"{finding.severity}: {prefix}{finding.count:,} {finding.title}: {first}", console=console
+        )
+    print_lines(f"{checked.problems:,} problems, {checked.doubts:,} doubts; page: {path}", console=console)

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from rich import get_console
 
 from anydepth.config.resolvers import is_sweep
 from anydepth.distributed import is_first_process
 from anydepth.training.checkpointing.newest import find_newest_checkpoint
 from anydepth.training.checkpointing.sigterm import Terminated
+from anydepth.utils.console import print_lines
 from anydepth.utils.interrupt import INTERRUPTED
 
 
@@ -60,6 +60,5 @@ def explain_interruption(folder: Path) -> Iterator[None]:
         if found.path is not None:
             saved = f"after step {found.step}, {found.path} is saved"
         if is_first_process():
-            line = f"stopped   by {cause_of(error)} {saved}; resume with {how_to_resume(folder)}"
-            get_console().print(line, highlight=False, soft_wrap=True, markup=False)
+            print_lines(f"stopped   by {cause_of(error)} {saved}; resume with {how_to_resume(folder)}")
         raise
