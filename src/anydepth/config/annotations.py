@@ -24,7 +24,7 @@ _MAX_CHOICES = 12  # A line of a terminal; Lightning lists some types twice.
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a node of a configuration may hold.
+    """Keys that a node of a configuration may hold.
 
     Attributes:
         hints: Annotation of each key; :data:`Any` where there is none.

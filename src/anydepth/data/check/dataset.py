@@ -19,7 +19,7 @@ from anydepth.data.errors import DataError
 
 @dataclass(frozen=True)
 class CheckedSplit:
-    """What was found in a split.
+    """Findings and numbers of a split.
 
     Attributes:
         name: Name of the split.
@@ -40,7 +40,7 @@ class CheckedSplit:
 
 @dataclass(frozen=True)
 class CheckedDataset:
-    """What was found in a data set.
+    """Findings and numbers of a data set.
 
     Attributes:
         splits: Its splits.

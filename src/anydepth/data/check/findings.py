@@ -1,4 +1,4 @@
-"""What a check finds: problems that end training, and doubts that someone should look at."""
+"""Findings of a check: problems that end training, and doubts that someone should look at."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

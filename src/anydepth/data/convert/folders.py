@@ -26,7 +26,7 @@ _SPLIT_NAMES: dict[str, SplitName] = {
     "testing": "test",
 }
 _END = re.compile(r"[-_]?(list|set|images|data)?[-_]?((19|20)[0-9]{2})?$")
-"""What may follow the name of a split, as in train2017 (COCO) or train_list (PaddleX)."""
+"""Endings that may follow the name of a split, as in train2017 (COCO) or train_list (PaddleX)."""
 
 
 def split_of(name: str) -> SplitName | None:

@@ -14,7 +14,7 @@ class Pairs:
 
     Attributes:
         label_of: Name of the label file of each picture that has one; None means that it has no objects.
-        elsewhere: Those of them whose label file lies in another subfolder.
+        elsewhere: Images whose label file lies in another subfolder.
         lone_pictures: Sorted names of the pictures without a label file.
         lone_labels: Sorted names of the label files without a picture.
     """

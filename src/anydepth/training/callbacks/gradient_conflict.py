@@ -7,12 +7,10 @@ Multi-Task Learning", NeurIPS 2020, definition 1).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 import torch
-import torch._functorch.config
 import torch.distributed as dist
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from anydepth import distributed
 from anydepth.detector import Detector
 from anydepth.layers.precision import disable_autocast
+from anydepth.training.callbacks.pass_observer import PassObserver
 from anydepth.training.module import DetectionModule
 from anydepth.training.passes import PassGraph
 
@@ -29,7 +28,7 @@ ALL = "all"
 STEM = "stem"
 
 
-class GradientConflict(pl.Callback):
+class GradientConflict(PassObserver):
     """Logs, every few steps, the cosine between the gradients of the first pass's loss and of each other's.
 
     Names of the logged metrics:
@@ -60,30 +59,9 @@ class GradientConflict(pl.Callback):
     def __init__(self, *, every_n_steps: int = 50) -> None:
         if every_n_steps < 1:
             raise ValueError(f"gradient_conflict.every_n_steps={every_n_steps}: allowed are 1 and above")
+        super().__init__()
         self.every_n_steps = every_n_steps
-        self._measured = -1
         self._gradients: list[Gradients] = []
-        self._observer: Callable[[PassGraph], None] | None = None
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Allow more than one backward through compiled graphs."""
-        assert isinstance(pl_module, DetectionModule)
-        if stage == "fit" and pl_module.compile_forward:
-            # Otherwise a compiled backward reuses the memory of its inputs.
-            torch._functorch.config.donated_buffer = False
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Observe the passes of each step."""
-        assert isinstance(pl_module, DetectionModule)
-        self._measured = -1
-        self._observer = partial(self._observe, trainer, pl_module)
-        pl_module.observers.append(self._observer)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop observing."""
-        assert isinstance(pl_module, DetectionModule)
-        if self._observer in pl_module.observers:
-            pl_module.observers.remove(self._observer)
 
     def _observe(self, trainer: pl.Trainer, module: DetectionModule, graph: PassGraph) -> None:
         step = trainer.global_step

@@ -7,17 +7,16 @@ values of the losses do not show it, because a term may be small and steep.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 import torch
-import torch._functorch.config
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from anydepth.layers.precision import disable_autocast
 from anydepth.training.callbacks.gradient_conflict import loss_scale, trainable_parameters, unscaled_mean
+from anydepth.training.callbacks.pass_observer import PassObserver
 from anydepth.training.module import DetectionModule
 from anydepth.training.passes import PassGraph
 
@@ -25,7 +24,7 @@ TermNorms = dict[str, list[Tensor | None]]
 """Squared norm of the gradient of each term by each trained parameter; None: the term does not use it."""
 
 
-class LossShares(pl.Callback):
+class LossShares(PassObserver):
     """Logs, every few steps, the share of each loss term in the gradient of the parameters of all passes.
 
     ``gradients/share/PASS/TERM`` is the norm of the term's gradient, as weighted in its loss and in the
@@ -49,34 +48,17 @@ class LossShares(pl.Callback):
         for name, value in {"every_n_steps": every_n_steps, "min_measured": min_measured}.items():
             if value < 1:
                 raise ValueError(f"loss_shares.{name}={value}: allowed are 1 and above")
+        super().__init__()
         self.every_n_steps = every_n_steps
         self.min_measured = min_measured
-        self._measured = -1
         self._norms: TermNorms = {}
         self._since: list[Mapping[str, float]] = []
         self._warned: set[str] = set()
-        self._observer: Callable[[PassGraph], None] | None = None
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Allow more than one backward through compiled graphs."""
-        assert isinstance(pl_module, DetectionModule)
-        if stage == "fit" and pl_module.compile_forward:
-            # Otherwise a compiled backward reuses the memory of its inputs.
-            torch._functorch.config.donated_buffer = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Observe the passes of each step."""
-        assert isinstance(pl_module, DetectionModule)
-        self._measured = -1
+        """Observe the passes of each step, and count measured steps from 0."""
         self._since.clear()
-        self._observer = partial(self._observe, trainer, pl_module)
-        pl_module.observers.append(self._observer)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop observing."""
-        assert isinstance(pl_module, DetectionModule)
-        if self._observer in pl_module.observers:
-            pl_module.observers.remove(self._observer)
+        super().on_fit_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn about a term that had more than half of the gradient."""
