@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from anydepth.data.convert.dataset import read_picture_sizes
+from anydepth.data.coco.orientation import read_picture_sizes
 from anydepth.images import (
     Fit,
     ImageError,
