@@ -4,6 +4,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,7 @@ from anydepth.images import (
     resize_keeping_type,
     to_unit_range,
 )
+from anydepth.utils import wide_pixels
 
 Pixels = NDArray[np.uint8]
 PICTURE: Pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
@@ -309,18 +311,102 @@ def test_letter_boxing_keeps_the_aspect_and_is_grey_beside() -> None:
         check_fit("crop")
 
 
-def test_twelve_bits_in_a_file_of_sixteen_are_warned_of_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def fresh_warnings() -> None:
+    wide_pixels._warn_of_few_bits.cache_clear()
+
+
+TWELVE_BITS = [0, 16, 2048, 4095]
+"""In 8 bits: 0, 1 (0.996), 128 (127.53), 255."""
+
+
+def _grey_png(path: Path) -> Path:
+    Image.fromarray(np.array([TWELVE_BITS], dtype=np.uint16)).save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+def _grey_tiff(path: Path, dtype: type = np.uint16) -> Path:
+    Image.fromarray(np.array([TWELVE_BITS], dtype=dtype)).save(path.with_suffix(".tif"))
+    return path.with_suffix(".tif")
+
+
+def _colour_png(path: Path) -> Path:
+    write_png16(path.with_suffix(".png"), TWELVE_BITS)
+    return path.with_suffix(".png")
+
+
+def _colour_tiff(path: Path, *, order: str = "<") -> Path:
+    """Write an uncompressed TIFF of 16-bit colours (TIFF 6.0, section 6), which Pillow itself cannot."""
+    pixels = np.repeat(np.array(TWELVE_BITS, dtype=f"{order}u2"), 3).tobytes()
+    fields = [(256, 3, 4), (257, 3, 1), (258, 3, 122), (259, 3, 1), (262, 3, 2), (273, 4, 128)]
+    fields += [(277, 3, 3), (278, 3, 1), (279, 4, len(pixels))]  # 9 fields of 12 bytes, from byte 10 on
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(fields))
+    for tag, kind, value in fields:
+        short = kind == 3 and tag != 258
+        header += struct.pack(f"{order}HHI", tag, kind, 3 if tag == 258 else 1)
+        header += struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+    bits = struct.pack(f"{order}IHHH", 0, 16, 16, 16)  # no other directory, then the bits per sample at 122
+    path.with_suffix(".tif").write_bytes(header + bits + pixels)
+    return path.with_suffix(".tif")
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "grey png": _grey_png,
+    "grey tiff": _grey_tiff,
+    "grey tiff of 32 bits": partial(_grey_tiff, dtype=np.int32),
+    "colour png": _colour_png,
+    "colour tiff": _colour_tiff,
+    "colour tiff, big-endian": partial(_colour_tiff, order=">"),
+}
+
+
+@pytest.mark.usefixtures("fresh_warnings")
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_twelve_bits_in_wider_files_are_not_black_and_warned_of_once(
+    tmp_path: Path, write: Callable[[Path], Path]
 ) -> None:
-    monkeypatch.setattr("anydepth.images._warned_of_dark_values", [])
-    dark = np.array([[0, 4095]], dtype=np.uint16)
-    Image.fromarray(dark).save(tmp_path / "a.png")
-    Image.fromarray(dark.astype(np.int32)).save(tmp_path / "a.tif")
-    with pytest.warns(UserWarning, match="values up to 4095 of 65,535, so that it is nearly black"):
-        read_image(tmp_path / "a.png")
+    path = write(tmp_path / "a")
+    with pytest.warns(
+        UserWarning, match=r"below 4,096 are taken for pictures of 12 bits.*ANYDEPTH_IMAGE_BITS"
+    ):
+        found = as_array(path)
+    np.testing.assert_array_equal(found[0], [[0] * 3, [1] * 3, [128] * 3, [255] * 3])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_image(tmp_path / "a.tif")
-    monkeypatch.setattr("anydepth.images._warned_of_dark_values", [])
-    with pytest.warns(UserWarning, match="nearly black"):
-        read_image(tmp_path / "a.tif")
+        np.testing.assert_array_equal(as_array(path), found)
+
+
+@pytest.mark.usefixtures("fresh_warnings")
+def test_eight_bits_in_a_file_of_thirty_two_are_kept(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 7, 255]], dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.warns(UserWarning, match="pictures of 8 bits"):
+        np.testing.assert_array_equal(as_array(tmp_path / "a.tif")[0, :, 0], [0, 7, 255])
+
+
+@pytest.mark.parametrize("write", [_grey_png, _colour_png, _colour_tiff])
+def test_a_given_number_of_bits_holds_for_every_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path / "a")
+    for bits, expected in ((16, [0, 0, 8, 16]), (10, [0, 4, 255, 255])):  # 2048 / 257 = 7.97
+        monkeypatch.setenv("ANYDEPTH_IMAGE_BITS", str(bits))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = as_array(path)[0, :, 0].astype(int)
+        assert np.abs(found - expected).max() <= 1, found  # Pillow cuts the low byte where nothing is scaled
+    monkeypatch.setenv("ANYDEPTH_IMAGE_BITS", "12 bits")
+    with pytest.raises(ImageError, match="ANYDEPTH_IMAGE_BITS='12 bits', expected one of 8, 9, 10"):
+        read_image(path)
+
+
+@pytest.mark.usefixtures("fresh_warnings")
+def test_dark_colours_of_sixteen_bits_keep_their_orientation(tmp_path: Path) -> None:
+    path = _colour_png(tmp_path / "a")
+    exif = Image.Exif()
+    exif[274] = 2  # mirrored
+    data = path.read_bytes()
+    place = data.index(b"IDAT") - 4
+    block = _png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    path.write_bytes(data[:place] + block + data[place:])
+    with pytest.warns(UserWarning, match="12 bits"):
+        np.testing.assert_array_equal(as_array(path)[0, :, 0], [255, 128, 1, 0])

@@ -6,7 +6,6 @@ this is the only place that does either.
 
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,10 +20,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from anydepth.utils import wide_pixels
 from anydepth.utils.png import SIGNATURE, strip_metadata
 
-_MAX_UINT16 = 65535
-_TWELVE_BITS = 4096
 # The formats of photographs and scans. Pillow recognises more by their first bytes, whatever the suffix:
 # vector formats that start Ghostscript or a system's renderer, and rarely reviewed decoders.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB")
@@ -72,10 +70,14 @@ class Placement(NamedTuple):
 def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
     """Read an image file of any mode as RGB.
 
-    Greyscale, palette, CMYK and YCbCr are converted, 16-bit values are scaled to 8 bits (a warning says if
-    they use only 12 of them), transparency is
-    dropped (the colour under it stays, as in torchvision and COCO tools), and the first frame of an animation
-    is used. The format is recognised by the content, not by the suffix.
+    Greyscale, palette, CMYK and YCbCr are converted, transparency is dropped (the colour under it stays, as
+    in torchvision and COCO tools), and the first frame of an animation is used. The format is recognised by
+    the content, not by the suffix.
+
+    Values of 16 and 32 bits are scaled to 8. Files do not say how many bits of them are used: cameras and
+    microscopes often store 12, which would come out black. A picture whose values are all below 4,096 is
+    therefore taken for one of 12 bits (below 256 and of 32 bits, for one of 8), and a warning says so. The
+    environment variable ``ANYDEPTH_IMAGE_BITS`` fixes the number for all pictures instead.
 
     Args:
         path: File to read.
@@ -296,7 +298,7 @@ def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
     with _explaining(name):
         try:
             return _decode(file, upright)
-        except ImageError:
+        except (ImageError, wide_pixels.PixelRangeError):
             raise
         except ValueError:
             # Metadata may follow the pixels, so that Pillow meets it only now.
@@ -308,7 +310,11 @@ def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
 
 def _decode(file: str | Path | BytesIO, upright: bool) -> Tensor:
     with open_picture(file) as picture:
+        wide = wide_pixels.has_wide_colours(picture)
         picture.load()
+        if wide and (bits := wide_pixels.bits_of_colours(picture)) < 16:
+            with open_picture(file) as again:
+                picture = wide_pixels.restore_lower_bytes(picture, again, bits)
         return _to_tensor(_to_rgb(_upright(picture) if upright else picture))
 
 
@@ -317,7 +323,7 @@ def _explaining(name: str) -> Iterator[None]:
     """Turn whatever is raised while a picture is read into an :class:`ImageError` that names it."""
     try:
         yield
-    except ImageError as error:
+    except (ImageError, wide_pixels.PixelRangeError) as error:
         raise ImageError(f"{name}: {error}") from None
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check its name") from None
@@ -348,41 +354,12 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
     if picture.mode.startswith("I"):
-        return _from_sixteen_bits(picture)
+        return wide_pixels.read_grey(picture)
     if picture.mode == "F":
-        raise ImageError("float pixels have no fixed range; convert the picture to 8 or 16 bits")
+        raise wide_pixels.PixelRangeError(
+            "float pixels have no fixed range; convert the picture to 8 or 16 bits"
+        )
     if picture.mode == "P" and "transparency" in picture.info:
         # A direct conversion to RGB warns about the transparent colour.
         picture = picture.convert("RGBA")
     return np.array(picture.convert("RGB"), dtype=np.uint8)
-
-
-def _warn_of_dark_values(largest: int) -> None:
-    """Warn once per process: many cameras and microscopes store 12 bits in files of 16."""
-    if _warned_of_dark_values:
-        return
-    _warned_of_dark_values.append(largest)
-    warnings.warn(
-        f"a picture of 16 or 32 bits has values up to {largest} of {_MAX_UINT16:,}, so that it is nearly "
-        "black in 8 bits. If its values have fewer bits, e.g. 12, write them over the whole range: values * "
-        f"{_MAX_UINT16} // 4095. This is said once for all pictures",
-        stacklevel=2,
-    )
-
-
-_warned_of_dark_values: list[int] = []
-
-
-def _from_sixteen_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """Scale 16 bits to 8; Pillow's own conversion clips at 255, which turns most 16-bit pictures white."""
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > _MAX_UINT16:
-        raise ImageError(
-            f"32-bit pixels of {values.min()}..{values.max()} have no fixed range; "
-            "convert the picture to 8 or 16 bits"
-        )
-    if 0 < values.max() < _TWELVE_BITS:
-        _warn_of_dark_values(int(values.max()))
-    # A lookup table, because float64 quotients would take eight bytes per pixel.
-    levels = np.rint(np.arange(_MAX_UINT16 + 1) / (_MAX_UINT16 / 255)).astype(np.uint8)
-    return np.repeat(levels[values][:, :, None], 3, axis=2)

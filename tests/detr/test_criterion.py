@@ -102,6 +102,21 @@ def test_all_boxes_of_an_image_with_more_boxes_than_the_denoising_budget_are_sup
     assert (gradient != 0).any(-1).sum().item() == 3 * (30 + 2)
 
 
+@pytest.mark.filterwarnings("ignore:an image has more than 60 boxes")
+def test_boxes_that_are_not_noised_do_not_dilute_the_denoising_losses() -> None:
+    # Budget 20, so at most 60 boxes: the losses are those of a batch with the boxes that were drawn alone.
+    output, targets = make_case((70, 2))
+    assert output.denoising is not None
+    drawn = [
+        Targets(target.boxes_cxcywh[rows.unique()], target.labels[rows.unique()])
+        for target, rows in zip(targets, output.denoising.positive_targets, strict=True)
+    ]
+    assert [len(target) for target in drawn] == [60, 2]
+    ours, theirs = losses_of(output, targets), reference_losses(output, drawn, 6)
+    for name in ("dn_vfl", "dn_l1", "dn_giou"):
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
 def test_without_boxes_only_negatives_have_losses_and_every_term_keeps_its_name() -> None:
     output, targets = make_case((0, 0))
     terms = losses_of(output, targets)

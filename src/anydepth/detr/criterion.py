@@ -52,8 +52,9 @@ class GroundTruth:
 class DetrCriterion:
     """Varifocal, L1 and GIoU losses of the last decoder layer, the auxiliary and the denoising outputs.
 
-    All terms are sums over the output sets of their kind, divided by the number of ground-truth boxes (times
-    the number of groups for denoising), and weighted. A weight of 0 skips its terms.
+    All terms are sums over the output sets of their kind, divided by the number of ground-truth boxes, and
+    weighted; for denoising, by the number of boxes that were noised times the number of groups. A weight of 0
+    skips its terms.
 
     Args:
         matcher: Assigns predictions to ground truth, per output set.
@@ -136,9 +137,17 @@ class DetrCriterion:
         if output.denoising is None or output.denoising_logits is None or output.denoising_boxes is None:
             return {}
         assignment = denoising_assignment(output.denoising, truth.counts, len(output.denoising_logits))
-        normalizer = truth.num_boxes * output.denoising.groups
+        num_boxes = truth.num_boxes
+        if output.denoising.incomplete:
+            # Boxes that are left out must not dilute the losses of the others.
+            noised = sum(len(positive) for positive in output.denoising.positives) / output.denoising.groups
+            num_boxes = distributed.loss_normalizer(torch.tensor(noised, device=num_boxes.device))
         return self._set_losses(
-            output.denoising_logits, output.denoising_boxes, assignment, truth, normalizer
+            output.denoising_logits,
+            output.denoising_boxes,
+            assignment,
+            truth,
+            num_boxes * output.denoising.groups,
         )
 
     def _set_losses(

@@ -96,6 +96,7 @@ def make_denoising_queries(
         positives=positives,
         positive_targets=positive_targets,
         groups=groups,
+        incomplete=chosen is not None,
     )
 
 

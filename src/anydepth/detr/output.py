@@ -21,6 +21,7 @@ class DenoisingQueries:
         positives: [P_i] int64 for each image i: indices in D of the positive copies.
         positive_targets: [P_i] int64 for each image i: index of the box that each positive reconstructs.
         groups: Number of groups, at least 1.
+        incomplete: Whether an image of any process has more boxes than may be noised in a step.
     """
 
     labels: Tensor
@@ -29,6 +30,7 @@ class DenoisingQueries:
     positives: tuple[Tensor, ...]
     positive_targets: tuple[Tensor, ...]
     groups: int
+    incomplete: bool = False
 
 
 @dataclass(frozen=True)

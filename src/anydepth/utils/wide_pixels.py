@@ -1,0 +1,118 @@
+"""Pictures of 16 and 32 bits per channel, scaled to the 8 bits that detectors are trained on.
+
+Files do not say how many of the bits are used. Cameras and microscopes often store 12, which come out black
+when all 16 are scaled.
+"""
+
+import os
+import sys
+import warnings
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+BITS_VARIABLE = "ANYDEPTH_IMAGE_BITS"
+"""The environment variable of the number of bits that the values of such pictures use."""
+
+_MAX_UINT16 = 65535
+
+
+class PixelRangeError(ValueError):
+    """The values of a picture have no known range, or the environment variable is no number of bits."""
+
+
+def read_grey(picture: Image.Image) -> NDArray[np.uint8]:
+    """Scale a loaded grey picture of 16 or 32 bits to 8; Pillow's own conversion clips it at 255.
+
+    Args:
+        picture: Picture of mode ``I`` or ``I;16...``, [H, W].
+
+    Returns:
+        [H, W, 3].
+
+    Raises:
+        PixelRangeError: A value is negative or above 65,535.
+    """
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > _MAX_UINT16:
+        raise PixelRangeError(
+            f"32-bit pixels of {values.min()}..{values.max()} have no fixed range; "
+            "convert the picture to 8 or 16 bits"
+        )
+    bits = _bits_used(int(values.max()), narrowest=8 if picture.mode == "I" else 12)
+    return np.repeat(_scale_to_eight_bits(values, bits)[:, :, None], 3, axis=2)
+
+
+def has_wide_colours(picture: Image.Image) -> bool:
+    """Return whether a picture, not loaded yet, has 16-bit colours: Pillow loads their upper bytes alone."""
+    return picture.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in picture.tile)
+
+
+def bits_of_colours(picture: Image.Image) -> int:
+    """Return the number of bits that 16-bit colours use, from the upper bytes that Pillow has loaded."""
+    largest = max(high for _, high in picture.convert("RGB").getextrema())
+    return _bits_used(largest * 256 + 255 if largest else 0)
+
+
+def restore_lower_bytes(picture: Image.Image, unloaded: Image.Image, bits: int) -> Image.Image:
+    """Scale a picture of 16-bit colours that use fewer bits, with the lower bytes that Pillow leaves out.
+
+    Args:
+        picture: Picture with the upper bytes.
+        unloaded: The same picture, opened again but not loaded.
+        bits: Number of bits that the values use.
+
+    Returns:
+        An RGB picture with the metadata of its orientation.
+    """
+    upper = np.asarray(picture.convert("RGB")).astype(np.uint16)
+    lower = _load_lower_bytes(unloaded)
+    scaled = Image.fromarray(_scale_to_eight_bits(upper * 256 + (upper if lower is None else lower), bits))
+    scaled.getexif().update(picture.getexif())
+    return scaled
+
+
+def _load_lower_bytes(picture: Image.Image) -> NDArray[np.uint8] | None:
+    """Load what would be the upper bytes in the other byte order; None where Pillow has no such order."""
+    swapped = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
+    for index, tile in enumerate(picture.tile):
+        raw_mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+        raw_mode = raw_mode[:-4] + swapped.get(raw_mode[-4:], ";?")
+        picture.tile[index] = tile._replace(args=(raw_mode, *rest) if rest else raw_mode)
+    try:
+        picture.load()
+    except ValueError:
+        return None
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _bits_used(largest: int, narrowest: int = 12) -> int:
+    given = os.environ.get(BITS_VARIABLE)
+    if given:
+        if given not in (allowed := [str(bits) for bits in range(8, 17)]):
+            raise PixelRangeError(f"got {BITS_VARIABLE}={given[:40]!r}, expected one of {', '.join(allowed)}")
+        return int(given)
+    bits = next(bits for bits in (8, 12, 16) if bits >= narrowest and largest < 2**bits)
+    if largest and bits < 16:
+        _warn_of_few_bits(bits)
+    return bits
+
+
+@cache
+def _warn_of_few_bits(bits: int) -> None:
+    """Warn once per process and number of bits."""
+    warnings.warn(
+        f"pictures of 16 or 32 bits whose values are all below {2**bits:,} are taken for pictures of {bits} "
+        "bits, as they would be black otherwise. Where others of the set have larger values, set the "
+        f"environment variable {BITS_VARIABLE} (8 to 16) so that all are read alike",
+        stacklevel=2,
+    )
+
+
+def _scale_to_eight_bits(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
+    # A lookup table, because float64 quotients would take eight bytes per pixel.
+    levels = np.rint(np.arange(_MAX_UINT16 + 1) / ((2**bits - 1) / 255)).clip(max=255).astype(np.uint8)
+    scaled: NDArray[np.uint8] = levels[values]
+    return scaled
