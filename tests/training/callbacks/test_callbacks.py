@@ -1,5 +1,6 @@
 """The plan of each step, the wall-time limit, the guard over processes, and the console."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from omegaconf import DictConfig
 
 from anydepth.detector import Detector
@@ -141,9 +143,55 @@ def test_a_run_ends_with_its_time_and_reports_on_the_console(
     assert "detr_tiny, 0.04 M parameters, input 64x64" in printed
     assert "full from ground truth, minimal distilled from full" in printed
     line = next(line for line in printed.splitlines() if line.startswith("100%"))
-    assert all(part in line for part in ("epoch 1", "step 1", "loss full", "full AP ", "minimal AP "))
+    assert all(part in line for part in ("epoch 1", "step 1", "loss full"))
+    for path in ("full", "minimal"):
+        found = re.search(rf" {path} AP (\d+\.\d|-) ", line)
+        assert found is not None, line
+        percent = f"{100 * metrics[f'val/{path}/AP']:.1f}"
+        assert found[1] in (percent, "-")
 
 
-def test_the_console_refreshes_after_a_positive_number_of_steps() -> None:
-    with pytest.raises(ValueError, match="1 and above"):
-        ConsoleProgress(refresh_steps=0)
+def test_a_log_file_has_a_line_of_training_a_minute(
+    module: DetectionModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes with batches of 4, so 8 images per step of 2 seconds; a validation of 1,000."""
+    now = 0.0
+    progress = ConsoleProgress(clock=lambda: now)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 2e-4}, {"lr": 1.0}])
+    metrics = {"train/full/loss": torch.tensor(1.25), "train/minimal/loss": torch.tensor(0.5)}
+    metrics |= {"val/full/AP": torch.tensor(0.123), "val/full/AP50": torch.tensor(0.5)}
+    trainer = _trainer(
+        world_size=2,
+        global_step=0,
+        current_epoch=2,
+        estimated_stepping_batches=400,
+        optimizers=[optimizer],
+        callback_metrics=metrics,
+    )
+    module.plan = DepthSchedule(depths=("full", "minimal")).sample(module.detector.depth_space, 0, 0)
+    batch = SimpleNamespace(images=torch.zeros(4, 3, 2, 2))
+    progress.on_train_start(trainer, module)
+    for step in range(1, 46):
+        now += 2
+        cast(Any, trainer).global_step = step
+        progress.on_train_batch_end(trainer, module, None, batch, 0)
+        if step == 40:
+            progress.on_validation_start(trainer, module)
+            now += 1000
+            progress.on_validation_end(trainer, module)
+    progress.on_train_end(trainer, module)
+    minute, validation, later = capsys.readouterr().out.strip("\n").splitlines()
+    assert minute.startswith(
+        "  8% · epoch 3 · step 30 · loss full 1.250 minimal 0.500 · 4.0 images/s · lr 0.0002 · "
+    )
+    assert re.fullmatch(r".* · \d+\.\d GiB · 0:12:20 left", minute), minute  # 370 steps of 2 seconds
+    assert validation.endswith("full AP 12.3 AP50 50.0")
+    # 22 seconds of training since the line before: steps 31 to 41, without the validation between them.
+    assert "step 41 ·" in later
+    assert "4.0 images/s" in later
+
+
+@pytest.mark.parametrize("wrong", [{"refresh_steps": 0}, {"line_seconds": 0}, {"line_seconds": float("nan")}])
+def test_the_console_refuses_intervals_that_are_not_positive(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*allowed"):
+        ConsoleProgress(**wrong)
