@@ -19,7 +19,7 @@ from anydepth.config.compose import compose
 from anydepth.detector import Detector
 from small_networks import SMALL_DETECTOR
 
-# The real entry point on the embedded sample: two steps per epoch on 64-pixel images, one validation batch.
+# The real entry point on the embedded sample: two steps on 64-pixel images, one validation batch.
 SMALL_RUN: tuple[str, ...] = (
     *(f"detector.{key}={value}".replace(" ", "") for key, value in SMALL_DETECTOR.items()),
     "trainer.accelerator=cpu",
@@ -27,7 +27,7 @@ SMALL_RUN: tuple[str, ...] = (
     "trainer.limit_val_batches=1",
     "trainer.log_every_n_steps=1",
     "recipe.minutes=null",
-    "recipe.epochs=2",
+    "recipe.epochs=1",
     "recipe.validate_every_epochs=1",
     "data.num_workers=0",
     "data.batch_size=2",

@@ -51,7 +51,7 @@ def test_threads_get_what_one_call_gets_and_the_detector_stays_as_it_was(detecto
         return detector.predict(pictures[turn % 4], DEPTHS[turn % 4], threshold=0)[0]
 
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(predict, range(40)))
+        found = list(threads.map(predict, range(16)))
     assert all(part.training for part in detector.modules())
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     detector.eval()

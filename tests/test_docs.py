@@ -160,6 +160,7 @@ def test_presets_of_the_examples_compose(tmp_path: Path) -> None:
             assert evaluated.data.root == "/data/bees"
 
 
+@pytest.mark.slow
 def test_the_package_of_the_examples_works_once_installed(tmp_path: Path, small_run: tuple[str, ...]) -> None:
     """In a process of its own, as entry points are read from where Python imports from."""
     write_files(EXTEND, tmp_path)

@@ -97,6 +97,7 @@ def _start(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_third_family_trains_is_saved_loaded_evaluated_and_compared(
     run: Run, installed: Path, installs: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -223,6 +224,7 @@ def test_a_package_without_its_yaml_files_is_named(
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_a_preset_is_one_file_in_a_folder_of_ones_own(run: Run, tmp_path: Path) -> None:
     presets = {
         "detector": "defaults: [detr_tiny]\nnum_queries: 20\ninput_size: [64, 64]\n",

@@ -279,6 +279,15 @@ def _stop_after(images: int, monkeypatch: pytest.MonkeyPatch, number: int) -> li
     return detected
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Ctrl+C is ignored in programs that a shell started in the background, as the tests may be."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_prediction_keeps_what_it_did_and_the_same_command_resumes_it(
     config: Callable[..., DictConfig],

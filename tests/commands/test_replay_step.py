@@ -46,7 +46,7 @@ def bad_run(compose_run: Compose, tmp_path_factory: pytest.TempPathFactory) -> t
         f"+callbacks.spoil={{_target_: {__name__}.Spoil}}",
     )
     with get_console().capture() as shown:
-        run(compose_run(folder, *settings))
+        run(compose_run(folder, "recipe.epochs=2", *settings))
     return folder, shown.get()
 
 

@@ -235,6 +235,7 @@ def test_what_cannot_be_resolved_yet_is_not_judged() -> None:
     check_types(OmegaConf.create({"seed": "${hydra:job.num}", "weights": "???"}), "train")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="the system has no such signal")
 def test_help_into_a_closed_pipe_ends_without_a_traceback() -> None:
     reader, writer = os.pipe()

@@ -72,7 +72,7 @@ def full_reference(detector: DetrDetector) -> RTDetrForObjectDetection:
     return reference(detector, detector.depth_space.full)
 
 
-@pytest.mark.parametrize("network", ["r18", "r50"], scope="module")
+@pytest.mark.parametrize("network", ["r18", pytest.param("r50", marks=pytest.mark.slow)], scope="module")
 class TestFullSize:
     def test_any_depth_at_full_depth(
         self, detector: DetrDetector, full_reference: RTDetrForObjectDetection, network: str

@@ -131,6 +131,7 @@ def test_all_charts_are_drawn_when_they_come_into_view(open_page: Callable[..., 
     assert shown[0][-1] == pytest.approx(1.5 * 40.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_click_on_a_heading_sorts_by_number_with_missing_values_last(open_page: Callable[..., Any]):
     page = open_page()
     head = page.locator("#settings-0 thead th", has_text="AP full")
@@ -187,6 +188,7 @@ def test_untrusted_names_do_nothing_in_a_browser(open_page: Callable[..., Any]):
     assert EVIL in page.locator(".chip").nth(1).inner_text()
 
 
+@pytest.mark.slow
 def test_the_theme_follows_the_system_and_the_button(open_page: Callable[..., Any]):
     page = open_page(color_scheme="dark")
     _show_all(page)

@@ -292,7 +292,11 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path):
 
 def test_a_run_that_training_left_is_read(tmp_path: Path, compose_run: Callable[..., DictConfig]):
     cfg = compose_run(
-        tmp_path / "run", "curve.depths=ladder", "curve.latency_repetitions=0", "curve.pictures=1"
+        tmp_path / "run",
+        "recipe.epochs=2",
+        "curve.depths=ladder",
+        "curve.latency_repetitions=0",
+        "curve.pictures=1",
     )
     _, objects = train.run(cfg)
     (run,), unusable = find_runs([tmp_path])

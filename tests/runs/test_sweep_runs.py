@@ -192,6 +192,7 @@ def test_a_job_killed_after_its_last_step_gets_its_figures(sweep: Sweep, tmp_pat
     assert (job / "weights.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_affect_the_others(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +289,7 @@ def test_jobs_run_in_parallel_in_their_own_processes(sweep: Sweep, tmp_path: Pat
     assert sweep(*other) == 0
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_configuration_are_equal(sweep: Sweep, tmp_path: Path) -> None:
     """Weights and every logged figure, bit by bit, with everything on that draws random numbers."""
     settings = (

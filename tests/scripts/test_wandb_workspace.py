@@ -148,6 +148,7 @@ def test_cosines_of_every_pass_are_charted(script: ModuleType) -> None:
         assert re.search(patterns["Cosine by module"], f"gradients/cosine/{name}/neck")
 
 
+@pytest.mark.slow
 def test_the_view_is_saved_on_a_server(server: Server, tmp_path: Path, script: ModuleType) -> None:
     url = f"http://127.0.0.1:{server.server_address[1]}"
     done = command(tmp_path, "--project", "trees", WANDB_BASE_URL=url, WANDB_API_KEY="a" * 40)
@@ -164,6 +165,7 @@ def test_the_view_is_saved_on_a_server(server: Server, tmp_path: Path, script: M
     assert "/me/trees?nw=" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_an_api_key_it_says_so_in_one_message(tmp_path: Path) -> None:
     done = command(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 1

@@ -74,10 +74,16 @@ def _rows(folder: Path, column: str) -> list[float]:
     return [float(row[column]) for row in csv.DictReader(path.read_text().splitlines()) if row.get(column)]
 
 
-@pytest.mark.parametrize("family", ["detr", "yolo"])
 @pytest.mark.parametrize(
-    ("precision", "half"),
-    [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)],
+    ("family", "precision", "half"),
+    [
+        ("detr", "32-true", torch.float32),
+        ("detr", "16-mixed", torch.float16),
+        ("yolo", "bf16-mixed", torch.bfloat16),
+        pytest.param("detr", "bf16-mixed", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("yolo", "16-mixed", torch.float16, marks=pytest.mark.slow),
+        pytest.param("yolo", "32-true", torch.float32, marks=pytest.mark.slow),
+    ],
 )
 def test_every_precision_trains_with_losses_in_float32(
     compose_run: Compose,
@@ -108,7 +114,7 @@ def test_every_precision_trains_with_losses_in_float32(
 def test_an_overflow_is_counted_and_left_to_the_scaler(compose_run: Compose, tmp_path: Path) -> None:
     """The scaler halves its scale after each; weights and their average stay unchanged."""
     watch = Watch(broken_steps=(0, 1))
-    trainer = _fit(compose_run(tmp_path), watch, _half(1024.0))
+    trainer = _fit(compose_run(tmp_path, "recipe.epochs=2"), watch, _half(1024.0))
     assert _rows(tmp_path, "train/overflow_steps") == [1, 2, 2, 2]
     assert _rows(tmp_path, "train/loss_scale") == [1024, 512, 256, 256]
     same = [all(v.equal(watch.weights[i + 1][k]) for k, v in watch.weights[i].items()) for i in range(4)]
@@ -123,7 +129,7 @@ def test_an_overflow_is_counted_and_left_to_the_scaler(compose_run: Compose, tmp
 def test_a_scale_that_collapses_ends_the_run(compose_run: Compose, tmp_path: Path) -> None:
     watch = Watch(broken_steps=(0, 1, 2, 3))
     with pytest.raises(NonFiniteStepError) as caught:
-        _fit(compose_run(tmp_path), watch, _half(4.0))
+        _fit(compose_run(tmp_path, "recipe.epochs=2"), watch, _half(4.0))
     message = str(caught.value)
     assert "step 2 of epoch 1" in message, "after overflows at scales of 4 and 2"
     assert "although the loss scale has fallen to 1;" in message
@@ -132,7 +138,12 @@ def test_a_scale_that_collapses_ends_the_run(compose_run: Compose, tmp_path: Pat
 
 
 def test_a_skipped_step_leaves_the_scale_alone(compose_run: Compose, tmp_path: Path) -> None:
-    cfg = compose_run(tmp_path, "non_finite.action=skip", f"+callbacks.spoil={{_target_: {__name__}.Spoil}}")
+    cfg = compose_run(
+        tmp_path,
+        "recipe.epochs=2",
+        "non_finite.action=skip",
+        f"+callbacks.spoil={{_target_: {__name__}.Spoil}}",
+    )
     with get_console().capture():
         _fit(cfg, Watch(), _half(256.0))
     assert _rows(tmp_path, "train/loss_scale") == [256] * 4

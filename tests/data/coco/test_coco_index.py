@@ -336,6 +336,7 @@ def describe(index: CocoIndex, sender: Connection) -> None:
     sender.send((index.to_coco_dict(), index.training_boxes(0)[0].tolist()))
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_receives_the_index_without_its_arrays(
     make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch
 ) -> None:

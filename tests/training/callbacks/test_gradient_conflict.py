@@ -216,7 +216,7 @@ ACCUMULATED = (
 
 
 def _trained(compose_run: Callable[..., DictConfig], folder: Path, *settings: str) -> dict[str, Tensor]:
-    run(compose_run(folder, *ACCUMULATED, *settings))
+    run(compose_run(folder, *ACCUMULATED, "recipe.epochs=2", *settings))
     state: dict[str, Tensor] = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
     return state
 

@@ -132,7 +132,7 @@ def test_training_logs_shares_and_names_a_term_that_drowns_the_others(
     losses = f"losses.distillation.l1_weight={weight}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run(compose_run(tmp_path, *settings, losses))
+        run(compose_run(tmp_path, "recipe.epochs=2", *settings, losses))
     messages = [str(w.message) for w in caught if "of the gradient on the weights" in str(w.message)]
     assert [message.partition(" has ")[0] for message in messages] == warned
     (path,) = tmp_path.rglob("metrics.csv")

@@ -91,6 +91,7 @@ def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, train(folder, "detr", *SHORT)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_twice_equals_an_uninterrupted_one(
     train: Train, whole: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:

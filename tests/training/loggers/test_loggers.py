@@ -26,7 +26,13 @@ from wandb_files import OfflineRun, offline_runs
 
 Compose = Callable[..., DictConfig]
 
-SETTINGS = ("logger=wandb", "curve.depths=ladder", "curve.latency_repetitions=1", "curve.pictures=2")
+SETTINGS = (
+    "logger=wandb",
+    "recipe.epochs=2",
+    "curve.depths=ladder",
+    "curve.latency_repetitions=1",
+    "curve.pictures=2",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
