@@ -50,8 +50,8 @@ def test_threads_get_what_one_call_gets_and_the_detector_stays_as_it_was(detecto
     def predict(turn: int) -> Detections:
         return detector.predict(pictures[turn % 4], DEPTHS[turn % 4], threshold=0)[0]
 
-    with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(predict, range(16)))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(predict, range(12)))
     assert all(part.training for part in detector.modules())
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     detector.eval()

@@ -148,6 +148,7 @@ def test_a_backbone_of_another_package_is_built_and_counted(
         anydepth.build("detr_plain", num_classes=2, stem="deep")
 
 
+@pytest.mark.slow
 def test_options_of_other_packages_are_listed(
     installed: Path,
     installs: Callable[[Path], None],

@@ -47,8 +47,20 @@ def _end(override: Override, end: str) -> float:
     return float(getattr(override.value(), end))
 
 
-@pytest.mark.parametrize("chosen", ["first and last", pytest.param("every", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("study", "family"), CASES)
+@pytest.mark.parametrize(
+    ("study", "family", "chosen"),
+    [
+        pytest.param(
+            *case,
+            chosen,
+            marks=()
+            if chosen != "every" and (case[1] == "detr" or case[0] == "ablation")
+            else pytest.mark.slow,
+        )
+        for case in CASES
+        for chosen in ("first and last", "every")
+    ],
+)
 def test_jobs_of_a_study_compose_to_runs_that_differ(study: str, family: str, chosen: str) -> None:
     detector = f"detector={FAMILIES[family]}"
     jobs = list(_jobs(composed(f"experiment={study}", detector).hydra.sweeper.params))

@@ -274,7 +274,9 @@ def test_lightning_keeps_the_sampler_and_sets_its_epoch(root: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [(0, 2), (1, 1), (1, 3), (2, 0)])
+@pytest.mark.parametrize(
+    "stop", [(1, 1), (2, 0), *(pytest.param(stop, marks=pytest.mark.slow) for stop in [(0, 2), (1, 3)])]
+)
 def test_before_and_after_an_interruption_the_images_are_exactly_those_of_the_epochs(
     make_coco: MakeCoco, tmp_path: Path, workers: int, stop: tuple[int, int]
 ) -> None:

@@ -43,7 +43,9 @@ if __name__ == "__main__":
 @pytest.mark.skipif(
     not hasattr(signal, "sigwaitinfo"), reason="this system does not report the sender of a signal"
 )
-@pytest.mark.parametrize(("way", "code"), [("exit", 3), ("kill", -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("way", "code"), [("exit", 3), pytest.param("kill", -signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_worker_ignores_sigterm_unless_its_parent_sends_it(way: str, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", PARENT, way], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr

@@ -35,7 +35,7 @@ IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 SWITCHABLE = {"resnet": 2 * 6 + 25 + 4, "swin": 2 * 6 + 3 + 25 + 4}
 
 
-@pytest.fixture(scope="module", params=["resnet", "swin"])
+@pytest.fixture(scope="module", params=["resnet", pytest.param("swin", marks=pytest.mark.slow)])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -357,7 +357,13 @@ def _rank(rank: int, folder: str, shards: Sequence[Sequence[int]]) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("shards", [TWO, THREE], ids=["two processes", "three, one without images"])
+@pytest.mark.parametrize(
+    "shards",
+    [
+        pytest.param(TWO, id="two processes", marks=pytest.mark.slow),
+        pytest.param(THREE, id="three, one without images"),
+    ],
+)
 def test_processes_with_uneven_shards_or_none_agree_with_one(
     tmp_path: Path, shards: Sequence[Sequence[int]]
 ) -> None:

@@ -337,7 +337,10 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 @pytest.mark.parametrize(
     ("where", "folder"),
-    [(("hydra.sweep.dir=all",), "all"), ((), "outputs/evaluate/sweep_*")],
+    [
+        pytest.param(("hydra.sweep.dir=all",), "all", marks=pytest.mark.slow),
+        ((), "outputs/evaluate/sweep_*"),
+    ],
     ids=["given", "default"],
 )
 def test_jobs_of_a_sweep_write_to_folders_of_their_own(

@@ -151,6 +151,7 @@ def test_a_click_on_a_heading_sorts_by_number_with_missing_values_last(open_page
     assert page.locator("#runs-0 tbody tr:visible").count() == 2
 
 
+@pytest.mark.slow
 def test_the_slider_shows_the_detections_of_each_depth(open_page: Callable[..., Any]):
     page = open_page()
     viewer = page.locator('[data-part="0-detections"]')
@@ -206,7 +207,7 @@ def test_the_theme_follows_the_system_and_the_button(open_page: Callable[..., An
     assert (page.evaluate(line), page.evaluate(background)) == dark
 
 
-@pytest.mark.parametrize("width", [390, 768])
+@pytest.mark.parametrize("width", [390, pytest.param(768, marks=pytest.mark.slow)])
 def test_the_page_never_scrolls_sideways(open_page: Callable[..., Any], width: int):
     page = open_page(viewport={"width": width, "height": 844}, is_mobile=True, has_touch=True)
     _show_all(page)

@@ -27,7 +27,6 @@ SMALL: dict[str, Any] = {
     "backbone_c3k2_unit": "c3k",
     "input_size": [64, 64],
 }
-SPLITS = ["unit", "bottleneck"]
 SOME_DEPTHS = ["full", "minimal", "stage1", "stage3+neck1", "stage2+stage4+neck2+neck4", "none"]
 IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -53,7 +52,7 @@ def build(**overrides: Any) -> YoloDetector:
     return detector.eval()
 
 
-@pytest.fixture(scope="module", params=SPLITS)
+@pytest.fixture(scope="module", params=["unit", pytest.param("bottleneck", marks=pytest.mark.slow)])
 def detector(request: pytest.FixtureRequest) -> YoloDetector:
     detector = build(c3k2_split=request.param)
     randomise(detector)

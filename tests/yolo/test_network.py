@@ -1,5 +1,6 @@
 """Sizes and costs of AnyDepth-YOLO and YOLOv12 against the specification's tables; invalid settings."""
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,12 @@ CONVOLUTIONS = {
 SPLIT_AS_RELEASED = {"yolo_n": "unit", "yolo_s": "unit", "yolo_l": "bottleneck", "yolo_x": "bottleneck"}
 
 
+def _long_in_slow(keys: Iterable[tuple[str, str]]) -> list[Any]:
+    """Leave half of the counts, which take seconds each, to the slow tests: one split per size."""
+    quick = {("yolo_n", "unit"), ("yolo_s", "bottleneck"), ("yolo_l", "bottleneck"), ("yolo_x", "bottleneck")}
+    return [pytest.param(*key, marks=() if key in quick else pytest.mark.slow) for key in keys]
+
+
 @cache  # none of these tests changes a detector
 def build(name: str, num_classes: int = 80, **overrides: Any) -> YoloDetector:
     with torch.device("meta"):
@@ -75,7 +82,7 @@ def test_fixed_depth_networks_have_the_published_size_and_cost(name: str) -> Non
     assert [str(depth) for depth in detector.depth_space.all()] == ["full"]
 
 
-@pytest.mark.parametrize(("name", "split"), ANY_DEPTH)
+@pytest.mark.parametrize(("name", "split"), _long_in_slow(ANY_DEPTH))
 def test_any_depth_networks_have_the_published_size_and_cost(name: str, split: str) -> None:
     count, full, minimal = ANY_DEPTH[name, split]
     detector = build(name, c3k2_split=split)
@@ -84,7 +91,7 @@ def test_any_depth_networks_have_the_published_size_and_cost(name: str, split: s
     assert gflops(detector, "minimal") == pytest.approx(minimal, rel=0.005)
 
 
-@pytest.mark.parametrize(("name", "split"), SAVINGS)
+@pytest.mark.parametrize(("name", "split"), _long_in_slow(SAVINGS))
 def test_each_flag_saves_its_published_share_and_savings_add_up(name: str, split: str) -> None:
     detector = build(name, c3k2_split=split)
     costs = detector.depth_space.costs

@@ -108,7 +108,15 @@ def test_credentials_appear_in_no_message(failing: FailingServer, tmp_path: Path
     assert "secret" not in repr(source.__dict__["_store"].__dict__)
 
 
-@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}, {"status": 429}, {"cut": 4000}])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 503},
+        {"cut": 4000},
+        pytest.param({"status": 500}, marks=pytest.mark.slow),
+        pytest.param({"status": 429}, marks=pytest.mark.slow),
+    ],
+)
 def test_transient_failures_are_retried(
     failing: FailingServer, tmp_path: Path, fault: dict[str, int]
 ) -> None:
@@ -134,6 +142,7 @@ def test_processes_fetch_each_shard_once_between_them(failing: FailingServer, tm
     assert len(failing.ranges) == before + 1
 
 
+@pytest.mark.slow
 def test_a_store_that_keeps_failing_gives_one_clear_error(failing: FailingServer, tmp_path: Path) -> None:
     source = opened(failing, tmp_path).source
     before = len(failing.ranges)

@@ -217,6 +217,7 @@ def test_a_full_disk_ends_a_run_with_the_former_checkpoint_intact(
 # -- SIGTERM ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_processes_saves_the_step_and_prints_how_to_resume(
     tmp_path: Path, small_run: tuple[str, ...]
 ) -> None:

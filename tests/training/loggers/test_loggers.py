@@ -245,6 +245,7 @@ def test_the_weights_are_an_artifact_with_the_curve(job: Path, logged: OfflineRu
     assert files == {name: str(job / name) for name in ("weights.safetensors", "depth_curve.json")}
 
 
+@pytest.mark.slow
 def test_a_failed_job_finishes_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose_run: Compose, small_run: tuple[str, ...]
 ) -> None:
