@@ -190,6 +190,7 @@ def test_csv_holds_one_line_per_depth_with_all_twelve_figures(curve: DepthCurve)
         assert float(line["gflops"]) == row.gflops
         assert {name: float(line[name]) for name in row.figures} == row.figures
         assert len(row.figures) == 12
+        assert {name: float(line[f"AP/{name}"]) for name in ("cat", "dog")} == row.per_class
 
 
 def test_a_curve_gives_the_ladder_by_measured_ap(curve: DepthCurve) -> None:

@@ -34,6 +34,7 @@ from anydepth.report.claims.questions import Finding, Verdict
 from anydepth.report.comparison import Comparison, Report, compare
 from anydepth.report.logs import Series
 from anydepth.report.page.curves import curves
+from anydepth.report.page.depths import budget_hint, budget_table, class_table
 from anydepth.report.page.page import BACKGROUNDS, PALETTES, VERDICT_MARKS, render_page, safe_json
 from anydepth.report.page.pictures import MAX_SIDE, Pictures, detections
 from anydepth.report.page.tables import MAX_KEY_COLUMNS, config_table, provenance, runs_table, settings_table
@@ -45,7 +46,7 @@ from anydepth.report.page.training import (
     training,
     training_metrics,
 )
-from anydepth.report.runs import find_runs
+from anydepth.report.runs import Run, find_runs
 
 EVIL = "</script><img src=x onerror=alert(1)>&'\""
 
@@ -364,6 +365,71 @@ def test_sections_without_content_are_absent(two_seeds: Comparison, tmp_path: Pa
         assert f'id="c0-{part}"' in rich
     assert 'id="unusable"' not in bare
     assert 'id="unusable"' in rich
+
+
+def _order(page: str) -> list[str]:
+    return re.findall(r'<section class="panel" id="c0-(\w+)"', page)
+
+
+def test_a_single_run_begins_with_what_was_measured_and_ends_with_its_claims(tmp_path: Path):
+    """A claim that the runs decide comes first."""
+    classes = ("tree", "lake")
+    run = sample_run(tmp_path / "run", 0.3, 0, gallery=sample_gallery(tmp_path, 0.3, 0, classes=classes))
+    undecided = Finding("1", "Full depth holds", "Some text.", "undecided", {})
+    first = ["curves", "detections", "budget", "table", "config"]
+    page = render_page(one_comparison([sample_setting("a", [run], {})], findings=[undecided]))
+    assert _order(page) == [*first, "claims", "runs"]
+    assert re.findall(r'href="#c0-(\w+)"', page) == _order(page), "the bar on top has the same order"
+    assert "<h1>AnyDepth: a run</h1>" in page
+    decided = replace(undecided, verdict="supported")
+    page = render_page(one_comparison([sample_setting("a", [run], {})], findings=[undecided, decided]))
+    assert _order(page) == ["claims", "curves", "budget", "table", "config", "detections", "runs"]
+    assert re.findall(r'href="#c0-(\w+)"', page) == _order(page)
+
+
+def test_the_depth_that_fits_a_budget_is_named(tmp_path: Path):
+    """Rungs from 2.4 to 1.4 GFLOPs by 0.2; those at 2.0 and 1.8 are worse than the one at 1.6."""
+    curve = sample_curve(0.3)
+    aps = dict(zip([row.depth for row in curve.rows], (0.30, 0.295, 0.20, 0.21, 0.25, 0.1), strict=True))
+    rows = tuple(replace(row, figures={**row.figures, "AP": aps[row.depth]}) for row in curve.rows)
+    run = sample_run(tmp_path / "run", 0.3, 0, curve=replace(curve, rows=rows))
+    comparison = _comparison(one_comparison([sample_setting("a", [run], {})]))
+    depths = [row.depth for row in curve.rows]
+    table = budget_table(comparison)
+    assert table is not None
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        [depths[5], "1.40", "58 %", "7.00", "10.0", "20.0"],
+        [depths[4], "1.60", "67 %", "8.00", "25.0", "5.0"],
+        [depths[1], "2.20", "92 %", "11.00", "29.5", "0.5"],
+        ["full", "2.40", "100 %", "12.00", "30.0", "0.0"],
+    ]
+    assert f"the best (full) is {depths[1]}, with 8 % fewer GFLOPs" in budget_hint(comparison)
+    assert budget_table(_comparison(one_comparison([*comparison.settings] * 2))) is None
+
+
+def test_ap_of_classes_is_the_mean_over_seeds_at_both_ends(tmp_path: Path):
+    """A class without objects in one run has no mean."""
+
+    def run(seed: int, full: dict[str, float], minimal: dict[str, float]) -> Run:
+        curve = sample_curve(0.3)
+        ends = {"full": full, "minimal": minimal}
+        rows = tuple(replace(row, per_class=ends.get(row.depth, full)) for row in curve.rows)
+        return sample_run(tmp_path / f"s{seed}", 0.3, seed, curve=replace(curve, rows=rows))
+
+    runs = [
+        run(0, {"tree": 0.5, "lake": 0.25, "sea": -1.0}, {"tree": 0.25, "lake": 0.25, "sea": 0.1}),
+        run(1, {"tree": 0.25, "lake": 0.25, "sea": 0.1}, {"tree": 0.25, "lake": 0.75, "sea": 0.1}),
+    ]
+    table = class_table(_comparison(one_comparison([sample_setting("a", runs, {})])))
+    assert table is not None
+    assert [column.title for column in table.columns] == ["class", "full", "minimal", "change"]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["tree", "37.5", "25.0", "-12.5"],
+        ["lake", "25.0", "50.0", "+25.0"],
+        ["sea", "-", "10.0", "-"],
+    ]
+    report = one_comparison([sample_setting("a", runs, {})])
+    assert '<th scope="row" data-sort="lake">lake</th>' in render_page(report)
 
 
 @pytest.mark.parametrize("verdict", get_args(Verdict))

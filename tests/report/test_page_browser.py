@@ -131,6 +131,13 @@ def test_all_charts_are_drawn_when_they_come_into_view(open_page: Callable[..., 
     assert shown[0][-1] == pytest.approx(1.5 * 40.5, abs=0.01)
 
 
+def test_a_printed_page_has_every_chart(open_page: Callable[..., Any]):
+    page = open_page()
+    assert page.locator(".js-plotly-plot").count() < 7
+    page.pdf()
+    assert page.locator(".js-plotly-plot").count() == 7
+
+
 @pytest.mark.slow
 def test_a_click_on_a_heading_sorts_by_number_with_missing_values_last(open_page: Callable[..., Any]):
     page = open_page()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from rich.console import Console
 
@@ -77,6 +78,65 @@ def test_a_narrow_table_keeps_the_important_columns(width: int) -> None:
             f"{100 * row.figures['AP50']:.1f}",
         ):
             assert value in line
+
+
+def _with_classes(aps: list[dict[str, float]]) -> DepthCurve:
+    curve = _curve(["full", "none@6", "minimal"])
+    rows = [replace(row, per_class=one) for row, one in zip(curve.rows, aps, strict=True)]
+    return replace(curve, rows=tuple(rows))
+
+
+def test_classes_are_listed_at_both_ends_with_their_change() -> None:
+    curve = _with_classes(
+        [
+            {"[red] car": 0.5, "dog": 0.25, "cow": -1.0},
+            {"[red] car": 0.1, "dog": 0.1, "cow": -1.0},
+            {"[red] car": 0.375, "dog": 0.3, "cow": -1.0},
+        ]
+    )
+    for width in (60, 80):
+        lines = [" ".join(line.split()) for line in _printed(curve, width).splitlines()]
+        assert lines[lines.index("class AP full AP minimal change") + 2 :][:3] == [
+            "[red] car 50.0 37.5 -12.5",
+            "dog 25.0 30.0 +5.0",
+            "cow - - -",
+        ]
+    assert "class" not in _printed(_with_classes([{"dog": 0.1}] * 3), 80), "AP of one class is AP"
+
+
+def test_of_many_classes_those_that_lose_the_most_are_listed() -> None:
+    deep = {f"class{number}": 0.9 for number in range(80)}
+    shallow = {name: 0.9 - 0.01 * number for number, name in enumerate(deep)}
+    lines = _printed(_with_classes([deep, deep, shallow | {"class79": -1.0}]), 80).splitlines()
+    listed = [line.split()[0] for line in lines if line.strip().startswith("class") and "AP" not in line]
+    assert listed == [f"class{number}" for number in range(78, 58, -1)]
+    assert "20 of 80 classes that lose the most; all are in the csv file" in " ".join(" ".join(lines).split())
+
+
+def _lines_of_chart(curve: DepthCurve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[float]]:
+    """The x positions of the lines of the first panel that are not markers of the legend."""
+    found: list[list[float]] = []
+    plot = Axes.plot
+
+    def record(axes: Axes, x: list[float], *rest: object, **options: object) -> object:
+        found.append(list(x))
+        return plot(axes, x, *rest, **options)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    save_depth_chart(curve, tmp_path / "chart.png")
+    return found
+
+
+def test_the_ladder_is_joined_also_where_a_depth_is_not_optimal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    curve = _curve("all", latency=False)
+    ladder = sorted(row.gflops for row in _curve("ladder").rows)
+    worst = replace(curve.row("full"), figures=dict.fromkeys(FIGURES, 0.01))
+    rows = tuple(worst if row.depth == "full" else row for row in curve.rows)
+    joined, front, *_ = _lines_of_chart(replace(curve, rows=rows), monkeypatch, tmp_path)
+    assert joined == ladder
+    assert max(front) < max(ladder), "full is the most expensive and the least accurate depth"
 
 
 def test_a_curve_is_written_as_three_files_and_nothing_else(tmp_path: Path) -> None:

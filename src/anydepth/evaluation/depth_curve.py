@@ -142,9 +142,12 @@ class DepthCurve:
         return [_flatten(row) for row in self.rows]
 
     def to_csv(self) -> str:
-        """Return one CSV line per depth with its costs and the 12 metrics; AP per class is left out."""
+        """Return one CSV line per depth: its costs, the 12 metrics, and AP of each class as ``AP/CLASS``."""
         text = io.StringIO()
-        lines = self.records()
+        lines = [
+            {**record, **{f"AP/{name}": ap for name, ap in row.per_class.items()}}
+            for record, row in zip(self.records(), self.rows, strict=True)
+        ]
         writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)

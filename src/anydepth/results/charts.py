@@ -6,8 +6,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
+from anydepth.evaluation.curve_summary import ladder_rows
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 from anydepth.utils.files import atomic_path
 
@@ -20,14 +22,17 @@ MAX_LABELS = 12
 MAX_LABEL_CHARACTERS = 8
 """Length of a depth up to which it labels its point; if one is longer, points are numbered and get a key."""
 
+_GREY = "#555555"
+
 Cost = Callable[[DepthRow], float]
 
 
 def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
     """Draw AP and AP50 against GFLOPs, and against latency if it was measured, as a PNG.
 
-    A line joins the Pareto-optimal depths. Up to 12 depths are all labelled; of more, only some on that
-    line.
+    A thin line joins the ladder from full to minimal (all depths, where no ladder was evaluated). Dark
+    points, joined by a thick line, are Pareto-optimal: no other depth is at least as accurate for less. Up to
+    12 depths are all labelled; of more, only some that are Pareto-optimal.
     """
     panels: list[tuple[str, Cost]] = [("GFLOPs (2 x MACs)", _gflops)]
     if curve.protocol is not None:
@@ -43,7 +48,7 @@ def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
     figure.suptitle(title, fontsize=13, parse_math=False)
     for position, (title, cost) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), position + 1)
-        _draw(axes, curve.rows, cost, labels)
+        _draw(axes, curve.rows, ladder_rows(curve) or curve.rows, cost, labels)
         axes.set_xlabel(title)
         axes.set_ylabel(f"AP in percent, {curve.images} images at {height}x{width}")
     if key:
@@ -54,12 +59,16 @@ def save_depth_chart(curve: DepthCurve, path: str | Path) -> None:
         figure.savefig(partial, format="png")
 
 
-def _draw(axes: Axes, rows: Sequence[DepthRow], cost: Cost, labels: Mapping[str, str]) -> None:
+def _draw(
+    axes: Axes, rows: Sequence[DepthRow], joined: Sequence[DepthRow], cost: Cost, labels: Mapping[str, str]
+) -> None:
     for metric, colour in METRICS.items():
         measured = [row for row in rows if row.figures[metric] != NO_GROUND_TRUTH]
         points = sorted((cost(row), 100 * row.figures[metric], row.depth) for row in measured)
         front = _pareto_front(points)
-        axes.scatter([p[0] for p in points], [p[1] for p in points], s=20, color=colour, alpha=0.5)
+        line = sorted((cost(row), 100 * row.figures[metric]) for row in joined if row in measured)
+        axes.plot([p[0] for p in line], [p[1] for p in line], "-", color=colour, alpha=0.4, linewidth=1)
+        axes.scatter([p[0] for p in points], [p[1] for p in points], s=20, color=colour, alpha=0.4)
         axes.plot(
             [p[0] for p in front], [p[1] for p in front], "o-", color=colour, label=metric, markersize=5
         )
@@ -78,7 +87,12 @@ def _draw(axes: Axes, rows: Sequence[DepthRow], cost: Cost, labels: Mapping[str,
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.08, y=0.15)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-    axes.legend(loc="lower right", frameon=False)
+    shades = [
+        Line2D([], [], color=_GREY, marker="o", markersize=5, label="no other depth is better for less"),
+        Line2D([], [], color=_GREY, marker="o", markersize=4, linewidth=1, alpha=0.4, label="other depths"),
+    ]
+    handles, _ = axes.get_legend_handles_labels()
+    axes.legend(handles=[*handles, *shades], loc="lower right", frameon=False, fontsize=9)
 
 
 def _pareto_front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:

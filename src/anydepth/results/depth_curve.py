@@ -52,9 +52,39 @@ def depth_table(curve: DepthCurve, width: int | None = None) -> Table:
 
 
 def print_depth_curve(curve: DepthCurve, console: Console | None = None) -> None:
-    """Print the table of a depth curve with the latency protocol as its caption."""
+    """Print the table of a depth curve with the latency protocol as its caption, and the table of classes."""
     console = console or Console()
     console.print(depth_table(curve, console.width))
+    if any(len(row.per_class) > 1 for row in curve.rows):
+        console.print(class_table(curve))
+
+
+def class_table(curve: DepthCurve, most: int = 20) -> Table:
+    """Return AP of each class at the deepest and the shallowest depth, and what lies between them.
+
+    Args:
+        curve: Curve to show.
+        most: Number of classes up to which all are shown, in their order; of more, those that lose the most.
+    """
+    deepest = max(curve.rows, key=lambda row: row.gflops)
+    shallowest = min(curve.rows, key=lambda row: row.gflops)
+    rows = [(name, deepest.per_class[name], shallowest.per_class[name]) for name in deepest.per_class]
+    caption = None
+    if len(rows) > most:
+        caption = f"the {most} of {len(rows)} classes that lose the most; all are in the csv file"
+        known = [row for row in rows if NO_GROUND_TRUTH not in row[1:]]
+        rows = sorted(known, key=lambda row: row[2] - row[1])[:most]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column("class", overflow="fold")
+    several = deepest.depth != shallowest.depth
+    for title in [f"AP {deepest.depth}", *([f"AP {shallowest.depth}", "change"] if several else [])]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, deep, shallow in rows:
+        known = NO_GROUND_TRUTH not in (deep, shallow)
+        change = f"{100 * (shallow - deep):+.1f}" if known else "-"
+        # Text and not a string, in which brackets would be markup.
+        table.add_row(Text(name), _percent(deep), *([_percent(shallow), change] if several else []))
+    return table
 
 
 def write_depth_curve(curve: DepthCurve, folder: str | Path, name: str = "depth_curve") -> dict[str, Path]:
@@ -112,12 +142,12 @@ def _memory(row: DepthRow) -> str:
     return f"{row.latency.peak_memory_mib:.0f}"
 
 
-def _metric_cell(name: str) -> Callable[[DepthRow], str]:
-    def cell(row: DepthRow) -> str:
-        value = row.figures[name]
-        return "-" if value == NO_GROUND_TRUTH else f"{100 * value:.1f}"
+def _percent(value: float) -> str:
+    return "-" if value == NO_GROUND_TRUTH else f"{100 * value:.1f}"
 
-    return cell
+
+def _metric_cell(name: str) -> Callable[[DepthRow], str]:
+    return lambda row: _percent(row.figures[name])
 
 
 _COLUMNS = (

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from anydepth.report.comparison import Comparison, Report
 from anydepth.report.page.curves import compatibility, curves
+from anydepth.report.page.depths import budget_hint, budget_table, class_table
 from anydepth.report.page.pictures import Pictures, detections
 from anydepth.report.page.tables import Table, config_table, provenance, runs_table, settings_table
 from anydepth.report.page.training import gradients, training
@@ -67,11 +68,19 @@ VERDICT_MARKS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class _Section:
-    """One comparison for the template; ``parts`` holds the titles of the sections that have content."""
+    """One comparison for the template.
+
+    ``parts`` holds the titles of the sections that have content, in their order. Claims come first if the
+    runs decide one (``decided``); otherwise, e.g. for a single run, what was measured does.
+    """
 
     number: int
     comparison: Comparison
+    decided: bool
     parts: Mapping[str, str]
+    budget_table: Table | None
+    budget_hint: str
+    class_table: Table | None
     settings_table: Table
     runs_table: Table
     config_table: Table | None
@@ -94,6 +103,7 @@ def render_page(report: Report) -> str:
         .render(
             report=report,
             sections=sections,
+            run_count=sum(len(setting.runs) for one in report.comparisons for setting in one.settings),
             notes=[*report.notes, *dict.fromkeys(pictures.unreadable)],
             css=Markup(_asset("page.css")),
             data=Markup(safe_json(data)),
@@ -127,20 +137,31 @@ def _document(comparison: Comparison, pictures: Pictures) -> dict[str, Any]:
 
 
 def _section(number: int, comparison: Comparison, document: Mapping[str, Any]) -> _Section:
+    decided = any(finding.verdict in ("supported", "contradicted") for finding in comparison.findings)
+    budgets, classes = budget_table(comparison), class_table(comparison)
+    claims = {"claims": ("Claims", bool(comparison.findings))}
+    gallery = {"detections": ("Detections", document["gallery"] is not None)}
     titles = {
-        "claims": ("Claims", bool(comparison.findings)),
+        **(claims if decided else {}),
         "curves": ("Depth curves", True),
+        **({} if decided else gallery),
+        "budget": ("Which depth fits", budgets is not None),
         "table": ("Settings", True),
+        "classes": ("Classes", classes is not None),
         "config": ("Configurations", True),
         "training": ("Training", document["training"] is not None),
         "gradients": ("Gradients", document["gradients"] is not None),
         "compatibility": ("Compatibility", document["compatibility"] is not None),
-        "detections": ("Detections", document["gallery"] is not None),
+        **(gallery if decided else claims),
         "runs": ("Runs", True),
     }
     return _Section(
         number=number,
         comparison=comparison,
+        decided=decided,
+        budget_table=budgets,
+        budget_hint=budget_hint(comparison),
+        class_table=classes,
         parts={name: title for name, (title, has_content) in titles.items() if has_content},
         settings_table=settings_table(comparison),
         runs_table=runs_table(comparison),

@@ -159,6 +159,10 @@ const Charts = {
     for (const repaint of this.themed) repaint();
     for (const chart of charts) if (chart.drawn) this.draw(chart);
   },
+  /** Draws what has not come into view yet, so that all of it is printed. */
+  drawAll() {
+    for (const chart of this.all) if (!chart.drawn) this.draw(chart);
+  },
   watch: new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;

@@ -17,6 +17,7 @@ function start() {
     if (comparison.gallery) new Viewer(comparison, comparison.gallery).build(host("detections"));
     Charts.themed.push(() => legend.paint());
   });
+  window.addEventListener("beforeprint", () => Charts.drawAll());
   document.documentElement.dataset.ready = "true";
 }
 
