@@ -92,7 +92,7 @@ def _draw(
         Line2D([], [], color=_GREY, marker="o", markersize=4, linewidth=1, alpha=0.4, label="other depths"),
     ]
     handles, _ = axes.get_legend_handles_labels()
-    axes.legend(handles=[*handles, *shades], loc="lower right", frameon=False, fontsize=9)
+    axes.legend(handles=[*handles, *shades], loc="best", frameon=False, fontsize=9)
 
 
 def _pareto_front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:

@@ -80,8 +80,7 @@ def class_table(curve: DepthCurve, most: int = 20) -> Table:
     for title in [f"AP {deepest.depth}", *([f"AP {shallowest.depth}", "change"] if several else [])]:
         table.add_column(title, justify="right", no_wrap=True)
     for name, deep, shallow in rows:
-        known = NO_GROUND_TRUTH not in (deep, shallow)
-        change = f"{100 * (shallow - deep):+.1f}" if known else "-"
+        change = "-" if NO_GROUND_TRUTH in (deep, shallow) else f"{100 * (shallow - deep):+.1f}"
         # Text and not a string, in which brackets would be markup.
         table.add_row(Text(name), _percent(deep), *([_percent(shallow), change] if several else []))
     return table

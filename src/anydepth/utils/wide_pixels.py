@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +48,12 @@ def read_grey(picture: Image.Image) -> NDArray[np.uint8]:
 
 def has_wide_colours(picture: Image.Image) -> bool:
     """Return whether a picture, not loaded yet, has 16-bit colours: Pillow loads their upper bytes alone."""
-    return picture.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in picture.tile)
+    return picture.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in _tiles(picture))
 
 
 def bits_of_colours(picture: Image.Image) -> int:
     """Return the number of bits that 16-bit colours use, from the upper bytes that Pillow has loaded."""
-    largest = max(high for _, high in picture.convert("RGB").getextrema())
+    largest = int(np.asarray(picture.convert("RGB")).max())
     return _bits_used(largest * 256 + 255 if largest else 0)
 
 
@@ -77,15 +78,22 @@ def restore_lower_bytes(picture: Image.Image, unloaded: Image.Image, bits: int) 
 def _load_lower_bytes(picture: Image.Image) -> NDArray[np.uint8] | None:
     """Load what would be the upper bytes in the other byte order; None where Pillow has no such order."""
     swapped = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
-    for index, tile in enumerate(picture.tile):
+    tiles = _tiles(picture)
+    for index, tile in enumerate(tiles):
         raw_mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
         raw_mode = raw_mode[:-4] + swapped.get(raw_mode[-4:], ";?")
-        picture.tile[index] = tile._replace(args=(raw_mode, *rest) if rest else raw_mode)
+        tiles[index] = tile._replace(args=(raw_mode, *rest) if rest else raw_mode)
     try:
         picture.load()
     except ValueError:
         return None
     return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _tiles(picture: Image.Image) -> list[Any]:
+    """Return Pillow's own list of what is to be decoded; only pictures of files have one."""
+    tiles: list[Any] = getattr(picture, "tile", [])
+    return tiles
 
 
 def _bits_used(largest: int, narrowest: int = 12) -> int:

@@ -1,12 +1,14 @@
 """Tables of depths for the page: which depth fits a budget, and AP of each class."""
 
 from collections.abc import Mapping
+from functools import partial
 from statistics import fmean
 
 from anydepth.evaluation.coco_eval import NO_GROUND_TRUTH
 from anydepth.evaluation.curve_summary import pareto_front
 from anydepth.report.comparison import Comparison, CurvePoint, Setting
 from anydepth.report.page.tables import Cell, Column, Table
+from anydepth.report.runs import Run
 
 ENDS = ("full", "minimal")
 """Depths whose AP per class is shown."""
@@ -100,8 +102,12 @@ def _ap_by_class(setting: Setting, depth: str) -> Mapping[str, float]:
     for name in dict.fromkeys(_classes(setting)):
         values = {run: row.per_class.get(name, NO_GROUND_TRUTH) for run, row in rows.items()}
         if NO_GROUND_TRUTH not in values.values():
-            found[name] = fmean(setting.by_seed(lambda run, values=values: values[run.name]).values())
+            found[name] = fmean(setting.by_seed(partial(_value_of, values)).values())
     return found
+
+
+def _value_of(values: Mapping[str, float], run: Run) -> float:
+    return values[run.name]
 
 
 def _ap_cell(share: float | None, sign: str = "") -> Cell:
