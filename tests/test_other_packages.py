@@ -148,6 +148,22 @@ def test_a_backbone_of_another_package_is_built_and_counted(
         anydepth.build("detr_plain", num_classes=2, stem="deep")
 
 
+def test_weights_of_another_family_are_loaded_whole_or_not_at_all(
+    installed: Path, installs: Callable[[Path], None]
+) -> None:
+    installs(installed)
+    detector = anydepth.build("spotter", num_classes=2)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    state = {key: torch.ones_like(value) for key, value in before.items()}
+    spoilt = next(key for key, value in state.items() if value.is_floating_point())
+    state[spoilt].view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=rf"1 of {len(state)} tensors hold NaN or infinity .{spoilt}"):
+        anydepth.load_weights(detector, state)
+    assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+    state[spoilt].view(-1)[0] = 1
+    assert len(anydepth.load_weights(detector, state).loaded) == len(state)
+
+
 @pytest.mark.slow
 def test_options_of_other_packages_are_listed(
     installed: Path,

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig
-from rich import get_console
 
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, instantiate, resolve_config
@@ -26,12 +25,7 @@ from anydepth.data.datamodule import DetectionDataModule
 from anydepth.detector import Detector, Objective
 from anydepth.distributed import is_first_process
 from anydepth.evaluation.coco_eval import CocoEvaluator
-from anydepth.evaluation.compatibility import measure_compatibility
-from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.report.flat_config import flatten
-from anydepth.results.compatibility import write_compatibility
-from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
-from anydepth.results.gallery import detect_gallery, draw_gallery
 from anydepth.runs import provenance
 from anydepth.runs.job import BEST_SCORE, SCORE, execute, explain_repeated_sweep, resolve_checkpoint
 from anydepth.runs.provenance import write_provenance
@@ -39,11 +33,11 @@ from anydepth.training.callbacks.process_guard import ProcessGuard
 from anydepth.training.callbacks.progress import ConsoleProgress
 from anydepth.training.callbacks.self_distillation import SelfDistillation
 from anydepth.training.callbacks.unscored_validation import UnscoredValidation
-from anydepth.training.checkpointing.last import LastCheckpoint
-from anydepth.training.checkpointing.read import check_resumable, detector_weights, read_checkpoint
+from anydepth.training.checkpointing.read import check_resumable, read_checkpoint
 from anydepth.training.checkpointing.sigterm import Terminated, forward_sigterm
 from anydepth.training.checkpointing.write import CheckpointFiles
 from anydepth.training.depth_schedule import DepthSchedule
+from anydepth.training.export import export_results
 from anydepth.training.loggers.run_logger import close_loggers, end_runs_on_failure, log_results
 from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.recorder import StepRecorder
@@ -110,7 +104,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         dist.barrier()
         dist.destroy_process_group()
     if trainer.is_global_zero:
-        files, curve = finish(config, module, data, trainer)
+        files, curve = export_results(config, module, data, trainer)
         objects |= {"files": files, "curve": curve}
         if curve is not None:
             metrics |= {
@@ -294,77 +288,6 @@ def best_score(trainer: pl.Trainer) -> dict[str, float]:
     return {}
 
 
-def finish(
-    config: Mapping[str, Any], module: DetectionModule, data: DetectionDataModule, trainer: pl.Trainer
-) -> tuple[dict[str, Path], DepthCurve | None]:
-    """Export the best weights and evaluate their depths in one pass over the validation images.
-
-    Returns:
-        Files by description, and the curve if the configuration asks for one.
-    """
-    folder = Path(config["paths"]["output_dir"])
-    detector, settings = module.detector, config["curve"]
-    files: dict[str, Path] = {}
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-            kind = "best" if callback.monitor else "last"
-            files[f"{kind} checkpoint"] = Path(callback.best_model_path)
-        if isinstance(callback, LastCheckpoint) and callback.path.is_file():
-            files["last checkpoint"] = callback.path
-    if "best checkpoint" in files:
-        detector.load_state_dict(detector_weights(read_checkpoint(files["best checkpoint"])))
-    files["weights"] = zoo.save(detector, folder / "weights.safetensors")
-    if not settings["depths"]:
-        return files, None
-    assert module.evaluator is not None
-    curve = evaluate_depths(
-        detector,
-        data.val_dataloader(),
-        module.evaluator,
-        settings["depths"],
-        device=trainer.strategy.root_device,
-        latency_repetitions=settings["latency_repetitions"],
-    )
-    files |= {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
-    files |= compare_features(detector, data, settings, folder, trainer.strategy.root_device)
-    if settings["pictures"]:
-        files["pictures"] = folder / "pictures"
-        gallery = detect_gallery(
-            detector,
-            data.source("val"),
-            curve,
-            files["pictures"],
-            count=settings["pictures"],
-            threshold=settings["threshold"],
-        )
-        draw_gallery(gallery, files["pictures"])
-    console = get_console()
-    print_depth_curve(curve, console)
-    print_lines(*(f"{name:20} {path}" for name, path in files.items()), console=console)
-    return files, curve
-
-
-def compare_features(
-    detector: Detector,
-    data: DetectionDataModule,
-    settings: Mapping[str, Any],
-    folder: Path,
-    device: torch.device,
-) -> dict[str, Path]:
-    """Measure how compatible the features of the curve's depths are with full depth, on validation images.
-
-    Returns:
-        Files by description; empty if not requested, or if there is nothing to compare.
-    """
-    images = min(settings["compatibility_images"], len(data.val_index))
-    if images < 2 or not detector.depth_space.stages:
-        return {}
-    loader = data.val_dataloader()
-    found = measure_compatibility(detector, loader, settings["depths"], images=images, device=device)
-    paths = write_compatibility(found, folder)
-    return {f"compatibility ({suffix})": path for suffix, path in paths.items()}
-
-
 def _prepare(config: Mapping[str, Any]) -> None:
     images = config["curve"]["compatibility_images"]
     if images < 0 or images == 1:
@@ -407,8 +330,9 @@ def _print_summary(
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     height, width = detector.input_size
     schedule: DepthSchedule = instantiate(config["depth_schedule"])
-    limits = [f"{config['recipe']['epochs']} epochs"] if config["recipe"]["epochs"] else []
-    limits += [f"{config['recipe']['minutes']:g} minutes"] if config["recipe"]["minutes"] else []
+    epochs, minutes = config["recipe"]["epochs"], config["recipe"]["minutes"]
+    limits = [f"{epochs} epoch{'s' if epochs > 1 else ''}"] if epochs else []
+    limits += [f"{minutes:g} minutes"] if minutes else []
     lines = {
         "detector": f"{config['detector_name']}, {parameters / 1e6:.2f} M parameters, input {height}x{width}",
         "data": f"{len(data.source('train'))} training and {len(data.val_index)} validation images, "

@@ -165,6 +165,8 @@ def test_the_slider_shows_the_detections_of_each_depth(open_page: Callable[..., 
     slider = viewer.get_by_label("Depth, from full to minimal")
     boxes = viewer.locator(".pane").first.locator(".box")
     assert boxes.count() == 5
+    labels = viewer.locator(".pane").first.locator(".tag").all_text_contents()
+    assert all(re.fullmatch(r"(tree|.*img src.*) \d+ %", label) for label in labels), labels
     before = boxes.first.get_attribute("x")
     for _ in range(5):
         slider.press("ArrowRight")

@@ -41,16 +41,19 @@ def test_a_box_is_drawn_on_its_borders_in_the_colour_of_its_class() -> None:
     picture = draw_detections(
         torch.zeros(3, 800, 1000, dtype=torch.uint8), _boxes((200, 300, 500, 600), label=1), NAMES
     )
-    assert picture.size == (1000, 800), "an image that is large enough keeps its size"
+    assert picture.size == (1000, 800)
     for border in ((195, 400, 206, 410), (494, 400, 506, 410), (350, 594, 360, 606)):
         assert _has_colour(picture, border, 1)
         assert not _has_colour(picture, border, 0)
     assert np.asarray(picture.crop((210, 330, 490, 590))).max() == 0, "nothing is drawn inside"
 
 
-def test_small_images_are_enlarged_with_their_boxes() -> None:
-    picture = draw_detections(torch.zeros(3, 100, 200, dtype=torch.uint8), _boxes((50, 20, 150, 80)), NAMES)
+def test_small_images_keep_their_size_unless_they_are_to_be_enlarged_with_their_boxes() -> None:
+    image, box = torch.zeros(3, 100, 200, dtype=torch.uint8), _boxes((50, 20, 150, 80))
+    assert draw_detections(image, box, NAMES).size == (200, 100)
+    picture = draw_detections(image, box, NAMES, min_side=MIN_SIDE)
     assert picture.size == (MIN_SIDE, MIN_SIDE // 2)
+    assert side_by_side(image, [Panel("full", box)], NAMES).width == MIN_SIDE
     scale = MIN_SIDE / 200
     right = round(150 * scale)
     assert _has_colour(picture, (right - 4, round(50 * scale), right + 4, round(55 * scale)), 0)

@@ -1,6 +1,7 @@
 """Depth curves as files and tables: written completely or not at all, readable at every width."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def test_a_narrow_table_keeps_the_important_columns(width: int) -> None:
     lines = [line for line in text.splitlines() if line.strip()]
     assert max(len(line.rstrip()) for line in lines) <= width
     assert "…" not in text
+    # Every column of the wide table is shown or named below it.
+    titles = ["depth", "refines", "decoder", "params run", "GFLOPs", "ms", "p90"]
+    titles += ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
+    heading = re.split(r"\s{2,}", next(line for line in lines if line.startswith(" depth")).strip())
+    left_out = " ".join(text.split()).partition("without room here, but in the csv file: ")[2].split(", ")
+    assert sorted([*heading, *filter(None, left_out)]) == sorted(titles)
+    assert "refines" in left_out
     for row in curve.rows:
         line = next(line for line in lines if line.startswith(f" {row.depth} "))
         for value in (

@@ -67,7 +67,7 @@ def compatibility_table(found: Compatibility, measure: str, width: int | None = 
     Args:
         found: Compatibility to show.
         measure: Name from :data:`anydepth.evaluation.compatibility.MEASURES`.
-        width: Available width in characters; depths that do not fit are truncated.
+        width: Available width in characters; depths that do not fit are continued in the next line.
     """
     kind, _, name = measure.partition("_")
     table = Table(
@@ -78,7 +78,7 @@ def compatibility_table(found: Compatibility, measure: str, width: int | None = 
         title_justify="left",
     )
     narrow = width is not None and width < 30 + 8 * len(found.stages)
-    table.add_column("depth", no_wrap=True, max_width=12 if narrow else None, overflow="ellipsis")
+    table.add_column("depth", max_width=12 if narrow else None, overflow="fold")
     for stage in found.stages:
         table.add_column(stage, justify="right", no_wrap=True, min_width=6)
     for depth, values in zip(found.depths, _matrix(found, measure).tolist(), strict=True):

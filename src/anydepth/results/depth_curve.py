@@ -1,6 +1,6 @@
 """Depth curves as console tables, and the files of a depth curve."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +38,18 @@ def depth_table(curve: DepthCurve, width: int | None = None) -> Table:
 
     Args:
         curve: Curve to show.
-        width: Available width in characters; less important columns are dropped until the table fits.
+        width: Available width in characters; less important columns are dropped until the table fits, and
+            named below it.
     """
-    columns = [column for column in _COLUMNS if any(column.cell(row) for row in curve.rows)]
+    known = [column for column in _COLUMNS if any(column.cell(row) for row in curve.rows)]
+    columns = known
     table = _build_table(curve, columns)
     while width is not None and Console(width=1000).measure(table).maximum > width:
         least_important = max(column.dispensable for column in columns)
         if not least_important:
             break
         columns = [column for column in columns if column.dispensable < least_important]
-        table = _build_table(curve, columns)
+        table = _build_table(curve, columns, [column.title for column in known if column not in columns])
     return table
 
 
@@ -99,13 +101,16 @@ def write_depth_curve(curve: DepthCurve, folder: str | Path, name: str = "depth_
     return paths
 
 
-def _build_table(curve: DepthCurve, columns: list[_Column]) -> Table:
+def _build_table(curve: DepthCurve, columns: list[_Column], left_out: Sequence[str] = ()) -> Table:
     height, width = curve.input_size
     setting = f"{curve.images} images, {height}x{width} pixels, {curve.precision}, {curve.boxes_text}"
+    notes = [] if curve.protocol is None else [f"latency: {curve.protocol}"]
+    if left_out:
+        notes.append(f"without room here, but in the csv file: {', '.join(left_out)}")
     table = Table(
         # Text and not a string, in which brackets would be markup: the names come from outside.
         title=Text(f"{curve.detector}: {setting}"),
-        caption=None if curve.protocol is None else Text(f"latency: {curve.protocol}"),
+        caption=Text("\n".join(notes)) if notes else None,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         # Both wrap at the width of the columns, where centred lines would be hard to read.
@@ -113,7 +118,10 @@ def _build_table(curve: DepthCurve, columns: list[_Column]) -> Table:
         title_justify="left",
     )
     for column in columns:
-        table.add_column(column.title, justify="left" if column.title == "depth" else "right", no_wrap=True)
+        if column.title == "depth":
+            table.add_column(column.title, overflow="fold")
+        else:
+            table.add_column(column.title, justify="right", no_wrap=True)
     for row in curve.rows:
         table.add_row(*(column.cell(row) for column in columns))
     return table

@@ -46,20 +46,26 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def draw_detections(
-    image: Tensor, boxes: Detections, class_names: Sequence[str], *, show_scores: bool = True
+    image: Tensor,
+    boxes: Detections,
+    class_names: Sequence[str],
+    *,
+    show_scores: bool = True,
+    min_side: int = 1,
 ) -> Image.Image:
-    """Draw boxes with class names and scores on an image; small images are enlarged first.
+    """Draw boxes with class names and scores on an image, in the size of the image.
 
     Args:
         image: [3, H, W] uint8 RGB.
         boxes: Boxes in pixels of the image. Ground truth of a single class has no labels.
         class_names: Class names, one per label.
         show_scores: Whether to write scores, in percent.
+        min_side: Length in pixels to which the longer side of smaller images is enlarged first.
 
     Raises:
         ValueError: The image has another shape or type.
     """
-    picture, scale = _enlarge(_to_pil(image))
+    picture, scale = _enlarge(_to_pil(image), min_side)
     draw = ImageDraw.Draw(picture)
     longest = max(picture.size)
     line = max(1, round(longest / 400))
@@ -79,7 +85,7 @@ def draw_detections(
 
 
 def side_by_side(image: Tensor, panels: Sequence[Panel], class_names: Sequence[str]) -> Image.Image:
-    """Draw the same image once per panel, with a title above each.
+    """Draw the same image once per panel, with a title above each; small images are enlarged to be readable.
 
     Args:
         image: [3, H, W] uint8 RGB.
@@ -92,7 +98,8 @@ def side_by_side(image: Tensor, panels: Sequence[Panel], class_names: Sequence[s
     if not panels:
         raise ValueError("got no panels, expected at least one panel")
     pictures = [
-        draw_detections(image, panel.boxes, class_names, show_scores=panel.show_scores) for panel in panels
+        draw_detections(image, panel.boxes, class_names, show_scores=panel.show_scores, min_side=MIN_SIDE)
+        for panel in panels
     ]
     return _join_horizontally(
         [_add_title(picture, panel.title) for picture, panel in zip(pictures, panels, strict=True)]
@@ -130,8 +137,8 @@ def _to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
 
 
-def _enlarge(picture: Image.Image) -> tuple[Image.Image, float]:
-    scale = max(1.0, MIN_SIDE / max(picture.size))
+def _enlarge(picture: Image.Image, min_side: int) -> tuple[Image.Image, float]:
+    scale = max(1.0, min_side / max(picture.size))
     if scale == 1:
         return picture, 1.0
     size = (round(picture.width * scale), round(picture.height * scale))

@@ -187,7 +187,7 @@ class VideoWriter:
         stream = self._stream = self._container.add_stream(_CODEC, rate=self._source.rate)
         stream.codec_context.time_base = self._time_base
         # yuv420p, which every player reads, stores chroma at half resolution and needs even sides.
-        stream.width, stream.height = picture.width // 2 * 2, picture.height // 2 * 2
+        stream.width, stream.height = (max(2, side // 2 * 2) for side in picture.size)
         stream.pix_fmt = "yuv420p"
         # The default of 1 Mbit/s blurs the labels.
         stream.bit_rate = 8_000_000

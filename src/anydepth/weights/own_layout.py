@@ -8,7 +8,7 @@ from torch import nn
 
 from anydepth.utils.messages import join_few
 from anydepth.weights.files import WeightsError, read_state_dict
-from anydepth.weights.plan import Classes, Kinds, Layout, Plan, check_shapes, plain_names
+from anydepth.weights.plan import Classes, Kinds, Layout, Plan, check_finite, check_shapes, plain_names
 from anydepth.weights.report import LoadReport
 
 _NEVER = re.compile(r"(?!)")
@@ -29,8 +29,8 @@ def load_own_layout(
         source: See :func:`~anydepth.weights.files.read_state_dict`.
 
     Raises:
-        WeightsError: The source cannot be read, or none or not all of its tensors fit; the detector is not
-            changed.
+        WeightsError: The source cannot be read, none or not all of its tensors fit, or they hold NaN or
+            infinity; the detector is not changed.
     """
     state = read_state_dict(source)
     names = {name: key for key, name in plain_names(state.tensors).items()}
@@ -44,5 +44,6 @@ def load_own_layout(
             f"{type(detector).__name__} ({join_few(plan.own, 3)}); convert the keys, or override "
             "load_weights in the detector"
         )
+    check_finite(plan.values, state.origin)
     plan.apply()
     return LoadReport.from_plan(plan, names, state.origin)

@@ -213,13 +213,14 @@ class Viewer {
     const line = rectangle(box, "box");
     line.setAttribute("stroke", colour);
     const title = svg("title");
-    title.textContent = `${this.className(box[5])} ${box[4].toFixed(2)}`;
+    const label = `${this.className(box[5])} ${(100 * box[4]).toFixed(0)} %`;
+    title.textContent = label;
     line.append(title);
     pane.drawing.append(rectangle(box, "halo"), line);
     if (!this.tags) return;
     const group = svg("g", { class: "tagged", "data-x": box[0], "data-y": box[1] });
     group.append(svg("rect", { fill: colour }), svg("text", { class: "tag", fill: "#0b0f13" }));
-    group.lastChild.textContent = `${this.gallery.classes.length > 1 ? `${this.className(box[5])} ` : ""}${box[4].toFixed(2).replace("0.", ".")}`;
+    group.lastChild.textContent = label;
     pane.drawing.append(group);
   }
 
