@@ -162,12 +162,9 @@ def _check_swept_texts(key: str, text: str, values: Iterator[str], hint: Any) ->
 
 
 def _without_hydra(config: DictConfig) -> dict[str, Any]:
-    copy = config.copy()
-    with open_dict(copy):
-        copy.pop("hydra", None)
-    plain = OmegaConf.to_container(copy, resolve=False)
+    plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
 _SKIPPED = object()
