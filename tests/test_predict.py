@@ -328,8 +328,8 @@ def test_a_stopped_prediction_keeps_what_it_did_and_the_same_command_resumes_it(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["depth=minimal"], "depth: full there, minimal here"),
-        (["resume=false"], ""),
+        pytest.param(["depth=minimal"], "depth: full there, minimal here", marks=pytest.mark.slow),
+        pytest.param(["resume=false"], "", marks=pytest.mark.slow),
         (["threshold=0.011"], "threshold: 0.012 there, 0.011 here"),
     ],
 )

@@ -86,12 +86,16 @@ def test_two_processes_train_together_and_one_of_them_writes(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data=custom data.root=nowhere", "nowhere"),
+        pytest.param("data=custom data.root=nowhere", "nowhere", marks=pytest.mark.slow),
         ("detector=detr_r5", "detr_r50"),
         ("recipe.lrr=1", "Could not override 'recipe.lrr'"),
-        ("validation.depths=[stage9]", "unknown stage 'stage9'"),
+        pytest.param("validation.depths=[stage9]", "unknown stage 'stage9'", marks=pytest.mark.slow),
         ("recipe.lr=-1", "recipe.lr=-1: allowed are above 0\n(in the configuration key"),
-        ("data=coco", "datasets/coco: no such folder; give the data set's folder as data.root"),
+        pytest.param(
+            "data=coco",
+            "datasets/coco: no such folder; give the data set's folder as data.root",
+            marks=pytest.mark.slow,
+        ),
         ("seed=???", "seed has no value: give seed=VALUE"),
     ],
 )

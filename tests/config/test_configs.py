@@ -72,6 +72,7 @@ def test_every_option_composes_and_fits_the_code(options: Sequence[str | None]) 
     assert check_targets(settings) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", option_names("ablation"))
 @pytest.mark.parametrize("detector", ["detr_tiny", "yolo_tiny"])
 def test_ablations_fit_both_families(name: str, detector: str) -> None:

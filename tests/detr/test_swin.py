@@ -137,8 +137,12 @@ def test_full_depth_with_torchvisions_weights_computes_torchvisions_maps(
 
 @pytest.mark.parametrize(
     "refine",
-    [FULL, MINIMAL, (False, True, False, True), (True, False, True, False)],
-    ids=["full", "minimal", "stages_2_and_4", "stages_1_and_3"],
+    [
+        pytest.param(FULL, id="full", marks=pytest.mark.slow),
+        pytest.param(MINIMAL, id="minimal"),
+        pytest.param((False, True, False, True), id="stages_2_and_4"),
+        pytest.param((True, False, True, False), id="stages_1_and_3", marks=pytest.mark.slow),
+    ],
 )
 def test_every_depth_equals_torchvisions_network_of_just_its_blocks(
     backbone: SwinTransformer, images: dict[tuple[int, int], Tensor], refine: tuple[bool, ...]

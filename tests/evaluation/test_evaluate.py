@@ -298,11 +298,11 @@ def test_the_input_size_applies_to_cost_and_data(config: Callable[..., DictConfi
         (["weights=null"], ValueError, "no weights"),
         (["weights=absent.safetensors"], FileNotFoundError, "absent"),
         (["depths=[full,none@9]"], DepthError, "decoder depth 9"),
-        (["depths=[]"], DepthError, "got an empty list of depths"),
-        (["split=valid"], ValueError, "allowed are train, val, test"),
+        pytest.param(["depths=[]"], DepthError, "got an empty list of depths", marks=pytest.mark.slow),
+        pytest.param(["split=valid"], ValueError, "allowed are train, val, test", marks=pytest.mark.slow),
         (["backend=coco"], EvaluationError, "hotcoco, pycocotools"),
-        (["precision=fp8"], ValueError, "fp32, bf16, fp16"),
-        (["input_size=[64]"], ValueError, "height, width"),
+        pytest.param(["precision=fp8"], ValueError, "fp32, bf16, fp16", marks=pytest.mark.slow),
+        pytest.param(["input_size=[64]"], ValueError, "height, width", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_settings_are_refused_and_nothing_is_written(

@@ -105,21 +105,25 @@ def _lower(aps: Mapping[str, float], points: float) -> dict[str, float]:
         (BOTH, "any-depth"),
         (FULL_ONLY, "full only"),
         (MINIMAL_ONLY, "minimal only"),
-        (PREDICTION, "prediction only"),
+        pytest.param(PREDICTION, "prediction only", marks=pytest.mark.slow),
         (FEATURE, "feature only"),
         (NONE, "without distillation"),
-        (("losses=detr_none",), "without distillation"),
+        pytest.param(("losses=detr_none",), "without distillation", marks=pytest.mark.slow),
         (RANDOM, "random"),
-        (SANDWICH, "sandwich"),
+        pytest.param(SANDWICH, "sandwich", marks=pytest.mark.slow),
         (("detector.switchable_norms=false",), "any-depth"),
-        (("losses.distillation.backbone_weight=4.0",), "any-depth"),
+        pytest.param(("losses.distillation.backbone_weight=4.0",), "any-depth", marks=pytest.mark.slow),
         (("depth_schedule.depths=[full,1/2,minimal]",), None),
-        ((*RANDOM, *PREDICTION), None),
+        pytest.param((*RANDOM, *PREDICTION), None, marks=pytest.mark.slow),
         (("detector=yolo_tiny",), "any-depth"),
-        (("detector=yolo_tiny", "losses=yolo_prediction_only"), "prediction only"),
+        pytest.param(
+            ("detector=yolo_tiny", "losses=yolo_prediction_only"), "prediction only", marks=pytest.mark.slow
+        ),
         (("detector=yolo_tiny", "losses=yolo_feature_only"), "feature only"),
-        (("detector=yolo_tiny", "losses=yolo_none"), "without distillation"),
-        (("detector=yolo_tiny", "depth_schedule=full_only"), "full only"),
+        pytest.param(
+            ("detector=yolo_tiny", "losses=yolo_none"), "without distillation", marks=pytest.mark.slow
+        ),
+        pytest.param(("detector=yolo_tiny", "depth_schedule=full_only"), "full only", marks=pytest.mark.slow),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )

@@ -130,7 +130,9 @@ def test_an_interrupted_job_resumes_from_its_last_checkpoint(
     assert execute(job(), Trainer(0.9)) == 0.25
 
 
-@pytest.mark.parametrize("reason", ["other settings", "damaged", "none"])
+@pytest.mark.parametrize(
+    "reason", ["other settings", "damaged", pytest.param("none", marks=pytest.mark.slow)]
+)
 def test_a_job_that_cannot_be_resumed_starts_in_a_clean_folder(
     job: Callable[..., DictConfig], tmp_path: Path, reason: str
 ) -> None:
@@ -290,15 +292,15 @@ def _lightning_exit() -> SystemExit:
     return error
 
 
-@pytest.mark.parametrize("sweep", [True, False], ids=["sweep", "single"])
 @pytest.mark.parametrize(
-    ("outcome", "code", "cause"),
+    ("outcome", "code", "cause", "sweep"),
     [
-        (KeyboardInterrupt(), 130, "Ctrl-C"),
-        (_lightning_exit(), 130, "Ctrl-C"),
-        (Terminated(), 143, "SIGTERM"),
+        pytest.param(KeyboardInterrupt(), 130, "Ctrl-C", True, id="Ctrl-C in a sweep"),
+        pytest.param(_lightning_exit(), 130, "Ctrl-C", False, id="Ctrl-C in Lightning"),
+        pytest.param(Terminated(), 143, "SIGTERM", False, id="SIGTERM"),
+        pytest.param(KeyboardInterrupt(), 130, "Ctrl-C", False, id="Ctrl-C", marks=pytest.mark.slow),
+        pytest.param(Terminated(), 143, "SIGTERM", True, id="SIGTERM in a sweep", marks=pytest.mark.slow),
     ],
-    ids=["Ctrl-C", "Ctrl-C in Lightning", "SIGTERM"],
 )
 def test_an_interruption_is_recorded_explained_and_resumed(
     job: Callable[..., DictConfig],

@@ -160,6 +160,7 @@ def _check_message(case: Case, rank: int, message: str) -> None:
         assert "'full'" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK, ids=str)
 def test_processes_stop_or_skip_a_step_together(quick: Found, case: Case) -> None:
     _check(quick, case)
@@ -171,6 +172,7 @@ def test_processes_agree_in_further_cases(more: Found, case: Case) -> None:
     _check(more, case)
 
 
+@pytest.mark.slow
 def test_the_files_of_all_processes_give_the_losses_of_the_whole_step(quick: Found) -> None:
     """One process with all images takes the step of both: the same losses, up to float32 rounding."""
     _check_files(quick, Case("yolo", "gradient", "skip", "separate"))
