@@ -113,6 +113,9 @@ def test_every_form_of_one_image_gives_the_same_detections(small_eval: Detector,
         assert _equal(one, expected)
     torch.testing.assert_close(found[-1].scores, expected.scores, atol=1e-4, rtol=0)
     assert small_eval.predict([]) == []
+    with (tmp_path / "a.png").open("rb") as opened:
+        assert _equal(small_eval.predict(opened, threshold=0)[0], expected)
+    assert _equal(small_eval.predict([BytesIO(_encoded(picture))], threshold=0)[0], expected)
 
 
 def test_pillow_pictures_are_converted_and_turned_as_their_files_are(tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ REFUSED = [
     (np.zeros((8, 8, 4), np.uint8), r"drop the transparency with image\[\.\.\., :3\]"),
     (np.zeros((8, 8, 3)), r"convert values in \[0, 1\] with"),
     (b"not an image", "the image in memory: not a readable image"),
-    (None, "got None as an image; give a path, the bytes"),
+    (None, "got None as an image; give a path, an image file opened as binary or its bytes"),
     ({"image": 1}, "got an object of type dict as an image"),
     (7, "got an object of type int"),
     ([None], "got None as an image"),

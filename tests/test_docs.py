@@ -1,6 +1,9 @@
 """The README and the documentation: their length, links and commands are right, and their examples work."""
 
+import doctest
+import importlib
 import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from types import ModuleType
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import anydepth
 import example_step
 from anydepth.commands.data import COMMANDS
 from anydepth.config.compose import compose, config_dir, resolve_config
@@ -233,3 +237,12 @@ def test_every_import_contract_is_described() -> None:
     page = (DOCS / "architecture.md").read_text()
     for contract in PYPROJECT["tool"]["importlinter"]["contracts"]:
         assert contract["name"] in page
+
+
+def test_examples_in_docstrings_give_what_they_say() -> None:
+    attempted = 0
+    for module in pkgutil.walk_packages(anydepth.__path__, "anydepth."):
+        found = doctest.testmod(importlib.import_module(module.name))
+        assert found.failed == 0, module.name
+        attempted += found.attempted
+    assert attempted > 30

@@ -20,6 +20,7 @@ from anydepth.images import (
     Fit,
     ImageError,
     check_fit,
+    convert_picture,
     decode_image,
     fit_image,
     place_image,
@@ -314,6 +315,7 @@ def test_letter_boxing_keeps_the_aspect_and_is_grey_beside() -> None:
 @pytest.fixture
 def fresh_warnings() -> None:
     wide_pixels._warn_of_few_bits.cache_clear()
+    wide_pixels._warn_of_dark_values.cache_clear()
 
 
 TWELVE_BITS = [0, 16, 2048, 4095]
@@ -410,3 +412,44 @@ def test_dark_colours_of_sixteen_bits_keep_their_orientation(tmp_path: Path) -> 
     path.write_bytes(data[:place] + block + data[place:])
     with pytest.warns(UserWarning, match="12 bits"):
         np.testing.assert_array_equal(as_array(path)[0, :, 0], [255, 128, 1, 0])
+
+
+@pytest.mark.filterwarnings("ignore:pictures of 16")
+@pytest.mark.parametrize("write", [_colour_png, _colour_tiff])
+def test_a_picture_that_pillow_opened_is_read_as_its_file_is(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path / "a")
+    with Image.open(path) as opened:
+        assert torch.equal(convert_picture(opened, "a"), read_image(path))
+
+
+@pytest.mark.usefixtures("fresh_warnings")
+def test_fourteen_bits_are_warned_of(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 16383]], dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="below 16,384 come out dark: if they have 13 or 14 bits"):
+        assert as_array(tmp_path / "a.png").max() == 64
+
+
+@pytest.mark.filterwarnings("ignore:pictures of 16")
+def test_sixteen_bits_whose_least_value_is_white_are_turned_over(tmp_path: Path) -> None:
+    path = _grey_tiff(tmp_path / "a")
+    data = path.read_bytes()
+    entry = struct.pack("<HHI", 262, 3, 1)  # PhotometricInterpretation, BlackIsZero as written
+    assert data.count(entry + struct.pack("<H", 1)) == 1
+    black_is_zero = as_array(path)
+    path.write_bytes(data.replace(entry + struct.pack("<H", 1), entry + struct.pack("<H", 0)))
+    np.testing.assert_array_equal(as_array(path), 255 - black_is_zero)
+
+
+def test_sixteen_bit_colours_in_planes_are_refused(tmp_path: Path) -> None:
+    path = _colour_tiff(tmp_path / "a")
+    data = path.read_bytes()
+    samples = struct.pack("<HHIHH", 277, 3, 1, 3, 0)
+    planes = struct.pack("<HHIHH", 284, 3, 1, 2, 0)
+    assert samples in data
+    # In place of RowsPerStrip, which has a default.
+    rows = struct.pack("<HHIHH", 278, 3, 1, 1, 0)
+    path.write_bytes(data.replace(rows, planes))
+    with pytest.raises(ImageError, match="planes one after another cannot be read; save it with interleaved"):
+        read_image(path)

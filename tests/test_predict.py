@@ -247,6 +247,16 @@ def test_an_image_that_cannot_be_read_is_listed_and_costs_no_other(
     assert _files(objects["output"] / "pictures") == ["a.png", "c.BMP.png"]
 
 
+def test_a_link_that_leads_nowhere_is_listed(
+    config: Callable[..., DictConfig], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "d.png").symlink_to(photos / "gone.png")
+    predict.run(config(photos))
+    printed = capsys.readouterr().out
+    assert "1 could not be read, see images.json" in printed
+    assert "d.png: a broken link, or not a regular file" in printed
+
+
 def test_on_bad_image_raise_ends_the_prediction_and_keeps_what_was_done(
     config: Callable[..., DictConfig], photos: Path, tmp_path: Path
 ) -> None:
@@ -427,6 +437,11 @@ def test_the_source_and_files_of_others_are_never_replaced(
     with pytest.raises(predict.SourceError, match=r"clip\.mp4: the results in output=.* would replace it"):
         predict.run(config(clip, f"output={clip.parent}"))
     assert clip.read_bytes() == b"a video"
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.yaml").write_text("my: own")
+    with pytest.raises(ValueError, match=r"this folder holds config\.yaml, which no prediction wrote"):
+        predict.run(config(photos, f"output={tmp_path / 'project'}"))
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,9 @@ def test_two_processes_train_together_and_one_of_them_writes(
     [
         pytest.param("data=custom data.root=nowhere", "nowhere", marks=pytest.mark.slow),
         ("detector=detr_r5", "detr_r50"),
+        ("curve.depths=[full,bogus]", "unknown stage 'bogus'"),
+        pytest.param("curve.pictures=-1", "curve.pictures=-1: allowed are 0", marks=pytest.mark.slow),
+        pytest.param("curve.threshold=2", "curve.threshold=2: allowed are 0 to 1", marks=pytest.mark.slow),
         ("recipe.lrr=1", "Could not override 'recipe.lrr'"),
         pytest.param("validation.depths=[stage9]", "unknown stage 'stage9'", marks=pytest.mark.slow),
         ("recipe.lr=-1", "recipe.lr=-1: allowed are above 0\n(in the configuration key"),

@@ -80,7 +80,7 @@ class DepthSpace:
         minimal  none             8.00          0%
         3/4      b                2.00         75%
         1/2      b                2.00         75%
-        1/4      minimal          8.00          0%
+        1/4      none             8.00          0%
     """
 
     def __init__(

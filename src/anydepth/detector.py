@@ -25,6 +25,10 @@ from anydepth.weights.report import LoadReport
 SIZE_DIVISOR = 32
 
 
+class NonFiniteOutputError(ArithmeticError):
+    """NaN or infinite network output, which cannot be decoded to boxes."""
+
+
 class Detector(nn.Module, ABC):
     """One network, one set of weights, many depths.
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from http.client import HTTPException
+from io import BufferedIOBase
 from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -19,8 +20,8 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] |
 """An image: a path, an address, the bytes of a file, a Pillow picture, an array or a tensor."""
 
 ALLOWED: Final = (
-    "a path, the bytes of an image file, a Pillow picture, an array [H, W, 3] uint8 RGB, a tensor [3, H, W] "
-    "RGB (uint8, or float in [0, 1]), or a list of these"
+    "a path, an image file opened as binary or its bytes, a Pillow picture, an array [H, W, 3] uint8 RGB, a "
+    "tensor [3, H, W] RGB (uint8, or float in [0, 1]), or a list of these"
 )
 # Rounding of float16 beyond 1, and no more: resampling that overshoots is the caller's to clamp.
 _SLACK = 1e-3
@@ -41,6 +42,8 @@ def list_images(source: object) -> list[object]:
     if isinstance(source, np.ndarray | Tensor) and source.ndim == 4:
         return list(source)
     if isinstance(source, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray | Tensor):
+        return [source]
+    if hasattr(source, "read"):  # an open file, which would be iterated by its lines
         return [source]
     if isinstance(source, Iterable) and not isinstance(source, Mapping | memoryview):
         return list(source)
@@ -69,6 +72,8 @@ def to_image(source: object, *, urls: bool = False) -> Tensor:
         return read_image(os.fspath(source))
     if isinstance(source, bytes | bytearray):
         return decode_image(bytes(source), "the image in memory")
+    if isinstance(source, BufferedIOBase):
+        return decode_image(source.read(), str(getattr(source, "name", "the image in memory")))
     if isinstance(source, Image.Image):
         return convert_picture(source, getattr(source, "filename", "") or "the Pillow picture")
     if isinstance(source, np.ndarray):
@@ -93,6 +98,8 @@ def _array_remedy(array: NDArray[np.generic]) -> str:
     if array.ndim == 3 and array.shape[2] == 4:
         return "; drop the transparency with image[..., :3]"
     if array.ndim == 3 and array.shape[2] == 3:
+        if np.issubdtype(array.dtype, np.floating) and array.size and float(array.max()) > 1:
+            return "; convert values in [0, 255] with image.round().clip(0, 255).astype(np.uint8)"
         return "; convert values in [0, 1] with (255 * image).round().astype(np.uint8)"
     return ""
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -112,8 +112,17 @@ def convert_picture(picture: Image.Image, name: str) -> Tensor:
         name: Name of the picture in messages.
     """
     with _explaining(name):
+        if wide_pixels.has_wide_colours(picture):
+            # Not loaded yet: its file has the lower bytes, which loading would drop.
+            file: Any = picture.fp  # type: ignore[attr-defined]
+            place = file.tell()
+            file.seek(0)
+            data = BytesIO(file.read())
+            file.seek(place)
+            return _decode(data, upright=True)
+        negative = wide_pixels.is_negative(picture)  # Turned upright, it is a copy without these fields.
         picture.load()
-        return _to_tensor(_to_rgb(_upright(picture)))
+        return _to_tensor(_to_rgb(_upright(picture), negative))
 
 
 def max_pixels() -> int:
@@ -310,12 +319,12 @@ def _read(file: str | Path | BytesIO, name: str, upright: bool) -> Tensor:
 
 def _decode(file: str | Path | BytesIO, upright: bool) -> Tensor:
     with open_picture(file) as picture:
-        wide = wide_pixels.has_wide_colours(picture)
+        wide, negative = wide_pixels.has_wide_colours(picture), wide_pixels.is_negative(picture)
         picture.load()
         if wide and (bits := wide_pixels.bits_of_colours(picture)) < 16:
             with open_picture(file) as again:
                 picture = wide_pixels.restore_lower_bytes(picture, again, bits)
-        return _to_tensor(_to_rgb(_upright(picture) if upright else picture))
+        return _to_tensor(_to_rgb(_upright(picture) if upright else picture, negative))
 
 
 @contextmanager
@@ -352,9 +361,9 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+def _to_rgb(picture: Image.Image, negative: bool) -> NDArray[np.uint8]:
     if picture.mode.startswith("I"):
-        return wide_pixels.read_grey(picture)
+        return wide_pixels.read_grey(picture, negative=negative)
     if picture.mode == "F":
         raise wide_pixels.PixelRangeError(
             "float pixels have no fixed range; convert the picture to 8 or 16 bits"

@@ -83,6 +83,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     _prepare(config)
     data, module, trainer = assemble(cfg)
     detector = module.detector
+    _check_curve(config["curve"], detector)
     if config["ckpt_path"]:
         check_resumable(config["ckpt_path"], detector)
     if trainer.is_global_zero:
@@ -286,6 +287,16 @@ def best_score(trainer: pl.Trainer) -> dict[str, float]:
             if score is not None and math.isfinite(score):  # -inf: validations held no object to find
                 return {BEST_SCORE: float(score)}
     return {}
+
+
+def _check_curve(settings: Mapping[str, Any], detector: Detector) -> None:
+    """Check what is used only once training is over."""
+    if settings["depths"]:
+        detector.depth_space.parse_list(settings["depths"])
+    if settings["pictures"] < 0:
+        raise ValueError(f"curve.pictures={settings['pictures']}: allowed are 0 and above")
+    if not 0 <= settings["threshold"] <= 1:
+        raise ValueError(f"curve.threshold={settings['threshold']}: allowed are 0 to 1")
 
 
 def _prepare(config: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import anydepth
 from anydepth.commands import replay_step
 from anydepth.commands.data import COMMANDS, main
 
@@ -94,6 +95,7 @@ def test_every_command_tells_its_version(
     with suppress(SystemExit):
         getattr(importlib.import_module(module), function)()
     assert capsys.readouterr().out == f"anydepth-{command} {version('anydepth')}\n"
+    assert anydepth.__version__ == version("anydepth")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "analyze"])

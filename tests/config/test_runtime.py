@@ -206,6 +206,35 @@ def test_ctrl_c_ends_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "function", "arguments"),
+    [
+        ("anydepth.evaluate", "run", ["output=out"]),
+        ("anydepth.analyze", "run", ["output=out"]),
+        ("anydepth.predict", "run", ["output=out"]),
+        ("anydepth.commands.data", "_parser", ["check", "x"]),
+        ("anydepth.report.cli", "_skip_files", ["x"]),
+        ("anydepth.commands.replay_step", "read_whole_step", ["x"]),
+    ],
+)
+def test_ctrl_c_ends_every_command_with_the_code_of_shells(
+    module: str, function: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{module}.{function}", interrupt)
+    monkeypatch.setattr(sys, "argv", ["anydepth", *arguments])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            import_module(module).main()
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    assert stopped.value.code == 130
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "analyze"])
 @pytest.mark.parametrize("sweep", [False, True], ids=["single", "sweep"])
 def test_a_folder_that_cannot_be_made_is_named(

@@ -18,7 +18,7 @@ from anydepth.data.dataset import DetectionDataset, OnBadImage, collate
 from anydepth.data.errors import BadImageError, DataError
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, FileSource
-from anydepth.images import fit_image, read_image, resize_keeping_type
+from anydepth.images import Fit, fit_image, read_image, resize_keeping_type
 
 BOXES = [
     {"image_id": 100, "category_id": 7, "bbox": [6, 10, 30, 20]},
@@ -75,6 +75,19 @@ def test_a_box_that_rounding_pushed_over_the_border_is_clamped(make_coco: MakeCo
     # [10, 10, 10.6, 5] of a picture of 20 x 20 ends at 20.6.
     box = make_dataset(make_coco(annotations=BOXES))[2].targets.boxes_cxcywh[0]
     torch.testing.assert_close(box, torch.tensor([0.75, 0.625, 0.5, 0.25]))
+
+
+@pytest.mark.parametrize(("fit", "kept"), [("stretch", 1), ("letter_box", 0)])
+def test_boxes_are_too_small_by_the_scale_of_their_fit(make_coco: MakeCoco, fit: Fit, kept: int) -> None:
+    """3 of 60 px: ten times as wide when stretched to 600; 0.3 px in a letter box, a tenth of the image."""
+    files = make_coco(annotations=[{"image_id": 100, "category_id": 7, "bbox": [6, 10, 3, 20]}])
+    dataset = DetectionDataset(
+        source=FileSource(CocoIndex.load(files.json_path, files.images)),
+        size=(4, 600),
+        augmentation=lambda view, *_: view,
+        fit=fit,
+    )
+    assert len(dataset[0].targets) == kept
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone(make_coco: MakeCoco) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import RTDetrImageProcessor
 
 from anydepth.depth import DepthError
-from anydepth.detector import Detector
+from anydepth.detector import Detector, NonFiniteOutputError
 from anydepth.detr.detector import DetrDetector
 from anydepth.detr.output import DetrOutput
 from anydepth.images import fit_image
@@ -278,3 +278,11 @@ def test_new_names_for_as_many_classes_keep_the_heads(small: DetrDetector) -> No
 
 def test_a_detr_detector_is_a_detector(small: DetrDetector) -> None:
     assert isinstance(small, Detector)
+
+
+def test_an_output_that_is_not_finite_is_no_empty_result(small_detector: DetrDetector) -> None:
+    detector = small_detector.eval()
+    with torch.no_grad():
+        next(m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var.fill_(-1)
+    with pytest.raises(NonFiniteOutputError, match=r"NaN or infinite.*precision=fp32"):
+        detector.predict(torch.rand(3, 64, 64), threshold=0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anydepth.results import pictures
 from anydepth.results.pictures import (
     CROWDED,
     MIN_SIDE,
@@ -90,6 +91,14 @@ def test_labels_name_class_and_score_and_ground_truth_has_no_scores() -> None:
     assert both > name_only > 0
     assert lone == both  # a bare number would not say what it is
     assert neither == 0
+
+
+def test_scores_are_written_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[str]] = []
+    monkeypatch.setattr(pictures, "_write_label", lambda draw, box, texts, *_: written.append(texts))
+    image = torch.zeros(3, 90, 90, dtype=torch.uint8)
+    draw_detections(image, _boxes((1, 1, 50, 50), label=1, score=0.804), NAMES)
+    assert written == [["dog 80 %", "80 %"]]
 
 
 @pytest.mark.parametrize(

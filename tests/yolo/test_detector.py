@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 import anydepth
-from anydepth.yolo.detector import NonFiniteOutputError, YoloDetector
+from anydepth.detector import NonFiniteOutputError
+from anydepth.yolo.detector import YoloDetector
 from anydepth.yolo.output import BINS, YoloOutput
 
 SIZE = 64

@@ -244,6 +244,17 @@ def test_half_precision_and_missing_entries_are_accepted() -> None:
     assert torch.equal(weight, source.head.box_branches[0][2].weight.half().float())
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_of_a_diverged_run_are_refused_and_nothing_is_loaded(number: float) -> None:
+    source, target = build("yolov12_l"), build("yolov12_l", seed=1)
+    file = {key: value.clone() for key, value in published(source).items()}
+    file["model.0.conv.weight"][0, 0, 0, 0] = number
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"1 of \d+ tensors hold NaN or infinity"):
+        load_weights(target, file)
+    assert_same(target, before)
+
+
 # -- our own ---------------------------------------------------------------------------------------------
 
 

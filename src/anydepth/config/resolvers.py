@@ -83,7 +83,7 @@ def job_name(overrides: Sequence[str], swept: Iterable[str]) -> str:
 
     Example:
         >>> job_name(["recipe.lr=0.1", "data=bccd"], swept=["recipe.lr"])
-        'lr_0.1-a4b4bcbb'
+        'lr_0.1-17ec9afb'
     """
     keys = set(swept)
     named = [

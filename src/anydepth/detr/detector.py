@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anydepth.depth import DepthConfig, DepthSpace
-from anydepth.detector import Detector, check_images, check_input_size
+from anydepth.detector import Detector, NonFiniteOutputError, check_images, check_input_size
 from anydepth.detr.backbones.base import Backbone
 from anydepth.detr.decoder import DecoderOutput, RTDETRDecoder
 from anydepth.detr.denoising import make_denoising_queries
@@ -160,8 +160,16 @@ class DetrDetector(Detector):
         Args:
             output: Result of :meth:`forward` in eval mode.
             original_sizes: (height, width) of each image in pixels.
+
+        Raises:
+            NonFiniteOutputError: The output is NaN or infinite.
         """
         assert isinstance(output, DetrOutput)
+        if not bool(output.logits.isfinite().all() & output.boxes_cxcywh.isfinite().all()):
+            raise NonFiniteOutputError(
+                "the decoder's output holds NaN or infinite values: the weights are damaged, or too large "
+                "for this precision; check the weights file, or use precision=fp32"
+            )
         pairs = output.logits.float().sigmoid().flatten(1)  # [B, Q * K]
         scores, indices = pairs.topk(output.logits.shape[1], dim=1)  # [B, Q] each
         labels = indices % self.num_classes  # [B, Q]

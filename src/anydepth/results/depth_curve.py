@@ -83,6 +83,7 @@ def class_table(curve: DepthCurve, most: int = 20) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for name, deep, shallow in rows:
         change = "-" if NO_GROUND_TRUTH in (deep, shallow) else f"{100 * (shallow - deep):+.1f}"
+        change = "0.0" if change in ("+0.0", "-0.0") else change
         # Text and not a string, in which brackets would be markup.
         table.add_row(Text(name), _percent(deep), *([_percent(shallow), change] if several else []))
     return table

@@ -199,6 +199,8 @@ def check_results_folder(folder: Path) -> None:
         ResultsFolderError: It holds files of these names that no prediction wrote.
     """
     foreign = [name for name in (PICTURES, IMAGES, DETECTIONS) if (folder / name).exists()]
+    if (folder / "config.yaml").exists() and not (folder / "provenance.json").exists():
+        foreign.append("config.yaml")
     if foreign and not _is_ours(folder):
         raise ResultsFolderError(
             f"output={folder}: this folder holds {', '.join(foreign)}, which no prediction wrote and which "

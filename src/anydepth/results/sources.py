@@ -125,7 +125,14 @@ def _walk(
     for top, folders, files in os.walk(source, onerror=note, followlinks=True):
         folder = Path(top)
         folders[:] = [name for name in sorted(folders) if is_new(folder / name)]
-        yield folder, [name for name in files if not name.startswith(".") and (folder / name).is_file()]
+        visible = [name for name in files if not name.startswith(".")]
+        regular = [name for name in visible if (folder / name).is_file()]
+        problems.extend(
+            f"{folder / name}: a broken link, or not a regular file"
+            for name in sorted({*visible} - {*regular})
+            if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+        )
+        yield folder, regular
 
 
 def _identity(folder: Path) -> tuple[int, int]:

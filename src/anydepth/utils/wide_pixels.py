@@ -7,6 +7,7 @@ when all 16 are scaled.
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -18,17 +19,26 @@ BITS_VARIABLE = "ANYDEPTH_IMAGE_BITS"
 """The environment variable of the number of bits that the values of such pictures use."""
 
 _MAX_UINT16 = 65535
+# TIFF 6.0: fields, and values that Pillow reads as something else where a sample has 16 bits.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION = 258, 262, 284
+_MIN_IS_WHITE, _PLANAR = 0, 2
 
 
 class PixelRangeError(ValueError):
     """The values of a picture have no known range, or the environment variable is no number of bits."""
 
 
-def read_grey(picture: Image.Image) -> NDArray[np.uint8]:
+def is_negative(picture: Image.Image) -> bool:
+    """Return whether the lowest value of a grey TIFF is white, which Pillow heeds only if it has 8 bits."""
+    return _tags(picture).get(_PHOTOMETRIC) == _MIN_IS_WHITE
+
+
+def read_grey(picture: Image.Image, *, negative: bool = False) -> NDArray[np.uint8]:
     """Scale a loaded grey picture of 16 or 32 bits to 8; Pillow's own conversion clips it at 255.
 
     Args:
         picture: Picture of mode ``I`` or ``I;16...``, [H, W].
+        negative: Whether its lowest value is white, see :func:`is_negative`.
 
     Returns:
         [H, W, 3].
@@ -43,12 +53,27 @@ def read_grey(picture: Image.Image) -> NDArray[np.uint8]:
             "convert the picture to 8 or 16 bits"
         )
     bits = _bits_used(int(values.max()), narrowest=8 if picture.mode == "I" else 12)
-    return np.repeat(_scale_to_eight_bits(values, bits)[:, :, None], 3, axis=2)
+    scaled = _scale_to_eight_bits(values, bits)
+    if negative:
+        scaled = 255 - scaled
+    return np.repeat(scaled[:, :, None], 3, axis=2)
 
 
 def has_wide_colours(picture: Image.Image) -> bool:
-    """Return whether a picture, not loaded yet, has 16-bit colours: Pillow loads their upper bytes alone."""
-    return picture.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in _tiles(picture))
+    """Return whether a picture, not loaded yet, has 16-bit colours: Pillow loads their upper bytes alone.
+
+    Raises:
+        PixelRangeError: They lie in planes, which Pillow reads as if they had 8 bits.
+    """
+    if picture.mode not in ("RGB", "RGBA"):
+        return False
+    tags = _tags(picture)
+    if tags.get(_PLANAR_CONFIGURATION) == _PLANAR and max(np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 8))) > 8:
+        raise PixelRangeError(
+            "a TIFF of more than 8 bits whose colours lie in planes one after another cannot be read; save "
+            "it with interleaved colours (PlanarConfiguration 1) or 8 bits"
+        )
+    return any(";16" in str(tile.args) for tile in _tiles(picture))
 
 
 def bits_of_colours(picture: Image.Image) -> int:
@@ -90,6 +115,12 @@ def _load_lower_bytes(picture: Image.Image) -> NDArray[np.uint8] | None:
     return np.array(picture.convert("RGB"), dtype=np.uint8)
 
 
+def _tags(picture: Image.Image) -> Mapping[int, Any]:
+    """Return the fields of a TIFF; other pictures have none."""
+    tags: Mapping[int, Any] = getattr(picture, "tag_v2", {})
+    return tags
+
+
 def _tiles(picture: Image.Image) -> list[Any]:
     """Return Pillow's own list of what is to be decoded; only pictures of files have one."""
     tiles: list[Any] = getattr(picture, "tile", [])
@@ -105,7 +136,19 @@ def _bits_used(largest: int, narrowest: int = 12) -> int:
     bits = next(bits for bits in (8, 12, 16) if bits >= narrowest and largest < 2**bits)
     if largest and bits < 16:
         _warn_of_few_bits(bits)
+    elif 0 < largest < 2**14:
+        _warn_of_dark_values()
     return bits
+
+
+@cache
+def _warn_of_dark_values() -> None:
+    """Warn once per process."""
+    warnings.warn(
+        f"pictures of 16 bits whose values are all below {2**14:,} come out dark: if they have 13 or 14 "
+        f"bits, set the environment variable {BITS_VARIABLE} to that number",
+        stacklevel=2,
+    )
 
 
 @cache
@@ -113,8 +156,8 @@ def _warn_of_few_bits(bits: int) -> None:
     """Warn once per process and number of bits."""
     warnings.warn(
         f"pictures of 16 or 32 bits whose values are all below {2**bits:,} are taken for pictures of {bits} "
-        "bits, as they would be black otherwise. Where others of the set have larger values, set the "
-        f"environment variable {BITS_VARIABLE} (8 to 16) so that all are read alike",
+        "bits, as they would be black otherwise. If they have fewer, or others of the set have larger "
+        f"values, set the environment variable {BITS_VARIABLE} (8 to 16) so that all are read alike",
         stacklevel=2,
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from anydepth.depth import DepthConfig, DepthSpace
-from anydepth.detector import Detector, check_images, check_input_size
+from anydepth.detector import Detector, NonFiniteOutputError, check_images, check_input_size
 from anydepth.images import Fit, check_fit
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.weights.report import LoadReport
@@ -51,10 +51,6 @@ class NmsConfig:
         for name in ("candidates", "detections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 1 or more")
-
-
-class NonFiniteOutputError(ArithmeticError):
-    """NaN or infinite network output, which cannot be decoded to boxes."""
 
 
 class YoloDetector(Detector):

@@ -166,6 +166,14 @@ def test_a_training_split_without_boxes_is_a_problem(make_coco: MakeCoco) -> Non
     }
 
 
+@pytest.mark.parametrize("annotations", [[], [FINE | {"iscrowd": 1}]], ids=["none", "crowd alone"])
+def test_a_validation_split_without_boxes_is_a_problem(
+    make_coco: MakeCoco, annotations: list[dict[str, object]]
+) -> None:
+    train, val = make_coco(annotations=[FINE]), make_coco(annotations=annotations, folder="val")
+    assert titles(check(train, val), "problem") == {"splits without a box, on which no AP can be measured": 1}
+
+
 def test_the_number_of_threads_changes_nothing(make_coco: MakeCoco) -> None:
     files = make_coco(sizes=[(40, 60)] * 20, annotations=[FINE])
     (files.images / "7.png").write_bytes(b"")

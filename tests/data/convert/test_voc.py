@@ -248,6 +248,18 @@ def test_trainval_is_for_training_if_there_is_no_train(root: Path) -> None:
     assert set(read_voc(root).splits) == {"train"}
 
 
+def test_without_train_it_is_trainval_without_val(root: Path) -> None:
+    for name in "bcd":
+        picture(root / "JPEGImages" / f"{name}.jpg")
+        xml(root / "Annotations" / f"{name}.xml", one(name))
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for name, text in {"trainval": "a\nb\nc\n", "val": "c\n", "test": "d\n"}.items():
+        (lists / f"{name}.txt").write_text(text)
+    found = {split: [i.path.stem for i in images] for split, images in read_voc(root).splits.items()}
+    assert found == {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+
+
 def test_folders_with_xmls_beside_images_are_splits(tmp_path: Path) -> None:
     for folder in ("train", "valid", "test"):
         picture(tmp_path / folder / "x.jpg")

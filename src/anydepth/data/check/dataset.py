@@ -115,10 +115,14 @@ def _check_split(
     named_twice = _repeated([picture.path for picture in pictures])
     boxes = sum(count.boxes for count in statistics.classes)
     unused = [count.name for count in statistics.classes if boxes and count.boxes == 0]
-    nothing_to_learn = [str(split.json_path)] if name == "train" and boxes == 0 else []
+    without_boxes = [str(split.json_path)] if boxes == 0 else []
     findings = [
         *Finding.of("pictures that cannot be used", "problem", unreadable),
-        *Finding.of("training splits without a box to learn from", "problem", nothing_to_learn),
+        *(
+            Finding.of("training splits without a box to learn from", "problem", without_boxes)
+            if name == "train"
+            else Finding.of("splits without a box, on which no AP can be measured", "problem", without_boxes)
+        ),
         *Finding.of("files that several entries of the json name", "doubt", map(str, named_twice)),
         *check_boxes(tables),
         *Finding.of("classes without a box", "doubt", unused),

@@ -30,9 +30,9 @@ def read_voc(
 
     An image and its xml have the same name, in any spelling of :func:`anydepth.data.spelling.match_key`; of
     several such names, those that share their subfolder belong together. Splits are the lists
-    ``{train,val,test}.txt`` in ``ImageSets/Main``, ``ImageSets`` or the root (``trainval`` if there is no
-    ``train``), or else folders of these names; without either, all images are for training. Classes are
-    sorted by name.
+    ``{train,val,test}.txt`` in ``ImageSets/Main``, ``ImageSets`` or the root (if there is no ``train``,
+    ``trainval`` without the images of ``val``), or else folders of these names; without either, all images
+    are for training. Classes are sorted by name.
 
     Args:
         root: Folder with ``Annotations/`` and ``JPEGImages/``; or with images and xmls anywhere below; or

@@ -111,6 +111,13 @@ def split_pairs(
     lists = _find_lists(part.root, dataset)
     if lists:
         splits = _names_of_lists(lists, names)
+        if lists.get("train", Path()).stem.lower() == "trainval" and "val" in splits:
+            validated = set(splits["val"])
+            rest = [name for name in splits["train"] if name not in validated]
+            if rest:
+                splits["train"] = rest
+            else:  # val is all of trainval
+                del splits["val"]
         for name in sorted(set(names.label_of).difference(*splits.values())):
             dataset.skip(UNLISTED_IMAGES, pictures[name])
         return splits
@@ -139,8 +146,6 @@ def _find_lists(root: Path, dataset: ForeignDataset) -> dict[SplitName, Path]:
         named, others = split_lists(folder)
         both = next((path for path in others if path.stem.lower() == "trainval"), None)
         if both is not None and "train" not in named:
-            # The images of val are among those of trainval.
-            named.pop("val", None)
             named["train"] = both
         of_class = [path for path in others if _is_of_class(path.stem)]
         unknown = [path for path in others if path != both and path not in of_class]

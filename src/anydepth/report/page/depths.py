@@ -50,6 +50,8 @@ def budget_hint(comparison: Comparison) -> str:
     best = front[-1]
     cheapest = next(point for point in front if point.ap >= best.ap - MAX_LOSS)
     read = "Depths that no other beats for less, the cheapest first: take the last one within your budget. "
+    if len(front) == 1:
+        return f"{read}Here {best.depth} is the best of all and the cheapest."
     if cheapest is best:
         return f"{read}None of the cheaper ones comes within {100 * MAX_LOSS:.0f} AP point of {best.depth}."
     return (
