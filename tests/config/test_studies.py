@@ -99,7 +99,7 @@ def test_a_study_on_coco_keeps_the_published_length(experiment: str, detector: s
     assert config.recipe.epochs == 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["detr", pytest.param("yolo", marks=pytest.mark.slow)])
 def test_arms_differ_from_the_method_in_one_thing(family: str) -> None:
     """What spec and claims call the ablation; the keys of each family's distillation are its own."""
     arms: dict[str, dict[str, Any]] = {

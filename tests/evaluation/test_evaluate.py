@@ -143,7 +143,7 @@ def _reference(root: Path, detector: Detector, depth: str) -> list[float]:
     return [float(value) for value in evaluation.stats]
 
 
-@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("backend", ["hotcoco", pytest.param("pycocotools", marks=pytest.mark.slow)])
 def test_figures_equal_those_of_pycocotools_on_predictions_of_each_file(
     config: Callable[..., DictConfig], root: Path, detector: Detector, backend: str
 ) -> None:
@@ -204,7 +204,7 @@ def test_figures_of_the_results_file_are_those_of_the_curve(
     assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
 
 
-@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("backend", ["hotcoco", pytest.param("pycocotools", marks=pytest.mark.slow)])
 def test_ids_of_any_size_give_the_same_figures_and_come_back_in_results_files(
     config: Callable[..., DictConfig], root: Path, backend: str
 ) -> None:
@@ -238,7 +238,13 @@ def _test_split(root: Path, name: str, **changed: object) -> None:
     (root / "annotations" / name).write_text(json.dumps(document | changed))
 
 
-@pytest.mark.parametrize("changed", [{}, {"annotations": []}], ids=["no annotations", "empty annotations"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({}, id="no annotations"),
+        pytest.param({"annotations": []}, id="empty annotations", marks=pytest.mark.slow),
+    ],
+)
 def test_images_without_ground_truth_give_results_and_no_figures(
     config: Callable[..., DictConfig], root: Path, tmp_path: Path, changed: dict[str, object]
 ) -> None:

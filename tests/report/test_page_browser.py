@@ -216,7 +216,8 @@ def test_the_theme_follows_the_system_and_the_button(open_page: Callable[..., An
     assert (page.evaluate(line), page.evaluate(background)) == dark
 
 
-@pytest.mark.parametrize("width", [390, pytest.param(768, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 768])
 def test_the_page_never_scrolls_sideways(open_page: Callable[..., Any], width: int):
     page = open_page(viewport={"width": width, "height": 844}, is_mobile=True, has_touch=True)
     _show_all(page)

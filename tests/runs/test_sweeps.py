@@ -158,14 +158,20 @@ def test_a_job_that_cannot_be_resumed_starts_in_a_clean_folder(
 @pytest.mark.parametrize(
     ("error", "kind", "printed"),
     [
-        (MissingMandatoryValue("no root"), "MissingMandatoryValue", "Error in job: no root\n"),
-        (
+        pytest.param(
+            MissingMandatoryValue("no root"),
+            "MissingMandatoryValue",
+            "Error in job: no root\n",
+            id="user error",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ZeroDivisionError("many\nlines"),
             "ZeroDivisionError",
             "Error in job: ZeroDivisionError: lines (a defect of the program, see",
+            id="defect",
         ),
     ],
-    ids=["user error", "defect"],
 )
 def test_a_failing_job_is_recorded_and_the_sweep_continues(
     job: Callable[..., DictConfig],
@@ -442,7 +448,7 @@ def test_auto_names_damaged_checkpoints_and_removes_none(
     assert best.exists()
 
 
-@pytest.mark.parametrize("inner", [".", "checkpoints"])
+@pytest.mark.parametrize("inner", [".", pytest.param("checkpoints", marks=pytest.mark.slow)])
 def test_a_folder_stands_for_its_newest_checkpoint(
     job: Callable[..., DictConfig], tmp_path: Path, inner: str
 ) -> None:

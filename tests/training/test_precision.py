@@ -79,8 +79,8 @@ def _rows(folder: Path, column: str) -> list[float]:
     [
         ("detr", "32-true", torch.float32),
         ("detr", "16-mixed", torch.float16),
-        ("yolo", "bf16-mixed", torch.bfloat16),
-        pytest.param("detr", "bf16-mixed", torch.bfloat16, marks=pytest.mark.slow),
+        ("detr", "bf16-mixed", torch.bfloat16),
+        pytest.param("yolo", "bf16-mixed", torch.bfloat16, marks=pytest.mark.slow),
         pytest.param("yolo", "16-mixed", torch.float16, marks=pytest.mark.slow),
         pytest.param("yolo", "32-true", torch.float32, marks=pytest.mark.slow),
     ],

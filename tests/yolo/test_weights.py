@@ -1,5 +1,6 @@
 """Round trips of weights of published YOLOv12 and AnyDepth-YOLO networks, and of our own."""
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -26,8 +27,18 @@ from foreign_networks import PACKAGE, checkpoint_of, foreign_classes, network_of
 NARROW: dict[str, Any] = {"widths": [8, 16, 16, 64, 64], "input_size": [64, 64]}
 
 
+_BUILT: dict[str, YoloDetector] = {}
+
+
 def build(name: str, num_classes: int = 3, seed: int = 0, **overrides: Any) -> YoloDetector:
     """Build a narrow detector in eval mode whose two norm sets differ; equal seeds give equal weights."""
+    key = repr((name, num_classes, seed, sorted(overrides.items())))
+    if key not in _BUILT:  # Copies are made sooner.
+        _BUILT[key] = _build(name, num_classes, seed, overrides)
+    return copy.deepcopy(_BUILT[key])
+
+
+def _build(name: str, num_classes: int, seed: int, overrides: dict[str, Any]) -> YoloDetector:
     torch.manual_seed(seed)
     detector = anydepth.build(name, num_classes, **{**NARROW, **overrides})
     assert isinstance(detector, YoloDetector)
@@ -161,8 +172,8 @@ def test_the_small_any_depth_network_has_as_many_entries_as_its_released_checkpo
     ("name", "layout", "prefix"),
     [
         ("yolov12_l", YOLOV12, "model."),
-        ("yolov12_s", YOLOV12, ""),
-        ("yolo_l", ANYDEPTH, "model."),
+        pytest.param("yolov12_s", YOLOV12, "", marks=pytest.mark.slow),
+        pytest.param("yolo_l", ANYDEPTH, "model.", marks=pytest.mark.slow),
         ("yolo_s", ANYDEPTH, "model.model."),
     ],
 )
@@ -244,7 +255,7 @@ def test_half_precision_and_missing_entries_are_accepted() -> None:
     assert torch.equal(weight, source.head.box_branches[0][2].weight.half().float())
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("number", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_weights_of_a_diverged_run_are_refused_and_nothing_is_loaded(number: float) -> None:
     source, target = build("yolov12_l"), build("yolov12_l", seed=1)
     file = {key: value.clone() for key, value in published(source).items()}
@@ -258,7 +269,7 @@ def test_weights_of_a_diverged_run_are_refused_and_nothing_is_loaded(number: flo
 # -- our own ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", ["safetensors", "lightning"])
+@pytest.mark.parametrize("wrap", ["safetensors", pytest.param("lightning", marks=pytest.mark.slow)])
 def test_our_own_weights_load_completely(wrap: str, tmp_path: Path) -> None:
     source, target = build("yolo_l"), build("yolo_l", seed=1)
     path = tmp_path / "weights.safetensors"
@@ -361,7 +372,7 @@ def test_checkpoints_of_other_networks_are_refused_and_nothing_is_loaded(
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("unit", "bottleneck"), ("bottleneck", "unit")])
-@pytest.mark.parametrize("name", ["yolo_l", "yolo_s"])
+@pytest.mark.parametrize("name", [pytest.param("yolo_l", marks=pytest.mark.slow), "yolo_s"])
 def test_another_split_of_c3k2_stages_is_refused(name: str, theirs: str, ours: str) -> None:
     file = published(build(name, c3k2_split=theirs), ANYDEPTH)
     target = build(name, seed=1, c3k2_split=ours)
@@ -395,7 +406,7 @@ def test_settings_that_differ_are_named(overrides: dict[str, Any], remedy: str) 
 # -- files that hold whole networks ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("averaged", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_pickled_network_is_read_without_its_classes(averaged: bool, tmp_path: Path) -> None:
     source, target = build("yolov12_l"), build("yolov12_l", seed=1)
     path = tmp_path / "best.pt"

@@ -89,7 +89,10 @@ def _reference(module: DetectionModule, batch: Batch) -> dict[str, float]:
     return {name: norm / sum(norms.values()) for name, norm in norms.items()}
 
 
-@pytest.mark.parametrize(("name", "losses"), [("detr_tiny", detr_losses), ("yolo_tiny", yolo_losses)])
+@pytest.mark.parametrize(
+    ("name", "losses"),
+    [("detr_tiny", detr_losses), pytest.param("yolo_tiny", yolo_losses, marks=pytest.mark.slow)],
+)
 def test_shares_are_those_of_one_backward_per_term(name: str, losses: Callable[[], Objective]) -> None:
     found = _shares(_module(name, losses(), minimal_weight=0.5), _batch())
     expected = _reference(_module(name, losses(), minimal_weight=0.5), _batch())
@@ -123,7 +126,11 @@ def test_wrong_numbers_are_refused(wrong: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "warned"), [("5.0", []), ("100000.0", ["minimal/kd_l1"])], ids=["balanced", "drowning"]
+    ("weight", "warned"),
+    [
+        pytest.param("5.0", [], id="balanced", marks=pytest.mark.slow),
+        pytest.param("100000.0", ["minimal/kd_l1"], id="drowning"),
+    ],
 )
 def test_training_logs_shares_and_names_a_term_that_drowns_the_others(
     compose_run: Callable[..., DictConfig], tmp_path: Path, weight: str, warned: list[str]

@@ -198,6 +198,7 @@ def test_a_negative_time_is_refused(tmp_path: Path, minutes: float) -> None:
         LastCheckpoint(dirpath=tmp_path, every_minutes=minutes)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_the_former_checkpoint_intact(
     train: Train, whole: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:

@@ -76,7 +76,9 @@ def test_a_weight_that_explodes_in_one_pass_names_that_pass(network: str) -> Non
 
 
 @pytest.mark.parametrize(("network", "backward"), [("detr", "separate"), ("yolo", "joint")])
-@pytest.mark.parametrize(("name", "part"), [("full", "refinement"), ("minimal", ".skip.")])
+@pytest.mark.parametrize(
+    ("name", "part"), [("full", "refinement"), pytest.param("minimal", ".skip.", marks=pytest.mark.slow)]
+)
 def test_a_gradient_at_finite_losses_names_the_parameter_of_its_pass(
     network: str, backward: Backward, name: str, part: str
 ) -> None:
@@ -95,9 +97,9 @@ CAUSES = {"pixel": nan_pixel, "box": infinite_box, "gradient": None}
     ("network", "cause", "backward"),
     [
         ("detr", "pixel", "joint"),
-        ("detr", "gradient", "separate"),
-        ("yolo", "box", "joint"),
         ("yolo", "gradient", "separate"),
+        pytest.param("detr", "gradient", "separate", marks=pytest.mark.slow),
+        pytest.param("yolo", "box", "joint", marks=pytest.mark.slow),
     ],
 )
 def test_a_skipped_step_leaves_every_tensor_as_it_was_and_the_next_one_is_taken(
