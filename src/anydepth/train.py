@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig
+from rich import get_console
 
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, instantiate, resolve_config
@@ -25,7 +26,9 @@ from anydepth.data.datamodule import DetectionDataModule
 from anydepth.detector import Detector, Objective
 from anydepth.distributed import is_first_process
 from anydepth.evaluation.coco_eval import CocoEvaluator
+from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.report.flat_config import flatten
+from anydepth.results.depth_curve import print_depth_curve
 from anydepth.runs import provenance
 from anydepth.runs.job import BEST_SCORE, SCORE, execute, explain_repeated_sweep, resolve_checkpoint
 from anydepth.runs.provenance import write_provenance
@@ -37,7 +40,7 @@ from anydepth.training.checkpointing.read import check_resumable, read_checkpoin
 from anydepth.training.checkpointing.sigterm import Terminated, forward_sigterm
 from anydepth.training.checkpointing.write import CheckpointFiles
 from anydepth.training.depth_schedule import DepthSchedule
-from anydepth.training.export import export_results
+from anydepth.training.export import export_curve, load_best_weights
 from anydepth.training.loggers.run_logger import close_loggers, end_runs_on_failure, log_results
 from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.recorder import StepRecorder
@@ -105,7 +108,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         dist.barrier()
         dist.destroy_process_group()
     if trainer.is_global_zero:
-        files, curve = export_results(config, module, data, trainer)
+        files, curve = _export(config, module, data, trainer)
         objects |= {"files": files, "curve": curve}
         if curve is not None:
             metrics |= {
@@ -287,6 +290,27 @@ def best_score(trainer: pl.Trainer) -> dict[str, float]:
             if score is not None and math.isfinite(score):  # -inf: validations held no object to find
                 return {BEST_SCORE: float(score)}
     return {}
+
+
+def _export(
+    config: Mapping[str, Any], module: DetectionModule, data: DetectionDataModule, trainer: pl.Trainer
+) -> tuple[dict[str, Path], DepthCurve | None]:
+    """Export the best weights and evaluate their depths.
+
+    Returns:
+        Files by description, and the curve if the configuration asks for one.
+    """
+    folder = Path(config["paths"]["output_dir"])
+    files = load_best_weights(module.detector, trainer)
+    files["weights"] = zoo.save(module.detector, folder / "weights.safetensors")
+    if not config["curve"]["depths"]:
+        return files, None
+    found, curve = export_curve(config["curve"], module, data, folder, trainer.strategy.root_device)
+    files |= found
+    console = get_console()
+    print_depth_curve(curve, console)
+    print_lines(*(f"{name:20} {path}" for name, path in files.items()), console=console)
+    return files, curve
 
 
 def _check_curve(settings: Mapping[str, Any], detector: Detector) -> None:

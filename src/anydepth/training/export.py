@@ -7,32 +7,25 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rich import get_console
 
-from anydepth import zoo
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.detector import Detector
 from anydepth.evaluation.compatibility import measure_compatibility
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.results.compatibility import write_compatibility
-from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
+from anydepth.results.depth_curve import write_depth_curve
 from anydepth.results.gallery import detect_gallery, draw_gallery
 from anydepth.training.checkpointing.last import LastCheckpoint
 from anydepth.training.checkpointing.read import detector_weights, read_checkpoint
 from anydepth.training.module import DetectionModule
-from anydepth.utils.console import print_lines
 
 
-def export_results(
-    config: Mapping[str, Any], module: DetectionModule, data: DetectionDataModule, trainer: pl.Trainer
-) -> tuple[dict[str, Path], DepthCurve | None]:
-    """Export the best weights and evaluate their depths in one pass over the validation images.
+def load_best_weights(detector: Detector, trainer: pl.Trainer) -> dict[str, Path]:
+    """Fill the detector with the weights of the best checkpoint, if one was kept.
 
     Returns:
-        Files by description, and the curve if the configuration asks for one.
+        Checkpoints by description.
     """
-    folder = Path(config["paths"]["output_dir"])
-    detector, settings = module.detector, config["curve"]
     files: dict[str, Path] = {}
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
@@ -42,20 +35,40 @@ def export_results(
             files["last checkpoint"] = callback.path
     if "best checkpoint" in files:
         detector.load_state_dict(detector_weights(read_checkpoint(files["best checkpoint"])))
-    files["weights"] = zoo.save(detector, folder / "weights.safetensors")
-    if not settings["depths"]:
-        return files, None
+    return files
+
+
+def export_curve(
+    settings: Mapping[str, Any],
+    module: DetectionModule,
+    data: DetectionDataModule,
+    folder: Path,
+    device: torch.device,
+) -> tuple[dict[str, Path], DepthCurve]:
+    """Evaluate the depths of a detector in one pass over the validation images; write all that shows them.
+
+    Args:
+        settings: The node ``curve`` of the configuration, with depths.
+        module: Module with the detector and its evaluator.
+        data: Data of the run.
+        folder: Folder of the run.
+        device: Device of the evaluation.
+
+    Returns:
+        Files by description, and the curve.
+    """
+    detector = module.detector
     assert module.evaluator is not None
     curve = evaluate_depths(
         detector,
         data.val_dataloader(),
         module.evaluator,
         settings["depths"],
-        device=trainer.strategy.root_device,
+        device=device,
         latency_repetitions=settings["latency_repetitions"],
     )
-    files |= {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
-    files |= _compare_features(detector, data, settings, folder, trainer.strategy.root_device)
+    files = {f"depth curve ({suffix})": path for suffix, path in write_depth_curve(curve, folder).items()}
+    files |= _compare_features(detector, data, settings, folder, device)
     if settings["pictures"]:
         files["pictures"] = folder / "pictures"
         gallery = detect_gallery(
@@ -67,9 +80,6 @@ def export_results(
             threshold=settings["threshold"],
         )
         draw_gallery(gallery, files["pictures"])
-    console = get_console()
-    print_depth_curve(curve, console)
-    print_lines(*(f"{name:20} {path}" for name, path in files.items()), console=console)
     return files, curve
 
 
