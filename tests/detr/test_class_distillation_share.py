@@ -21,10 +21,11 @@ WIDE = {"hidden_dim": 96, "decoder_dim": 96, "decoder_ffn_dim": 192, "decoder_la
 def _share(classes: int, queries: int, seed: int) -> float:
     """Norm of the term's gradient by that of the deeper pass's losses, on the parameters of both passes."""
     torch.manual_seed(seed)
-    settings = {**SMALL_DETECTOR, **WIDE, "num_queries": queries, "input_size": [SIZE, SIZE]}
+    size = SIZE if queries <= 100 else 128  # 300 queries need as many cells
+    settings = {**SMALL_DETECTOR, **WIDE, "num_queries": queries, "input_size": [size, size]}
     detector = zoo.build("detr_tiny", classes, **settings).train()
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(2, 3, SIZE, SIZE, generator=generator)
+    images = torch.rand(2, 3, size, size, generator=generator)
     centres = 0.25 + 0.5 * torch.rand(2, 5, 2, generator=generator)
     sizes = 0.1 + 0.3 * torch.rand(2, 5, 2, generator=generator)
     labels = torch.randint(0, classes, (2, 5), generator=generator)
