@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile, SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,11 @@ def test_every_form_of_one_image_gives_the_same_detections(small_eval: Detector,
     assert small_eval.predict([]) == []
     with (tmp_path / "a.png").open("rb") as opened:
         assert _equal(small_eval.predict(opened, threshold=0)[0], expected)
+    with NamedTemporaryFile() as uploaded, SpooledTemporaryFile() as spooled:
+        for file in (uploaded, spooled):
+            file.write(_encoded(picture))
+            file.seek(0)
+            assert _equal(small_eval.predict(file, threshold=0)[0], expected)
     assert _equal(small_eval.predict([BytesIO(_encoded(picture))], threshold=0)[0], expected)
 
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping
 from http.client import HTTPException
-from io import BufferedIOBase
 from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -72,8 +71,9 @@ def to_image(source: object, *, urls: bool = False) -> Tensor:
         return read_image(os.fspath(source))
     if isinstance(source, bytes | bytearray):
         return decode_image(bytes(source), "the image in memory")
-    if isinstance(source, BufferedIOBase):
-        return decode_image(source.read(), str(getattr(source, "name", "the image in memory")))
+    data = source.read() if hasattr(source, "read") else None
+    if isinstance(data, bytes):
+        return decode_image(data, str(getattr(source, "name", None) or "the image in memory"))
     if isinstance(source, Image.Image):
         return convert_picture(source, getattr(source, "filename", "") or "the Pillow picture")
     if isinstance(source, np.ndarray):

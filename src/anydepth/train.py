@@ -317,8 +317,9 @@ def _check_curve(settings: Mapping[str, Any], detector: Detector) -> None:
     """Check what is used only once training is over."""
     if settings["depths"]:
         detector.depth_space.parse_list(settings["depths"])
-    if settings["pictures"] < 0:
-        raise ValueError(f"curve.pictures={settings['pictures']}: allowed are 0 and above")
+    for name in ("pictures", "latency_repetitions"):
+        if settings[name] < 0:
+            raise ValueError(f"curve.{name}={settings[name]}: allowed are 0 and above")
     if not 0 <= settings["threshold"] <= 1:
         raise ValueError(f"curve.threshold={settings['threshold']}: allowed are 0 to 1")
 

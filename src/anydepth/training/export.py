@@ -1,4 +1,4 @@
-"""What a finished training run leaves: weights, depth curve, compatibility of features, and pictures."""
+"""Results of a finished training run: its best weights, depth curve, compatibility of features, pictures."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,9 @@
 """Pictures of 16 and 32 bits per channel, scaled to the 8 bits that detectors are trained on.
 
 Files do not say how many of the bits are used. Cameras and microscopes often store 12, which come out black
-when all 16 are scaled.
+when all 16 are scaled. Pillow (13.0) loads the upper byte of 16-bit colours alone, takes planes of 16 bits
+for planes of 8, and does not turn 16-bit pictures over whose lowest value is white; these are mended or
+refused here.
 """
 
 import os

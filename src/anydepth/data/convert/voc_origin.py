@@ -14,7 +14,7 @@ _CHALLENGE = re.compile(r"The VOC20\d\d Database")
 
 
 class OriginEvidence:
-    """What the boxes of a data set say about the origin of its pixels.
+    """Evidence of the boxes of a data set for the origin of its pixels.
 
     Args:
         zero_based: Whether pixels are taken to count from 0.
