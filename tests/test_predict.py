@@ -505,14 +505,19 @@ def test_the_command_works_from_any_directory_with_relative_paths(
     assert not (tmp_path / "outputs").exists(), "everything of a run lies in its output folder"
 
 
-def test_jobs_of_a_sweep_lie_in_one_folder_of_its_command(
-    tmp_path: Path, weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+def test_jobs_of_a_sweep_lie_in_one_folder_and_a_failing_one_costs_no_other(
+    tmp_path: Path,
+    weights: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     zoo._settings.cache_clear()  # as in a new process, so that the first job composes the detector
     monkeypatch.chdir(tmp_path)
-    _main(
-        monkeypatch, "-m", "weights=weights.safetensors", "source=photos", "device=cpu", "depth=full,minimal"
-    )
+    settings = ("-m", "weights=weights.safetensors", "source=photos", "device=cpu")
+    with pytest.raises(SystemExit) as ended:
+        _main(monkeypatch, *settings, "depth=full,9/7,minimal")
+    assert ended.value.code == 1
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["predict"]
     (sweep,) = (tmp_path / "outputs" / "predict").iterdir()
     jobs = [path.parent for path in sweep.glob("*/detections.json")]
@@ -520,6 +525,14 @@ def test_jobs_of_a_sweep_lie_in_one_folder_of_its_command(
     for job in jobs:
         command = json.loads((job / "provenance.json").read_text())["command"]
         assert command.startswith("anydepth-predict ")
+    shown = capsys.readouterr()
+    assert shown.err.count("Error in depth_9.7-") == 1
+    states = {line.split("-")[0]: line.split()[1] for line in shown.out.splitlines() if "depth_" in line[:6]}
+    assert states == {"depth_full": "finished", "depth_9.7": "failed", "depth_minimal": "finished"}
+    assert shown.out.count("detections, 3 images") == 2
+    # In the same folder again, without the job that failed.
+    _main(monkeypatch, *settings, "depth=full,minimal", f"hydra.sweep.dir={sweep}")
+    assert "failed" not in capsys.readouterr().out
 
 
 def test_a_mistake_ends_with_one_message_and_an_exit_code(

@@ -14,7 +14,6 @@ from rich import get_console
 
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, instantiate
-from anydepth.config.errors import readable_errors
 from anydepth.data.coco.fingerprint import fingerprint
 from anydepth.data.coco.index import CocoIndex
 from anydepth.data.coco.layout import SPLIT_NAMES
@@ -33,8 +32,10 @@ from anydepth.results.curve_analysis import print_curve_analysis
 from anydepth.results.curve_parts import CurveParts
 from anydepth.results.depth_curve import write_depth_curve
 from anydepth.runs.job import check_output
+from anydepth.runs.multirun import run_job, summarize_ap
 from anydepth.runs.provenance import write_provenance
 from anydepth.structures import Batch
+from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 from anydepth.utils.files import write_text
 
@@ -152,7 +153,7 @@ def _evaluate_all(
     remaining = len(depths) - sum(len(part.rows) for part in done)
     print_lines(
         f"{len(depths)} configurations, {remaining} of them to evaluate; if interrupted, the same command "
-        f"with output={config['output']} resumes"
+        f"with {setting('output', config['output'])} resumes"
     )
     loader: Iterable[Batch] = data.eval_dataloader(config["split"])
     if config["curve_images"] is not None:
@@ -213,10 +214,9 @@ def _figures(compatibility: Compatibility | None, curve: DepthCurve | None) -> d
 
 
 @entry_point("analyze")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-analyze``."""
-    with readable_errors():
-        run(cfg)
+    return run_job(cfg, run, summarize_ap)
 
 
 if __name__ == "__main__":

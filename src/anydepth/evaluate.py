@@ -8,7 +8,6 @@ from rich import get_console
 
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, instantiate
-from anydepth.config.errors import readable_errors
 from anydepth.data.coco.layout import SPLIT_NAMES
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.evaluation.classes import category_ids_of
@@ -18,6 +17,7 @@ from anydepth.evaluation.device import resolve_device
 from anydepth.results.coco_results import results_name, write_results
 from anydepth.results.depth_curve import print_depth_curve, write_depth_curve
 from anydepth.runs.job import check_output
+from anydepth.runs.multirun import run_job, summarize_ap
 from anydepth.runs.provenance import write_provenance
 from anydepth.utils.console import print_lines
 
@@ -98,10 +98,9 @@ def _write_results(
 
 
 @entry_point("evaluate")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-evaluate``."""
-    with readable_errors():
-        run(cfg)
+    return run_job(cfg, run, summarize_ap)
 
 
 if __name__ == "__main__":

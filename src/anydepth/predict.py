@@ -1,7 +1,7 @@
 """``anydepth-predict``: detect in images or a video; draw, and write COCO's results format."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, resolve_config
-from anydepth.config.errors import readable_errors
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast, resolve_device
@@ -34,9 +33,11 @@ from anydepth.results.predictions import (
 from anydepth.results.sources import FoundImages, SourceError, find_images, name_pictures
 from anydepth.results.video import Frame, VideoError, VideoReader, VideoWriter
 from anydepth.runs.job import check_output
+from anydepth.runs.multirun import run_job
 from anydepth.runs.provenance import PROVENANCE, write_provenance
 from anydepth.structures import Detections
 from anydepth.training.checkpointing.sigterm import terminate_on_sigterm
+from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 from anydepth.utils.messages import join_few
 
@@ -284,11 +285,11 @@ def _predict_video(task: Task, path: Path, output: Output) -> None:
         for batch in track(_batches(frames, task.batch_size), description="detecting", total=total):
             detected = task.detect([frame.image for frame in batch])
             output.begin()
-            for (image, seconds, duration), found in zip(batch, detected, strict=True):
+            for frame, found in zip(batch, detected, strict=True):
                 index = len(predictions)
-                size = (image.shape[-2], image.shape[-1])
-                writer.add(task.draw(image, found), seconds, duration)
-                record = make_record(path.name, size, found, frame=index, seconds=float(seconds))
+                size = (frame.image.shape[-2], frame.image.shape[-1])
+                writer.add(task.draw(frame.image, found), frame)
+                record = make_record(path.name, size, found, frame=index, seconds=float(frame.seconds))
                 output.add(index + 1, record)
 
 
@@ -335,7 +336,7 @@ def _print_interrupted(output: Output, found: FoundImages) -> None:
     if found.names:
         print_lines(
             f"stopped   after {len(predictions)} of {len(found.names)} images, whose results are in "
-            f"{output.folder}; the same command with output={output.folder} does the others"
+            f"{output.folder}; the same command with {setting('output', output.folder)} does the others"
         )
     else:
         print_lines(f"stopped   after {len(predictions)} frames, whose results are in {output.folder}")
@@ -368,12 +369,17 @@ def _at_least_one(name: str, value: int) -> int:
     return value
 
 
+def summarize(figures: Mapping[str, float]) -> str:
+    """Return the figures of a prediction in one line."""
+    names = ("detections", "images", "skipped")
+    return ", ".join(f"{figures[name]:.0f} {name}" for name in names if figures[name] or name != "skipped")
+
+
 @entry_point("predict")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-predict``."""
     try:
-        with readable_errors():
-            run(cfg)
+        return run_job(cfg, run, summarize)
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
 

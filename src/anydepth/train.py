@@ -62,6 +62,7 @@ _IGNORED_WARNINGS = (
 )
 
 
+_LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one.
 _SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
@@ -229,9 +230,9 @@ def build_trainer(
         build_guard(config, data),
         SelfDistillation(schedule=schedule, seed=cfg.seed),
         UnscoredValidation(),
-        *(instantiate(node) for node in cfg.callbacks.values() if node is not None),
+        *(instantiate(node) for node in (cfg.callbacks or {}).values() if node is not None),
     ]
-    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node is not None]
     strategy = cfg.trainer.strategy
     # With one backward per pass, gradients are exchanged in the last one, which covers a single pass only.
     every_parameter = cfg.backward == "joint" and schedule.trains_every_parameter(detector.depth_space)
@@ -249,6 +250,14 @@ def build_trainer(
         enable_progress_bar=any(isinstance(callback, ConsoleProgress) for callback in callbacks),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
+    lengths = {
+        "recipe.epochs": trainer.max_epochs,
+        "trainer.max_steps": trainer.max_steps,
+        "trainer.limit_train_batches": trainer.limit_train_batches,
+    }
+    for key, length in lengths.items():
+        if length == 0:
+            raise ValueError(f"{key}=0 trains nothing: give a larger number, or leave it out")
     starts_processes = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
     if is_sweep() and trainer.world_size > 1 and starts_processes:
         raise ValueError(explain_repeated_sweep(cfg.trainer.strategy))
@@ -328,6 +337,8 @@ def _prepare(config: Mapping[str, Any]) -> None:
     images = config["curve"]["compatibility_images"]
     if images < 0 or images == 1:
         raise ValueError(f"curve.compatibility_images={images}: give 2 or more images, or 0 for none")
+    if not 0 <= config["seed"] <= _LARGEST_SEED:
+        raise ValueError(f"seed={config['seed']}: allowed are 0 to {_LARGEST_SEED}")
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision(config["float32_matmul"])
     for message in _IGNORED_WARNINGS:

@@ -11,12 +11,13 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anydepth.config.compose import compose, config_dir, instantiate
 from anydepth.config.errors import readable_errors
+from anydepth.config.hydra_node import checked_composition
 from anydepth.depth import DepthSpace
 from anydepth.runs.identity import config_hash
 from anydepth.runs.provenance import write_provenance
@@ -247,7 +248,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     key = "hydra.sweep.dir" if sweep else "hydra.run.dir" if command == "train" else "output"
-    more = ["-m", "+x=1,2"] if sweep else []
+    more = ["-m", "seed=1,2" if command == "train" else "batch_size=1,2"] if sweep else []
     monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", *more, f"{key}=file/x"])
     try:
         with pytest.raises(SystemExit) as stopped:
@@ -260,6 +261,44 @@ def test_a_folder_that_cannot_be_made_is_named(
     assert f"Error: got {key}=file/x, expected a folder that can be made" in printed
     assert "Not a directory" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "message"),
+    [
+        ("predict", "output=", "got output= without a value, expected a folder; give output=FOLDER"),
+        ("train", "paths.output_root=", "got paths.output_root= without a value, expected a folder"),
+        ("predict", "threshold=abc", "got threshold='abc', expected a number"),
+        ("predict", "depth==", "Error parsing override 'depth=='"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_message_without_advice_on_tracebacks(
+    command: str,
+    override: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", override])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            import_module(f"anydepth.{command}").main()
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    assert stopped.value.code == 1
+    printed = capsys.readouterr().err
+    assert f"Error: {message}" in printed
+    assert "HYDRA_FULL_ERROR" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_composition_within_a_command_raises_its_errors() -> None:
+    """The detector of weights is composed while a job runs, where an error must not end the program."""
+    with checked_composition(exits=True), pytest.raises(ConfigCompositionException, match="treshold"):
+        compose("predict", ["treshold=0.1"])
 
 
 def test_importing_the_package_imports_no_training_dependency() -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import anydepth
 from anydepth.config.annotations import accepts, describe
-from anydepth.config.compose import check_config, compose, config_dir, resolve_config
+from anydepth.config.compose import check_config, compose, config_dir, instantiate, resolve_config
 from anydepth.config.plain_keys import COMMANDS
 from anydepth.config.value_types import ValueTypeError, check_types, keep_texts
 
@@ -152,6 +152,42 @@ def test_an_unknown_key_names_the_nearest_one(command: str, override: str, messa
         composed(command, override)
 
 
+@pytest.mark.parametrize(
+    ("command", "override", "message"),
+    [
+        ("predict", "~threshold", "threshold has no value: give threshold=VALUE"),
+        ("train", "~curve.pictures", "curve.pictures has no value: give curve.pictures=VALUE"),
+        ("train", "~losses", "losses has no value: give losses=VALUE"),
+        ("evaluate", "~data", "data has no value: give data=VALUE"),
+        ("predict", "+foo=1", "+foo: anydepth-predict has no such setting"),
+        (
+            "predict",
+            "++treshold=0.3",
+            "+treshold: anydepth-predict has no such setting; the nearest is threshold",
+        ),
+        ("evaluate", "+foo.bar=1", "+foo.bar: anydepth-evaluate has no such setting"),
+        ("train", "+sed=1", "+sed: anydepth-train has no such setting; the nearest is seed"),
+    ],
+)
+def test_settings_that_are_removed_or_added_for_nothing_are_refused(
+    command: str, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigCompositionException, match=f"(?m)^{re.escape(message)}$"):
+        composed(command, override)
+
+
+def test_a_setting_that_another_one_uses_or_a_logger_records_may_be_added() -> None:
+    config = composed("predict", "+stem=street", "output=found/${stem}/a", "weights=a", "source=b")
+    assert config.output == "found/street/a"
+    assert composed("train", "+remark='second try'").remark == "second try"
+
+
+def test_a_target_without_a_value_that_it_needs_names_the_setting() -> None:
+    config = composed("train", "~recipe.lr")
+    with pytest.raises(ValueTypeError, match=r"^recipe\.lr: no value, but needed; give recipe\.lr=VALUE$"):
+        instantiate(config.recipe)
+
+
 def test_a_misspelt_key_in_a_preset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "detector").mkdir()
     preset = tmp_path / "detector" / "mine.yaml"
@@ -232,7 +268,9 @@ def test_rules_in_words() -> None:
 
 
 def test_what_cannot_be_resolved_yet_is_not_judged() -> None:
-    check_types(OmegaConf.create({"seed": "${hydra:job.num}", "weights": "???"}), "train")
+    config = composed("train")
+    config.weights, config.seed = "???", "${hydra:job.num}"
+    check_types(config, "train")
 
 
 @pytest.mark.slow

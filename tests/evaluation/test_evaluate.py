@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -356,13 +357,23 @@ def test_jobs_of_a_sweep_write_to_folders_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
     where: tuple[str, ...],
     folder: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     zoo._settings.cache_clear()  # as in a new process, so that the first job composes the detector
     monkeypatch.chdir(tmp_path)
     zoo.save(detector, tmp_path / "weights.safetensors")
     settings = ("weights=weights.safetensors", "data=custom", f"data.root={root}", "data.num_workers=0")
-    rest = ("device=cpu", "latency.repetitions=0", "depths=[full],[minimal]", *where)
-    _main(monkeypatch, "-m", *settings, *rest)
+    rest = ("device=cpu", "latency.repetitions=0", "depths=[9/7],[full],[minimal]", *where)
+    with pytest.raises(SystemExit) as ended:
+        _main(monkeypatch, "-m", *settings, *rest)
+    assert ended.value.code == 1
+    shown = capsys.readouterr().out
+    assert [
+        depth
+        for depth in ("full", "minimal")
+        if re.search(rf"^depths_\.{depth}-\w+ +finished +AP {depth} \d+\.\d *$", shown, re.MULTILINE)
+    ] == ["full", "minimal"]
+    assert re.search(r"^depths_\.9\.7-\w+ +failed ", shown, re.MULTILINE)
     (sweep,) = (tmp_path / folder).parent.glob(Path(folder).name)
     curves = sorted(sweep.glob("*/depth_curve.json"))
     depths = {json.loads(path.read_text())["rows"][0]["depth"] for path in curves}

@@ -15,15 +15,39 @@ RAMP = np.repeat(np.linspace(60, 220, 66).astype(np.uint8)[None, :, None], 50, a
 RAMP[:20, :20] = 0
 
 
-def _write(path: Path, frames: int = 5, rotation: int = 0, rate: Fraction = Fraction(10)) -> None:
-    with av.open(str(path), "w") as container:
+def _write(
+    path: Path,
+    frames: int = 5,
+    rotation: int = 0,
+    rate: Fraction = Fraction(10),
+    matrix: tuple[int, ...] | None = None,
+    pixel_aspect: Fraction | None = None,
+    noise: bool = False,
+    sound: str | None = None,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Write a video of ``RAMP`` or of noise, with twice as much silence as frames if it has sound."""
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 66, 50, "yuv420p", 4_000_000
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix:
+            stream.set_display_matrix(matrix)
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        audio = container.add_stream(sound, rate=16000, layout="mono") if sound else None
         for _ in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(RAMP, format="rgb24")))
+            pixels = random.integers(0, 255, RAMP.shape, dtype=np.uint8) if noise else RAMP
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
+        if audio is not None:
+            silence = np.zeros((1, int(2 * frames / rate * 16000)), np.int16)
+            block = av.AudioFrame.from_ndarray(silence, format="s16", layout="mono")
+            block.sample_rate, block.time_base, block.pts = 16000, Fraction(1, 16000), 0
+            container.mux(audio.encode(block))
+            container.mux(audio.encode(None))
 
 
 def test_frames_come_in_order_as_rgb_with_their_rate(tmp_path: Path) -> None:
@@ -46,13 +70,66 @@ def test_a_clip_filmed_on_its_side_is_read_upright(tmp_path: Path) -> None:
     assert frame[:10].mean() > frame[40:].mean() + 60
 
 
+# ISO/IEC 14496-12, 8.3.2: by the matrix (a, b, c, d), a stored pixel (x, y) is shown at (ax + cy, bx + dy).
+@pytest.mark.parametrize(
+    ("matrix", "operation"),
+    [
+        ((1, 0, 0, 1), None),
+        ((-1, 0, 0, 1), Image.Transpose.FLIP_LEFT_RIGHT),
+        ((1, 0, 0, -1), Image.Transpose.FLIP_TOP_BOTTOM),
+        ((-1, 0, 0, -1), Image.Transpose.ROTATE_180),
+        ((0, 1, -1, 0), Image.Transpose.ROTATE_270),
+        ((0, -1, 1, 0), Image.Transpose.ROTATE_90),
+        ((0, 1, 1, 0), Image.Transpose.TRANSPOSE),
+        ((0, -1, -1, 0), Image.Transpose.TRANSVERSE),
+    ],
+)
+def test_frames_are_turned_and_mirrored_as_the_file_says(
+    tmp_path: Path, matrix: tuple[int, int, int, int], operation: Image.Transpose | None
+) -> None:
+    a, b, c, d = (65536 * value for value in matrix)
+    _write(tmp_path / "clip.mp4", frames=1, matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    stored = Image.fromarray(RAMP)
+    expected = np.asarray(stored if operation is None else stored.transpose(operation)).astype(int)
+    frame = next(VideoReader(tmp_path / "clip.mp4").frames()).image.permute(1, 2, 0).numpy().astype(int)
+    assert frame.shape == expected.shape
+    assert np.abs(frame - expected).mean() < 6
+
+
+@pytest.mark.parametrize(("rotation", "expected"), [(0, Fraction(4, 3)), (90, Fraction(3, 4))])
+def test_a_written_video_keeps_the_shape_of_its_pixels(
+    tmp_path: Path, rotation: int, expected: Fraction
+) -> None:
+    _write(tmp_path / "clip.mp4", frames=2, rotation=rotation, pixel_aspect=Fraction(4, 3))
+    _copy(tmp_path / "clip.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == expected
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mp4"])
+@pytest.mark.parametrize("sound", ["aac", None])
+def test_a_truncated_video_is_not_taken_for_a_whole_one(
+    tmp_path: Path, suffix: str, sound: str | None
+) -> None:
+    """FFmpeg reads a truncated file to its end without an error."""
+    source = tmp_path / f"clip{suffix}"
+    _write(source, frames=60, noise=True, sound=sound, options={"movflags": "faststart"})
+    assert len(list(VideoReader(source).frames())) in (60, 61)  # an AVI file with sound begins with a gap
+    content = source.read_bytes()
+    (tmp_path / f"half{suffix}").write_bytes(content[: len(content) // 2])
+    frames = VideoReader(tmp_path / f"half{suffix}").frames()
+    with pytest.raises(VideoError, match=rf"half\{suffix}: ends after frame \d+, at [23]\.\d of the 6"):
+        for _ in frames:
+            pass
+
+
 def test_what_is_written_reads_back_with_even_sides(tmp_path: Path) -> None:
     picture = Image.fromarray(RAMP).resize((99, 75))
     _write(tmp_path / "clip.mp4", frames=4, rate=Fraction(30000, 1001))
     source = VideoReader(tmp_path / "clip.mp4")
     with VideoWriter(tmp_path / "out.mp4", source) as writer:
         for frame in source.frames():
-            writer.add(picture, frame.seconds, frame.duration)
+            writer.add(picture, frame)
     reader = VideoReader(tmp_path / "out.mp4")
     frames = list(reader.frames())
     assert len(frames) == 4
@@ -93,7 +170,7 @@ def _copy(source: Path, target: Path) -> VideoReader:
     reader = VideoReader(source)
     with VideoWriter(target, reader) as writer:
         for frame in reader.frames():
-            writer.add(Image.fromarray(RAMP), frame.seconds, frame.duration)
+            writer.add(Image.fromarray(RAMP), frame)
     return VideoReader(target)
 
 
@@ -157,7 +234,7 @@ def test_an_error_leaves_a_video_of_the_frames_so_far(tmp_path: Path) -> None:
     def write_some() -> None:
         with VideoWriter(tmp_path / "out.mp4", reader) as writer:
             for frame in reader.frames():
-                writer.add(Image.fromarray(RAMP), frame.seconds, frame.duration)
+                writer.add(Image.fromarray(RAMP), frame)
                 if frame.seconds >= 0.5:
                     raise RuntimeError("on the way")
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from anydepth.data.fetch.archives import Archive, check_space_for, install
 from anydepth.data.fetch.console import download_bar
+from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 
 _HOST = (
@@ -91,7 +92,8 @@ def run(options: argparse.Namespace) -> int:
     for archive in chosen:
         _install(archive, options.folder, options.keep_archives, console)
     print_lines(
-        f"{options.folder} is complete: anydepth-train data=coco data.root={options.folder}", console=console
+        f"{options.folder} is complete: anydepth-train data=coco {setting('data.root', options.folder)}",
+        console=console,
     )
     return 0
 

@@ -16,6 +16,7 @@ from anydepth.data.convert.voc import read_voc
 from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError
 from anydepth.data.fetch.console import print_summary
+from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     split_off_val(dataset, options.val_share, options.seed)
     write_coco(dataset, options.out, link="symbolic" if options.link else "hard")
     print_summary(dataset, console)
-    print_lines(f"anydepth-train data=custom data.root={options.out}", console=console)
+    print_lines(f"anydepth-train data=custom {setting('data.root', options.out)}", console=console)
     return 0
 
 

@@ -1,8 +1,11 @@
 """Composing and instantiating configurations: where they lie, what they resolve to, and entry points."""
 
+import os
+import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -23,7 +26,7 @@ from anydepth.config import presets, resolvers
 from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
-from anydepth.config.value_types import check_types
+from anydepth.config.value_types import ValueTypeError, check_types
 from anydepth.utils.interrupt import readable_interrupt
 from anydepth.utils.version import package_version
 
@@ -141,9 +144,24 @@ def instantiate(config: DictConfig | Mapping[str, Any], **kwargs: object) -> Any
         if error.__cause__ is None:
             raise
         key = str(error).rpartition("full_key: ")[2]
+        _refuse_missing(error.__cause__, key.strip())
         if "full_key: " in str(error):
             error.__cause__.add_note(f"(in the configuration key `{key.strip()}`)")
         raise error.__cause__ from None
+
+
+def _refuse_missing(cause: BaseException, key: str) -> None:
+    """Name the settings that a target needs, if a call without them is what failed.
+
+    Raises:
+        ValueTypeError: Settings are missing.
+    """
+    match = re.search(r"missing \d+ required .*arguments?: (.*)", str(cause))
+    frames = traceback.extract_tb(cause.__traceback__)
+    # In the target itself, it would be a defect.
+    if isinstance(cause, TypeError) and match and "/hydra/_internal/" in Path(frames[-1].filename).as_posix():
+        names = [f"{key}.{name}" for name in re.findall(r"'(\w+)'", match[1])]
+        raise ValueTypeError(f"{', '.join(names)}: no value, but needed; give {names[0]}=VALUE") from None
 
 
 def check_config(config: DictConfig, command: str) -> dict[str, Any]:
@@ -197,7 +215,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 raise SystemExit(1)
             with readable_interrupt(), readable_errors():
                 presets.preset_folders()  # Hydra would show a broken one as a traceback.
-            with readable_interrupt(), checked_composition():
+            with readable_interrupt(), checked_composition(exits=not os.environ.get("HYDRA_FULL_ERROR")):
                 return command(*arguments)
 
         return main

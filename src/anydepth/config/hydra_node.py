@@ -6,6 +6,7 @@ sets environment variables, all from the node ``hydra`` of a configuration whose
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from anydepth.config.renamed import RenamedKeyError, check_groups, check_overrides, explain_missing
 from anydepth.config.resolvers import TRAINING_GROUPS
 from anydepth.config.targets import TargetError, check_targets, find_target
-from anydepth.config.value_types import ValueTypeError, check_types, keep_texts, nearest_key
+from anydepth.config.value_types import ValueTypeError, check_added, check_types, keep_texts, nearest_key
 from anydepth.utils.messages import short_repr
 
 _BUILT = ("callbacks", "launcher", "sweeper")
@@ -39,16 +40,30 @@ _LOADS = "load_configuration"
 
 
 @contextmanager
-def checked_composition() -> Iterator[None]:
+def checked_composition(*, exits: bool = False) -> Iterator[None]:
     """Within the block, Hydra rejects every configuration that :func:`check_hydra_node` rejects.
 
     Hydra builds its callbacks right after it has composed, and offers no hook in between. Types of keys and
     values are checked here, too, so that a wrong one ends before a folder is made.
+
+    Args:
+        exits: Whether an error ends the program with its message; Hydra would advise how to see a traceback.
     """
-    original = getattr(ConfigLoaderImpl, _LOADS)
+    former = getattr(ConfigLoaderImpl, _LOADS)
+    original = inspect.unwrap(former)  # Of a block within another, which may exit, the inner one decides.
 
     @wraps(original)
     def load(*arguments: Any, **keywords: Any) -> DictConfig:
+        try:
+            return compose(*arguments, **keywords)
+        except HydraException as error:
+            if not exits:
+                raise
+            sys.stdout.flush()
+            sys.stderr.write(f"\nError: {error}\n")
+            raise SystemExit(1) from error
+
+    def compose(*arguments: Any, **keywords: Any) -> DictConfig:
         given = inspect.signature(original).bind(*arguments, **keywords)
         command, overrides = given.arguments.get("config_name"), given.arguments.get("overrides", ())
         try:
@@ -59,6 +74,7 @@ def checked_composition() -> Iterator[None]:
             check_hydra_node(config)
             keep_texts(config, overrides, command)
             check_types(config, command)
+            check_added(config, overrides, command)
         except (TargetError, RenamedKeyError, ValueTypeError) as error:
             # Hydra prints only the message of its own errors, without notes.
             raise ConfigCompositionException(
@@ -78,7 +94,7 @@ def checked_composition() -> Iterator[None]:
     try:
         yield
     finally:
-        setattr(ConfigLoaderImpl, _LOADS, original)
+        setattr(ConfigLoaderImpl, _LOADS, former)
 
 
 def _explain_unknown(

@@ -83,8 +83,8 @@ class Train(TypedDict, total=False):
     family: Mapping[str, Any]
     dataset_kind: Mapping[str, Any]
     paths: Paths
-    callbacks: Mapping[str, Mapping[str, Any] | None]
-    logger: Mapping[str, Mapping[str, Any] | None]
+    callbacks: Mapping[str, Mapping[str, Any] | None] | None
+    logger: Mapping[str, Mapping[str, Any] | None] | None
 
 
 class Predict(TypedDict, total=False):
@@ -148,6 +148,16 @@ COMMANDS: Mapping[str | None, Any] = {
     "analyze": Analyze,
 }
 """Settings of a command by the name of its file in ``conf/``."""
+
+BUILT_NODES: Mapping[str | None, tuple[str, ...]] = {
+    "train": ("data", "detector", "losses", "recipe", "depth_schedule", "trainer"),
+    "evaluate": ("data",),
+    "analyze": ("data",),
+}
+"""Nodes of a command that it builds, beside its settings."""
+
+CHOSEN_NODES = ("family", "dataset_kind")
+"""Nodes that a detector or a data set chooses."""
 
 FILLED_IN = frozenset({"detector.num_classes", "data.input_size", "data.fit"})
 """Settings that may be null although their target needs a value: the command fills them in."""

@@ -108,7 +108,8 @@ def register() -> None:
 
 def record_sweep(config: DictConfig) -> None:
     """Record the swept keys for the jobs; to be called where a sweep starts."""
-    _cached(config, study_name)
+    if "detector" in config.hydra.runtime.choices:  # Only training names studies.
+        _cached(config, study_name)
     _cached(config, _swept_keys)
     # Each start of a sweep gets a new id, also within one process.
     _cache(config)["sweep_id"] = uuid.uuid4().hex

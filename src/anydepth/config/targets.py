@@ -43,6 +43,7 @@ _CLASSES = (
     "anydepth.data.streaming.*",
     "anydepth.detr.*",
     "anydepth.runs.folder.FolderCheck",
+    "anydepth.runs.multirun.MultirunSummary",
     "anydepth.runs.sweep.SweepSummary",
     "anydepth.training.*",
     "anydepth.yolo.*",

@@ -24,7 +24,7 @@ from anydepth.config.annotations import (
     parameters_of,
     parameters_of_mapping,
 )
-from anydepth.config.plain_keys import COMMANDS, FILLED_IN, HYDRA_TEXTS
+from anydepth.config.plain_keys import BUILT_NODES, CHOSEN_NODES, COMMANDS, FILLED_IN, HYDRA_TEXTS
 from anydepth.config.targets import TargetError, find_target
 from anydepth.utils.messages import short_repr
 
@@ -66,7 +66,7 @@ def check_types(config: DictConfig, command: str | None) -> None:
         ValueTypeError: Names each key, what it got, and what is allowed.
     """
     written = _without_hydra(config)
-    problems: dict[str, str] = {}
+    problems = {key: f"{key} has no value: give {key}=VALUE" for key in _missing_keys(written, command)}
     values = dict(_flat(written, ""))
     for found in _walk(_resolve(config, written, ""), command):
         key = found.key if isinstance(found, _Setting) else found
@@ -81,6 +81,40 @@ def check_types(config: DictConfig, command: str | None) -> None:
         lines = list(problems.values())
         more = [f"and {len(lines) - _MAX_PROBLEMS} more"] if len(lines) > _MAX_PROBLEMS else []
         raise ValueTypeError("\n".join([*lines[:_MAX_PROBLEMS], *more]))
+
+
+def check_added(config: DictConfig, overrides: Sequence[str], command: str | None) -> None:
+    """Check that settings which the command line adds, as in ``+name=1``, are used.
+
+    Training may get others, as loggers record them, unless their name is that of a setting but for a slip.
+
+    Args:
+        config: What Hydra composed from the overrides.
+        overrides: As on the command line.
+        command: File of ``conf/`` that it was composed from.
+
+    Raises:
+        ValueTypeError: One is not; names the nearest setting.
+    """
+    added = [
+        str(found.key_or_group)
+        for found in OverridesParser.create().parse_overrides(list(overrides))
+        if found.is_add() or found.is_force_add()
+    ]
+    if command not in COMMANDS or not added:
+        return
+    written = _without_hydra(config)
+    known = {*parameters_of_mapping(COMMANDS[command]).hints, *BUILT_NODES.get(command, ())}
+    groups = OmegaConf.select(config, "hydra.runtime.choices") or {}
+    for key in added:
+        root = key.partition(".")[0]
+        if "/" in key or root == "hydra" or root in known or any(text in groups for text in (key, root)):
+            continue
+        if any(isinstance(value, str) and f"${{{root}" in value for _, value in _flat(written, "")):
+            continue
+        nearest = _similar(root, [*written.keys() - {root}])
+        if nearest or command != "train":
+            raise ValueTypeError(f"+{key}: anydepth-{command} has no such setting{nearest}")
 
 
 def check_arguments(target: Any, keywords: Mapping[str, object], key: str) -> None:
@@ -136,6 +170,24 @@ def nearest_key(key: str, config: DictConfig) -> str:
     """Return ``; the nearest is KEY`` for a key that a configuration lacks; empty if none is near."""
     keys = [known for known, _ in _flat(_without_hydra(config), "")]
     return _similar(key, keys)
+
+
+def _missing_keys(written: Mapping[str, Any], command: str | None) -> Iterator[str]:
+    """Yield the settings of a command that were removed, as by ``~threshold``."""
+    if command not in COMMANDS:
+        return
+    for key in BUILT_NODES.get(command, ()):
+        node = written.get(key)
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            yield key
+    for key, hint in parameters_of_mapping(COMMANDS[command]).hints.items():
+        if key in CHOSEN_NODES:
+            continue
+        if key not in written:
+            yield key
+        elif isinstance(written[key], Mapping):
+            inner = parameters_of_mapping(hint).hints
+            yield from (f"{key}.{name}" for name in inner if name not in written[key])
 
 
 def _is_number(override: Any) -> bool:

@@ -1,14 +1,18 @@
 """Reading and writing video frames with PyAV."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +31,8 @@ _CODEC: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_availa
 # MPEG-4 Part 2 counts time in at most 65535 units a second; this many suit 24, 25, 30, 50 and 60 frames.
 _MPEG4_TIME_BASE = Fraction(1, 60_000)
 _FINEST_MPEG4 = 65_535
+# Tag that muxers of Matroska write for each stream.
+_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
 class VideoError(ValueError):
@@ -40,15 +46,17 @@ class Frame(NamedTuple):
         image: [3, H, W] uint8 RGB, upright.
         seconds: Time at which players show it, from the start of the video; of the file, not of a rate.
         duration: Seconds for which players show it, if it is the last one.
+        pixel_aspect: Width by height at which players show each pixel; 1 unless the video is anamorphic.
     """
 
     image: Tensor
     seconds: Fraction
     duration: Fraction
+    pixel_aspect: Fraction = Fraction(1)
 
 
 class VideoReader:
-    """Reads the frames of a video, rotated upright.
+    """Reads the frames of a video, turned and mirrored as players show them, in the pixels of the file.
 
     Args:
         path: File with at least one video stream; the first is read.
@@ -57,6 +65,7 @@ class VideoReader:
         path: The file.
         rate: Frames per second on average; the rate of frames may vary.
         length: Number of frames, if the file states it.
+        seconds: Length of the video in seconds, if the file states it.
         time_base: Unit in which the file counts time, in seconds.
         start: Time in the file at which it starts, in seconds.
 
@@ -73,6 +82,7 @@ class VideoReader:
                 stream = self._stream(container)
                 self.rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
                 self.length = stream.frames or None
+                self.seconds = _stated_seconds(container, stream)
                 self.time_base = stream.time_base or 1 / self.rate
                 self.start = Fraction(container.start_time or 0, av.time_base)
         except (av.FFmpegError, OSError) as error:
@@ -84,14 +94,15 @@ class VideoReader:
         A frame without a time in the file follows the one before it when that has been shown.
 
         Raises:
-            VideoError: The video is damaged, or holds no frame.
+            VideoError: The video is damaged, ends before the time that it states, or holds no frame.
         """
         count = 0
-        following = Fraction(0)
+        following, first = Fraction(0), None
         try:
             with av.open(self._file) as container:
-                for frame in container.decode(self._stream(container)):
-                    array = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+                stream = self._stream(container)
+                for frame in container.decode(stream):
+                    array, swapped = _turn_upright(frame)
                     seconds = following
                     if frame.pts is not None and frame.time_base:
                         # The start is rounded to microseconds.
@@ -100,20 +111,66 @@ class VideoReader:
                     if frame.duration and frame.time_base:
                         duration = frame.duration * frame.time_base
                     following = seconds + duration
+                    first = seconds if first is None else first
                     count += 1
                     image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
-                    yield Frame(image, seconds, duration)
+                    aspect = stream.sample_aspect_ratio or Fraction(1)
+                    yield Frame(image, seconds, duration, 1 / aspect if swapped else aspect)
         except av.FFmpegError as error:
             raise VideoError(
                 f"{self.path}: damaged after frame {count} ({error.strerror}); restore or trim the file"
             ) from error
-        if not count:
+        if first is None:
             raise VideoError(f"{self.path}: the video has no frames; restore the file")
+        # FFmpeg takes the end of a truncated file for the end of the video.
+        if self.seconds is not None and self.seconds - (following - first) > max(0.5, 0.02 * self.seconds):
+            raise VideoError(
+                f"{self.path}: ends after frame {count}, at {float(following - first):.1f} of the "
+                f"{float(self.seconds):.1f} seconds that it states; copy the file again if it is truncated"
+            )
 
     def _stream(self, container: "av.container.InputContainer") -> VideoStream:
         if not container.streams.video:
             raise VideoError(f"{self.path}: the file has no video stream; choose a video")
         return container.streams.video[0]
+
+
+def _turn_upright(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], bool]:
+    """Return the pixels of a frame as its display matrix says, and whether width and height are swapped.
+
+    The matrix (ISO/IEC 14496-12, 8.3.2) turns by 90, 180 or 270 degrees, mirrors, or both; PyAV's
+    ``rotation`` is an angle alone, for which a mirrored frame is one that is turned by 180 degrees.
+
+    Returns:
+        [H, W, 3] uint8 RGB; of other matrices, which players do not follow either, the stored pixels.
+    """
+    pixels = cast(NDArray[np.uint8], frame.to_ndarray(format="rgb24"))
+    data = cast("Mapping[SideDataType, SideData]", frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    if data is None:
+        return pixels, False
+    matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)
+    # A pixel (x, y) is shown at (ax + cy, bx + dy), in 16.16 fixed point.
+    (a, b), (c, d) = np.sign(np.rint(matrix[:2, :2] / 65536)).astype(int).tolist()
+    if a and d and not (b or c):
+        return pixels[:: int(d), :: int(a)], False
+    if b and c and not (a or d):
+        return pixels.transpose(1, 0, 2)[:: int(b), :: int(c)], True
+    return pixels, False
+
+
+def _stated_seconds(container: "av.container.InputContainer", stream: VideoStream) -> Fraction | None:
+    """Return the length of the video stream by the headers of a file, which stay when its end is lost."""
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        # FFmpeg derives the duration of an AVI file from its size.
+        return stream.frames / stream.average_rate
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    tags = {key.upper().partition("-")[0]: value for key, value in stream.metadata.items()}
+    if match := _DURATION.fullmatch(tags.get("DURATION", "").strip("\0 ")):
+        return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
+    if container.duration and len(container.streams) == 1:
+        return Fraction(container.duration, av.time_base)
+    return None
 
 
 class VideoWriter:
@@ -142,24 +199,23 @@ class VideoWriter:
         self._ticks = -1
         self._durations: dict[int | None, int] = {}
 
-    def add(self, picture: Image.Image, seconds: Fraction, duration: Fraction) -> None:
+    def add(self, picture: Image.Image, source: Frame) -> None:
         """Append a frame.
 
         Args:
             picture: Frame; those after the first are scaled to its size.
-            seconds: Time from the start. Of frames that are not later than the one before, which players
-                refuse, each is moved to the next unit of time.
-            duration: Seconds for which the frame is shown, if it is the last one.
+            source: Frame of the source that it shows, for its times. Of frames that are not later than the
+                one before, which players refuse, each is moved to the next unit of time.
         """
-        stream = self._stream or self._open(picture)
+        stream = self._stream or self._open(picture, source.pixel_aspect)
         size = (stream.width, stream.height)
         pixels = np.asarray(picture if picture.size == size else picture.resize(size))
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        self._ticks = max(round(seconds / self._time_base), self._ticks + 1)
+        self._ticks = max(round(source.seconds / self._time_base), self._ticks + 1)
         frame.pts, frame.time_base = self._ticks, self._time_base
-        self._durations[self._ticks] = max(1, round(duration / self._time_base))
+        self._durations[self._ticks] = max(1, round(source.duration / self._time_base))
         if self._sound is not None:
-            self._sound.write_until(seconds)
+            self._sound.write_until(source.seconds)
         self._mux(stream.encode(frame))
 
     def __enter__(self) -> "VideoWriter":
@@ -182,13 +238,15 @@ class VideoWriter:
         finally:
             self._partial.unlink(missing_ok=True)
 
-    def _open(self, picture: Image.Image) -> VideoStream:
+    def _open(self, picture: Image.Image, pixel_aspect: Fraction) -> VideoStream:
         self._container = av.open(str(self._partial.absolute()), mode="w")
         stream = self._stream = self._container.add_stream(_CODEC, rate=self._source.rate)
         stream.codec_context.time_base = self._time_base
         # yuv420p, which every player reads, stores chroma at half resolution and needs even sides.
         stream.width, stream.height = (max(2, side // 2 * 2) for side in picture.size)
         stream.pix_fmt = "yuv420p"
+        if pixel_aspect != 1:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         # The default of 1 Mbit/s blurs the labels.
         stream.bit_rate = 8_000_000
         # Frames that are predicted from later ones are stored out of order, which blurs the times of a video

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class FolderCheck(Callback):
@@ -21,6 +21,7 @@ class FolderCheck(Callback):
         Raises:
             SystemExit: It cannot be made or written to.
         """
+        _check_given(config)
         _make(Path(str(config.hydra.run.dir)), "output" if "output" in config else "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -29,7 +30,16 @@ class FolderCheck(Callback):
         Raises:
             SystemExit: It cannot be made or written to.
         """
+        _check_given(config)
         _make(Path(str(config.hydra.sweep.dir)), "hydra.sweep.dir")
+
+
+def _check_given(config: DictConfig) -> None:
+    """Refuse an empty text, as from an unset variable of a shell, which would stand for another folder."""
+    for key in ("output", "paths.output_root", "hydra.run.dir", "hydra.sweep.dir"):
+        if OmegaConf.select(config, key, default=None) == "":
+            sys.stderr.write(f"\nError: got {key}= without a value, expected a folder; give {key}=FOLDER\n")
+            raise SystemExit(1)
 
 
 def _make(folder: Path, key: str) -> None:

@@ -10,6 +10,7 @@ from anydepth.config.resolvers import is_sweep
 from anydepth.distributed import is_first_process
 from anydepth.training.checkpointing.newest import find_newest_checkpoint
 from anydepth.training.checkpointing.sigterm import Terminated
+from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 from anydepth.utils.interrupt import INTERRUPTED
 
@@ -45,8 +46,8 @@ def cause_of(error: Terminated | Interrupted) -> str:
 def how_to_resume(folder: Path) -> str:
     """Return how the run or the sweep of a job goes on."""
     if is_sweep():
-        return f"the same command and hydra.sweep.dir={HydraConfig.get().sweep.dir}"
-    return f"the same command and hydra.run.dir={folder} and ckpt_path=auto"
+        return f"the same command and {setting('hydra.sweep.dir', HydraConfig.get().sweep.dir)}"
+    return f"the same command and {setting('hydra.run.dir', folder)} and ckpt_path=auto"
 
 
 @contextmanager

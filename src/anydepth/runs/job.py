@@ -7,9 +7,7 @@ sweep that is started again in its folder skips finished jobs, resumes interrupt
 import json
 import math
 import shutil
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +18,12 @@ from omegaconf import DictConfig
 
 from anydepth.config import resolvers
 from anydepth.config.compose import resolve_config
-from anydepth.config.errors import explain, readable_errors
+from anydepth.config.errors import readable_errors
 from anydepth.config.key_effects import effect_of
 from anydepth.config.resolvers import is_sweep
 from anydepth.distributed import is_first_process
 from anydepth.runs import provenance
+from anydepth.runs.failures import failure_record, print_failure
 from anydepth.runs.identity import is_resumed, result_hash
 from anydepth.runs.interruption import (
     Interrupted,
@@ -36,6 +35,7 @@ from anydepth.runs.interruption import (
 from anydepth.training.checkpointing.newest import AUTO, NewestCheckpoint, find_newest_checkpoint
 from anydepth.training.checkpointing.read import CheckpointError
 from anydepth.training.checkpointing.sigterm import Terminated, terminate_on_sigterm
+from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 from anydepth.utils.files import write_text
 from anydepth.utils.yaml_text import load_yaml
@@ -103,7 +103,7 @@ def execute(cfg: DictConfig, train: Train) -> float | None:
         with explain_interruption(_folder(cfg)):
             return _run_sweep_job(cfg, train)
     except Exception as error:
-        _print_error(error, _folder(cfg))
+        print_failure(error, _folder(cfg) / FAILURE)
         if not is_first_process():
             # The first process of the job waits for this one; Hydra would catch the error itself.
             raise SystemExit(1) from error
@@ -160,12 +160,12 @@ def check_output(folder: str | Path) -> None:
     if any((folder / name).exists() for name in _TRAINING_OUTPUTS):
         raise RunFolderError(
             f"output={folder}: this folder holds a training run, whose settings and provenance would be "
-            f"overwritten; give another one, e.g. output={folder / 'analysis'}"
+            f"overwritten; give another one, e.g. {setting('output', folder / 'analysis')}"
         )
     if is_sweep() and folder.resolve() != Path(HydraConfig.get().runtime.output_dir).resolve():
         raise RunFolderError(
             f"output={folder}: all jobs of --multirun would write to this folder; give "
-            f"hydra.sweep.dir={folder} instead, in which each job gets a folder of its own"
+            f"{setting('hydra.sweep.dir', folder)} instead, in which each job gets a folder of its own"
         )
 
 
@@ -342,10 +342,7 @@ def _print_ignored(found: NewestCheckpoint) -> None:
 def _write_failure(folder: Path, error: Exception, fingerprint: str | None) -> None:
     _write(
         folder / FAILURE,
-        status="failed",
-        error=_message(error),
-        type=type(error).__name__,
-        traceback="".join(traceback.format_exception(error)),
+        **failure_record(error),
         config_hash=fingerprint,
         finished=_now(),
     )
@@ -364,19 +361,6 @@ def _remove_files(folder: Path, *names: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _print_error(error: Exception, folder: Path) -> None:
-    sys.stdout.flush()
-    where = "" if explain(error) else f" (a defect of the program, see {folder / FAILURE})"
-    sys.stderr.write(f"\nError in {folder.name}: {_message(error)}{where}\n")
-
-
-def _message(error: Exception) -> str:
-    """Return an error in one line; a defect as the last line of its traceback."""
-    text = str(error).strip()
-    last = text.splitlines()[-1] if text else ""
-    return " ".join((explain(error) or f"{type(error).__name__}: {last}".rstrip(": ")).splitlines())
 
 
 def _print(line: str) -> None:

@@ -153,13 +153,63 @@ def test_cvats_own_xml_is_named(tmp_path: Path) -> None:
         read_voc(tmp_path)
 
 
-def test_a_coco_json_is_named_when_nothing_else_is_found(tmp_path: Path) -> None:
-    """fiftyone's COCO export: ``data/`` and ``labels.json``."""
-    picture(tmp_path / "data" / "a.png")
-    text(tmp_path / "labels.json", "{}")
+LABEL_STUDIO = r"Label Studio's json is not read: export it as COCO, YOLO or Pascal VOC"
 
-    with pytest.raises(DataError, match=r"labels\.json.* COCO json needs no import: .*data\.train_json"):
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ('{"info": {}, "images": [], "categories": []}', r"a COCO json needs no import: .*data\.train_json"),
+        (
+            '{"version": "5.5.0", "flags": {}, "shapes": [], "imagePath": "a.png"}',
+            r"LabelMe's format is not read",
+        ),
+        ('[{"id": 1, "annotations": [{"result": []}], "data": {"image": "/data/a.png"}}]', LABEL_STUDIO),
+        (
+            '[{"image": "/data/a.png", "id": 1, "label": [{"x": 1, "rectanglelabels": ["bee"]}]}]',
+            LABEL_STUDIO,
+        ),
+        ('{"a.png12": {"filename": "a.png", "size": 12, "regions": []}}', r"VIA's format is not read"),
+        ('[{"image": "a.png", "annotations": [{"label": "bee", "coordinates": {"x": 1}}]}]', r"Create ML's"),
+        ("{}", r"to name the class ids$"),
+        ("no json", r"to name the class ids$"),
+    ],
+    ids=["coco", "labelme", "label studio", "label studio, short", "via", "create ml", "empty", "damaged"],
+)
+def test_a_json_that_is_not_imported_is_named_for_what_it_is(
+    tmp_path: Path, content: str, advice: str
+) -> None:
+    picture(tmp_path / "data" / "a.png")
+    text(tmp_path / "labels.json", content)
+
+    with pytest.raises(DataError, match=advice):
         read_yolo(tmp_path)
+
+
+@pytest.mark.parametrize(("images", "labels"), [("Images", "Labels"), ("IMAGES", "labels")])
+def test_folders_are_found_in_any_case(tmp_path: Path, images: str, labels: str) -> None:
+    for split in ("Train", "Val"):
+        picture(tmp_path / images / split / f"{split}.png")
+        text(tmp_path / labels / split / f"{split}.txt", YOLO_LINE)
+        picture(tmp_path / "voc" / split / "jpegimages" / f"{split}.png")
+        xml(tmp_path / "voc" / split / "annotations" / f"{split}.xml", xml_object())
+    text(tmp_path / "classes.txt", "bee")
+
+    expected = {"train": {"Train.png": 1}, "val": {"Val.png": 1}}
+    assert found(read_yolo(tmp_path)) == expected
+    assert found(read_voc(tmp_path / "voc")) == expected
+
+
+def test_class_names_of_roboflows_export_for_darknet_are_found(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        picture(tmp_path / split / "a.png")
+        text(tmp_path / split / "a.txt", YOLO_LINE)
+        text(tmp_path / split / "_darknet.labels", "bee")
+
+    dataset = read_yolo(tmp_path)
+
+    assert found(dataset) == {"train": {"a.png": 1}, "val": {"a.png": 1}}
+    assert dataset.class_names == ("bee",)
 
 
 # -- --images and --annotations ---------------------------------------------------------------------------

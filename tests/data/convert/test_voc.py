@@ -27,10 +27,13 @@ def one(name: str = "cat", box: tuple[object, ...] = (11, 6, 30, 20), more: str 
     return f"<object>\n<name>{name}</name>{more}\n<bndbox>{sides}</bndbox>\n</object>\n"
 
 
-def xml(path: Path, *objects: str, size: tuple[int, int] | None = (60, 40)) -> Path:
+def xml(
+    path: Path, *objects: str, size: tuple[int, int] | None = (60, 40), filename: str | None = None
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
+    named = "" if filename is None else f"<filename>{filename}</filename>\n"
     frame = "" if size is None else f"<size><width>{size[0]}</width><height>{size[1]}</height></size>\n"
-    path.write_text("<annotation>\n" + frame + "".join(objects) + "</annotation>\n")
+    path.write_text("<annotation>\n" + named + frame + "".join(objects) + "</annotation>\n")
     return path
 
 
@@ -183,6 +186,52 @@ def test_two_images_of_one_name_are_listed(root: Path) -> None:
 
     assert len(dataset.splits["train"]) == 1
     assert [reason for reason, _ in dataset.skipped] == ["files with the name of another file"]
+
+
+@pytest.mark.parametrize("filename", ["a.png", "A.PNG", "C:\\photos\\a.png", "a%2Epng"])
+def test_of_two_images_of_one_name_the_xml_names_the_right_one(root: Path, filename: str) -> None:
+    chosen = picture(root / "JPEGImages" / "a.png")
+    xml(root / "Annotations" / "a.xml", one(), filename=filename)
+
+    dataset = read_voc(root)
+
+    assert [image.path for image in dataset.splits["train"]] == [chosen]
+    assert [where for _, where in dataset.skipped] == [f"{chosen.with_suffix('.jpg')} ({chosen})"]
+
+
+def test_an_xml_of_another_name_belongs_to_the_image_that_it_names(root: Path) -> None:
+    named = picture(root / "JPEGImages" / "frame 7.png")
+    xml(root / "Annotations" / "000007.xml", one("dog"), filename="frame 7.png")
+    # Names that several files share, or that no image has, pair nothing.
+    lone = picture(root / "JPEGImages" / "b.jpg")
+    for label in ("000008.xml", "000009.xml"):
+        xml(root / "Annotations" / label, one("bird"), filename="b.jpg")
+    xml(root / "Annotations" / "000010.xml", one("bird"), filename="gone.jpg")
+
+    dataset = read_voc(root)
+
+    found = {
+        image.path.name: [item.class_name for item in image.objects] for image in dataset.splits["train"]
+    }
+    assert found == {"a.jpg": ["cat"], named.name: ["dog"]}
+    assert any("frame 7.png with" in remark and "000007.xml" in remark for remark in dataset.remarks)
+    assert [Path(where).name for _, where in dataset.skipped] == [
+        lone.name,
+        "000008.xml",
+        "000009.xml",
+        "000010.xml",
+    ]
+
+
+def test_a_stale_filename_does_not_part_an_image_from_the_xml_of_its_name(root: Path) -> None:
+    """Tools rename images and keep what the xml says."""
+    picture(root / "JPEGImages" / "b.jpg")
+    xml(root / "Annotations" / "b.xml", one("dog"), filename="a.jpg")
+    xml(root / "Annotations" / "a.xml", one("cat"), filename="b.jpg")
+
+    found = {image.path.name: image.objects[0].class_name for image in read_voc(root).splits["train"]}
+
+    assert found == {"a.jpg": "cat", "b.jpg": "dog"}
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,15 @@ def folders_in(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def named_folder(parent: Path, *names: str) -> Path | None:
+    """Return the subfolder of one of the names in any case, the first ones first; None if there is none."""
+    folders = folders_in(parent)
+    found = (path for name in names for path in folders if path.name == name)
+    return next(found, None) or next(
+        (path for name in names for path in folders if path.name.lower() == name.lower()), None
+    )
+
+
 def split_folders(parent: Path) -> dict[SplitName, Path]:
     """Return the subfolders that are named after splits.
 

@@ -24,6 +24,15 @@ class Pairs:
     lone_pictures: tuple[str, ...]
     lone_labels: tuple[str, ...]
 
+    def with_pairs(self, label_of: Mapping[str, str]) -> "Pairs":
+        """Return the same pairs, and others of the pictures and label files that are alone."""
+        return Pairs(
+            {**self.label_of, **label_of},
+            self.elsewhere,
+            tuple(name for name in self.lone_pictures if name not in label_of),
+            tuple(name for name in self.lone_labels if name not in set(label_of.values())),
+        )
+
     def with_empty_pictures(self) -> "Pairs":
         """Return the same pairs, and pictures without a label file as pictures without objects."""
         empty: dict[str, str | None] = dict.fromkeys(self.lone_pictures)

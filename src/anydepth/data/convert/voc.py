@@ -1,18 +1,22 @@
 """The reader of Pascal VOC data sets: one xml per image, splits by folders or lists in ``ImageSets/Main``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from anydepth.data.coco.layout import SplitName
 from anydepth.data.coco.orientation import read_picture_sizes
 from anydepth.data.convert.dataset import ForeignDataset, ForeignImage, ForeignObject
 from anydepth.data.convert.folders import files_below, pictures_below
-from anydepth.data.convert.pairing import pair_names, without_suffix
+from anydepth.data.convert.pairing import Pairs, pair_names, without_suffix
 from anydepth.data.convert.voc_layout import Part, find_parts, split_pairs
 from anydepth.data.convert.voc_origin import OriginEvidence
 from anydepth.data.convert.voc_xml import Annotation, Entry, parse_annotation, refuse_cvat
 from anydepth.data.errors import DataError
+from anydepth.data.spelling import match_key
 from anydepth.utils.messages import join_few
+
+T = TypeVar("T")
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -29,7 +33,9 @@ def read_voc(
     """Read a data set of Pascal VOC xmls.
 
     An image and its xml have the same name, in any spelling of :func:`anydepth.data.spelling.match_key`; of
-    several such names, those that share their subfolder belong together. Splits are the lists
+    several such names, those that share their subfolder belong together. The ``<filename>`` decides between
+    images that differ in their suffix only, and finds the image of an xml without one of its name; elsewhere
+    it is ignored, as it often is the name that an image had before. Splits are the lists
     ``{train,val,test}.txt`` in ``ImageSets/Main``, ``ImageSets`` or the root (if there is no ``train``,
     ``trainval`` without the images of ``val``), or else folders of these names; without either, all images
     are for training. Classes are sorted by name.
@@ -75,18 +81,26 @@ class _Reader:
 
     def pair(self, part: Part) -> Mapping[SplitName, list[tuple[Path, Path | None]]]:
         """Return the image and the xml of each name, by split; None is an image without objects."""
-        pictures = self._by_name(pictures_below(part.images), part.images)
-        xmls = self._by_name(_xmls_below(part.annotations), part.annotations)
-        if not xmls and not pictures and part.split not in (None, "train"):
+        candidates = _by_name(pictures_below(part.images), part.images)
+        xmls = {
+            name: self._take(paths, paths[0])
+            for name, paths in _by_name(_xmls_below(part.annotations), part.annotations).items()
+        }
+        if not xmls and not candidates and part.split not in (None, "train"):
             self.dataset.skip("splits without images", part.root)
             return {}
         if not xmls:
             raise DataError(
                 f"{part.annotations}: no xml file found; give the folder of a Pascal VOC data set"
             )
-        names = pair_names(pictures, xmls)
+        names = pair_names(candidates, xmls)
         if not names.label_of:
             refuse_cvat(xmls.values())
+        names = names.with_pairs(self._pair_by_filename(names, candidates, xmls))
+        pictures = {
+            name: self._choose(paths, _of(xmls, names.label_of.get(name)))
+            for name, paths in candidates.items()
+        }
         if self.empty_without_xml:
             names = names.with_empty_pictures()
         if part.split is None:
@@ -116,14 +130,38 @@ class _Reader:
         read = (self._read_image(picture, xml) for picture, xml in pairs)
         return [image for image in read if image is not None]
 
-    def _by_name(self, paths: Iterable[Path], folder: Path) -> dict[str, Path]:
-        """Return files by their name without suffix, relative to the folder."""
-        named: dict[str, Path] = {}
+    def _pair_by_filename(
+        self, names: Pairs, candidates: Mapping[str, Sequence[Path]], xmls: Mapping[str, Path]
+    ) -> dict[str, str]:
+        """Return the xmls of images, both without another of their name, that their ``<filename>`` names."""
+        named = _group(
+            (_file_key(path.name), name) for name in names.lone_pictures for path in candidates[name]
+        )
+        naming = _group((_filename(xmls[name]), name) for name in names.lone_labels)
+        pairs = {
+            named[key][0]: naming[key][0]
+            for key in named.keys() & naming.keys()
+            if len(named[key]) == len(naming[key]) == 1
+        }
+        if pairs:
+            shown = [f"{candidates[name][0]} with {xmls[label]}" for name, label in sorted(pairs.items())]
+            self.dataset.remarks.append(
+                f"{len(pairs)} images were paired with an xml by its <filename>: {join_few(shown, 2)}"
+            )
+        return pairs
+
+    def _choose(self, paths: Sequence[Path], xml: Path | None) -> Path:
+        """Return the image of an xml among those of its name, and take note of the others."""
+        if len(paths) == 1 or xml is None:
+            return self._take(paths, paths[0])
+        key = _filename(xml)
+        return self._take(paths, next((path for path in paths if _file_key(path.name) == key), paths[0]))
+
+    def _take(self, paths: Sequence[Path], chosen: Path) -> Path:
         for path in paths:
-            first = named.setdefault(without_suffix(path, folder), path)
-            if first != path:
-                self.dataset.skip("files with the name of another file", f"{path} ({first})")
-        return named
+            if path != chosen:
+                self.dataset.skip("files with the name of another file", f"{path} ({chosen})")
+        return chosen
 
     def _read_image(self, picture: Path, xml: Path | None) -> ForeignImage | None:
         annotation = Annotation() if xml is None else parse_annotation(xml)
@@ -157,6 +195,30 @@ class _Reader:
             f"{xml}, line {entry.line}",
             ignored=difficult == "1" and not self.keep_difficult,
         )
+
+
+def _by_name(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
+    """Return files by their name without suffix, relative to the folder."""
+    return _group((without_suffix(path, folder), path) for path in paths)
+
+
+def _group(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    grouped: dict[str, list[T]] = {}
+    for key, value in pairs:
+        grouped.setdefault(key, []).append(value)
+    return grouped
+
+
+def _filename(xml: Path) -> str:
+    """Return the key of the file that an xml names; empty if it names none or cannot be read."""
+    try:
+        return _file_key(parse_annotation(xml).filename)
+    except DataError:
+        return ""  # Refused where its objects are read, if it has an image.
+
+
+def _file_key(name: str) -> str:
+    return match_key(name).rpartition("/")[2]
 
 
 def _of(xmls: Mapping[str, Path], name: str | None) -> Path | None:

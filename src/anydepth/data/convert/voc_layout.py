@@ -15,6 +15,7 @@ from anydepth.data.convert.folders import (
     files_below,
     find_data_set,
     folders_in,
+    named_folder,
     read_lines,
     split_folders,
     split_lists,
@@ -70,7 +71,7 @@ def find_parts(
     if found != root:
         dataset.remarks.append(f"the data set was found in {found}")
     folders = split_folders(found)
-    if folders and not (found / "Annotations").is_dir():
+    if folders and named_folder(found, "Annotations") is None:
         return [_locate(path, split) for split, path in folders.items()]
     return [_locate(found)]
 
@@ -136,8 +137,8 @@ def split_pairs(
 
 
 def _locate(folder: Path, split: SplitName | None = None) -> Part:
-    annotations = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
-    images = next((folder / name for name in ("JPEGImages", "images") if (folder / name).is_dir()), folder)
+    annotations = named_folder(folder, "Annotations") or folder
+    images = named_folder(folder, "JPEGImages", "images") or folder
     return Part(folder, images, annotations, split)
 
 

@@ -59,11 +59,13 @@ class Annotation:
     """Content of an xml.
 
     Attributes:
+        filename: Its ``<filename>``, which tools keep when an image is renamed; empty if it has none.
         objects: Its objects.
         frame: Its ``<size>``.
         source: Its ``<source>``.
     """
 
+    filename: str = ""
     objects: list[Entry] = field(default_factory=list)
     frame: Entry = field(default_factory=lambda: Entry(0))
     source: Entry = field(default_factory=lambda: Entry(0))
@@ -114,6 +116,8 @@ class _Collector(ContentHandler):
         owner, key = "".join(self._path[1:2]), "/".join(self._path[2:])
         content = self.annotation
         entries = {"object": content.objects[-1:], "size": [content.frame], "source": [content.source]}
+        if self._path == ["annotation", "filename"]:
+            content.filename = "".join(self._texts).strip()
         for entry in entries.get(owner, []) if key else []:
             entry.fields[key] = ("".join(self._texts).strip(), self._line)
         self._path.pop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anydepth.data.coco.orientation import read_picture_sizes
 from anydepth.data.convert.dataset import ForeignDataset, ForeignImage, ForeignObject
-from anydepth.data.convert.folders import read_lines, split_of
+from anydepth.data.convert.folders import named_folder, read_lines, split_of
 from anydepth.data.convert.pairing import pair_names
 from anydepth.data.convert.yolo_layout import NAME_LISTS, Layout, find_layout
 from anydepth.data.errors import DataError
@@ -99,10 +99,12 @@ def _label_files_in(folder: Path) -> list[Path]:
 
 def _label_file(picture: Path) -> Path:
     beside = picture.with_suffix(".txt")
-    parts = list(beside.parts)
-    if "images" in parts[:-1]:
-        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
-        apart = Path(*parts)
+    # The folder of images that is nearest to the picture.
+    folder = next((parent for parent in picture.parents if parent.name.lower() == "images"), None)
+    if folder is not None:
+        labels = folder.with_name("labels")
+        labels = labels if labels.is_dir() else named_folder(folder.parent, "labels") or labels
+        apart = labels / beside.relative_to(folder)
         if apart.is_file() or not beside.is_file():
             return apart
     return beside

@@ -16,6 +16,7 @@ from anydepth.data.convert.folders import (
     UNNAMED_FOLDERS,
     files_below,
     find_data_set,
+    named_folder,
     other_folders,
     pictures_below,
     read_lines,
@@ -23,12 +24,14 @@ from anydepth.data.convert.folders import (
     split_lists,
     split_of,
 )
+from anydepth.data.convert.json_kinds import advise
 from anydepth.data.errors import DataError
 from anydepth.data.spelling import SpelledNames
-from anydepth.utils.messages import join_few, short_repr
+from anydepth.utils.messages import short_repr
 from anydepth.utils.yaml_text import YamlTextError, load_yaml
 
-NAME_LISTS: Final = ("classes.txt", "obj.names", "names.txt")
+NAME_LISTS: Final = ("classes.txt", "obj.names", "names.txt", "_darknet.labels")
+"""Lists of class names: of labelImg and Label Studio, Darknet, and Roboflow's export for Darknet."""
 _WHOLE_NUMBER = re.compile("[0-9]{1,9}")
 _OUTSIDE_HELP = (
     "which is outside the folder of data.yaml. Move the file or the images there; or, if you trust its "
@@ -89,7 +92,7 @@ def find_layout(source: Path, dataset: ForeignDataset, *, anywhere: bool) -> Lay
 
 
 def _describes_classes(folder: Path) -> bool:
-    if split_of(folder.name) is not None or folder.name in ("images", "labels"):
+    if split_of(folder.name) is not None or folder.name.lower() in ("images", "labels"):
         return False  # Parts of a data set, which may hold lists of names, too.
     return bool(
         _yamls_with_names(folder)
@@ -128,13 +131,10 @@ def _find_names(folder: Path) -> Path:
     if below:
         return below[0]
     jsons = [path for path in files_below(folder) if path.suffix.lower() == ".json"]
-    hint = (
-        f". There is {join_few(jsons, 2)}: a COCO json needs no import: give data.train_json, "
-        "data.train_images and so on to anydepth-train data=custom"
-    )
+    advice = advise(jsons)
     raise DataError(
         f"{folder}: neither a data.yaml with 'names' nor {', '.join(NAME_LISTS)} found; add one of them "
-        f"to name the class ids{hint if jsons else ''}"
+        f"to name the class ids{f'. {advice}' if advice else ''}"
     )
 
 
@@ -315,7 +315,7 @@ def _pictures_of_folder(
     lists, others = split_lists(root)
     # The objects of a picture test.png are in test.txt.
     lists = {split: path for split, path in lists.items() if not _labels_a_picture(path)}
-    for parent in (root / "images", root):
+    for parent in (named_folder(root, "images") or root, root):
         folders = split_folders(parent)
         if folders:
             for path in other_folders(parent) if parent != root else []:

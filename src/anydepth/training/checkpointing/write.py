@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from anydepth.utils.command_line import setting
 from anydepth.utils.files import atomic_path
 
 # Errors of file systems that cannot sync a folder.
@@ -95,7 +96,7 @@ def _message(path: Path, error: OSError) -> str:
         remedy = "Allow larger files (ulimit -f)"
     return (
         f"{path}: this checkpoint could not be written ({error.strerror or error}). {before}. {remedy}; then "
-        f"resume with the same command, hydra.run.dir={path.parent.parent} and ckpt_path=auto"
+        f"resume with the same command, {setting('hydra.run.dir', path.parent.parent)} and ckpt_path=auto"
     )
 
 

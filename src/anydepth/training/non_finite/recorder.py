@@ -1,5 +1,6 @@
 """Files of single training steps, which ``anydepth-replay`` runs again."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,7 +120,7 @@ class StepRecorder:
         except (OSError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError.
             return f"\nThe step could not be written to {path}: {error}"
-        return f"\nRun it again with: anydepth-replay {path}"
+        return f"\nRun it again with: anydepth-replay {shlex.quote(str(path))}"
 
     def _describe_run(self, step: RecordedStep) -> dict[str, Any]:
         device = str(step.batch.images.device.type)
