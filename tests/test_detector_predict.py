@@ -1,8 +1,10 @@
 """Prediction of every detector: it changes nothing, and takes images in the forms that people have."""
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -176,6 +178,23 @@ def test_a_bad_image_of_several_is_named_by_its_place(small_eval: Detector) -> N
 def test_a_batch_size_below_one_is_refused(small_eval: Detector, batch_size: Any) -> None:
     with pytest.raises(ValueError, match=rf"got batch_size={batch_size}, expected a whole number from 1"):
         small_eval.predict(IMAGE, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("threshold", ["0.5", None, [0.5], 1.5, float("nan")])
+def test_a_threshold_that_is_no_share_is_refused(small_eval: Detector, threshold: Any) -> None:
+    message = f"got threshold={threshold!r}, expected a number from 0 to 1"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        small_eval.predict(IMAGE, threshold=threshold)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_are_refused_with_the_remedy(
+    small_eval: Detector, kind: torch.dtype
+) -> None:
+    with pytest.raises(ValueError, match=rf'weights are {kind}, .* within torch\.autocast\("cpu", {kind}\)'):
+        deepcopy(small_eval).to(kind).predict(IMAGE)
+    with torch.autocast("cpu", torch.bfloat16):
+        small_eval.predict(IMAGE)
 
 
 def test_addresses_are_fetched_on_request() -> None:

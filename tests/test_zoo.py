@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import anydepth
 from anydepth import zoo
 from anydepth.detector import Detector
+from anydepth.weights.files import WeightsError
 
 
 def _logits(detector: Detector, depth: str) -> torch.Tensor:
@@ -176,11 +177,19 @@ def test_load_weights_goes_to_the_wing_of_the_detector(build_small: Callable[...
 
 
 def test_a_file_with_a_number_that_is_none_is_refused(small_detector: Detector, tmp_path: Path) -> None:
-    with torch.no_grad():
-        next(small_detector.parameters()).view(-1)[0] = float("nan")
     path = anydepth.save(small_detector, tmp_path / "weights.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    key = next(iter(weights))
+    weights[key].view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "spoilt.safetensors", metadata)
     with pytest.raises(zoo.ZooError, match=r"1 of .* tensors hold NaN or infinity"):
-        anydepth.load(path)
+        anydepth.load(tmp_path / "spoilt.safetensors")
+    with torch.no_grad():
+        small_detector.state_dict()[key].view(-1)[0] = float("inf")
+    with pytest.raises(WeightsError, match=r"the detector: 1 of .* tensors hold NaN or infinity"):
+        anydepth.save(small_detector, path)
+    anydepth.load(path)  # the file of before
 
 
 def test_a_compiled_detector_is_saved_like_itself(small_detector: Detector, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import ClassVar
 
@@ -172,16 +172,21 @@ class Detector(nn.Module, ABC):
             One entry per image, in host memory; boxes in pixels of the original image and clipped to it.
 
         Raises:
-            ValueError: An image of another form or range of values, a threshold outside [0, 1], or a
-                ``batch_size`` below 1.
+            ValueError: An image of another form or range of values, a threshold outside [0, 1], a
+                ``batch_size`` below 1, or weights of another type than float32.
             ImageError: A file that is missing or not a readable image.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"got threshold={threshold}, expected 0 to 1")
+        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+            raise ValueError(f"got threshold={threshold!r}, expected a number from 0 to 1")
         batch_size = _check_batch_size(batch_size)
         config = self.depth_space.parse(depth)
         sources = list_images(source)
-        device = next(self.parameters()).device
+        weight = next(self.parameters())
+        if weight.dtype != torch.float32:
+            raise ValueError(
+                f"got a detector whose weights are {weight.dtype}, expected torch.float32: keep them, and "
+                f'predict within torch.autocast("{weight.device.type}", {weight.dtype}) for its speed'
+            )
         found: list[Detections] = []
         with evaluating(self) as network:
             for start in range(0, len(sources), batch_size):
@@ -193,7 +198,7 @@ class Detector(nn.Module, ABC):
                 # Resized on the host, as the validation loader does: a GPU rounds some grey levels otherwise.
                 fitted = [fit_image(image, self.input_size, self.fit) for image in images]
                 batch = torch.stack([to_unit_range(image) for image in fitted])
-                output = network(batch.to(device), depth=config)
+                output = network(batch.to(weight.device), depth=config)
                 found += [
                     item.above(threshold).clipped(*size).cpu()
                     for item, size in zip(self.postprocess(output, sizes), sizes, strict=True)

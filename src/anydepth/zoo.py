@@ -206,6 +206,7 @@ def save(detector: Detector, path: str | Path) -> Path:
 
     Raises:
         ZooError: The detector was assembled by hand, so that no configuration describes it.
+        WeightsError: The weights hold NaN or infinity. Nothing was written.
     """
     config = getattr(detector, "config", None)
     if not isinstance(config, Mapping) or "name" not in config:
@@ -222,6 +223,7 @@ def save(detector: Detector, path: str | Path) -> Path:
         key.replace("_orig_mod.", ""): value.cpu().contiguous()
         for key, value in detector.state_dict().items()
     }
+    check_finite(weights, "the detector")
     with atomic_path(path) as partial:
         # Not save_file, which lets nobody but the writer read the file.
         partial.write_bytes(serialize(weights, metadata))

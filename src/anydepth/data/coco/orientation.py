@@ -37,7 +37,9 @@ def read_in_json_frame(
         if tuple(image.shape[-2:]) != size:
             image = read(False)
     except ImageError as error:
-        raise BadImageError(f"{entry}: {error}, together with its entry in the json") from error
+        raise BadImageError(
+            f"{entry}: {error}. Whoever removes the file has to remove its entry in the json, too"
+        ) from error
     if tuple(image.shape[-2:]) != size:
         raise BadImageError(
             f"{entry}: {name} is {tuple(image.shape[-2:])} pixels (height, width), expected {size} according "

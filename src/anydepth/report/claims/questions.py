@@ -209,7 +209,8 @@ def _points_between(arms: DetectorArms) -> Answer:
         *_incomplete_runs_sentences(arms.settings[METHOD], setting),
         *_drop_sentences(setting, arms.settings.get("full only"), figures),
         f"A depth works if it lies at most {format_points(TOLERANCE)} points below the lower end of the same "
-        f"network; {_format_count(len(below), 'depth')} fail{'' if len(below) > 1 else 's'} in every seed"
+        f"network; {_format_count(len(below), 'depth')} fail{'' if len(below) > 1 else 's'}"
+        f"{' in every seed' if len(at_worst) > 1 else ''}"
         f"{f' ({join_few(below, _MAX_DEPTHS)})' if below else ''}. {reason}",
     ]
     return Answer(tuple(text), verdict, figures)
