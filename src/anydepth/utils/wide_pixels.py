@@ -9,7 +9,9 @@ refused here.
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -20,6 +22,7 @@ from PIL import Image
 BITS_VARIABLE = "ANYDEPTH_IMAGE_BITS"
 """The environment variable of the number of bits that the values of such pictures use."""
 
+_OBSERVED_BITS: ContextVar[set[int] | None] = ContextVar("observed_bits", default=None)
 _MAX_UINT16 = 65535
 # TIFF 6.0: fields, and values that Pillow reads as something else where a sample has 16 bits.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION = 258, 262, 284
@@ -129,7 +132,29 @@ def _tiles(picture: Image.Image) -> list[Any]:
     return tiles
 
 
+@contextmanager
+def observe_bits() -> Iterator[set[int]]:
+    """Collect the numbers of bits that pictures read within the block, in this thread, were taken to use.
+
+    Pictures of 8 bits per channel and black ones do not count.
+    """
+    bits: set[int] = set()
+    token = _OBSERVED_BITS.set(bits)
+    try:
+        yield bits
+    finally:
+        _OBSERVED_BITS.reset(token)
+
+
 def _bits_used(largest: int, narrowest: int = 12) -> int:
+    bits = _find_bits(largest, narrowest)
+    observed = _OBSERVED_BITS.get()
+    if observed is not None and largest:
+        observed.add(bits)
+    return bits
+
+
+def _find_bits(largest: int, narrowest: int) -> int:
     given = os.environ.get(BITS_VARIABLE)
     if given:
         if given not in (allowed := [str(bits) for bits in range(8, 17)]):

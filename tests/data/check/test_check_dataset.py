@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from coco_files import CocoFiles, MakeCoco
 from PIL import Image
@@ -172,6 +173,26 @@ def test_a_validation_split_without_boxes_is_a_problem(
 ) -> None:
     train, val = make_coco(annotations=[FINE]), make_coco(annotations=annotations, folder="val")
     assert titles(check(train, val), "problem") == {"splits without a box, on which no AP can be measured": 1}
+
+
+@pytest.mark.filterwarnings("ignore:pictures of 16")
+def test_pictures_of_different_bits_are_a_doubt(make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dark picture of 16 bits among others is taken for one of 12, and comes out 16 times as bright."""
+    files = make_coco(sizes=[(40, 60)] * 4, annotations=[FINE])
+    for name, largest in (("0", 60_000), ("1", 3_000), ("2", 50_000)):
+        values = np.linspace(0, largest, 40 * 60).astype(np.uint16).reshape(40, 60)
+        Image.fromarray(values).save(files.images / f"{name}.png")
+
+    (found,) = (item for item in check(files).all_findings if item.title.startswith("16-bit pictures"))
+
+    assert found.severity == "doubt"
+    assert "ANYDEPTH_IMAGE_BITS" in found.title
+    assert list(found.examples) == [
+        f"1 taken to use 12 bits, e.g. {files.images / '1.png'}",
+        f"2 taken to use 16 bits, e.g. {files.images / '0.png'}",
+    ]
+    monkeypatch.setenv("ANYDEPTH_IMAGE_BITS", "16")
+    assert not any(item.title.startswith("16-bit") for item in check(files).all_findings)
 
 
 def test_the_number_of_threads_changes_nothing(make_coco: MakeCoco) -> None:

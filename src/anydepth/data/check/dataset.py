@@ -15,6 +15,7 @@ from anydepth.data.coco.packing import read_tables
 from anydepth.data.coco.tables import CocoTables
 from anydepth.data.convert.folders import pictures_below
 from anydepth.data.errors import DataError
+from anydepth.utils.wide_pixels import BITS_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ def _check_split(
             else Finding.of("splits without a box, on which no AP can be measured", "problem", without_boxes)
         ),
         *Finding.of("files that several entries of the json name", "doubt", map(str, named_twice)),
+        *Finding.of(
+            f"16-bit pictures that are read with different scales; {BITS_VARIABLE} makes them alike",
+            "doubt",
+            _different_bits(pictures),
+        ),
         *check_boxes(tables),
         *Finding.of("classes without a box", "doubt", unused),
         *Finding.of("remarks on the json", "doubt", tables.remarks),
@@ -133,6 +139,19 @@ def _check_split(
 
 def _repeated(paths: Sequence[Path]) -> list[Path]:
     return [path for path, count in Counter(paths).items() if count > 1]
+
+
+def _different_bits(pictures: Sequence[CheckedPicture]) -> list[str]:
+    """Describe the pictures of each number of bits, fewest bits first, if there are several numbers."""
+    by_bits: dict[int, list[Path]] = {}
+    for picture in pictures:
+        if picture.bits is not None:
+            by_bits.setdefault(picture.bits, []).append(picture.path)
+    if len(by_bits) < 2:
+        return []
+    return [
+        f"{len(paths)} taken to use {bits} bits, e.g. {paths[0]}" for bits, paths in sorted(by_bits.items())
+    ]
 
 
 def _shared_findings(checked: Sequence[CheckedSplit]) -> list[Finding]:

@@ -11,6 +11,7 @@ from anydepth.data.coco.tables import CocoTables
 from anydepth.data.errors import DataError
 from anydepth.data.spelling import SpelledNames
 from anydepth.images import read_image
+from anydepth.utils.wide_pixels import observe_bits
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class CheckedPicture:
         problem: Why training cannot read it; None if it can.
         digest: Hash of its pixels, the same for files that differ only in their metadata or compression
             without loss; None if it cannot be read.
+        bits: Number of bits that its values are taken to use, if the file has 16 or 32 for each.
     """
 
     name: str
     path: Path
     problem: str | None
     digest: bytes | None
+    bits: int | None = None
 
 
 def check_pictures(
@@ -87,12 +90,13 @@ def _locate(root: Path, name: str, spelled: SpelledNames) -> Path:
 
 def _check(name: str, path: Path, size: tuple[int, int], entry: str) -> CheckedPicture:
     try:
-        image = read_in_json_frame(
-            lambda upright: read_image(path, upright=upright), size, name=str(path), entry=entry
-        )
+        with observe_bits() as bits:
+            image = read_in_json_frame(
+                lambda upright: read_image(path, upright=upright), size, name=str(path), entry=entry
+            )
     except DataError as error:
         return CheckedPicture(name, path, str(error), None)
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # [H, W, 3], the order in memory.
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(pixels.data)
-    return CheckedPicture(name, path, None, digest.digest())
+    return CheckedPicture(name, path, None, digest.digest(), max(bits, default=None))
