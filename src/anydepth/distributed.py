@@ -48,6 +48,19 @@ def loss_normalizer(amount: Tensor) -> Tensor:
     return total.clamp(min=1) / world_size()
 
 
+def mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean of the values of all processes, a float tensor without gradients; 0 of none.
+
+    Args:
+        values: Float tensor of any shape.
+        weights: Weights, at least 0, of the same shape.
+    """
+    sums = torch.stack([(weights * values).sum(), weights.sum()]).detach()
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    return sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+
+
 def all_max(value: int, device: torch.device) -> int:
     """Return the maximum of a value over all processes.
 

@@ -50,9 +50,11 @@ def _share(classes: int, queries: int, seed: int) -> float:
 @pytest.mark.parametrize(
     "cases",
     [
-        pytest.param([(2, 20), (80, 20), (365, 20), (80, 100)], id="few"),
+        pytest.param([(1, 20), (2, 20), (80, 20), (365, 20), (80, 100)], id="few"),
         pytest.param(
-            [(k, q) for k in (2, 3, 20, 80, 365) for q in (20, 100, 300)], id="many", marks=pytest.mark.slow
+            [(k, q) for k in (1, 2, 3, 20, 80, 365) for q in (20, 100, 300)],
+            id="many",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -63,13 +65,12 @@ def test_shares_of_any_number_of_classes_and_queries_are_alike(cases: list[tuple
         for classes, queries in cases
     }
     assert max(shares.values()) < 3 * min(shares.values()), shares
-    # One class is distilled by its score, beside the varifocal loss: scores of 0.01 teach little yet.
-    assert _share(1, 20, seed=0) < min(shares.values())
 
 
 def test_the_weight_is_the_published_one_for_coco_and_bounded_elsewhere() -> None:
     assert balanced_weight(80) == 3.75
     assert balanced_weight(3) == pytest.approx(3.75 * math.log(4) / math.log(81))
-    weights = [balanced_weight(classes) for classes in (1, 2, 3, 20, 80, 365, 1000)]
+    weights = [balanced_weight(classes) for classes in (2, 3, 20, 80, 365, 1000)]
     assert weights == sorted(weights)
     assert 0.5 < weights[0] < weights[-1] < 6
+    assert balanced_weight(1) == 2 * balanced_weight(2)

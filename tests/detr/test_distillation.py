@@ -199,16 +199,46 @@ def test_the_choice_of_targets_selects_the_terms_of_the_last_layer(
     assert distillation.ground_truth_terms(classes) == expected
 
 
-def test_one_class_is_distilled_by_its_score() -> None:
-    student, teacher, targets, first, second = make_case((3, 2), classes=1)
+@pytest.mark.parametrize("counts", [(3, 2), (40, 2), (0, 0)])
+def test_one_class_is_compared_beside_the_mean_of_the_teachers_logits(counts: tuple[int, ...]) -> None:
+    student, teacher, targets, first, second = make_case(counts, classes=1)
     truth = GroundTruth.collect(targets)
     terms = detr_distillation().predictions(student, teacher, first, second, truth)
-    divergence, _, _ = loop_over_pairs(student, teacher, first, second, "bernoulli_kl")
-    assert terms["kd_class"].item() == pytest.approx(divergence / 5, rel=1e-5)
+    ours, theirs = (
+        {
+            target: logits[image, query, 0].detach()
+            for image, query, target in zip(
+                side.images, side.queries[0], side.targets[0].tolist(), strict=True
+            )
+        }
+        for side, logits in ((first, student.logits), (second, teacher.logits))
+    )
+    pairs = [(ours[target], theirs[target]) for target in ours.keys() & theirs.keys()]
+    none = sum(wanted for _, wanted in pairs) / max(len(pairs), 1)
+    divergence = sum(
+        F.kl_div(
+            torch.stack([score, none]).log_softmax(0), torch.stack([wanted, none]).softmax(0), reduction="sum"
+        ).item()
+        for score, wanted in pairs
+    )
+    # Twice the weight of two classes.
+    weight = 2 * 3.75 * math.log(3) / math.log(81)
+    assert terms["kd_class"].item() == pytest.approx(weight * divergence / max(sum(counts), 1), rel=1e-4)
     (gradient,) = torch.autograd.grad(terms["kd_class"], [student.logits])
-    assert (gradient != 0).sum().item() == 5
-    with pytest.raises(ValueError, match="softmax_kl with one class is always 0"):
-        detr_distillation(class_loss="softmax_kl").predictions(student, teacher, first, second, truth)
+    assert (gradient != 0).sum().item() == len(pairs)
+
+
+def test_logits_of_one_class_near_zero_score_teach_as_much_as_those_of_even_score() -> None:
+    """Early in training all scores are near 0.01; sigmoids hide their differences."""
+    student, teacher, targets, first, second = make_case((3, 2), classes=1)
+    truth = GroundTruth.collect(targets)
+
+    def loss(shift: float, **options: str) -> float:
+        low = [replace(output, logits=output.logits + shift) for output in (student, teacher)]
+        return detr_distillation(**options).predictions(*low, first, second, truth)["kd_class"].item()
+
+    assert loss(-4.6) == pytest.approx(loss(0), rel=1e-4)
+    assert loss(-4.6, class_loss="bernoulli_kl") < 0.5 * loss(0, class_loss="bernoulli_kl")
 
 
 @pytest.mark.parametrize("extreme", [60.0, -60.0])

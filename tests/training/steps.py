@@ -47,11 +47,11 @@ def in_float64() -> Iterator[None]:
             torch.set_default_dtype(former)
 
 
-def make_module(network: str, backward: Backward = "joint") -> DetectionModule:
+def make_module(network: str, backward: Backward = "joint", classes: int = CLASSES) -> DetectionModule:
     """Build a module without zero weights, and with the plan of both extremes."""
     name, settings = NETWORKS[network]
     torch.manual_seed(0)
-    detector = zoo.build(name, CLASSES, **settings)
+    detector = zoo.build(name, classes, **settings)
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
@@ -77,7 +77,7 @@ def make_module(network: str, backward: Backward = "joint") -> DetectionModule:
     return module
 
 
-def make_batch(counts: Sequence[int], rows: slice = slice(None)) -> Batch:
+def make_batch(counts: Sequence[int], rows: slice = slice(None), classes: int = CLASSES) -> Batch:
     """Make rows of a batch of images with the given number of boxes each."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (len(counts), 3, 64, 64), dtype=torch.uint8, generator=generator)
@@ -85,7 +85,7 @@ def make_batch(counts: Sequence[int], rows: slice = slice(None)) -> Batch:
     for count in counts:
         centres = 0.3 + 0.4 * torch.rand(count, 2, generator=generator)
         sizes = 0.15 + 0.3 * torch.rand(count, 2, generator=generator)
-        labels = torch.randint(0, CLASSES, (count,), generator=generator)
+        labels = torch.randint(0, classes, (count,), generator=generator)
         targets.append(Targets(torch.cat([centres, sizes], dim=1), labels))
     ids = tuple(range(len(counts)))[rows]
     return Batch(images[rows], tuple(targets[rows]), ids, ((64, 64),) * len(ids))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from steps import NETWORKS, in_float64, make_batch, make_module
+from steps import CLASSES, NETWORKS, in_float64, make_batch, make_module
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -39,21 +39,25 @@ class Case:
     backward: Backward = "joint"
     observed: bool = False
     precision: str = "float64"
+    classes: int = CLASSES
 
     def __str__(self) -> str:
         observed = ", observed" if self.observed else ""
-        return f"{self.network}, {self.boxes}, {self.backward}{observed}, {self.precision}"
+        one_class = ", one class" if self.classes == 1 else ""
+        return f"{self.network}, {self.boxes}, {self.backward}{observed}, {self.precision}{one_class}"
 
 
 UNEVEN = "one process without boxes"
 QUICK = [
     Case("detr", UNEVEN),
+    Case("detr", UNEVEN, classes=1),
     Case("yolo", UNEVEN, "separate"),
     Case("yolo", UNEVEN, "separate", precision="float32"),
     Case("yolo", UNEVEN, "separate", observed=True, precision="float32"),
 ]
 _SLOW = [
     Case("yolo", UNEVEN),
+    Case("yolo", UNEVEN, classes=1),
     *(Case(network, UNEVEN, "separate") for network in NETWORKS if network != "yolo"),
     *(Case(network, boxes) for network in ("detr", "yolo") for boxes in COUNTS if boxes != UNEVEN),
 ]
@@ -84,12 +88,12 @@ def take_step(case: Case, rank: int = 0, processes: int = 1) -> dict[str, dict[s
 
 
 def _take_step(case: Case, rank: int, processes: int) -> dict[str, dict[str, Any]]:
-    module = make_module(case.network, case.backward)
+    module = make_module(case.network, case.backward, case.classes)
     passes: list[Gradients] = []
     if case.observed:
         module.observers.append(lambda graph: passes.append(pass_gradients(module.detector, graph)))
     share = IMAGES // processes
-    batch = make_batch(COUNTS[case.boxes], slice(rank * share, (rank + 1) * share))
+    batch = make_batch(COUNTS[case.boxes], slice(rank * share, (rank + 1) * share), case.classes)
     step: nn.Module = Step(module)
     if processes > 1:
         synchronize_norms(module)

@@ -220,22 +220,21 @@ def test_without_boxes_the_terms_are_zero_with_finite_gradients() -> None:
         assert not gradient.any()
 
 
-def test_one_class_is_distilled_by_its_score() -> None:
+def test_one_class_is_compared_beside_the_mean_of_the_teachers_logits() -> None:
     student, _, *case = make_case((3, 2), classes=1)
     terms = yolo_distillation().predictions(*case)
-    expected = loop_losses(*case, "bernoulli_kl", 2.0, 1.0)
+    ours, theirs, first, second = case
+    taught, _ = distilled_weights(first, second)
+    none = (taught * theirs.class_logits[..., 0]).sum() / taught.sum()
+    # Two classes, of which the second has that logit everywhere.
+    two = [
+        replace(side, class_logits=torch.cat([side.class_logits, none.expand_as(side.class_logits)], -1))
+        for side in (ours, theirs)
+    ]
+    expected = loop_losses(*two, first, second, "softmax_kl", 2.0, 1.0)
     assert terms["kd_class"].item() == pytest.approx(0.4 * expected["kd_class"], rel=1e-4)
     gradients = torch.autograd.grad(terms["kd_class"], student.maps)
     assert any(gradient[:, 64:].any() for gradient in gradients)
-    with pytest.raises(ValueError, match="softmax_kl with one class is always 0"):
-        yolo_distillation(class_loss="softmax_kl").predictions(*case)
-
-
-def test_several_classes_are_compared_by_the_softmax_by_default() -> None:
-    _, _, *case = make_case((3, 2))
-    auto = yolo_distillation().predictions(*case)["kd_class"]
-    assert torch.equal(auto, yolo_distillation(class_loss="softmax_kl").predictions(*case)["kd_class"])
-    assert not torch.equal(auto, yolo_distillation(class_loss="bernoulli_kl").predictions(*case)["kd_class"])
 
 
 @pytest.mark.parametrize("extreme", [60.0, -60.0])

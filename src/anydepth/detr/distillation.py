@@ -16,9 +16,9 @@ from anydepth.detr.criterion import GroundTruth, Term
 from anydepth.detr.matcher import Assignment
 from anydepth.detr.output import DetrOutput
 from anydepth.layers.boxes import cxcywh_to_xyxy, paired_iou_giou
-from anydepth.layers.divergences import bernoulli_kl, softmax_kl
+from anydepth.layers.divergences import bernoulli_kl, class_kl
 
-ClassLoss = Literal["auto", "softmax_kl", "bernoulli_kl"]
+ClassLoss = Literal["softmax_kl", "bernoulli_kl"]
 Source = Literal["teacher", "ground_truth", "both"]
 AutoSource = Literal["auto", "teacher", "ground_truth", "both"]
 Weight = float | Literal["auto", "queries/classes"]
@@ -35,21 +35,16 @@ class DetrDistillation:
     a pair, and only pairs are compared. The teacher's predictions replace the ground truth of the student's
     last layer, or are used in addition to it, depending on ``class_targets`` and ``box_targets``.
 
-    One class is a special case: the softmax over one class is constant, so its KL divergence teaches nothing,
-    and no loss on matched pairs alone lowers the scores of unmatched queries. ``auto`` therefore means:
-
-    ==============  ===================  ===================================================
-    setting         several classes      one class
-    ==============  ===================  ===================================================
-    class_loss      ``softmax_kl``       ``bernoulli_kl``
-    class_targets   ``teacher``          ``both``: the varifocal loss against ground truth too
-    ==============  ===================  ===================================================
+    One class is a special case. The softmax over one class is constant, so it is taken over the class and
+    the mean of the teacher's logits (:func:`anydepth.layers.divergences.class_kl`); and no loss on matched
+    pairs alone lowers the scores of unmatched queries, so the varifocal loss stays.
 
     Args:
         class_loss: ``softmax_kl`` is KL(teacher || student) of the softmax over classes, as published;
             ``bernoulli_kl`` the sum over classes of the KL divergence of sigmoid scores, which also keeps
-            their level; ``auto`` chooses by the number of classes.
-        class_targets: Source of the class terms of the last layer; ``auto`` as in the table.
+            their level.
+        class_targets: Source of the class terms of the last layer; ``auto`` is ``teacher``, with one class
+            ``both``.
         box_targets: Source of the box terms of the last layer.
         softmax_kl_weight: Weight of ``softmax_kl``: a number, ``auto`` (:func:`balanced_weight`), or
             ``queries/classes``, which is Q / K, the factor of the released implementation. All agree with it
@@ -108,12 +103,9 @@ class DetrDistillation:
     @property
     def levels(self) -> frozenset[str]:
         """Levels of the teacher that any term learns from: ``predictions``, ``features``."""
-        class_weights = {
-            "softmax_kl": (self.softmax_kl_weight,),
-            "bernoulli_kl": (self.bernoulli_kl_weight,),
-            "auto": (self.softmax_kl_weight, self.bernoulli_kl_weight),
-        }[self.class_loss]
-        classes = self.class_targets != "ground_truth" and any(class_weights)
+        of_softmax = self.class_loss == "softmax_kl"
+        class_weight = self.softmax_kl_weight if of_softmax else self.bernoulli_kl_weight
+        classes = self.class_targets != "ground_truth" and bool(class_weight)
         boxes = self.box_targets != "ground_truth" and any((self.l1_weight, self.giou_weight))
         taught = {"predictions": classes or boxes, "features": any((self.backbone_weight, self.neck_weight))}
         return frozenset(level for level, is_taught in taught.items() if is_taught)
@@ -146,19 +138,19 @@ class DetrDistillation:
 
         Returns:
             ``kd_class``, ``kd_l1`` and ``kd_giou``, if their weights are not 0; float32 scalars.
-
-        Raises:
-            ValueError: ``softmax_kl`` was chosen and there is one class.
         """
         ours, theirs, shared = pair_queries(student_assignment, teacher_assignment, len(truth.labels))
         terms: dict[str, Tensor] = {}
         if self._class_targets(student.logits.shape[-1]) != "ground_truth":
-            weight, divergence = self._class_divergence(
-                ours.gather(student.logits[None])[0].float(),
-                theirs.gather(teacher.logits[None])[0].detach().float(),
-                student.logits.shape[-2],
-            )
+            queries, classes = student.logits.shape[-2:]
+            weight = self._class_weight(queries, classes)
             if weight:
+                logits = ours.gather(student.logits[None])[0].float()
+                teacher_logits = theirs.gather(teacher.logits[None])[0].detach().float()
+                if self.class_loss == "softmax_kl":
+                    divergence = class_kl(logits, teacher_logits, shared)
+                else:
+                    divergence = bernoulli_kl(logits, teacher_logits)
                 terms["kd_class"] = weight * (divergence * shared).sum()
         if self.box_targets != "ground_truth":
             boxes = ours.gather(student.boxes_cxcywh[None])[0].float()
@@ -187,23 +179,13 @@ class DetrDistillation:
             return "teacher" if num_classes > 1 else "both"
         return self.class_targets
 
-    def _class_divergence(self, student: Tensor, teacher: Tensor, queries: int) -> tuple[float, Tensor]:
-        """Return the weight and KL(teacher || student) [P] of logits [P, K]."""
-        classes = student.shape[-1]
-        kind = self.class_loss
-        if kind == "auto":
-            kind = "softmax_kl" if classes > 1 else "bernoulli_kl"
-        if kind == "bernoulli_kl":
-            return self.bernoulli_kl_weight, bernoulli_kl(student, teacher)
-        if classes == 1:
-            raise ValueError(
-                "class_loss=softmax_kl with one class is always 0, so the last decoder layer would learn no "
-                "scores; use class_loss=auto or bernoulli_kl, or class_targets=ground_truth"
-            )
+    def _class_weight(self, queries: int, classes: int) -> float:
+        if self.class_loss == "bernoulli_kl":
+            return self.bernoulli_kl_weight
         weight = self.softmax_kl_weight
         if isinstance(weight, str):
             weight = queries / classes if weight == "queries/classes" else balanced_weight(classes)
-        return weight, softmax_kl(student, teacher)
+        return weight
 
 
 def balanced_weight(num_classes: int) -> float:
@@ -211,10 +193,13 @@ def balanced_weight(num_classes: int) -> float:
 
     It is 3.75 ln(1 + K) / ln(81): the published value at 80 classes, 0.94 at 2, 5.9 at 1,000. The gradient
     of the divergence of K logits falls about as 1 / ln(1 + K) early in training, when the classes are still
-    alike: on the parameters that both passes use, it then has 0.4 to 0.7 times the norm of the gradient of
-    all losses of the deeper pass for 2 to 365 classes, measured on ``detr_tiny``. Divided by the number of
-    boxes, the term does not depend on the number of queries.
+    alike: on the parameters that both passes use, it then has 0.3 to 0.7 times the norm of the gradient of
+    all losses of the deeper pass for 1 to 365 classes, measured on ``detr_tiny``. Of the two logits that are
+    compared with one class, only one learns: the weight is twice that of two classes, 1.9. Divided by the
+    number of boxes, the term does not depend on the number of queries.
     """
+    if num_classes == 1:
+        return 2 * balanced_weight(2)
     return _PUBLISHED_WEIGHT * (math.log1p(num_classes) / math.log1p(_PUBLISHED_CLASSES))
 
 

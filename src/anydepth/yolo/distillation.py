@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anydepth import distributed
-from anydepth.layers.divergences import bernoulli_kl, softmax_kl
+from anydepth.layers.divergences import bernoulli_kl, class_kl, softmax_kl
 from anydepth.yolo.assigner import Assignment
 from anydepth.yolo.decode import Predictions
 from anydepth.yolo.output import YoloOutput
 from anydepth.yolo.overlap import complete_iou
 
-ClassLoss = Literal["auto", "softmax_kl", "bernoulli_kl"]
+ClassLoss = Literal["softmax_kl", "bernoulli_kl"]
 
 
 class YoloDistillation:
@@ -42,13 +42,13 @@ class YoloDistillation:
 
     The feature loss is the squared distance of L2-normalised pooled maps, mean over images and maps.
 
-    One class is a special case: the softmax over one class is constant, so its KL divergence teaches nothing.
-    ``auto`` therefore means ``bernoulli_kl`` with one class, and ``softmax_kl`` with several.
+    One class is a special case: the softmax over one class is constant, so it is taken over the class and the
+    mean of the teacher's logits, see :func:`anydepth.layers.divergences.class_kl`.
 
     Args:
         class_loss: ``softmax_kl`` is the KL divergence of the softmax over classes, as published;
             ``bernoulli_kl`` the sum over classes of the KL divergence of sigmoid scores, which also keeps
-            their level; ``auto`` chooses by the number of classes.
+            their level.
         box_weight: Weight of the box term; 0 skips it.
         class_weight: Weight of the class term; 0 skips it.
         dfl_weight: Weight of the term of the distance distributions; 0 skips it.
@@ -123,9 +123,6 @@ class YoloDistillation:
         Returns:
             ``kd_box``, ``kd_class`` and ``kd_dfl``, if their weights are not 0; float32 scalars, 0 if no
             anchor counts.
-
-        Raises:
-            ValueError: ``softmax_kl`` was chosen and there is one class.
         """
         teacher = teacher.detach()
         taught, shared = distilled_weights(student_assignment, teacher_assignment)
@@ -134,7 +131,7 @@ class YoloDistillation:
             boxes, wanted = (side.boxes_xyxy / side.strides[:, None] for side in (student, teacher))
             terms["kd_box"] = self.box_weight * _weighted_mean(1 - complete_iou(boxes, wanted), shared)
         if self.class_weight:
-            divergence = self._class_divergence(student.class_logits, teacher.class_logits)
+            divergence = self._class_divergence(student.class_logits, teacher.class_logits, taught)
             terms["kd_class"] = self.class_weight * _weighted_mean(divergence, taught)
         if self.dfl_weight:
             bins, wanted = (side.box_logits / self.dfl_temperature for side in (student, teacher))
@@ -155,19 +152,13 @@ class YoloDistillation:
         distance = pooled_feature_distance(ours, theirs)
         return {"kd_feature": self.feature_weight * distance}
 
-    def _class_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _class_divergence(self, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         """Compute the divergence [B, A] of logits [B, A, K], times the square of the temperature."""
-        kind = self.class_loss
-        if kind == "auto":
-            kind = "softmax_kl" if student.shape[-1] > 1 else "bernoulli_kl"
-        if kind == "softmax_kl" and student.shape[-1] == 1:
-            raise ValueError(
-                "class_loss=softmax_kl with one class is always 0, so the deeper pass would teach no scores; "
-                "use class_loss=auto or bernoulli_kl, or a class weight of 0"
-            )
-        divergence = softmax_kl if kind == "softmax_kl" else bernoulli_kl
         temperature = self.class_temperature
-        return temperature**2 * divergence(student / temperature, teacher / temperature)
+        student, teacher = student / temperature, teacher / temperature
+        if self.class_loss == "softmax_kl":
+            return temperature**2 * class_kl(student, teacher, weights)
+        return temperature**2 * bernoulli_kl(student, teacher)
 
 
 def distilled_weights(student: Assignment, teacher: Assignment) -> tuple[Tensor, Tensor]:
