@@ -1,5 +1,6 @@
 """The contracts of a detector and of its losses, whatever family or package they are from."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,8 +177,7 @@ class Detector(nn.Module, ABC):
                 ``batch_size`` below 1, or weights of another type than float32.
             ImageError: A file that is missing or not a readable image.
         """
-        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
-            raise ValueError(f"got threshold={threshold!r}, expected a number from 0 to 1")
+        threshold = _check_threshold(threshold)
         batch_size = _check_batch_size(batch_size)
         config = self.depth_space.parse(depth)
         sources = list_images(source)
@@ -304,6 +304,13 @@ def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> Te
         if len(sources) == 1:
             raise
         raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
+
+
+def _check_threshold(threshold: object) -> float:
+    share = float(threshold) if isinstance(threshold, Real) else math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(f"got threshold={threshold!r}, expected a number from 0 to 1")
+    return share
 
 
 def _check_batch_size(batch_size: object) -> int:
