@@ -81,11 +81,6 @@ def test_every_declared_console_script_exists(name: str) -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_the_tools_for_users_are_declared() -> None:
-    assert SCRIPTS["anydepth-data"] == "anydepth.commands.data:main"
-    assert SCRIPTS["anydepth-replay"] == "anydepth.commands.replay_step:main"
-
-
 @pytest.mark.parametrize("command", ["data", "report", "replay", "train", "evaluate", "predict", "analyze"])
 def test_every_command_tells_its_version(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
