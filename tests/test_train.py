@@ -59,6 +59,7 @@ def test_training_starts_from_given_weights(compose_run: Compose, tmp_path: Path
         torch.testing.assert_close(one, two, rtol=0, atol=1e-20, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_and_one_of_them_writes(
     tmp_path: Path, small_run: tuple[str, ...]
 ) -> None:

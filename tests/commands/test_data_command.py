@@ -93,7 +93,10 @@ def test_every_command_tells_its_version(
     assert anydepth.__version__ == version("anydepth")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "analyze"])
+@pytest.mark.parametrize(
+    "command",
+    ["predict", *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "analyze"))],
+)
 def test_help_shows_the_comments_and_examples_of_a_commands_settings(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_building_inside_the_jobs_of_another_program_leaves_them_alone(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(_OWN_APP)
     command = [sys.executable, "own.py", "-m", "+seed=0,1", "hydra.sweep.dir=jobs/${hydra.job.name}"]

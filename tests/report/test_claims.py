@@ -373,6 +373,7 @@ CURVES = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(st.lists(CURVES, min_size=1, max_size=3), st.lists(CURVES, max_size=2))
 def test_whatever_depths_seeds_have_there_are_findings(

@@ -233,6 +233,7 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
     return rows
 
 
+@pytest.mark.slow
 def test_training_is_bit_for_bit_the_same_and_every_nth_step_is_logged(
     compose_run: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
