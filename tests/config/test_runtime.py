@@ -237,6 +237,24 @@ def test_ctrl_c_ends_every_command_with_the_code_of_shells(
     assert stopped.value.code == 130
 
 
+def _error_of(
+    command: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """Run a command that ends with exit code 1, and return what it prints on stderr."""
+    monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", *arguments])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            import_module(f"anydepth.{command}").main()
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "analyze"])
 @pytest.mark.parametrize("sweep", [False, True], ids=["single", "sweep"])
 def test_a_folder_that_cannot_be_made_is_named(
@@ -250,15 +268,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     monkeypatch.chdir(tmp_path)
     key = "hydra.sweep.dir" if sweep else "hydra.run.dir" if command == "train" else "output"
     more = ["-m", "seed=1,2" if command == "train" else "batch_size=1,2"] if sweep else []
-    monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", *more, f"{key}=file/x"])
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            import_module(f"anydepth.{command}").main()
-    finally:
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None
-    assert stopped.value.code == 1
-    printed = capsys.readouterr().err
+    printed = _error_of(command, [*more, f"{key}=file/x"], monkeypatch, capsys)
     assert f"Error: got {key}=file/x, expected a folder that can be made" in printed
     assert "Not a directory" in printed
     assert "Traceback" not in printed
@@ -282,15 +292,7 @@ def test_a_wrong_setting_ends_in_one_message_without_advice_on_tracebacks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"anydepth-{command}", override])
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            import_module(f"anydepth.{command}").main()
-    finally:
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None
-    assert stopped.value.code == 1
-    printed = capsys.readouterr().err
+    printed = _error_of(command, [override], monkeypatch, capsys)
     assert f"Error: {message}" in printed
     assert "HYDRA_FULL_ERROR" not in printed
     assert list(tmp_path.iterdir()) == []

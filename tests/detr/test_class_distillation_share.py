@@ -8,8 +8,7 @@ import torch
 
 from anydepth import zoo
 from anydepth.detr.distillation import balanced_weight
-from anydepth.structures import Targets
-from losses import detr_losses
+from losses import detr_losses, share_of_class_distillation
 from small_networks import SMALL_DETECTOR
 
 SIZE = 96
@@ -19,32 +18,11 @@ WIDE = {"hidden_dim": 96, "decoder_dim": 96, "decoder_ffn_dim": 192, "decoder_la
 
 
 def _share(classes: int, queries: int, seed: int) -> float:
-    """Norm of the term's gradient by that of the deeper pass's losses, on the parameters of both passes."""
     torch.manual_seed(seed)
     size = SIZE if queries <= 100 else 128  # 300 queries need as many cells
     settings = {**SMALL_DETECTOR, **WIDE, "num_queries": queries, "input_size": [size, size]}
     detector = zoo.build("detr_tiny", classes, **settings).train()
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(2, 3, size, size, generator=generator)
-    centres = 0.25 + 0.5 * torch.rand(2, 5, 2, generator=generator)
-    sizes = 0.1 + 0.3 * torch.rand(2, 5, 2, generator=generator)
-    labels = torch.randint(0, classes, (2, 5), generator=generator)
-    targets = [Targets(torch.cat([c, s], 1), k) for c, s, k in zip(centres, sizes, labels, strict=True)]
-    objective = detr_losses()
-    full = detector(images, "full", targets)
-    taught = objective.supervised(full, targets)
-    learnt = objective.distilled(detector(images, "minimal", targets), full, targets, taught)
-    parameters = list(detector.parameters())
-    of_full = torch.autograd.grad(taught.total, parameters, retain_graph=True, allow_unused=True)
-    of_minimal = torch.autograd.grad(learnt.total, parameters, retain_graph=True, allow_unused=True)
-    both = [
-        (p, a)
-        for p, a, b in zip(parameters, of_full, of_minimal, strict=True)
-        if a is not None and b is not None
-    ]
-    term = torch.autograd.grad(learnt.terms["kd_class"], [p for p, _ in both], allow_unused=True)
-    norm = torch.nn.utils.get_total_norm([gradient for gradient in term if gradient is not None])
-    return float(norm / torch.nn.utils.get_total_norm([gradient for _, gradient in both]))
+    return share_of_class_distillation(detector, detr_losses(), size, seed)
 
 
 @pytest.mark.parametrize(
