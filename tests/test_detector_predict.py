@@ -187,6 +187,13 @@ def test_a_threshold_that_is_no_share_is_refused(small_eval: Detector, threshold
         small_eval.predict(IMAGE, threshold=threshold)
 
 
+def test_a_threshold_may_be_a_tensor_without_axes(small_eval: Detector) -> None:
+    shares = (0.25, torch.tensor(0.25), np.array(0.25))
+    found = [small_eval.predict(IMAGE, threshold=share)[0] for share in shares]
+    assert _equal(found[0], found[1])
+    assert _equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_weights_of_half_precision_are_refused_with_the_remedy(
     small_eval: Detector, kind: torch.dtype

@@ -533,6 +533,10 @@ def test_jobs_of_a_sweep_lie_in_one_folder_and_a_failing_one_costs_no_other(
     # In the same folder again, without the job that failed.
     _main(monkeypatch, *settings, "depth=full,minimal", f"hydra.sweep.dir={sweep}")
     assert "failed" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        _main(monkeypatch, *settings, "depth=9/7", "hydra.sweep.dir=deep", "hydra.sweep.subdir=a/${job:}")
+    assert ended.value.code == 1
+    assert "failed" in capsys.readouterr().out
 
 
 def test_a_mistake_ends_with_one_message_and_an_exit_code(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -307,7 +307,8 @@ def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> Te
 
 
 def _check_threshold(threshold: object) -> float:
-    share = float(threshold) if isinstance(threshold, Real) else math.nan
+    is_number = isinstance(threshold, Real) or getattr(threshold, "ndim", None) == 0
+    share = float(cast(float, threshold)) if is_number else math.nan
     if not 0 <= share <= 1:
         raise ValueError(f"got threshold={threshold!r}, expected a number from 0 to 1")
     return share

@@ -230,9 +230,9 @@ def build_trainer(
         build_guard(config, data),
         SelfDistillation(schedule=schedule, seed=cfg.seed),
         UnscoredValidation(),
-        *(instantiate(node) for node in (cfg.callbacks or {}).values() if node is not None),
+        *(instantiate(node) for node in cfg.callbacks.values() if node is not None),
     ]
-    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node is not None]
+    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
     strategy = cfg.trainer.strategy
     # With one backward per pass, gradients are exchanged in the last one, which covers a single pass only.
     every_parameter = cfg.backward == "joint" and schedule.trains_every_parameter(detector.depth_space)

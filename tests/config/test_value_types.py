@@ -155,10 +155,10 @@ def test_an_unknown_key_names_the_nearest_one(command: str, override: str, messa
 @pytest.mark.parametrize(
     ("command", "override", "message"),
     [
-        ("predict", "~threshold", "threshold has no value: give threshold=VALUE"),
-        ("train", "~curve.pictures", "curve.pictures has no value: give curve.pictures=VALUE"),
-        ("train", "~losses", "losses has no value: give losses=VALUE"),
-        ("evaluate", "~data", "data has no value: give data=VALUE"),
+        ("predict", "~threshold", "threshold is needed: leave ~threshold out"),
+        ("train", "~curve.pictures", "curve.pictures is needed: leave ~curve.pictures out"),
+        ("train", "~losses", "losses is needed: leave ~losses out"),
+        ("evaluate", "~data", "data is needed: leave ~data out"),
         ("predict", "+foo=1", "+foo: anydepth-predict has no such setting"),
         (
             "predict",
@@ -166,6 +166,11 @@ def test_an_unknown_key_names_the_nearest_one(command: str, override: str, messa
             "+treshold: anydepth-predict has no such setting; the nearest is threshold",
         ),
         ("evaluate", "+foo.bar=1", "+foo.bar: anydepth-evaluate has no such setting"),
+        (
+            "train",
+            "logger=null",
+            "logger=null: a group takes one of its options, see --help; e.g. logger=none",
+        ),
         ("train", "+sed=1", "+sed: anydepth-train has no such setting; the nearest is seed"),
     ],
 )
@@ -179,6 +184,7 @@ def test_settings_that_are_removed_or_added_for_nothing_are_refused(
 def test_a_setting_that_another_one_uses_or_a_logger_records_may_be_added() -> None:
     config = composed("predict", "+stem=street", "output=found/${stem}/a", "weights=a", "source=b")
     assert config.output == "found/street/a"
+    assert composed("predict", "+tag=a", "hydra.run.dir=runs/${tag}", "weights=a", "source=b").tag == "a"
     assert composed("train", "+remark='second try'").remark == "second try"
 
 

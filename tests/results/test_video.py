@@ -123,6 +123,12 @@ def test_a_truncated_video_is_not_taken_for_a_whole_one(
             pass
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts", ".avi"])
+def test_a_video_that_starts_late_or_pauses_is_whole(tmp_path: Path, suffix: str) -> None:
+    _write_varying(tmp_path / f"late{suffix}", "mp2", start_ms=2000, seconds=1.5)
+    assert len(list(VideoReader(tmp_path / f"late{suffix}").frames())) == len(TIMES_MS)
+
+
 def test_what_is_written_reads_back_with_even_sides(tmp_path: Path) -> None:
     picture = Image.fromarray(RAMP).resize((99, 75))
     _write(tmp_path / "clip.mp4", frames=4, rate=Fraction(30000, 1001))

@@ -59,8 +59,9 @@ def checked_composition(*, exits: bool = False) -> Iterator[None]:
         except HydraException as error:
             if not exits:
                 raise
+            reason = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
             sys.stdout.flush()
-            sys.stderr.write(f"\nError: {error}\n")
+            sys.stderr.write(f"\nError: {error}{reason}\n")
             raise SystemExit(1) from error
 
     def compose(*arguments: Any, **keywords: Any) -> DictConfig:
@@ -79,6 +80,14 @@ def checked_composition(*, exits: bool = False) -> Iterator[None]:
             # Hydra prints only the message of its own errors, without notes.
             raise ConfigCompositionException(
                 "\n".join([str(error), *getattr(error, "__notes__", [])])
+            ) from error
+        except ValueError as error:
+            if "Config group override" not in str(error):
+                raise
+            # Hydra's message names neither the group nor its options.
+            groups = [text for text in overrides if text.partition("=")[2] in ("null", "")]
+            raise ConfigCompositionException(
+                f"{', '.join(groups)}: a group takes one of its options, see --help; e.g. logger=none"
             ) from error
         except HydraException as error:
             explained = explain_missing(str(error))

@@ -83,8 +83,8 @@ class Train(TypedDict, total=False):
     family: Mapping[str, Any]
     dataset_kind: Mapping[str, Any]
     paths: Paths
-    callbacks: Mapping[str, Mapping[str, Any] | None] | None
-    logger: Mapping[str, Mapping[str, Any] | None] | None
+    callbacks: Mapping[str, Mapping[str, Any] | None]
+    logger: Mapping[str, Mapping[str, Any] | None]
 
 
 class Predict(TypedDict, total=False):

@@ -66,7 +66,7 @@ def check_types(config: DictConfig, command: str | None) -> None:
         ValueTypeError: Names each key, what it got, and what is allowed.
     """
     written = _without_hydra(config)
-    problems = {key: f"{key} has no value: give {key}=VALUE" for key in _missing_keys(written, command)}
+    problems = {key: f"{key} is needed: leave ~{key} out" for key in _missing_keys(written, command)}
     values = dict(_flat(written, ""))
     for found in _walk(_resolve(config, written, ""), command):
         key = found.key if isinstance(found, _Setting) else found
@@ -110,7 +110,9 @@ def check_added(config: DictConfig, overrides: Sequence[str], command: str | Non
         root = key.partition(".")[0]
         if "/" in key or root == "hydra" or root in known or any(text in groups for text in (key, root)):
             continue
-        if any(isinstance(value, str) and f"${{{root}" in value for _, value in _flat(written, "")):
+        used = re.compile(rf"\$\{{[^}}]*\b{re.escape(root)}\b")
+        everything = OmegaConf.to_container(config, resolve=False)
+        if any(isinstance(value, str) and used.search(value) for _, value in _flat(everything, "")):
             continue
         nearest = _similar(root, [*written.keys() - {root}])
         if nearest or command != "train":

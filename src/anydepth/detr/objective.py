@@ -83,8 +83,7 @@ class DetrObjective(Objective):
                 assignment and box count are reused.
 
         Raises:
-            ValueError: An output of another family or of eval mode, losses that another objective made, or
-                ``softmax_kl`` with one class.
+            ValueError: An output of another family or of eval mode, or losses that another objective made.
         """
         student, teacher = _as_detr(student), _as_detr(teacher)
         given = teacher_losses.assignment

@@ -31,7 +31,7 @@ _CODEC: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_availa
 # MPEG-4 Part 2 counts time in at most 65535 units a second; this many suit 24, 25, 30, 50 and 60 frames.
 _MPEG4_TIME_BASE = Fraction(1, 60_000)
 _FINEST_MPEG4 = 65_535
-# Tag that muxers of Matroska write for each stream.
+# Tag that muxers of Matroska write for each stream: the time at which it ends.
 _DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -65,7 +65,7 @@ class VideoReader:
         path: The file.
         rate: Frames per second on average; the rate of frames may vary.
         length: Number of frames, if the file states it.
-        seconds: Length of the video in seconds, if the file states it.
+        end: Time in the file, in seconds, at which its headers say that the video ends; None if they do not.
         time_base: Unit in which the file counts time, in seconds.
         start: Time in the file at which it starts, in seconds.
 
@@ -82,9 +82,9 @@ class VideoReader:
                 stream = self._stream(container)
                 self.rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
                 self.length = stream.frames or None
-                self.seconds = _stated_seconds(container, stream)
                 self.time_base = stream.time_base or 1 / self.rate
                 self.start = Fraction(container.start_time or 0, av.time_base)
+                self.end = _stated_end(container, stream)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{path}: not a readable video ({error.strerror}); restore the file") from error
 
@@ -97,7 +97,7 @@ class VideoReader:
             VideoError: The video is damaged, ends before the time that it states, or holds no frame.
         """
         count = 0
-        following, first = Fraction(0), None
+        following = Fraction(0)
         try:
             with av.open(self._file) as container:
                 stream = self._stream(container)
@@ -111,7 +111,6 @@ class VideoReader:
                     if frame.duration and frame.time_base:
                         duration = frame.duration * frame.time_base
                     following = seconds + duration
-                    first = seconds if first is None else first
                     count += 1
                     image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
                     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -120,13 +119,14 @@ class VideoReader:
             raise VideoError(
                 f"{self.path}: damaged after frame {count} ({error.strerror}); restore or trim the file"
             ) from error
-        if first is None:
+        if not count:
             raise VideoError(f"{self.path}: the video has no frames; restore the file")
         # FFmpeg takes the end of a truncated file for the end of the video.
-        if self.seconds is not None and self.seconds - (following - first) > max(0.5, 0.02 * self.seconds):
+        found = following + self.start
+        if self.end is not None and self.end - found > max(0.5, 0.02 * self.end):
             raise VideoError(
-                f"{self.path}: ends after frame {count}, at {float(following - first):.1f} of the "
-                f"{float(self.seconds):.1f} seconds that it states; copy the file again if it is truncated"
+                f"{self.path}: ends after frame {count}, at {float(found):.1f} of the {float(self.end):.1f} "
+                "seconds that it states; copy the file again if it is truncated"
             )
 
     def _stream(self, container: "av.container.InputContainer") -> VideoStream:
@@ -158,18 +158,23 @@ def _turn_upright(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], bool]:
     return pixels, False
 
 
-def _stated_seconds(container: "av.container.InputContainer", stream: VideoStream) -> Fraction | None:
-    """Return the length of the video stream by the headers of a file, which stay when its end is lost."""
-    if container.format.name == "avi" and stream.frames and stream.average_rate:
-        # FFmpeg derives the duration of an AVI file from its size.
+def _stated_end(container: "av.container.InputContainer", stream: VideoStream) -> Fraction | None:
+    """Return the time at which the headers of a file say that the video ends; they stay when its end is lost.
+
+    None for containers without such headers: what FFmpeg says of them is the time of the last packet found.
+    """
+    names = set(container.format.name.split(","))
+    if "mp4" in names and stream.duration and stream.time_base:
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    if "avi" in names and stream.frames and stream.average_rate:
+        # FFmpeg derives the duration from the size of the file.
         return stream.frames / stream.average_rate
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
-    tags = {key.upper().partition("-")[0]: value for key, value in stream.metadata.items()}
-    if match := _DURATION.fullmatch(tags.get("DURATION", "").strip("\0 ")):
-        return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
-    if container.duration and len(container.streams) == 1:
-        return Fraction(container.duration, av.time_base)
+    if "matroska" in names:
+        tags = {key.upper().partition("-")[0]: value for key, value in stream.metadata.items()}
+        if match := _DURATION.fullmatch(tags.get("DURATION", "").strip("\0 ")):
+            return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
+        if container.duration and len(container.streams) == 1:
+            return Fraction(container.duration, av.time_base)
     return None
 
 

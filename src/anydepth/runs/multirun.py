@@ -84,11 +84,12 @@ class MultirunSummary(Callback):
         """Print the table.
 
         Raises:
-            SystemExit: A job of this multirun failed.
+            SystemExit: A job of this multirun failed, or none left an outcome.
         """
         outcomes = read_outcomes(Path(str(config.hydra.sweep.dir)), resolvers.sweep_id(config))
         print_outcomes(outcomes, get_console())
-        if any(outcome["status"] != "finished" for outcome in outcomes.values()):
+        # Without any outcome, a job ended before it could write one.
+        if not outcomes or any(outcome["status"] != "finished" for outcome in outcomes.values()):
             raise SystemExit(1)
 
 
@@ -113,13 +114,13 @@ def read_outcomes(folder: Path, sweep: str | None) -> dict[str, Mapping[str, Any
         sweep: Id of the multirun.
     """
     outcomes: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(folder.glob(f"*/{OUTCOME}")):
+    for path in sorted(folder.rglob(OUTCOME)):  # hydra.sweep.subdir may hold folders
         try:
             outcome = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(outcome, dict) and outcome.get("sweep") == sweep:
-            outcomes[path.parent.name] = outcome
+            outcomes[path.parent.relative_to(folder).as_posix()] = outcome
     return outcomes
 
 

@@ -102,8 +102,7 @@ class YoloObjective(Objective):
                 ground truth and assignment are reused.
 
         Raises:
-            ValueError: An output of another family, losses that another objective made, or ``softmax_kl``
-                with one class.
+            ValueError: An output of another family, or losses that another objective made.
         """
         student, teacher = _as_yolo(student), _as_yolo(teacher)
         given = teacher_losses.assignment

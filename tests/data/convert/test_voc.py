@@ -223,6 +223,39 @@ def test_an_xml_of_another_name_belongs_to_the_image_that_it_names(root: Path) -
     ]
 
 
+def test_xmls_of_two_images_of_one_name_pair_in_a_fixed_order(root: Path) -> None:
+    for number, suffix in enumerate(("jpg", "png", "bmp")):
+        picture(root / "JPEGImages" / f"x.{suffix}")
+        xml(root / "Annotations" / f"00{number}.xml", one(suffix), filename=f"x.{suffix}")
+
+    (found,) = (image for image in read_voc(root).splits["train"] if image.path.stem == "x")
+
+    assert (found.path.name, found.objects[0].class_name) == ("x.bmp", "bmp")
+
+
+def test_where_images_without_an_xml_have_no_objects_a_filename_gives_them_none(root: Path) -> None:
+    picture(root / "JPEGImages" / "b.jpg")
+    xml(root / "Annotations" / "street.xml", one("dog"), filename="b.jpg")
+
+    images = read_voc(root, empty_without_xml=True).splits["train"]
+
+    assert {image.path.name: len(image.objects) for image in images} == {"a.jpg": 1, "b.jpg": 0}
+
+
+def test_lists_may_name_xmls_that_their_filename_pairs(root: Path) -> None:
+    picture(root / "JPEGImages" / "b.jpg")
+    xml(root / "Annotations" / "000007.xml", one("dog"), filename="b.jpg")
+    for split, name in (("train", "a"), ("val", "000007")):
+        path = root / "ImageSets" / "Main" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+    splits = read_voc(root).splits
+
+    found = {split: [image.path.name for image in images] for split, images in splits.items()}
+    assert found == {"train": ["a.jpg"], "val": ["b.jpg"]}
+
+
 def test_a_stale_filename_does_not_part_an_image_from_the_xml_of_its_name(root: Path) -> None:
     """Tools rename images and keep what the xml says."""
     picture(root / "JPEGImages" / "b.jpg")

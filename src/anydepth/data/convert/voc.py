@@ -34,11 +34,11 @@ def read_voc(
 
     An image and its xml have the same name, in any spelling of :func:`anydepth.data.spelling.match_key`; of
     several such names, those that share their subfolder belong together. The ``<filename>`` decides between
-    images that differ in their suffix only, and finds the image of an xml without one of its name; elsewhere
-    it is ignored, as it often is the name that an image had before. Splits are the lists
-    ``{train,val,test}.txt`` in ``ImageSets/Main``, ``ImageSets`` or the root (if there is no ``train``,
-    ``trainval`` without the images of ``val``), or else folders of these names; without either, all images
-    are for training. Classes are sorted by name.
+    images that differ in their suffix only, and finds the image of an xml without one of its name (not with
+    ``empty_without_xml``); elsewhere it is ignored, as it often is the name that an image had before. Splits
+    are the lists ``{train,val,test}.txt`` in ``ImageSets/Main``, ``ImageSets`` or the root (if there is no
+    ``train``, ``trainval`` without the images of ``val``), or else folders of these names; without either,
+    all images are for training. Classes are sorted by name.
 
     Args:
         root: Folder with ``Annotations/`` and ``JPEGImages/``; or with images and xmls anywhere below; or
@@ -96,7 +96,9 @@ class _Reader:
         names = pair_names(candidates, xmls)
         if not names.label_of:
             refuse_cvat(xmls.values())
-        names = names.with_pairs(self._pair_by_filename(names, candidates, xmls))
+        # Where images without an xml have no objects, a name that an image had before must not give it some.
+        if not self.empty_without_xml:
+            names = names.with_pairs(self._pair_by_filename(names, candidates, xmls))
         pictures = {
             name: self._choose(paths, _of(xmls, names.label_of.get(name)))
             for name, paths in candidates.items()
@@ -138,11 +140,11 @@ class _Reader:
             (_file_key(path.name), name) for name in names.lone_pictures for path in candidates[name]
         )
         naming = _group((_filename(xmls[name]), name) for name in names.lone_labels)
-        pairs = {
-            named[key][0]: naming[key][0]
-            for key in named.keys() & naming.keys()
-            if len(named[key]) == len(naming[key]) == 1
-        }
+        pairs: dict[str, str] = {}
+        for key in sorted(named.keys() & naming.keys()):
+            if len(named[key]) == len(naming[key]) == 1:
+                # Of images that differ in their suffix only, one is taken.
+                pairs.setdefault(named[key][0], naming[key][0])
         if pairs:
             shown = [f"{candidates[name][0]} with {xmls[label]}" for name, label in sorted(pairs.items())]
             self.dataset.remarks.append(

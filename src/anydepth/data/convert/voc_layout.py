@@ -174,13 +174,16 @@ def _is_of_class(stem: str) -> bool:
 
 def _names_of_lists(lists: Mapping[SplitName, Path], names: Pairs) -> dict[SplitName, list[str]]:
     known = _Ends([*names.label_of, *names.lone_pictures])
+    # Xmls that only their <filename> pairs have other names, which lists may give, too.
+    of_label = {label: name for name, label in names.label_of.items() if label is not None}
+    labels = _Ends(of_label)
     splits: dict[SplitName, list[str]] = {}
     missing: list[str] = []
     without_xml = False
     for split, path in lists.items():
         chosen = []
         for where, entry in _read_list(path):
-            name = known.find(entry)
+            name = known.find(entry) or of_label.get(labels.find(entry) or "")
             if name is None or name not in names.label_of:
                 without_xml = without_xml or name is not None
                 missing.append(f"{where}: {entry[0]}")

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from anydepth.data.coco.orientation import read_picture_sizes
@@ -102,12 +103,17 @@ def _label_file(picture: Path) -> Path:
     # The folder of images that is nearest to the picture.
     folder = next((parent for parent in picture.parents if parent.name.lower() == "images"), None)
     if folder is not None:
-        labels = folder.with_name("labels")
-        labels = labels if labels.is_dir() else named_folder(folder.parent, "labels") or labels
-        apart = labels / beside.relative_to(folder)
+        apart = _folder_of_labels(folder) / beside.relative_to(folder)
         if apart.is_file() or not beside.is_file():
             return apart
     return beside
+
+
+@lru_cache(maxsize=64)
+def _folder_of_labels(images: Path) -> Path:
+    """Return the folder ``labels``, in any case, beside one of images; whether or not it is there."""
+    exact = images.with_name("labels")
+    return exact if exact.is_dir() else named_folder(images.parent, "labels") or exact
 
 
 def _read_image(
