@@ -50,14 +50,14 @@ class Case:
 UNEVEN = "one process without boxes"
 QUICK = [
     Case("detr", UNEVEN),
-    Case("detr", UNEVEN, classes=1),
+    Case("detr", "boxes everywhere", classes=1),
     Case("yolo", UNEVEN, "separate"),
     Case("yolo", UNEVEN, "separate", precision="float32"),
     Case("yolo", UNEVEN, "separate", observed=True, precision="float32"),
 ]
 _SLOW = [
     Case("yolo", UNEVEN),
-    Case("yolo", UNEVEN, classes=1),
+    Case("yolo", "boxes everywhere", classes=1),
     *(Case(network, UNEVEN, "separate") for network in NETWORKS if network != "yolo"),
     *(Case(network, boxes) for network in ("detr", "yolo") for boxes in COUNTS if boxes != UNEVEN),
 ]
