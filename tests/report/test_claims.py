@@ -227,6 +227,13 @@ def test_the_text_of_claim_1_states_all_figures():
     assert finding.figures["full/full_only/difference"] == pytest.approx(0.009)
     assert finding.figures["full/full_only/chance"] == pytest.approx(1 / 3)
     assert finding.figures["parameters_ratio"] == pytest.approx(1_000_000 / 996_000)
+    assert finding.printed_figures == {
+        "full/any-depth": "30.1",
+        "full/full_only": "29.2",
+        "full/full_only/difference": "+0.9",
+        "full/full_only/chance": "33 %",
+        "parameters_ratio": "1.004 x",
+    }
 
 
 def test_a_baseline_selected_by_its_own_depth_needs_no_caveat():
@@ -326,6 +333,13 @@ def test_figures_of_claim_2_are_those_computed_by_hand():
     finding = _findings({BOTH: [ladder(30, 29, 29, 28.5), ladder(32, 29, 29, 31.5)]})[CHEAP]
     expected = {"full": 0.31, "minimal": 0.30, "loss": 0.01, "loss_share": 0.01 / 0.31, "saving": 2.0}
     assert finding.figures == pytest.approx(expected)
+    assert finding.printed_figures == {
+        "full": "31.0",
+        "minimal": "30.0",
+        "loss": "1.0",
+        "loss_share": "3.2 %",
+        "saving": "2 x",
+    }
     assert "2.00 x fewer GFLOPs" in finding.text
     assert "a loss of 1.0 (0.5 to 1.5 over 2 seeds), 3.2 % of full's AP" in finding.text
     assert "in 50 % of cases" in finding.text
@@ -500,6 +514,15 @@ def test_the_text_of_claim_3_names_the_largest_drop_and_that_of_naive_skipping()
             "largest_drop/full_only": 0.16,
         }
     )
+    assert finding.printed_figures == {
+        "points_between": "2",
+        "points_below": "1",
+        "worst_point": "27.0",
+        "worst_deficit": "1.0",
+        "largest_drop": "2.0",
+        "largest_drop_share": "100.0 %",
+        "largest_drop/full_only": "16.0",
+    }
 
 
 def test_ends_that_lie_close_give_no_share():

@@ -72,6 +72,11 @@ class Finding:
     verdict: Verdict
     figures: Mapping[str, float]
 
+    @property
+    def printed_figures(self) -> dict[str, str]:
+        """The figures as text, in the units of :attr:`text`."""
+        return {name: _format_figure(name, value) for name, value in self.figures.items()}
+
 
 def answer_questions(settings: Sequence[Setting]) -> tuple[Finding, ...]:
     """Answer each question from settings of the same data, detector by detector.
@@ -337,6 +342,20 @@ def _ap_at(depth: str) -> Figure:
 
 def _ladder_mean(run: Run) -> float | None:
     return run.summary.ladder_mean
+
+
+def _format_figure(name: str, value: float) -> str:
+    """Format a figure by its name: AP and its differences in points, as all that is not listed here."""
+    kind = name.rpartition("/")[2]
+    if kind == "chance":
+        return format_percent(value)
+    if kind in ("loss_share", "largest_drop_share"):
+        return f"{100 * value:.1f} %"
+    if kind in ("points_between", "points_below"):
+        return f"{value:.0f}"
+    if kind in ("parameters_ratio", "saving"):
+        return f"{value:.4g} x"
+    return format_points(value, sign=kind == "difference")
 
 
 def _format_count(number: int, noun: str) -> str:
