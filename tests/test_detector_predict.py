@@ -19,7 +19,8 @@ from PIL import Image
 from anydepth import zoo
 from anydepth.detector import Detector
 from anydepth.image_sources import to_image
-from anydepth.images import ImageError, read_image
+from anydepth.images import read_image
+from anydepth.pictures.reading import ImageError
 from anydepth.structures import Detections
 from small_networks import SMALL_DETECTOR, SMALL_YOLO
 

@@ -10,7 +10,8 @@ from PIL import Image
 import anydepth
 from anydepth import zoo
 from anydepth.detector import Detector
-from anydepth.images import letter_box_frame, letter_box_image, read_image
+from anydepth.images import letter_box_image, read_image
+from anydepth.pictures.fitting import letter_box_frame
 
 Build = Callable[..., Detector]
 Small = Callable[[str, str], Detector]

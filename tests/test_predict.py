@@ -20,7 +20,7 @@ from torch import Tensor
 from anydepth import predict, zoo
 from anydepth.config.compose import compose
 from anydepth.detector import Detector
-from anydepth.images import ImageError
+from anydepth.pictures.reading import ImageError
 from anydepth.results.video import Frame, VideoError, VideoReader
 from anydepth.structures import Detections
 from anydepth.training.checkpointing.sigterm import Terminated

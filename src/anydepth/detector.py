@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from anydepth import distributed
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
 from anydepth.image_sources import ImageSource, list_images, to_image
-from anydepth.images import Fit, ImageError, Placement, fit_image, place_image, to_unit_range
+from anydepth.images import fit_image, to_unit_range
 from anydepth.layers.macs import count_forward
 from anydepth.layers.mode import ModuleT, in_eval_mode
+from anydepth.pictures.fitting import Fit, Placement, place_image
+from anydepth.pictures.reading import ImageError
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.weights.own_layout import load_own_layout
 from anydepth.weights.report import LoadReport

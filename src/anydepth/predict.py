@@ -17,7 +17,8 @@ from anydepth.config.compose import check_config, entry_point, resolve_config
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast, resolve_device
-from anydepth.images import ImageError, read_image
+from anydepth.images import read_image
+from anydepth.pictures.reading import ImageError
 from anydepth.results.pictures import draw_detections, save_picture
 from anydepth.results.predictions import (
     IMAGES,

@@ -18,7 +18,8 @@ from anydepth.data.dataset import DetectionDataset, OnBadImage, collate
 from anydepth.data.errors import BadImageError, DataError
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, FileSource
-from anydepth.images import Fit, fit_image, read_image, resize_keeping_type
+from anydepth.images import fit_image, read_image, resize_keeping_type
+from anydepth.pictures.fitting import Fit
 
 BOXES = [
     {"image_id": 100, "category_id": 7, "bbox": [6, 10, 30, 20]},

@@ -37,7 +37,8 @@ from anydepth.data.convert.voc import read_voc
 from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError
 from anydepth.depth import DepthCosts, DepthError, DepthSpace
-from anydepth.images import ImageError, decode_image, max_pixels
+from anydepth.images import decode_image
+from anydepth.pictures.reading import ImageError, max_pixels
 from anydepth.report.runs import ReportError, find_runs
 from anydepth.training.checkpointing.read import (
     CheckpointError,

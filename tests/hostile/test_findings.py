@@ -33,7 +33,8 @@ from anydepth.data.convert.yolo import read_yolo
 from anydepth.data.errors import DataError
 from anydepth.data.fetch.archives import ArchiveError, unpack
 from anydepth.depth import DepthError, DepthSpace
-from anydepth.images import ImageError, read_image
+from anydepth.images import read_image
+from anydepth.pictures.reading import ImageError
 from anydepth.report.runs import UnusableRun, find_runs
 from anydepth.runs import job
 from anydepth.training.checkpointing.read import CheckpointError, read_checkpoint

@@ -20,7 +20,7 @@ from anydepth.data.errors import DataError, DataWarning
 from anydepth.data.sampling import LANES, EpochSampler
 from anydepth.data.source import FileSource, SampleSource
 from anydepth.data.workers import ignore_foreign_sigterm
-from anydepth.images import Fit, check_fit
+from anydepth.pictures.fitting import Fit, check_fit
 
 
 class LoadingSettings(TypedDict, total=False):
@@ -50,7 +50,7 @@ class DetectionDataModule(LightningDataModule):
 
     Args:
         input_size: (height, width) in pixels that images are resized to.
-        fit: Whether resizing keeps their aspect ratio; see :data:`anydepth.images.Fit`.
+        fit: Whether resizing keeps their aspect ratio; see :data:`anydepth.pictures.fitting.Fit`.
         batch_size: Training images per step and process.
         eval_batch_size: Images per step and process in evaluation; None means ``batch_size``.
         num_workers: Worker processes that load images, per training process; 0 loads in the training process.

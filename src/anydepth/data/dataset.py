@@ -16,8 +16,9 @@ from anydepth.data.augment.view import Augmentation, View, drop_small_boxes, ima
 from anydepth.data.errors import BadImageError, DataError
 from anydepth.data.sampling import SampleKey
 from anydepth.data.source import AnnotatedImage, SampleSource
-from anydepth.images import Fit, check_fit, fit_image, place_image
+from anydepth.images import fit_image
 from anydepth.layers.boxes import xyxy_to_cxcywh
+from anydepth.pictures.fitting import Fit, check_fit, place_image
 from anydepth.structures import Batch, Targets
 
 OnBadImage = Literal["raise", "skip"]
@@ -51,7 +52,7 @@ class DetectionDataset(Dataset[Sample]):
     Args:
         source: Source of the images.
         size: (height, width) in pixels that images are resized to.
-        fit: Whether resizing keeps their aspect ratio; see :data:`anydepth.images.Fit`.
+        fit: Whether resizing keeps their aspect ratio; see :data:`anydepth.pictures.fitting.Fit`.
         augmentation: Augmentation of an image before it is resized; None leaves it unchanged.
         seed: Seed of the augmentation.
         on_bad_image: ``raise``, or ``skip``: the next readable image replaces an unreadable one, and the

@@ -8,7 +8,7 @@ from anydepth.detr.backbones.table import build_backbone
 from anydepth.detr.decoder import RTDETRDecoder
 from anydepth.detr.detector import DenoisingConfig, DetrDetector
 from anydepth.detr.neck import HybridEncoder
-from anydepth.images import Fit
+from anydepth.pictures.fitting import Fit
 
 
 def build_detr(

@@ -15,8 +15,8 @@ from anydepth.detr.denoising import make_denoising_queries
 from anydepth.detr.neck import HybridEncoder
 from anydepth.detr.output import DenoisingQueries, DetrOutput
 from anydepth.detr.weights.load import load_weights
-from anydepth.images import Fit, check_fit
 from anydepth.layers.boxes import cxcywh_to_xyxy
+from anydepth.pictures.fitting import Fit, check_fit
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.weights.report import LoadReport
 

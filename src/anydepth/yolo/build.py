@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from anydepth.detector import plain_config
-from anydepth.images import Fit
+from anydepth.pictures.fitting import Fit
 from anydepth.yolo.backbone import YoloBackbone
 from anydepth.yolo.detector import NmsConfig, YoloDetector
 from anydepth.yolo.head import YoloHead

@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, NonFiniteOutputError, check_images, check_input_size
-from anydepth.images import Fit, check_fit
+from anydepth.pictures.fitting import Fit, check_fit
 from anydepth.structures import Detections, DetectorOutput, Targets
 from anydepth.weights.report import LoadReport
 from anydepth.yolo.backbone import YoloBackbone

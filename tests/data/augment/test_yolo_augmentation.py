@@ -21,7 +21,8 @@ from anydepth.data.augment.mosaic import MixUp, Mosaic
 from anydepth.data.augment.scene import Scene, letter_box_scene, resample
 from anydepth.data.augment.view import Turn, View
 from anydepth.data.augment.yolo import YOLOAugmentation
-from anydepth.images import letter_box_frame, letter_box_image
+from anydepth.images import letter_box_image
+from anydepth.pictures.fitting import letter_box_frame
 
 S = 96
 NOWHERE = AxisMap((1.0, 1.0), (0.0, 0.0))

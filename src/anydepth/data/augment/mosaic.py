@@ -9,7 +9,7 @@ from torch import Tensor
 from anydepth.data.augment.random_arguments import check_probability, draw_uniform
 from anydepth.data.augment.scene import Scene, compose_scene, placement_map
 from anydepth.data.augment.view import View, image_size
-from anydepth.images import letter_box_frame
+from anydepth.pictures.fitting import letter_box_frame
 
 
 class Mosaic:

@@ -19,7 +19,7 @@ from torch import Tensor
 from anydepth.data.augment.affine import AxisMap, Floats, Rectangle, clip_objects, select_visible_objects
 from anydepth.data.augment.view import View, image_size
 from anydepth.data.outlines import Outlines
-from anydepth.images import letter_box_frame
+from anydepth.pictures.fitting import letter_box_frame
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as F
 
 from anydepth.data.augment.random_arguments import check_probability, draw_bernoulli
 from anydepth.data.outlines import Outlines
-from anydepth.images import Fit, place_image, resize_keeping_type
+from anydepth.images import resize_keeping_type
+from anydepth.pictures.fitting import Fit, place_image
 
 
 class View(NamedTuple):

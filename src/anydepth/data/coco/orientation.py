@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from anydepth.data.errors import BadImageError, DataError
-from anydepth.images import ImageError, open_picture
+from anydepth.pictures.reading import ImageError, open_picture
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED_ORIENTATIONS = {5, 6, 7, 8}  # Those that swap height and width (Exif 2.32, tag 274).

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, check_images, check_input_size
-from anydepth.images import Fit
 from anydepth.layers.norm import SwitchableNorm, batch_norm
 from anydepth.layers.stage import DepthStage
+from anydepth.pictures.fitting import Fit
 from anydepth.structures import Detections, DetectorOutput, Targets
 
 STRIDE = 8

@@ -1,0 +1,1 @@
+"""Reading, resizing and placing pictures as arrays, with numpy and Pillow alone."""
