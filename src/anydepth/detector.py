@@ -172,7 +172,8 @@ class Detector(nn.Module, ABC):
             urls: Whether a text that begins with ``http://`` or ``https://`` is fetched.
 
         Returns:
-            One entry per image, in host memory; boxes in pixels of the original image and clipped to it.
+            One entry per image, in host memory and with the class names; boxes in pixels of the original
+            image and clipped to it.
 
         Raises:
             ValueError: An image of another form or range of values, a threshold outside [0, 1], a
@@ -202,7 +203,7 @@ class Detector(nn.Module, ABC):
                 batch = torch.stack([to_unit_range(image) for image in fitted])
                 output = network(batch.to(weight.device), depth=config)
                 found += [
-                    item.above(threshold).clipped(*size).cpu()
+                    item.above(threshold).clipped(*size).cpu().named(self.class_names)
                     for item, size in zip(self.postprocess(output, sizes), sizes, strict=True)
                 ]
         return found

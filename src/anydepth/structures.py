@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from anydepth.detections import BaseDetections
+
 # Pixels per cell of a neck's finest map, in both families.
 _FINEST_STRIDE = 8
 
@@ -73,35 +75,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Detections:
+class Detections(BaseDetections[Tensor]):
     """Detections of one image, best score first.
 
     Attributes:
         boxes_xyxy: [N, 4] float32, pixels of the original image.
         scores: [N] float32 in [0, 1].
         labels: [N] int64, contiguous classes in [0, K).
+        class_names: One name per class; empty until :meth:`anydepth.detector.Detector.predict` names them.
     """
-
-    boxes_xyxy: Tensor
-    scores: Tensor
-    labels: Tensor
-
-    def above(self, threshold: float) -> "Detections":
-        """Return the detections whose score is at least ``threshold``."""
-        keep = self.scores >= threshold
-        return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep])
 
     def clipped(self, height: int, width: int) -> "Detections":
         """Return the same detections with their boxes clipped to an image of this size in pixels."""
         limit = self.boxes_xyxy.new_tensor([width, height, width, height])
-        return Detections(self.boxes_xyxy.clamp(min=0).minimum(limit), self.scores, self.labels)
+        return replace(self, boxes_xyxy=self.boxes_xyxy.clamp(min=0).minimum(limit))
 
     def cpu(self) -> "Detections":
         """Return the same detections in host memory."""
-        return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())
-
-    def __len__(self) -> int:
-        return len(self.scores)
+        return replace(
+            self, boxes_xyxy=self.boxes_xyxy.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu()
+        )
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def test_every_level_is_the_one_of_pytorch(
     [
         ((1080, 1920), (640, 640)),
         ((480, 640), (640, 640)),
-        ((700, 5000), (96, 640)),  # Reduced so far that the sums need float64.
+        ((700, 5000), (96, 640)),  # 17 binary places in both passes, the most of float32
+        ((900, 7000), (96, 640)),  # 18 places
         ((3000, 40), (32, 64)),
         ((2, 9000), (64, 640)),  # Longer than the sides whose weights are kept.
     ],
@@ -66,10 +67,17 @@ def test_large_pictures_and_either_order_of_memory(
     np.testing.assert_array_equal(resize_picture(picture, size), expected)
 
 
-@pytest.mark.parametrize("original", [(20, 31), (96, 3000)])
-def test_white_stays_white(original: tuple[int, int]) -> None:
+@pytest.mark.parametrize("level", [0, 255])
+@pytest.mark.parametrize("original", [(20, 31), (400, 200), (96, 3000)])
+def test_black_and_white_stay_what_they_are(original: tuple[int, int], level: int) -> None:
     # The rounded weights of a pixel may add up to more than one.
-    assert (resize_picture(np.full((*original, 3), 255, dtype=np.uint8), (64, 32)) == 255).all()
+    assert (resize_picture(np.full((*original, 3), level, dtype=np.uint8), (64, 32)) == level).all()
+
+
+def test_nearly_black_pictures_that_fill_all_bits_of_float32() -> None:
+    # 17 binary places and levels of 0 and 1: the sums of centred levels are the largest there are.
+    picture = (make_picture((400, 400)) % 2).astype(np.uint8)
+    np.testing.assert_array_equal(resize_picture(picture, (64, 64)), resize_with_torch(picture, (64, 64)))
 
 
 def test_a_mirrored_view_and_one_of_other_channels_are_taken_as_they_are() -> None:

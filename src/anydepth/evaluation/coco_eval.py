@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
+from anydepth.detections import Id
 from anydepth.evaluation.coco_backends import BACKENDS, CocoBackend
 from anydepth.evaluation.coco_numbers import (
-    Id,
     ResultRows,
     ids_of,
     number_ids,

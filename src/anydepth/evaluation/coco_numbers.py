@@ -12,8 +12,7 @@ from typing import Any, SupportsInt
 import numpy as np
 from numpy.typing import NDArray
 
-Id = int | str
-"""Id of an image, a category or an annotation: a whole number of any size, or a text."""
+from anydepth.detections import Id
 
 
 @dataclass(frozen=True, eq=False)

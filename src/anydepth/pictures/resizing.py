@@ -22,8 +22,10 @@ from anydepth.pictures.reading import Pixels
 # Weights are 16-bit integers with a sign, and sums of 32 bits leave room for no more than 22 places.
 _WEIGHT_LIMIT = 2**15
 _MAX_PLACES = 22
-# Integers up to here are exact in float32.
-_EXACT_FLOAT32 = 2**24
+# Levels are centred, from -128 to 127, so that sums with 17 binary places stay within the 24 bits that
+# float32 holds exactly. Where rounded weights add up to more than one, only the sums of black pixels exceed
+# them, which are far from the halves where rounding counts.
+_MAX_PLACES_FLOAT32 = 17
 # Output positions of a block, and pixels converted at a time (128 rows of 1920): measured, the fastest for
 # 1080x1920 to 640x640. Larger blocks hold more zeros, smaller ones are too thin for BLAS.
 _BLOCK = 16
@@ -34,6 +36,20 @@ _CACHED_SIDE = 8192
 Indices = NDArray[np.int64]
 Floats = NDArray[Any]
 """Values of float32 or float64."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Weights of all output positions along an axis.
+
+    Attributes:
+        blocks: Blocks of adjacent positions.
+        offsets: [N] what is added before the fraction is cut off: a half, for rounding, and what centring
+            takes from a mean whose rounded weights do not add up to one.
+    """
+
+    blocks: tuple["_Block", ...]
+    offsets: Floats
 
 
 @dataclass(frozen=True)
@@ -69,8 +85,7 @@ def resize_picture(picture: Pixels, size: tuple[int, int]) -> Pixels:
     height, width = picture.shape[:2]
     if (height, width) == tuple(size):
         return picture
-    planes = _resize_width(picture, size[1])  # [3, H, width]
-    return _resize_height(planes, size[0])
+    return _resize_height(_resize_width(picture, size[1]), size[0])
 
 
 def _check(picture: Pixels, size: tuple[int, int]) -> None:
@@ -85,66 +100,77 @@ def _check(picture: Pixels, size: tuple[int, int]) -> None:
 
 
 def _resize_width(picture: Pixels, width: int) -> NDArray[np.float32]:
-    """Return the planes [3, H, width] of a picture [H, W, 3], whole numbers in [0, 255]."""
+    """Return planes [3, H, width] of centred levels of a picture [H, W, 3]."""
     height, input_width = picture.shape[:2]
     resized = np.empty((3, height, width), dtype=np.float32)
     if width == input_width:
-        resized[...] = picture.transpose(2, 0, 1)
+        resized[...] = _centre(picture).transpose(2, 0, 1)
         return resized
-    blocks = _blocks(input_width, width)
+    axis = _axis(input_width, width)
     rows = min(height, max(1, _PART // input_width))
-    part = np.empty((3, rows, input_width), dtype=blocks[0].weights.dtype)
+    part = np.empty((3, rows, input_width), dtype=axis.offsets.dtype)
     means = np.empty((3, rows, width), dtype=part.dtype)
     for top in range(0, height, rows):
         # The last part begins earlier instead of being smaller.
-        strip = slice(min(top, height - rows), min(top, height - rows) + rows)
-        part[...] = picture[strip].transpose(2, 0, 1)
-        for block in blocks:
+        begin = min(top, height - rows)
+        part[...] = _centre(picture[begin : begin + rows]).transpose(2, 0, 1)
+        for block in axis.blocks:
             # Planes as rows of one matrix: [3 * rows, m] @ [m, n]
             np.matmul(
                 part.reshape(-1, input_width)[:, block.inputs],
                 block.weights.T,
                 out=means.reshape(-1, width)[:, block.outputs],
             )
-        means += 0.5
-        np.floor(means, out=resized[:, strip], casting="same_kind")
+        means += axis.offsets
+        np.floor(means, out=resized[:, begin : begin + rows], casting="same_kind")
     return resized
 
 
 def _resize_height(planes: NDArray[np.float32], height: int) -> Pixels:
-    """Return the picture [height, W, 3] of planes [3, H, W] with whole numbers in [0, 255]."""
+    """Return the picture [height, W, 3] of planes [3, H, W] of centred levels."""
     _, input_height, width = planes.shape
-    resized = np.empty((height, width, 3), dtype=np.uint8)
     if height == input_height:
-        resized[...] = planes.transpose(1, 2, 0)
-        return resized
-    for block in _blocks(input_height, height):
+        return _uncentre(planes)
+    resized = np.empty((height, width, 3), dtype=np.uint8)
+    axis = _axis(input_height, height)
+    for block in axis.blocks:
         means = np.matmul(block.weights, planes[:, block.inputs])  # [3, n, W]
-        means += 0.5
-        # Conversion cuts the fraction off. By planes, because numpy interleaves bytes faster than floats.
-        resized[block.outputs] = means.astype(np.uint8).transpose(1, 2, 0)
+        means += axis.offsets[block.outputs, None]
+        resized[block.outputs] = _uncentre(np.floor(means, out=means))
     return resized
 
 
-def _blocks(input_side: int, output_side: int) -> tuple[_Block, ...]:
-    """Return the weights of all output positions along an axis."""
+def _centre(levels: Pixels) -> NDArray[np.int8]:
+    """Return levels - 128, by the bit that is the sign of an 8-bit integer."""
+    return (levels ^ 128).view(np.int8)
+
+
+def _uncentre(planes: Floats) -> Pixels:
+    """Return the picture [H, W, 3] of planes [3, H, W] of centred levels."""
+    # Interleaved last, because numpy interleaves bytes faster than floats.
+    levels = planes.astype(np.int8).view(np.uint8) ^ 128
+    return np.ascontiguousarray(levels.transpose(1, 2, 0))
+
+
+def _axis(input_side: int, output_side: int) -> _Axis:
     if input_side > _CACHED_SIDE:
-        return _make_blocks(input_side, output_side)
-    return _cached_blocks(input_side, output_side)
+        return _make_axis(input_side, output_side)
+    return _cached_axis(input_side, output_side)
 
 
-def _make_blocks(input_side: int, output_side: int) -> tuple[_Block, ...]:
+def _make_axis(input_side: int, output_side: int) -> _Axis:
     first, last, weights, places = _weights(input_side, output_side)
-    largest_sum = 255 * int(weights.sum(axis=1).max()) + 2 ** (places - 1)
-    dtype = np.float32 if largest_sum <= _EXACT_FLOAT32 else np.float64
+    dtype = np.float32 if places <= _MAX_PLACES_FLOAT32 else np.float64
     scaled = (weights / 2**places).astype(dtype)
-    return tuple(
+    blocks = tuple(
         _cut_block(slice(begin, min(begin + _BLOCK, output_side)), first, last, scaled)
         for begin in range(0, output_side, _BLOCK)
     )
+    offsets = 0.5 + 128 * (weights.sum(axis=1) / 2**places - 1)
+    return _Axis(blocks, offsets.astype(dtype))
 
 
-_cached_blocks = lru_cache(maxsize=64)(_make_blocks)
+_cached_axis = lru_cache(maxsize=64)(_make_axis)
 
 
 def _cut_block(outputs: slice, first: Indices, last: Indices, weights: Floats) -> _Block:

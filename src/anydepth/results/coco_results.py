@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from anydepth.evaluation.coco_numbers import Id, ResultRows
+from anydepth.detections import coco_entry
+from anydepth.evaluation.coco_numbers import ResultRows
 from anydepth.utils.files import atomic_path
 
 # Rows converted to dictionaries at a time: millions of them at once would take gigabytes.
@@ -36,8 +36,7 @@ def results_name(json_path: Path, detector: str, depth: str) -> str:
 def write_results(rows: ResultRows, path: str | Path) -> Path:
     """Write detections as a list of ``image_id``, ``category_id``, ``bbox`` and ``score``.
 
-    Boxes are rounded to a thousandth of a pixel and scores to seven places, which does not affect the
-    COCO metrics.
+    Values are rounded as :func:`anydepth.detections.coco_entry` says.
 
     Args:
         rows: Detections with the ids of the data set.
@@ -53,16 +52,7 @@ def write_results(rows: ResultRows, path: str | Path) -> Path:
             part = slice(begin, begin + _ROWS_AT_ONCE)
             columns = (rows.image_ids, rows.category_ids, rows.boxes_xywh, rows.scores)
             entries = zip(*(column[part].tolist() for column in columns), strict=True)
-            file.write((",\n" if begin else "") + ",\n".join(_format_entry(*entry) for entry in entries))
+            lines = ",\n".join(json.dumps(coco_entry(*entry)) for entry in entries)
+            file.write((",\n" if begin else "") + lines)
         file.write("]\n")
     return path
-
-
-def _format_entry(image_id: Id, category_id: Id, box_xywh: Sequence[float], score: float) -> str:
-    entry = {
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": [round(value, 3) for value in box_xywh],
-        "score": round(score, 7),
-    }
-    return json.dumps(entry)
