@@ -74,10 +74,15 @@ def test_black_and_white_stay_what_they_are(original: tuple[int, int], level: in
     assert (resize_picture(np.full((*original, 3), level, dtype=np.uint8), (64, 32)) == level).all()
 
 
-def test_nearly_black_pictures_that_fill_all_bits_of_float32() -> None:
-    # 17 binary places and levels of 0 and 1: the sums of centred levels are the largest there are.
-    picture = (make_picture((400, 400)) % 2).astype(np.uint8)
-    np.testing.assert_array_equal(resize_picture(picture, (64, 64)), resize_with_torch(picture, (64, 64)))
+@pytest.mark.parametrize("scale", [6, 14, 30])  # 17, 18 and 19 binary places
+@pytest.mark.parametrize("level", [0, 254])
+def test_means_halfway_between_two_levels_are_exact(scale: int, level: int) -> None:
+    # Every other column or row is a level brighter. The weights of both kinds mirror each other, so that the
+    # means lie at a half or one unit beside it, and one bit too few would round them to the other side.
+    picture = np.full((scale * 8, scale * 8, 3), level, dtype=np.uint8)
+    picture[:, ::2] += 1
+    for striped in (picture, np.ascontiguousarray(picture.transpose(1, 0, 2))):
+        np.testing.assert_array_equal(resize_picture(striped, (8, 8)), resize_with_torch(striped, (8, 8)))
 
 
 def test_a_mirrored_view_and_one_of_other_channels_are_taken_as_they_are() -> None:
