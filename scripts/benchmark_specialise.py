@@ -27,7 +27,9 @@ DETECTORS = ("detr_r50", "detr_r18", "yolo_s")
 DEPTHS = ("full", "minimal")
 
 
-def measure(runs: Mapping[str, Callable[[], object]], repetitions: int, warmup: int) -> dict[str, list[float]]:
+def measure(
+    runs: Mapping[str, Callable[[], object]], repetitions: int, warmup: int
+) -> dict[str, list[float]]:
     """Return the milliseconds of each of several functions, which take turns."""
     for _ in range(warmup):
         for run in runs.values():

@@ -45,8 +45,8 @@ ON_BAD_IMAGE: Final = ("skip", "raise")
 _INTERRUPTED: Final = 130
 """Exit code of a program that Ctrl+C ended, by convention of Unix shells."""
 
-# From so many images, a specialised detector pays: making it takes as long as one or two images on a CPU, and it
-# saves a quarter to a half of each.
+# From so many images, a specialised detector pays: making it takes as long as one to four passes on a CPU,
+# and it saves a fifth to a third of each.
 _SPECIALISE_FROM = 8
 
 T = TypeVar("T")

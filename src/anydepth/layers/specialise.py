@@ -102,10 +102,12 @@ def specialise(
         A network in eval mode whose parameters need no gradients.
     """
     network = copy_for_eval(module)
-    builder = _Builder(_trace(copy_to_meta(network), args, kwargs), share_weights)
-    # The type of the outermost module stays: it does not replace itself.
-    made = cast(ModuleT, builder.build_parts(network, builder.trace.sketch))
-    _own_tensors(made.modules(), memory_format)
+    # Tensors made within inference mode could never be changed outside it, e.g. by load_state_dict.
+    with torch.inference_mode(False), torch.no_grad():
+        trace = _trace(copy_to_meta(network), args, kwargs)
+        # The outermost module does not replace itself, so its type stays.
+        made = cast(ModuleT, _Builder(trace, share_weights).build_parts(network, trace.sketch))
+        _own_tensors(made.modules(), memory_format)
     return made
 
 
@@ -143,7 +145,7 @@ def _trace(sketch: nn.Module, args: tuple[object, ...], kwargs: dict[str, object
         part.register_forward_pre_hook(record, with_kwargs=True)
     recorder = ReadRecorder({id(tensor) for part in sketch.modules() for tensor in _tensors(part)})
     meta_args, meta_kwargs = tree_map(as_meta, (args, kwargs))
-    with torch.no_grad(), recorder:
+    with recorder:
         sketch(*meta_args, **meta_kwargs)
     return _Trace(sketch, called, recorder.seen)
 
