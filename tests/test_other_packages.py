@@ -24,6 +24,7 @@ from anydepth.config import targets
 from anydepth.config.presets import preset_folders
 from anydepth.config.targets import TargetError
 from anydepth.detr.backbones.table import all_backbones
+from anydepth.evaluation.cost import count_depth
 from anydepth.report.runs import find_runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -146,6 +147,30 @@ def test_a_backbone_of_another_package_is_built_and_counted(
     assert len(anydepth.load_weights(detector, state).loaded) == len(state)
     with pytest.raises(ValueError, match=r"a plain backbone \(block=plain\) has the stem 'small'"):
         anydepth.build("detr_plain", num_classes=2, stem="deep")
+
+
+@pytest.mark.parametrize("name", ["spotter", "detr_plain"])
+def test_detectors_of_other_packages_are_specialised_without_a_word_about_it(
+    installed: Path, installs: Callable[[Path], None], name: str
+) -> None:
+    """They know nothing of specialisation: what does not run is left out, and norms get one set."""
+    installs(installed)
+    torch.manual_seed(0)
+    detector = anydepth.build(name, num_classes=2, input_size=[128, 128]).eval()
+    for part in detector.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(part.weight, 0.5, 1.5)
+            torch.nn.init.normal_(part.bias)
+    images = torch.rand(1, 3, 128, 128)
+    for depth in ("full", "minimal"):
+        fast = detector.specialise(depth)
+        with torch.inference_mode():
+            ours, wanted = (one(images, depth=depth).neck_features for one in (fast, detector))
+        for found, expected in zip(ours, wanted, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        left = sum(parameter.numel() for parameter in fast.parameters())
+        run = count_depth(detector, depth).parameters_run
+        assert left == run if name == "spotter" else left < run
 
 
 def test_weights_of_another_family_are_loaded_whole_or_not_at_all(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from anydepth import predict, zoo
 from anydepth.config.compose import compose
+from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from anydepth.pictures.reading import ImageError
 from anydepth.results.video import Frame, VideoError, VideoReader
@@ -112,6 +113,31 @@ def test_a_folder_gives_pictures_and_coco_results_in_sorted_order(
             assert picture.size == (image["width"], image["height"])
     assert described["info"]["complete"] is True
     assert not (objects["output"] / "predictions.jsonl").exists()
+
+
+def test_many_images_run_in_a_specialised_network_with_the_same_results(
+    config: Callable[..., DictConfig], photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depths: list[str] = []
+    original = Detector.specialise
+
+    def specialise(detector: Detector, depth: DepthConfig) -> Detector:
+        depths.append(str(depth))
+        return original(detector, depth)
+
+    monkeypatch.setattr(Detector, "specialise", specialise)
+    for number in range(5):
+        Image.open(photos / "a.png").rotate(20 * number).save(photos / f"more{number}.png")
+    _, objects = predict.run(config(photos, "depth=minimal", "threshold=0"))
+    assert depths == ["minimal"], "eight images are many"
+    detector = zoo.load(weights)
+    described, rows = _read(objects["output"])
+    for image in described["images"]:
+        wanted = detector.predict(photos / image["file_name"], depth="minimal", threshold=0)[0]
+        scores = [row["score"] for row in rows if row["image_id"] == image["id"]]
+        assert sorted(scores, reverse=True) == pytest.approx(wanted.scores.tolist(), abs=1e-4)
+    predict.run(config(photos / "a.png"))
+    assert depths == ["minimal"], "one image is few"
 
 
 def test_the_depth_and_the_threshold_decide_the_detections(

@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from anydepth import distributed
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
+from anydepth.fixed_depth import FixedDepthSpace
 from anydepth.image_sources import ImageSource, list_images, to_image
 from anydepth.images import fit_image, to_unit_range
 from anydepth.layers.macs import count_forward
 from anydepth.layers.mode import ModuleT, in_eval_mode
+from anydepth.layers.specialise import specialise
 from anydepth.pictures.fitting import Fit, Placement, place_image
 from anydepth.pictures.reading import ImageError
 from anydepth.structures import Detections, DetectorOutput, Targets
@@ -45,6 +47,9 @@ class Detector(nn.Module, ABC):
         builder: Full name of the function or class that built it from these values; saved with the weights.
         clips_boxes: Whether :meth:`postprocess` clips boxes to the image, as the reference of a family does
             before it is scored. AP depends on it, so it is recorded with each depth curve.
+        memory_format: Layout of the maps in a specialised detector; ``channels_last`` is faster on CPUs, if
+            no part of the forward depends on strides, as ``view`` does.
+        specialised_for: Depth that :meth:`specialise` made this detector for; None for one of all depths.
     """
 
     depth_space: DepthSpace
@@ -55,6 +60,8 @@ class Detector(nn.Module, ABC):
     config: Mapping[str, object]
     builder: str
     clips_boxes: ClassVar[bool] = False
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+    specialised_for: DepthConfig | None = None
 
     @property
     @abstractmethod
@@ -126,6 +133,63 @@ class Detector(nn.Module, ABC):
             WeightsError: The source cannot be read or does not fit; the detector is left as it was.
         """
         return load_own_layout(self, self.class_names, source)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and eval mode.
+
+        Raises:
+            ValueError: Training mode of a specialised detector.
+        """
+        if mode and self.specialised_for is not None:
+            raise ValueError(
+                f"got a detector that was specialised for '{self.specialised_for}', which cannot be trained: "
+                "train the original"
+            )
+        return super().train(mode)
+
+    def specialise(self, depth: str | DepthConfig = "full", *, share_weights: bool = False) -> Self:
+        """Return the network of one depth alone, smaller and faster than this detector at that depth.
+
+        Norms are folded into convolutions, branches merged and parts that do not run left out, so that
+        results are equal to rounding. The result is a snapshot that shares nothing with this detector; its
+        :attr:`depth_space` refuses every other depth.
+
+        Args:
+            depth: A depth of :attr:`depth_space`.
+            share_weights: Whether the networks of several depths shall share a file of weights: kernels that
+                two norm sets use then keep their values, each with its norm behind it, and all others are
+                folded to the same values at every depth where they run.
+
+        Returns:
+            A detector in eval mode on the same device, whose parameters need no gradients. A detector that
+            was specialised for this depth returns itself.
+
+        Raises:
+            DepthError: A depth that does not exist, or one that this detector was not specialised for.
+            ValueError: ``share_weights`` of a detector that is specialised already.
+
+        Example:
+            >>> import anydepth
+            >>> detector = anydepth.build("yolo_tiny", num_classes=2)
+            >>> fast = detector.specialise("minimal")
+            >>> str(fast.depth_space), fast.training, detector.training
+            ('minimal', False, True)
+        """
+        config = self.depth_space.parse(depth)
+        if self.specialised_for is not None:
+            if share_weights:
+                raise ValueError(
+                    f"got share_weights=True of a detector that was specialised for '{config}' already: "
+                    "specialise the original"
+                )
+            return self
+        images = torch.empty(1, 3, *self.input_size, device="meta")
+        network = specialise(
+            self, images, depth=config, share_weights=share_weights, memory_format=self.memory_format
+        )
+        network.depth_space = FixedDepthSpace(self.depth_space, config)
+        network.specialised_for = config
+        return network
 
     def placements(self, original_sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Placement]:
         """Return where images of these sizes lay in an input of ``size`` (height, width) in pixels."""

@@ -68,6 +68,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         precision=cfg.precision,
         latency_repetitions=cfg.latency.repetitions if has_truth else 0,
         latency_batch_size=cfg.latency.batch_size,
+        specialised=cfg.specialised,
     )
     files = write_depth_curve(curve, cfg.output) if has_truth else {}
     if cfg.results:

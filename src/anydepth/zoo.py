@@ -205,9 +205,15 @@ def save(detector: Detector, path: str | Path) -> Path:
         path: File to write, by convention ``weights.safetensors``; missing folders are created.
 
     Raises:
-        ZooError: The detector was assembled by hand, so that no configuration describes it.
+        ZooError: The detector was assembled by hand, so that no configuration describes it, or it was
+            specialised.
         WeightsError: The weights hold NaN or infinity. Nothing was written.
     """
+    if detector.specialised_for is not None:
+        raise ZooError(
+            f"got a detector that was specialised for '{detector.specialised_for}': save the original, from "
+            "which every depth can be specialised again"
+        )
     config = getattr(detector, "config", None)
     if not isinstance(config, Mapping) or "name" not in config:
         raise ZooError(f"{type(detector).__name__} was not built by anydepth.build: no configuration to save")

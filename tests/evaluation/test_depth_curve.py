@@ -14,7 +14,7 @@ from anydepth.depth import DepthConfig, DepthError, DepthSpace
 from anydepth.detector import Detector
 from anydepth.evaluation import cost
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
-from anydepth.evaluation.cost import count_depth, measure_latency
+from anydepth.evaluation.cost import LatencyProtocol, count_depth, measure_latency
 from anydepth.evaluation.depth_curve import DepthCurve, evaluate_depths
 from anydepth.evaluation.device import autocast, resolve_device
 from anydepth.structures import Batch, Detections, DetectorOutput, Targets
@@ -227,6 +227,24 @@ def test_latency_alternates_depths_and_excludes_the_warm_up(
         (8, 4),
     )
     assert protocol.device.startswith("cpu")
+
+
+def test_latency_of_specialised_networks_says_so() -> None:
+    detector = _Detector()
+    depths = detector.depth_space.parse_list(["full", "minimal"])
+    made: list[str] = []
+
+    def specialise(depth: DepthConfig) -> _Detector:
+        made.append(str(depth))
+        return _Detector()
+
+    detector.specialise = specialise  # type: ignore[method-assign, assignment]
+    _, protocol = measure_latency(detector, depths, repetitions=1, specialised=True)
+    assert made == ["full", "minimal"]
+    assert not detector.calls
+    assert str(protocol).endswith("depths in turn, each specialised")
+    # Protocols that were written before say nothing about it.
+    assert not LatencyProtocol("cpu", "fp32", 1, (8, 8), 3, 20).specialised
 
 
 def test_latency_refuses_counts_that_measure_nothing() -> None:

@@ -185,6 +185,15 @@ def test_the_curve_is_written_printed_and_returned(
     assert gflops[0] > gflops[-1]
 
 
+def test_specialised_networks_give_the_same_figures(config: Callable[..., DictConfig]) -> None:
+    wanted, _ = evaluate.run(config())
+    found, objects = evaluate.run(config("specialised=true", "latency.repetitions=1"))
+    # A rounding error may exchange two detections of equal score.
+    assert found == pytest.approx(wanted, abs=0.02)
+    assert objects["curve"].protocol.specialised
+    assert objects["detector"].specialised_for is None
+
+
 def test_figures_of_the_results_file_are_those_of_the_curve(
     config: Callable[..., DictConfig], root: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ class Evaluate(TypedDict, total=False):
     backend: str
     batch_size: int
     input_size: Size
+    specialised: bool
     results: bool
     latency: Latency
     output: str

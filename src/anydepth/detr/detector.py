@@ -61,6 +61,8 @@ class DetrDetector(Detector):
             fit that is not allowed, or ``image_mean`` or ``image_std`` without exactly three values.
     """
 
+    memory_format = torch.channels_last
+
     def __init__(
         self,
         *,

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from anydepth.layers.attention import EncoderLayer, sine_position_embedding
 from anydepth.layers.conv import ConvNorm
+from anydepth.layers.fold import FoldedConv, merge_branches
 from anydepth.layers.norm import batch_norm, layer_norm
+from anydepth.layers.specialise import Form
 from anydepth.layers.stage import DepthStage
 
 
@@ -36,6 +38,13 @@ class RepVGGBlock(nn.Module):
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         return F.silu(self.conv1(features, refine) + self.conv2(features, refine), inplace=True)
+
+    def specialised(self, form: Form) -> nn.Module:
+        """Return the inference form of RepVGG, one 3x3 convolution; kernels to share stay two branches."""
+        if not (self.conv1.can_fold(form) and self.conv2.can_fold(form)):
+            return self
+        merged = merge_branches(self.conv1.folded(form.refine), self.conv2.folded(form.refine))
+        return FoldedConv(merged, nn.SiLU(inplace=True))
 
 
 class CSPRepBlock(nn.Module):

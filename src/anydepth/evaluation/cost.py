@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector, evaluating
@@ -49,6 +48,8 @@ class LatencyProtocol:
         input_size: (height, width) in pixels.
         warmup: Untimed passes per depth.
         repetitions: Timed passes per depth.
+        specialised: Whether each depth ran as a network of its own, see
+            :meth:`anydepth.detector.Detector.specialise`.
     """
 
     device: str
@@ -57,12 +58,14 @@ class LatencyProtocol:
     input_size: tuple[int, int]
     warmup: int
     repetitions: int
+    specialised: bool = False
 
     def __str__(self) -> str:
         height, width = self.input_size
         return (
             f"{self.device}, {self.precision}, batch {self.batch_size}, {height}x{width} pixels, forward "
             f"pass only, {self.repetitions} repetitions after {self.warmup} warm-up passes, depths in turn"
+            f"{', each specialised' if self.specialised else ''}"
         )
 
 
@@ -107,6 +110,7 @@ def measure_latency(
     input_size: tuple[int, int] | None = None,
     warmup: int = 3,
     repetitions: int = 20,
+    specialised: bool = False,
 ) -> tuple[list[Latency], LatencyProtocol]:
     """Measure the latency of every depth on the device of the detector.
 
@@ -118,6 +122,8 @@ def measure_latency(
         input_size: (height, width) in pixels; defaults to that of the detector.
         warmup: Untimed passes per depth.
         repetitions: Timed passes per depth.
+        specialised: Whether to measure the network that each depth is specialised to; memory holds all of
+            them.
 
     Returns:
         One entry per depth, and the protocol of the measurement.
@@ -134,18 +140,24 @@ def measure_latency(
     size = input_size or detector.input_size
     images = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     with evaluating(detector) as network, autocast(device, precision):
+        networks = networks_of(network, depths, specialised=specialised)
+        runs = [partial(one, images, depth=depth) for one, depth in zip(networks, depths, strict=True)]
         for _ in range(warmup):
-            for depth in depths:
-                network(images, depth=depth)
-        memory = [_peak_memory_mib(network, images, depth) for depth in depths]
-        times = [  # [repetitions, depths]
-            [_time_ms(partial(network, images, depth=depth), device) for depth in depths]
-            for _ in range(repetitions)
-        ]
+            for run in runs:
+                run()
+        memory = [_peak_memory_mib(run, device) for run in runs]
+        times = [[_time_ms(run, device) for run in runs] for _ in range(repetitions)]  # [repetitions, depths]
     medians, tails = np.percentile(np.array(times), (50, 90), axis=0)
-    protocol = LatencyProtocol(_device_name(device), precision, batch_size, size, warmup, repetitions)
+    protocol = LatencyProtocol(
+        _device_name(device), precision, batch_size, size, warmup, repetitions, specialised
+    )
     measured = zip(medians, tails, memory, strict=True)
     return [Latency(float(median), float(tail), peak) for median, tail, peak in measured], protocol
+
+
+def networks_of(detector: Detector, depths: Sequence[DepthConfig], *, specialised: bool) -> list[Detector]:
+    """Return what runs each depth: the detector itself, or a network of its own for each depth."""
+    return [detector.specialise(depth) if specialised else detector for depth in depths]
 
 
 def _time_ms(run: Callable[[], object], device: torch.device) -> float:
@@ -162,14 +174,14 @@ def _time_ms(run: Callable[[], object], device: torch.device) -> float:
     return float(begin.elapsed_time(end))
 
 
-def _peak_memory_mib(detector: Detector, images: Tensor, depth: DepthConfig) -> float | None:
-    if images.device.type != "cuda":
+def _peak_memory_mib(run: Callable[[], object], device: torch.device) -> float | None:
+    if device.type != "cuda":
         return None
-    torch.cuda.synchronize(images.device)
-    torch.cuda.reset_peak_memory_stats(images.device)
-    detector(images, depth=depth)
-    torch.cuda.synchronize(images.device)
-    return torch.cuda.max_memory_allocated(images.device) / 2**20
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def _device_name(device: torch.device) -> str:

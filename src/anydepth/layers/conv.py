@@ -2,7 +2,9 @@
 
 from torch import Tensor, nn
 
+from anydepth.layers.fold import FoldedConv, can_fold, fold
 from anydepth.layers.norm import SwitchableNorm
+from anydepth.layers.specialise import Form
 
 
 class ConvNorm(nn.Module):
@@ -46,3 +48,16 @@ class ConvNorm(nn.Module):
         """[B, in, H, W] -> [B, out, ceil(H/stride), ceil(W/stride)]; ``refine`` selects the norm set."""
         activated: Tensor = self.activation(self.norm(self.conv(features), refine))
         return activated
+
+    def can_fold(self, form: Form) -> bool:
+        """Return whether the norm may be folded into the kernel."""
+        kept = form.share_weights and self.norm.skip is not None
+        return not kept and can_fold(self.conv, self.norm.select(form.refine))
+
+    def folded(self, refine: bool) -> nn.Conv2d:
+        """Return the convolution with the norm folded into it, without the activation."""
+        return fold(self.conv, self.norm.select(refine))
+
+    def specialised(self, form: Form) -> nn.Module:
+        """Return the convolution with the norm folded into it; a kernel to share keeps its norm behind it."""
+        return FoldedConv(self.folded(form.refine), self.activation) if self.can_fold(form) else self

@@ -1,33 +1,15 @@
 """Count the multiply-accumulates and parameters of a forward pass, without computing it."""
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from anydepth.layers.mode import copy_for_eval
-
-
-def _keep_shape(tensor: Tensor, *_: object, **__: object) -> Tensor:
-    return tensor
-
-
-def _grid_sample_shape(images: Tensor, grid: Tensor, *_: object, **__: object) -> Tensor:
-    return images.new_empty(*images.shape[:2], *grid.shape[1:-1])
-
-
-# Operations that are not counted and whose output shape follows from their first arguments: inferring it on
-# ``meta`` would take most of the time.
-_KNOWN_SHAPES: Mapping[object, Callable[..., Tensor]] = {
-    **dict.fromkeys((F.batch_norm, F.layer_norm, F.relu, F.silu, F.gelu), _keep_shape),
-    F.grid_sample: _grid_sample_shape,
-}
+from anydepth.layers.sketch import ReadRecorder, as_meta, copy_to_meta
 
 
 @dataclass(frozen=True)
@@ -76,40 +58,18 @@ def count_forward(module: nn.Module, *args: object, **kwargs: object) -> Forward
     Returns:
         The cost of the whole input batch.
     """
-    sketch = _copy_to_meta(module)
-    parameters = dict(sketch.named_parameters())
-    meta_args, meta_kwargs = tree_map(_as_meta, (args, kwargs))
+    sketch = copy_to_meta(module)
+    parameters = {id(tensor): tensor.numel() for tensor in sketch.parameters()}
+    meta_args, meta_kwargs = tree_map(as_meta, (args, kwargs))
     flops = FlopCounterMode(display=False)
-    reads = _ReadRecorder(parameters)
+    reads = ReadRecorder(parameters)
     flops_by_module = _count_by_module(sketch, flops)
     # no_grad and not inference_mode: a tensor that the module caches here may later take part in training.
     with torch.no_grad(), reads, flops:
         sketch(*meta_args, **meta_kwargs)
-    run = sum(parameters[name].numel() for name in reads.read)
+    run = sum(parameters[key] for key in reads.read)
     by_module = {name: count // 2 for name, count in flops_by_module.items()}
     return ForwardCount(int(flops.get_total_flops()) // 2, run, by_module)
-
-
-def _copy_to_meta(module: nn.Module) -> nn.Module:
-    """Return a copy in eval mode whose tensors are on ``meta``; what shares a tensor shares it there, too."""
-    sketch = copy_for_eval(module)
-    known: dict[int, Tensor] = {}
-
-    def replace(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        empty = torch.empty_like(tensor, device="meta")
-        if isinstance(tensor, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        return known.setdefault(id(tensor), empty)
-
-    for part in sketch.modules():
-        for name in ("_parameters", "_buffers"):
-            part.__dict__[name] = {key: replace(tensor) for key, tensor in part.__dict__[name].items()}
-        # Dictionaries of its own for the hooks that count.
-        for name in ("_forward_pre_hooks", "_forward_hooks"):
-            part.__dict__[name] = OrderedDict(part.__dict__[name])
-    return sketch
 
 
 def _count_by_module(module: nn.Module, flops: FlopCounterMode) -> Mapping[str, int]:
@@ -132,35 +92,3 @@ def _count_by_module(module: nn.Module, flops: FlopCounterMode) -> Mapping[str, 
             part.register_forward_pre_hook(lambda *_: begun.append(int(flops.get_total_flops())))
             part.register_forward_hook(hook_for(name))
     return counts
-
-
-class _ReadRecorder(TorchFunctionMode):
-    """Records which parameters operations receive.
-
-    Forward hooks would miss some: fused modules such as ``nn.MultiheadAttention`` pass the weights of a child
-    to a function without calling the child.
-    """
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._names = {id(tensor): name for name, tensor in parameters.items()}
-        self.read: set[str] = set()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        known = _KNOWN_SHAPES.get(func) if args else None
-        result = (known or func)(*args, **(kwargs or {}))
-        # Queries of shape, type or device are intercepted too, but they return no tensor.
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-            leaves = tree_leaves((args, kwargs or {}))
-            self.read.update(self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names)
-        return result
-
-
-def _as_meta(value: object) -> object:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from anydepth.layers.fold import plain_norm
+from anydepth.layers.specialise import Form
+
 
 class SwitchableNorm(nn.Module):
     """A norm layer with one set of parameters and statistics per state of its stage.
@@ -27,9 +30,16 @@ class SwitchableNorm(nn.Module):
 
     def forward(self, features: Tensor, refine: bool = True) -> Tensor:
         """Normalise ``features`` (any shape that the norm accepts) with the set that ``refine`` selects."""
-        norm = self.full if refine or self.skip is None else self.skip
-        normalised: Tensor = norm(features)
+        normalised: Tensor = self.select(refine)(features)
         return normalised
+
+    def select(self, refine: bool) -> nn.Module:
+        """Return the set that ``refine`` selects."""
+        return self.full if refine or self.skip is None else self.skip
+
+    def specialised(self, form: Form) -> "SwitchableNorm":
+        """Return a norm with one set; frozen and synchronised norms become ordinary ones."""
+        return SwitchableNorm(full=plain_norm(self.select(form.refine)))
 
 
 def batch_norm(

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anydepth.layers.conv import ConvNorm
+from anydepth.layers.fold import can_fold, conv_like, fold, plain_norm
 from anydepth.layers.norm import batch_norm
+from anydepth.layers.specialise import Form
 from anydepth.layers.stage import DepthStage
 
 # Channels of an attention head in YOLOv12.
@@ -212,6 +214,7 @@ class FusionConv(nn.Module):
     ) -> None:
         super().__init__()
         self.fuse = conv(in_channels, out_channels, switchable=switchable)
+        self.skip_channels = skip_channels
         self.skip_conv = nn.Conv2d(skip_channels, out_channels, 1, bias=False) if dedicated else None
         if self.skip_conv is not None:
             copy_prefix(self.fuse.conv, self.skip_conv)
@@ -224,6 +227,50 @@ class FusionConv(nn.Module):
         else:
             mixed = F.conv2d(features, self.fuse.conv.weight[:, : features.shape[1]])
         fused: Tensor = self.fuse.activation(self.fuse.norm(mixed, refine))
+        return fused
+
+    def specialised(self, form: Form) -> nn.Module:
+        """Return the fusion of one state: its kernel, cut to its channels, with the norm folded into it.
+
+        A kernel to share is cut when it is used, and one that two norm sets use keeps its norm behind it.
+        """
+        norms, norm = self.fuse.norm, self.fuse.norm.select(form.refine)
+        dedicated = self.skip_conv is not None
+        conv = self.fuse.conv if form.refine or self.skip_conv is None else self.skip_conv
+        channels = conv.in_channels if form.refine or dedicated else self.skip_channels
+        if not form.share_weights:
+            conv = conv_like(conv, conv.weight[:, :channels], conv.bias)
+        # With a kernel for each state, each kernel has one norm set.
+        kept = form.share_weights and norms.skip is not None and not dedicated
+        if kept or not can_fold(conv, norm):
+            return FixedFusion(conv, channels, plain_norm(norm), self.fuse.activation)
+        return FixedFusion(fold(conv, norm), channels, nn.Identity(), self.fuse.activation)
+
+
+class FixedFusion(nn.Module):
+    """Fusion of a stage whose state never changes.
+
+    Args:
+        conv: 1x1 convolution; its kernel may see more channels than the state has.
+        channels: Channels of the input.
+        norm: Norm behind it.
+        activation: Activation after the norm.
+    """
+
+    def __init__(self, conv: nn.Conv2d, channels: int, norm: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.channels = channels
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, outputs: Sequence[Tensor], refine: bool) -> Tensor:
+        """Maps [B, c, H, W] whose channels add up to those of the state -> [B, out, H, W]."""
+        features = torch.cat(list(outputs), dim=1)
+        weight = self.conv.weight
+        if self.channels < self.conv.in_channels:
+            weight = weight[:, : self.channels]
+        fused: Tensor = self.activation(self.norm(F.conv2d(features, weight, self.conv.bias)))
         return fused
 
 

@@ -73,6 +73,7 @@ class YoloDetector(Detector):
 
     # As the published figures are measured.
     clips_boxes = True
+    memory_format = torch.channels_last
 
     def __init__(
         self,
