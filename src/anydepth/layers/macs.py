@@ -1,8 +1,9 @@
 """Count the multiply-accumulates and parameters of a forward pass, without computing it."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,50 @@ def _grid_sample_shape(images: Tensor, grid: Tensor, *_: object, **__: object) -
 _KNOWN_SHAPES: Mapping[object, Callable[..., Tensor]] = {
     **dict.fromkeys((F.batch_norm, F.layer_norm, F.relu, F.silu, F.gelu), _keep_shape),
     F.grid_sample: _grid_sample_shape,
+}
+
+
+# The most frequent of the others, with their output and their MACs, for the same reason. None is returned for
+# arguments of another form, which are left to torch, and for shapes that do not fit, which it refuses.
+
+
+def _add(first: object, second: object) -> tuple[Tensor, int] | None:
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return None
+    alike = first.shape == second.shape and first.dtype == second.dtype
+    return (torch.empty_like(first), 0) if alike else None
+
+
+def _linear(features: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, int] | None:
+    # [..., I], [O, I] -> [..., O]
+    if weight.dim() != 2 or features.shape[-1:] != weight.shape[1:]:
+        return None
+    return features.new_empty(*features.shape[:-1], weight.shape[0]), features.numel() * weight.shape[0]
+
+
+def _conv2d(maps: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, int] | None:
+    # [B, I, H, W], [O, I / groups, height, width] -> [B, O, H', W']
+    if len(rest) != 5 or isinstance(rest[2], str) or maps.dim() != 4:
+        return None
+    _, stride, padding, dilation, groups = rest
+    if maps.shape[1] != weight.shape[1] * groups:
+        return None
+    sides = zip(maps.shape[2:], weight.shape[2:], *map(_pair, (stride, padding, dilation)), strict=True)
+    size = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in sides]
+    if min(size) < 1:
+        return None
+    output = maps.new_empty(maps.shape[0], weight.shape[0], *size)
+    return output, output.numel() * weight[0].numel()
+
+
+def _pair(value: int | Sequence[int]) -> Sequence[int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+_KNOWN_COUNTS: Mapping[object, Callable[..., tuple[Tensor, int] | None]] = {
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), _add),
+    F.linear: _linear,
+    F.conv2d: _conv2d,
 }
 
 
@@ -80,14 +125,17 @@ def count_forward(module: nn.Module, *args: object, **kwargs: object) -> Forward
     parameters = dict(sketch.named_parameters())
     meta_args, meta_kwargs = tree_map(_as_meta, (args, kwargs))
     flops = FlopCounterMode(display=False)
-    reads = _ReadRecorder(parameters)
-    flops_by_module = _count_by_module(sketch, flops)
+    recorder = _Recorder(parameters)
+
+    def macs() -> int:
+        return recorder.macs + int(flops.get_total_flops()) // 2
+
+    by_module = _count_by_module(sketch, macs)
     # no_grad and not inference_mode: a tensor that the module caches here may later take part in training.
-    with torch.no_grad(), reads, flops:
+    with torch.no_grad(), recorder, flops:
         sketch(*meta_args, **meta_kwargs)
-    run = sum(parameters[name].numel() for name in reads.read)
-    by_module = {name: count // 2 for name, count in flops_by_module.items()}
-    return ForwardCount(int(flops.get_total_flops()) // 2, run, by_module)
+    run = sum(parameters[name].numel() for name in recorder.read)
+    return ForwardCount(macs(), run, dict(by_module))
 
 
 def _copy_to_meta(module: nn.Module) -> nn.Module:
@@ -112,8 +160,8 @@ def _copy_to_meta(module: nn.Module) -> nn.Module:
     return sketch
 
 
-def _count_by_module(module: nn.Module, flops: FlopCounterMode) -> Mapping[str, int]:
-    """Return a mapping that a pass under ``flops`` fills with the FLOPs of each submodule by its name.
+def _count_by_module(module: nn.Module, macs: Callable[[], int]) -> Mapping[str, int]:
+    """Return a mapping that a pass fills with the MACs of each submodule by its name, from those so far.
 
     The counter's own figures by module come from hooks on the modules of the whole process, so that a pass in
     another thread would be counted as well.
@@ -123,19 +171,19 @@ def _count_by_module(module: nn.Module, flops: FlopCounterMode) -> Mapping[str, 
 
     def hook_for(name: str) -> Callable[..., None]:
         def add(*_: object) -> None:
-            counts[name] += int(flops.get_total_flops()) - begun.pop()
+            counts[name] += macs() - begun.pop()
 
         return add
 
     for name, part in module.named_modules():
         if name:
-            part.register_forward_pre_hook(lambda *_: begun.append(int(flops.get_total_flops())))
+            part.register_forward_pre_hook(lambda *_: begun.append(macs()))
             part.register_forward_hook(hook_for(name))
     return counts
 
 
-class _ReadRecorder(TorchFunctionMode):
-    """Records which parameters operations receive.
+class _Recorder(TorchFunctionMode):
+    """Records which parameters operations receive, and counts the MACs of those in ``_KNOWN_COUNTS``.
 
     Forward hooks would miss some: fused modules such as ``nn.MultiheadAttention`` pass the weights of a child
     to a function without calling the child.
@@ -145,6 +193,7 @@ class _ReadRecorder(TorchFunctionMode):
         super().__init__()
         self._names = {id(tensor): name for name, tensor in parameters.items()}
         self.read: set[str] = set()
+        self.macs = 0
 
     def __torch_function__(
         self,
@@ -153,13 +202,24 @@ class _ReadRecorder(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        known = _KNOWN_SHAPES.get(func) if args else None
-        result = (known or func)(*args, **(kwargs or {}))
+        result = self._compute(func, args, kwargs or {})
         # Queries of shape, type or device are intercepted too, but they return no tensor.
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             leaves = tree_leaves((args, kwargs or {}))
             self.read.update(self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names)
         return result
+
+    def _compute(
+        self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        counted = _KNOWN_COUNTS.get(func)
+        found = counted(*args) if counted is not None and not kwargs else None
+        if found is not None:
+            output, macs = found
+            self.macs += macs
+            return output
+        known = _KNOWN_SHAPES.get(func) if args else None
+        return (known or func)(*args, **kwargs)
 
 
 def _as_meta(value: object) -> object:
