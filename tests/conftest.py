@@ -40,9 +40,10 @@ SMALL_RUN: tuple[str, ...] = (
 
 
 def pytest_collection_finish() -> None:
-    """Leave what all modules made on import out of the searches for garbage, a tenth of the tests' time."""
+    """Look for garbage less often, and not in what the modules made on import: a sixth of the tests' time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)  # 700 by default
 
 
 def pytest_unconfigure() -> None:
