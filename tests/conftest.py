@@ -68,7 +68,7 @@ def small_run() -> tuple[str, ...]:
     return SMALL_RUN
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build_small() -> Callable[..., Detector]:
     """Builds small detectors of two classes; equal seeds give equal weights."""
 
