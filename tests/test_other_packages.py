@@ -75,7 +75,6 @@ def installs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]
 
     def forget() -> None:
         zoo._settings.cache_clear()
-        targets._packages_targets.cache_clear()
         for name in [name for name in sys.modules if name.partition(".")[0] == "spotter"]:
             del sys.modules[name]
 

@@ -16,8 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 import anydepth
+from anydepth import zoo
 from anydepth.train import best_score, main, run
 from anydepth.training.checkpointing.last import LastCheckpoint
+from small_networks import SMALL_DETECTOR
 
 Compose = Callable[..., DictConfig]
 
@@ -49,12 +51,12 @@ def test_a_sweep_does_not_start_processes_that_sweep_again(compose_run: Compose,
 
 def test_training_starts_from_given_weights(compose_run: Compose, tmp_path: Path) -> None:
     """With a negligible learning rate and no averaging, a run ends with its initial weights."""
+    torch.manual_seed(1)
+    first = zoo.save(zoo.build("detr_tiny", 1, **SMALL_DETECTOR), tmp_path / "first.safetensors")
     still = ("recipe.lr=1e-30", "recipe.backbone_lr=0", "recipe.weight_decay=0", "callbacks.averaging=null")
     short = ("recipe.epochs=1", "trainer.limit_train_batches=1")
-    run(compose_run(tmp_path / "first", *short))
-    first = tmp_path / "first" / "weights.safetensors"
-    run(compose_run(tmp_path / "second", *short, *still, "seed=1", f"weights={first}"))
-    given, trained = (anydepth.load(tmp_path / name / "weights.safetensors") for name in ("first", "second"))
+    run(compose_run(tmp_path / "run", *short, *still, "seed=2", f"weights={first}"))
+    given, trained = anydepth.load(first), anydepth.load(tmp_path / "run" / "weights.safetensors")
     for (name, one), two in zip(given.named_parameters(), trained.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-20, msg=name)
 

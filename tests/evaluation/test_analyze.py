@@ -1,6 +1,7 @@
 """``anydepth-analyze``: compatibility of features; AP of all configurations, interrupted and resumed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,9 +40,16 @@ def detector(build_small: Callable[..., Detector]) -> Detector:
     return unlike_itself(build_small(decoder_layers=1))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, build_small: Callable[..., Detector]) -> Path:
+    detector = unlike_itself(build_small(decoder_layers=1))
+    return write_found_data(tmp_path_factory.mktemp("written") / "data", detector)
+
+
 @pytest.fixture
-def root(tmp_path: Path, detector: Detector) -> Path:
-    return write_found_data(tmp_path / "data", detector)
+def root(tmp_path: Path, written: Path) -> Path:
+    """A copy of the data set, which a test may change."""
+    return Path(shutil.copytree(written, tmp_path / "data"))
 
 
 @pytest.fixture

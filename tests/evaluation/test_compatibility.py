@@ -169,9 +169,10 @@ def detector(small_detector: Detector) -> Detector:
     return _perturbed(small_detector)
 
 
-@pytest.fixture
-def measured(detector: Detector) -> Compatibility:
-    return measure_compatibility(detector, _batches(64), images=6)
+@pytest.fixture(scope="module")
+def measured(build_small: Callable[..., Detector]) -> Compatibility:
+    """What is measured on a detector like ``detector``; it cannot be changed, so all tests share it."""
+    return measure_compatibility(_perturbed(build_small()), _batches(64), images=6)
 
 
 def test_full_against_itself_is_equal_and_shallower_depths_are_not(measured: Compatibility) -> None:

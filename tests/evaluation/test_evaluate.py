@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,17 +37,29 @@ BATCH_SIZE = 2
 
 
 @pytest.fixture
-def detector(small_detector: Detector) -> Detector:
-    # In another order than in the data set: classes are matched by name.
-    small_detector.reset_classes(["dog", "cat"])
-    return small_detector.eval()
+def detector(build_small: Callable[..., Detector]) -> Detector:
+    return _build(build_small)
+
+
+def _build(build_small: Callable[..., Detector]) -> Detector:
+    """Equal ones at each call; classes in another order than in the data set, as they are matched by name."""
+    detector = build_small()
+    detector.reset_classes(["dog", "cat"])
+    return detector.eval()
 
 
 @pytest.fixture
-def root(tmp_path: Path, detector: Detector) -> Path:
+def root(tmp_path: Path, written: Path) -> Path:
+    """A copy of the data set, which a test may change."""
+    return Path(shutil.copytree(written, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, build_small: Callable[..., Detector]) -> Path:
     """Write a data set of 5 noise images whose ground truth is the shifted detections of the detector."""
+    detector = _build(build_small)
     random = np.random.default_rng(0)
-    folder = tmp_path / "data"
+    folder = tmp_path_factory.mktemp("written") / "data"
     images, annotations = [], []
     for split in ("train", "val"):
         (folder / "images" / split).mkdir(parents=True)

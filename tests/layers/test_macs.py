@@ -1,6 +1,7 @@
 """MACs are counted from shapes alone; expected numbers are computed by hand from the layer definitions."""
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,56 @@ def test_convolution_counts_kernel_times_channels_times_positions() -> None:
     convolution = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
     # 8 x 8 output positions, 6 output channels, 9 taps over 4 / 2 input channels, 2 images.
     assert count_macs(convolution, torch.empty(2, 4, 16, 16)) == 2 * 8 * 8 * 6 * 9 * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)}, (8, 12)),
+        ({"padding": "same"}, (16, 20)),
+        ({"padding": "valid", "groups": 2}, (14, 16)),
+        ({"padding": 1, "padding_mode": "reflect"}, (16, 18)),
+    ],
+    ids=str,
+)
+def test_convolutions_of_any_form_count_and_keep_their_shape(
+    settings: dict[str, Any], size: tuple[int, int]
+) -> None:
+    """Kernels of 3 x 5 on 16 x 20: (side + 2 padding - dilation (kernel - 1) - 1) // stride + 1 positions."""
+    height, width = size
+    convolution = nn.Conv2d(4, 6, (3, 5), **settings)
+    taps = 3 * 5 * 4 // convolution.groups
+    # The linear layer fits no other shape.
+    module = nn.Sequential(convolution, nn.Flatten(), nn.Linear(6 * height * width, 2))
+    expected = 2 * 6 * height * width * taps + 2 * 6 * height * width * 2
+    assert count_macs(module, torch.empty(2, 4, 16, 20)) == expected
+    # One image without the batch axis.
+    assert count_macs(convolution, torch.empty(4, 16, 20)) == 6 * height * width * taps
+
+
+def test_sums_of_other_shapes_and_types_are_left_to_torch() -> None:
+    class Sums(nn.Module):
+        def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
+            wide: Tensor = 1 + (tokens + bias) + tokens.double()
+            assert (wide.shape, wide.dtype) == ((2, 3, 5), torch.float64)
+            return nn.functional.linear(wide.float(), weight=bias.view(1, 5))
+
+    assert count_macs(Sums(), torch.empty(2, 3, 5), torch.empty(5)) == 2 * 3 * 5
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (nn.Linear(5, 7), (2, 4), "reduction dim"),
+        (nn.Conv2d(4, 6, 3), (2, 3, 8, 8), "channel"),
+        (nn.Conv2d(4, 6, 3), (2, 4, 2, 2), "[Kk]ernel size"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_as_torch_does(
+    module: nn.Module, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        count_macs(module, torch.empty(shape))
 
 
 def test_linear_layers_count_with_and_without_bias_and_for_any_leading_axes() -> None:

@@ -3,7 +3,8 @@
 import copy
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,29 @@ from foreign_networks import PACKAGE, checkpoint_of, foreign_classes, network_of
 NARROW: dict[str, Any] = {"widths": [8, 16, 16, 64, 64], "input_size": [64, 64]}
 
 
-_BUILT: dict[str, YoloDetector] = {}
+_KEPT: dict[str, tuple[YoloDetector, dict[str, Tensor]]] = {}
+
+
+def kept(name: str, num_classes: int = 3, seed: int = 0, **overrides: Any) -> YoloDetector:
+    """A narrow detector in eval mode whose two norm sets differ, not to be changed: all tests share it."""
+    key = repr((name, num_classes, seed, sorted(overrides.items())))
+    if key not in _KEPT:
+        detector = _build(name, num_classes, seed, overrides)
+        _KEPT[key] = detector, snapshot(detector)
+    return _KEPT[key][0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kept_detectors() -> Iterator[None]:
+    yield
+    for detector, before in _KEPT.values():
+        assert_same(detector, before)
+    _KEPT.clear()
 
 
 def build(name: str, num_classes: int = 3, seed: int = 0, **overrides: Any) -> YoloDetector:
-    """Build a narrow detector in eval mode whose two norm sets differ; equal seeds give equal weights."""
-    key = repr((name, num_classes, seed, sorted(overrides.items())))
-    if key not in _BUILT:  # Copies are made sooner.
-        _BUILT[key] = _build(name, num_classes, seed, overrides)
-    return copy.deepcopy(_BUILT[key])
+    """Such a detector of one's own; equal seeds give equal weights. Copies are made sooner than detectors."""
+    return copy.deepcopy(kept(name, num_classes, seed, **overrides))
 
 
 def _build(name: str, num_classes: int, seed: int, overrides: dict[str, Any]) -> YoloDetector:
@@ -74,6 +89,7 @@ def published(detector: nn.Module, layout: Layout = YOLOV12, prefix: str = "mode
     return written
 
 
+@cache  # loading refuses all of them
 def build_meta(name: str, num_classes: int = 80, **overrides: Any) -> YoloDetector:
     with torch.device("meta"):
         detector = anydepth.build(name, num_classes, **overrides)
@@ -178,7 +194,7 @@ def test_the_small_any_depth_network_has_as_many_entries_as_its_released_checkpo
     ],
 )
 def test_published_checkpoints_load_completely(name: str, layout: Layout, prefix: str) -> None:
-    source, target = build(name), build(name, seed=1)
+    source, target = kept(name), build(name, seed=1)
     report = load_weights(target, published(source, layout, prefix))
     assert report.layout == layout.name
     assert (report.copied_to_skip, report.missing, report.unused, report.reinitialised) == ((), (), (), ())
@@ -187,7 +203,7 @@ def test_published_checkpoints_load_completely(name: str, layout: Layout, prefix
 
 @pytest.mark.parametrize("split", ["bottleneck", "unit"])
 def test_a_fixed_depth_checkpoint_initialises_an_any_depth_detector(split: str) -> None:
-    source, target = build("yolov12_l"), build("yolo_l", seed=1, c3k2_split=split)
+    source, target = kept("yolov12_l"), build("yolo_l", seed=1, c3k2_split=split)
     report = load_weights(target, published(source))
     assert (report.missing, report.unused, report.reinitialised) == ((), (), ())
     state = target.state_dict()
@@ -212,7 +228,7 @@ def test_a_fixed_depth_checkpoint_initialises_an_any_depth_detector(split: str) 
 
 
 def test_the_full_state_of_an_any_depth_checkpoint_is_a_fixed_depth_network() -> None:
-    source, target = build("yolo_l"), build("yolov12_l", seed=1)
+    source, target = kept("yolo_l"), build("yolov12_l", seed=1)
     file = published(source, ANYDEPTH)
     report = load_weights(target, file)
     assert report.missing == report.copied_to_skip == ()
@@ -229,7 +245,7 @@ def test_the_full_state_of_an_any_depth_checkpoint_is_a_fixed_depth_network() ->
 
 def test_class_branches_of_another_data_set_stay_as_initialised_and_are_reported() -> None:
     # 24 classes widen the class branches of this narrow network from 16 channels to 24.
-    source, target = build("yolov12_l", num_classes=24), build("yolov12_l", num_classes=3, seed=1)
+    source, target = kept("yolov12_l", num_classes=24), build("yolov12_l", num_classes=3, seed=1)
     before = snapshot(target)
     report = load_weights(target, published(source))
     after, theirs = target.state_dict(), source.state_dict()
@@ -243,7 +259,7 @@ def test_class_branches_of_another_data_set_stay_as_initialised_and_are_reported
 
 
 def test_half_precision_and_missing_entries_are_accepted() -> None:
-    source, target = build("yolov12_l"), build("yolov12_l", seed=1)
+    source, target = kept("yolov12_l"), build("yolov12_l", seed=1)
     file = {
         key: value.half() if value.is_floating_point() else value for key, value in published(source).items()
     }
@@ -257,7 +273,7 @@ def test_half_precision_and_missing_entries_are_accepted() -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_weights_of_a_diverged_run_are_refused_and_nothing_is_loaded(number: float) -> None:
-    source, target = build("yolov12_l"), build("yolov12_l", seed=1)
+    source, target = kept("yolov12_l"), build("yolov12_l", seed=1)
     file = {key: value.clone() for key, value in published(source).items()}
     file["model.0.conv.weight"][0, 0, 0, 0] = number
     before = {key: value.clone() for key, value in target.state_dict().items()}
@@ -271,7 +287,7 @@ def test_weights_of_a_diverged_run_are_refused_and_nothing_is_loaded(number: flo
 
 @pytest.mark.parametrize("wrap", ["safetensors", pytest.param("lightning", marks=pytest.mark.slow)])
 def test_our_own_weights_load_completely(wrap: str, tmp_path: Path) -> None:
-    source, target = build("yolo_l"), build("yolo_l", seed=1)
+    source, target = kept("yolo_l"), build("yolo_l", seed=1)
     path = tmp_path / "weights.safetensors"
     if wrap == "safetensors":
         anydepth.save(source, path)
@@ -285,7 +301,7 @@ def test_our_own_weights_load_completely(wrap: str, tmp_path: Path) -> None:
 
 
 def test_our_own_fixed_depth_weights_initialise_an_any_depth_detector() -> None:
-    source, target = build("yolo_l", any_depth=False), build("yolo_l", seed=1)
+    source, target = kept("yolo_l", any_depth=False), build("yolo_l", seed=1)
     report = load_weights(target, source.state_dict())
     assert (report.layout, report.missing, report.unused) == ("anydepth", (), ())
     assert len(report.copied_to_skip) > 100
@@ -363,7 +379,7 @@ def _another_network(file: dict[str, Tensor]) -> None:
 def test_checkpoints_of_other_networks_are_refused_and_nothing_is_loaded(
     change: Callable[[dict[str, Tensor]], None], message: str
 ) -> None:
-    file, target = published(build("yolov12_l")), build("yolov12_l", seed=1)
+    file, target = published(kept("yolov12_l")), build("yolov12_l", seed=1)
     before = snapshot(target)
     change(file)
     with pytest.raises(WeightsError, match=message):
@@ -374,7 +390,7 @@ def test_checkpoints_of_other_networks_are_refused_and_nothing_is_loaded(
 @pytest.mark.parametrize(("theirs", "ours"), [("unit", "bottleneck"), ("bottleneck", "unit")])
 @pytest.mark.parametrize("name", [pytest.param("yolo_l", marks=pytest.mark.slow), "yolo_s"])
 def test_another_split_of_c3k2_stages_is_refused(name: str, theirs: str, ours: str) -> None:
-    file = published(build(name, c3k2_split=theirs), ANYDEPTH)
+    file = published(kept(name, c3k2_split=theirs), ANYDEPTH)
     target = build(name, seed=1, c3k2_split=ours)
     before = snapshot(target)
     with pytest.raises(WeightsError, match=f"build it with c3k2_split={theirs}"):
@@ -383,10 +399,10 @@ def test_another_split_of_c3k2_stages_is_refused(name: str, theirs: str, ours: s
 
 
 def test_a_checkpoint_that_lacks_single_skip_norms_is_refused() -> None:
-    file = published(build("yolo_l"), ANYDEPTH)
+    file = published(kept("yolo_l"), ANYDEPTH)
     del file["model.5.bn_skip.bias"]
     with pytest.raises(WeightsError, match=r"lacks 1 \(backbone\.downs\.1\.norm\.skip\.bias.*incomplete"):
-        load_weights(build("yolo_l", seed=1), file)
+        load_weights(kept("yolo_l", seed=1), file)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +416,7 @@ def test_a_checkpoint_that_lacks_single_skip_norms_is_refused() -> None:
 )
 def test_settings_that_differ_are_named(overrides: dict[str, Any], remedy: str) -> None:
     with pytest.raises(WeightsError, match=f"build {remedy}$"):
-        load_weights(build("yolov12_l", **overrides), published(build("yolov12_l")))
+        load_weights(kept("yolov12_l", **overrides), published(kept("yolov12_l")))
 
 
 # -- files that hold whole networks ----------------------------------------------------------------------
@@ -408,7 +424,7 @@ def test_settings_that_differ_are_named(overrides: dict[str, Any], remedy: str) 
 
 @pytest.mark.parametrize("averaged", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_pickled_network_is_read_without_its_classes(averaged: bool, tmp_path: Path) -> None:
-    source, target = build("yolov12_l"), build("yolov12_l", seed=1)
+    source, target = kept("yolov12_l"), build("yolov12_l", seed=1)
     path = tmp_path / "best.pt"
     with foreign_classes() as foreign:
         wanted = network_of(foreign, published(source)).half()
@@ -459,10 +475,10 @@ def test_a_published_network_gives_the_reference_outputs(shared_data: Path) -> N
 
 
 def test_the_report_says_whether_norms_or_fusion_kernels_were_copied() -> None:
-    source = build("yolo_l")
+    source = kept("yolo_l")
     without_kernels = {key: value for key, value in source.state_dict().items() if ".skip_conv." not in key}
     report = str(load_weights(build("yolo_l", seed=1), without_kernels))
     assert "note: skip fusion kernels are parts of the full ones: train before" in report
     assert "norms have the statistics" not in report
-    both = str(load_weights(build("yolo_l", seed=1), published(build("yolov12_l"))))
+    both = str(load_weights(build("yolo_l", seed=1), published(kept("yolov12_l"))))
     assert "skip norms have the statistics of the full state and skip fusion kernels are parts" in both

@@ -19,7 +19,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobRuntime
 from hydra.errors import InstantiationException
 from hydra.version import VersionBase
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from anydepth.config import presets, resolvers
@@ -247,13 +247,14 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: A setting that only the user can give is missing.
     """
-    copy = config.copy()
-    with open_dict(copy):
-        copy.pop("hydra", None)
-    # ${hydra:...} is answered by HydraConfig, so it resolves without the node.
+    # Key by key: the node hydra is half of a configuration, and a copy without it would take as long again.
     try:
-        resolved = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+        return {str(key): _resolve_node(config[key]) for key in config if key != "hydra"}
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} has no value: give {error.full_key}=VALUE") from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+
+
+def _resolve_node(node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)

@@ -4,13 +4,14 @@ A package names the folder of its presets with an entry point of the group ``any
 is the module that holds it, e.g. ``mypackage.conf`` with ``mypackage/conf/detector/mine.yaml`` in it.
 """
 
-from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from anydepth.utils.entry_points import entry_points_of
 
 ENTRY_POINTS = "anydepth.presets"
 
@@ -26,7 +27,7 @@ def preset_folders() -> tuple[Path, ...]:
         PresetError: An entry point does not lead to a folder with presets.
     """
     folders = []
-    for found in entry_points(group=ENTRY_POINTS):
+    for found in entry_points_of(ENTRY_POINTS):
         try:
             folder = Path(str(files(found.value)))
         except (ImportError, TypeError) as error:

@@ -10,10 +10,9 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, cast
 
+from anydepth.utils.entry_points import entry_points_of
 from anydepth.utils.messages import short_repr
 
 ALLOW_VARIABLE = "ANYDEPTH_ALLOW_TARGETS"
@@ -159,12 +158,11 @@ def _given(name: str) -> bool:
     return any(fnmatchcase(name, pattern.strip()) for pattern in patterns if pattern.strip())
 
 
-@cache
 def _packages_targets() -> tuple[str, ...]:
     """Return patterns of what installed packages allow: one object, or everything that a module defines."""
     return tuple(
         f"{found.module}.{found.attr}" if found.attr else f"{found.module}.*"
-        for found in entry_points(group=ENTRY_POINTS)
+        for found in entry_points_of(ENTRY_POINTS)
     )
 
 

@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -98,7 +100,7 @@ def check_added(config: DictConfig, overrides: Sequence[str], command: str | Non
     """
     added = [
         str(found.key_or_group)
-        for found in OverridesParser.create().parse_overrides(list(overrides))
+        for found in _parsed(tuple(overrides))
         if found.is_add() or found.is_force_add()
     ]
     if command not in COMMANDS or not added:
@@ -146,9 +148,7 @@ def keep_texts(config: DictConfig, overrides: Sequence[str], command: str | None
     Raises:
         ValueTypeError: A sweep over such values, whose text Hydra does not keep.
     """
-    numbers = [
-        found for found in OverridesParser.create().parse_overrides(list(overrides)) if _is_number(found)
-    ]
+    numbers = [found for found in _parsed(tuple(overrides)) if _is_number(found)]
     if not numbers:
         return
     hints = {
@@ -166,6 +166,11 @@ def keep_texts(config: DictConfig, overrides: Sequence[str], command: str | None
         elif not accepts(hint, found.value()):
             with open_dict(config):
                 OmegaConf.update(config, key, text)
+
+
+@lru_cache(maxsize=1)  # Both questions to the overrides follow each other.
+def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
+    return tuple(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def nearest_key(key: str, config: DictConfig) -> str:

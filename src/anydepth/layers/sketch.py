@@ -93,8 +93,7 @@ class ReadRecorder(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        known = _KNOWN_SHAPES.get(func) if args else None
-        result = (known or func)(*args, **(kwargs or {}))
+        result = self.compute(func, args, kwargs or {})
         leaves = tree_leaves((args, kwargs or {}))
         found = {id(leaf) for leaf in leaves if id(leaf) in self._known}
         self.seen |= found
@@ -102,3 +101,10 @@ class ReadRecorder(TorchFunctionMode):
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             self.read |= found
         return result
+
+    def compute(
+        self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Return the result of an operation, of which only shape and type matter."""
+        known = _KNOWN_SHAPES.get(func) if args else None
+        return (known or func)(*args, **kwargs)

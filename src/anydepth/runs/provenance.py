@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,12 @@ def describe(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of installed packages that results may depend on."""
+    """Return the versions of installed packages that results may depend on, those of the first call."""
+    return dict(_versions())
+
+
+@cache  # Python reads the whole description of a package for its version.
+def _versions() -> Mapping[str, str]:
     found: dict[str, str] = {}
     for name in _VERSIONS_OF:
         try:

@@ -58,6 +58,16 @@ class Layout:
 
     def foreign_keys(self, plain: str) -> tuple[str, ...]:
         """Return the foreign keys whose tensors, joined along the first axis, are ours; empty if none are."""
+        if plain not in self._translated:
+            self._translated[plain] = self._translate(plain)
+        return self._translated[plain]
+
+    @cached_property
+    def _translated(self) -> dict[str, tuple[str, ...]]:
+        """Names translated so far: loading asks for each several times, and rules take most of its time."""
+        return {}
+
+    def _translate(self, plain: str) -> tuple[str, ...]:
         name = self.norm_name(plain) or ""
         for pattern, replacement in self.rules:
             name = re.sub(pattern, replacement, name)

@@ -5,11 +5,11 @@ of ``block`` in a detector preset, and whose object is a :class:`~anydepth.detr.
 """
 
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 
 from anydepth.detr.backbones.base import Backbone, BackboneKind, BackboneSettings
 from anydepth.detr.backbones.resnet import BASIC, BOTTLENECK
 from anydepth.detr.backbones.swin import SWIN
+from anydepth.utils.entry_points import entry_points_of
 
 ENTRY_POINTS = "anydepth.backbones"
 
@@ -19,7 +19,7 @@ BACKBONES: dict[str, BackboneKind] = {"swin": SWIN, "bottleneck": BOTTLENECK, "b
 
 def backbone_names() -> tuple[str, ...]:
     """Return the names of all backbones, with those of other packages last."""
-    return (*BACKBONES, *(found.name for found in entry_points(group=ENTRY_POINTS)))
+    return (*BACKBONES, *(found.name for found in entry_points_of(ENTRY_POINTS)))
 
 
 def find_backbone(name: str) -> BackboneKind:
@@ -28,7 +28,7 @@ def find_backbone(name: str) -> BackboneKind:
     Raises:
         ValueError: The name is unknown, or taken twice, or its entry point is not a :class:`BackboneKind`.
     """
-    others = entry_points(group=ENTRY_POINTS, name=name)
+    others = [found for found in entry_points_of(ENTRY_POINTS) if found.name == name]
     if name in BACKBONES and others:
         raise ValueError(
             f"entry point {name} of {ENTRY_POINTS}: anydepth has a backbone of this name; "
@@ -55,7 +55,7 @@ def find_backbone(name: str) -> BackboneKind:
 
 def all_backbones() -> Iterator[tuple[str, BackboneKind]]:
     """Yield every backbone by name; other packages' first, because their markers are more specific."""
-    for found in entry_points(group=ENTRY_POINTS):
+    for found in entry_points_of(ENTRY_POINTS):
         yield found.name, find_backbone(found.name)
     yield from BACKBONES.items()
 
