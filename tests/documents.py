@@ -23,6 +23,7 @@ _ENTRY_POINTS = {
     "anydepth-evaluate": "evaluate",
     "anydepth-predict": "predict",
     "anydepth-analyze": "analyze",
+    "anydepth-export": "export",
 }
 
 

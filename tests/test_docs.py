@@ -117,6 +117,7 @@ def test_commands_are_found() -> None:
         "evaluate",
         "predict",
         "analyze",
+        "export",
     }
     assert len(names) >= 25
 

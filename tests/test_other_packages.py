@@ -23,6 +23,8 @@ from anydepth import train, zoo
 from anydepth.config import targets
 from anydepth.config.presets import preset_folders
 from anydepth.config.targets import TargetError
+from anydepth.deploy import load
+from anydepth.deploy.export.bundle_writer import write_bundle
 from anydepth.detr.backbones.table import all_backbones
 from anydepth.evaluation.cost import count_depth
 from anydepth.report.runs import find_runs
@@ -170,6 +172,35 @@ def test_detectors_of_other_packages_are_specialised_without_a_word_about_it(
         left = sum(parameter.numel() for parameter in fast.parameters())
         run = count_depth(detector, depth).parameters_run
         assert left == run if name == "spotter" else left < run
+
+
+def test_a_detector_of_another_package_is_exported_with_weights_that_depths_share(
+    installed: Path, installs: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """It states its candidates and its selection, and nothing else about deployment."""
+    installs(installed)
+    torch.manual_seed(0)
+    detector = anydepth.build("spotter", num_classes=2, input_size=[64, 64], width=64).eval()
+    for part in detector.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(part.weight, 0.5, 1.5)
+            torch.nn.init.normal_(part.bias)
+    depths = detector.depth_space.parse_list(["full", "minimal"])
+    bundle = write_bundle(detector, depths, tmp_path / "bundle")
+    # A 3x3 kernel of 64 channels in each of four blocks, of which two run at minimal depth, and half of one
+    # in the stem.
+    kernel = 4 * 64 * 64 * 9
+    assert 4 * kernel < bundle.files["weights.bin"].bytes < 5 * kernel
+    full, minimal = (bundle.check_graph(entry.graph) for entry in bundle.depths)
+    assert 4 * kernel < full < 5 * kernel
+    assert 2 * kernel < minimal < 3 * kernel
+    picture = torch.randint(0, 255, (3, 50, 70), dtype=torch.uint8)
+    array = picture.permute(1, 2, 0).contiguous().numpy()
+    for depth in ("full", "minimal"):
+        (found,) = load(bundle.folder, threads=1).predict(array, depth, threshold=0.0)
+        (expected,) = detector.predict(picture, depth, threshold=0.0)
+        torch.testing.assert_close(torch.from_numpy(found.scores), expected.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(found.boxes_xyxy), expected.boxes_xyxy, rtol=0, atol=1e-2)
 
 
 def test_weights_of_another_family_are_loaded_whole_or_not_at_all(

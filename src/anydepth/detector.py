@@ -22,7 +22,8 @@ from anydepth.layers.mode import ModuleT, in_eval_mode
 from anydepth.layers.specialise import specialise
 from anydepth.pictures.fitting import Fit, Placement, place_image
 from anydepth.pictures.reading import ImageError
-from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.selection import Selection
+from anydepth.structures import Candidates, Detections, DetectorOutput, Targets
 from anydepth.weights.own_layout import load_own_layout
 from anydepth.weights.report import LoadReport
 
@@ -113,6 +114,27 @@ class Detector(nn.Module, ABC):
             output: Output of :meth:`forward` in eval mode.
             original_sizes: (height, width) of each image in pixels.
         """
+
+    @property
+    def selection(self) -> Selection | None:
+        """How :meth:`postprocess` selects detections among :meth:`candidates`, for exported bundles.
+
+        None: not stated, so that the detector cannot be exported.
+        """
+        return None
+
+    def candidates(self, output: DetectorOutput) -> Candidates:
+        """Return the boxes among which :meth:`postprocess` selects, for exported bundles.
+
+        Args:
+            output: Output of :meth:`forward` in eval mode.
+
+        Raises:
+            NotImplementedError: The family does not state them, so that it cannot be exported.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} states no candidates; define `candidates` and `selection` to export it"
+        )
 
     @abstractmethod
     def reset_classes(self, class_names: Sequence[str]) -> None:

@@ -98,6 +98,21 @@ class Detections(BaseDetections[Tensor]):
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Boxes that a network proposes, before detections are selected among them.
+
+    Attributes:
+        boxes_xyxy: [B, N, 4] float32, of the network input.
+        scores: [B, N, K] float32 in [0, 1].
+        normalised: Whether boxes are in shares of the input's width and height; otherwise in its pixels.
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    normalised: bool
+
+
+@dataclass(frozen=True)
 class DetectorOutput:
     """Output of every detector's forward; each family adds its own predictions.
 

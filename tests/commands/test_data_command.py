@@ -81,7 +81,7 @@ def test_every_declared_console_script_exists(name: str) -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
-@pytest.mark.parametrize("command", ["data", "report", "replay", "train", "evaluate", "predict", "analyze"])
+@pytest.mark.parametrize("command", [name.removeprefix("anydepth-") for name in SCRIPTS])
 def test_every_command_tells_its_version(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,8 +125,13 @@ def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "built"),
-    # Prediction reads a folder, so it builds no data module.
-    [("analyze", {"data", "data.root"}), ("evaluate", {"data", "data.root"}), ("predict", set())],
+    # Prediction reads a folder and export none, so they build no data module.
+    [
+        ("analyze", {"data", "data.root"}),
+        ("evaluate", {"data", "data.root"}),
+        ("predict", set()),
+        ("export", set()),
+    ],
 )
 def test_other_entry_points_compose(name: str, built: set[str]) -> None:
     settings = resolve_config(compose(name, ["paths.output_dir=out"], hydra_config=True))
@@ -134,7 +139,7 @@ def test_other_entry_points_compose(name: str, built: set[str]) -> None:
     check_targets(settings)
 
 
-@pytest.mark.parametrize("name", ["analyze", "evaluate", "predict"])
+@pytest.mark.parametrize("name", ["analyze", "evaluate", "predict", "export"])
 def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path) -> None:
     """Hydra's own files lie beside the results, and jobs of a sweep do not share a folder."""
     config = compose(name, ["output=mine"], hydra_config=True)

@@ -255,7 +255,7 @@ def _error_of(
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "analyze"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "analyze", "export"])
 @pytest.mark.parametrize("sweep", [False, True], ids=["single", "sweep"])
 def test_a_folder_that_cannot_be_made_is_named(
     command: str,
@@ -267,7 +267,8 @@ def test_a_folder_that_cannot_be_made_is_named(
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     key = "hydra.sweep.dir" if sweep else "hydra.run.dir" if command == "train" else "output"
-    more = ["-m", "seed=1,2" if command == "train" else "batch_size=1,2"] if sweep else []
+    varied = {"train": "seed", "export": "batch"}.get(command, "batch_size")
+    more = ["-m", f"{varied}=1,2"] if sweep else []
     printed = _error_of(command, [*more, f"{key}=file/x"], monkeypatch, capsys)
     assert f"Error: got {key}=file/x, expected a folder that can be made" in printed
     assert "Not a directory" in printed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import rectangles
+from painted_pictures import rectangles
 
 from anydepth.data.augment.affine import AxisMap, clip_objects, select_visible_objects
 from anydepth.data.outlines import Outlines

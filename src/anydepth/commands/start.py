@@ -29,6 +29,16 @@ def analyze() -> Any:
     return _start("anydepth.analyze")
 
 
+def export() -> Any:
+    """``anydepth-export``."""
+    return _start("anydepth.export")
+
+
+def benchmark() -> Any:
+    """``anydepth-benchmark``."""
+    return _start("anydepth.commands.benchmark")
+
+
 def report() -> Any:
     """``anydepth-report``."""
     return _start("anydepth.report.cli")

@@ -142,11 +142,26 @@ class Analyze(TypedDict, total=False):
     paths: Paths
 
 
+class Export(TypedDict, total=False):
+    """Settings of ``anydepth-export``."""
+
+    weights: str | None
+    depths: Depths
+    input_size: Size
+    batch: int | None
+    curve: str | None
+    category_ids: Sequence[int] | None
+    engine: str | None
+    output: str
+    paths: Paths
+
+
 COMMANDS: Mapping[str | None, Any] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
     "analyze": Analyze,
+    "export": Export,
 }
 """Settings of a command by the name of its file in ``conf/``."""
 

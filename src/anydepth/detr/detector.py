@@ -17,7 +17,8 @@ from anydepth.detr.output import DenoisingQueries, DetrOutput
 from anydepth.detr.weights.load import load_weights
 from anydepth.layers.boxes import cxcywh_to_xyxy
 from anydepth.pictures.fitting import Fit, check_fit
-from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.selection import TopScores
+from anydepth.structures import Candidates, Detections, DetectorOutput, Targets
 from anydepth.weights.report import LoadReport
 
 # Names of the refinement paths: one flag per backbone stage, one for the whole neck.
@@ -152,6 +153,21 @@ class DetrDetector(Detector):
         features: Tensor = self.backbone.stem(self._normalise(images))
         return features
 
+    @property
+    def selection(self) -> TopScores:
+        """As many (query, class) pairs as there are queries."""
+        return TopScores(self.decoder.num_queries)
+
+    def candidates(self, output: DetectorOutput) -> Candidates:
+        """Return the box of every query, with a score for every class.
+
+        Args:
+            output: Result of :meth:`forward`.
+        """
+        assert isinstance(output, DetrOutput)
+        boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float())
+        return Candidates(boxes, output.logits.float().sigmoid(), normalised=True)
+
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
@@ -172,11 +188,12 @@ class DetrDetector(Detector):
                 "the decoder's output holds NaN or infinite values: the weights are damaged, or too large "
                 "for this precision; check the weights file, or use precision=fp32"
             )
-        pairs = output.logits.float().sigmoid().flatten(1)  # [B, Q * K]
+        candidates = self.candidates(output)
+        pairs = candidates.scores.flatten(1)  # [B, Q * K]
         scores, indices = pairs.topk(output.logits.shape[1], dim=1)  # [B, Q] each
         labels = indices % self.num_classes  # [B, Q]
         queries = (indices // self.num_classes)[..., None].expand(-1, -1, 4)  # [B, Q, 4]
-        boxes = cxcywh_to_xyxy(output.boxes_cxcywh.float()).gather(1, queries)  # [B, Q, 4], normalised
+        boxes = candidates.boxes_xyxy.gather(1, queries)  # [B, Q, 4], normalised
         numbers = [
             [*placement.canvas[::-1] * 2, *placement.offset[::-1] * 2]
             for placement in self.placements(original_sizes, output.input_size)

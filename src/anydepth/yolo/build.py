@@ -5,8 +5,9 @@ from typing import get_args
 
 from anydepth.detector import plain_config
 from anydepth.pictures.fitting import Fit
+from anydepth.selection import NmsConfig
 from anydepth.yolo.backbone import YoloBackbone
-from anydepth.yolo.detector import NmsConfig, YoloDetector
+from anydepth.yolo.detector import YoloDetector
 from anydepth.yolo.head import YoloHead
 from anydepth.yolo.neck import YoloNeck
 from anydepth.yolo.stages import C3k2Split, C3k2Unit
@@ -47,7 +48,7 @@ def build_yolo(
         switchable_norms: Two norm sets on essential paths; False shares one.
         input_size: (height, width) for evaluation and prediction.
         fit: How they fit images to it: ``stretch`` or ``letter_box``.
-        nms_score: See :class:`~anydepth.yolo.detector.NmsConfig` for the four of suppression.
+        nms_score: See :class:`~anydepth.selection.NmsConfig` for the four of suppression.
         nms_iou: Largest overlap of two detections of a class.
         nms_candidates: Most (cell, class) pairs per image before suppression.
         nms_detections: Most detections per image.

@@ -1,7 +1,6 @@
 """AnyDepth-YOLO: backbone, neck and head behind one ``forward(images, depth)``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +10,8 @@ from torchvision.ops import batched_nms
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, NonFiniteOutputError, check_images, check_input_size
 from anydepth.pictures.fitting import Fit, check_fit
-from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.selection import NmsConfig
+from anydepth.structures import Candidates, Detections, DetectorOutput, Targets
 from anydepth.weights.report import LoadReport
 from anydepth.yolo.backbone import YoloBackbone
 from anydepth.yolo.decode import Predictions, image_size
@@ -23,34 +23,6 @@ from anydepth.yolo.weights.load import load_weights
 # Names of the refinement paths, in the order of the network.
 BACKBONE_STAGES = ("stage1", "stage2", "stage3", "stage4")
 NECK_STAGES = ("neck1", "neck2", "neck3", "neck4")
-
-
-@dataclass(frozen=True)
-class NmsConfig:
-    """Settings of non-maximum suppression; the defaults are those of the published figures.
-
-    Attributes:
-        score: Score that (cell, class) pairs must exceed to be kept.
-        iou: IoU above which the box with the lower score of two boxes of a class is suppressed.
-        candidates: Maximum number of pairs per image that go into suppression, best first.
-        detections: Maximum number of detections per image.
-
-    Raises:
-        ValueError: A value outside its range.
-    """
-
-    score: float = 0.001
-    iou: float = 0.7
-    candidates: int = 30_000
-    detections: int = 300
-
-    def __post_init__(self) -> None:
-        for name in ("score", "iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 0 to 1")
-        for name in ("candidates", "detections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"nms_{name}={getattr(self, name)}: allowed are 1 or more")
 
 
 class YoloDetector(Detector):
@@ -145,6 +117,21 @@ class YoloDetector(Detector):
         features: Tensor = self.backbone.stem(images)
         return features
 
+    @property
+    def selection(self) -> NmsConfig:
+        """Class-wise non-maximum suppression."""
+        return self.nms
+
+    def candidates(self, output: DetectorOutput) -> Candidates:
+        """Decode the head's maps: one box per cell, with a score for every class.
+
+        Args:
+            output: Result of :meth:`forward`.
+        """
+        assert isinstance(output, YoloOutput)
+        predictions = Predictions.decode(output.maps)
+        return Candidates(predictions.boxes_xyxy, predictions.class_logits.sigmoid(), normalised=False)
+
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
@@ -165,14 +152,13 @@ class YoloDetector(Detector):
                 "the head's maps hold NaN or infinite values: the weights are damaged, or too large for this "
                 "precision; check the weights file, or use precision=fp32"
             )
-        predictions = Predictions.decode(output.maps)
-        all_scores = predictions.class_logits.sigmoid()  # [B, A, K]
+        candidates = self.candidates(output)
         height, width = image_size(output.maps)
         found = []
         # Per image, because suppression keeps another number of boxes in each: boxes [A, 4], scores [A, K].
         for image_boxes, scores, (h, w), (canvas, offset) in zip(
-            predictions.boxes_xyxy,
-            all_scores,
+            candidates.boxes_xyxy,
+            candidates.scores,
             original_sizes,
             self.placements(original_sizes, (height, width)),
             strict=True,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from pictures import generator, painted, plain
+from painted_pictures import generator, painted, plain
 from PIL import Image
 
 from anydepth.data.augment.hsv import HSVJitter, change_hsv

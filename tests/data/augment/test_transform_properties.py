@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import colour_of, generator, loaders, painted, plain
+from painted_pictures import colour_of, generator, loaders, painted, plain
 
 from anydepth.data.augment.affine import RandomAffine
 from anydepth.data.augment.copy_paste import CopyPaste

@@ -10,6 +10,17 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from painted_pictures import (
+    BACKGROUND,
+    colour_of,
+    generator,
+    loaders,
+    mapped,
+    painted,
+    plain,
+    rectangles,
+    resized,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +33,6 @@ from anydepth.data.augment.view import Turn, View
 from anydepth.data.augment.yolo import YOLOAugmentation
 from anydepth.images import letter_box_image
 from anydepth.pictures.fitting import letter_box_frame
-from pictures import BACKGROUND, colour_of, generator, loaders, mapped, painted, plain, rectangles, resized
 
 S = 96
 NOWHERE = AxisMap((1.0, 1.0), (0.0, 0.0))

@@ -12,7 +12,8 @@ from anydepth.detector import Detector, check_images, check_input_size
 from anydepth.layers.norm import SwitchableNorm, batch_norm
 from anydepth.layers.stage import DepthStage
 from anydepth.pictures.fitting import Fit
-from anydepth.structures import Detections, DetectorOutput, Targets
+from anydepth.selection import TopScores
+from anydepth.structures import Candidates, Detections, DetectorOutput, Targets
 
 STRIDE = 8
 MOST_DETECTIONS = 100
@@ -104,6 +105,19 @@ class SpotDetector(Detector):
         check_images(images)
         features: Tensor = self.stem(images)
         return features
+
+    @property
+    def selection(self) -> TopScores:
+        """The best pairs of a cell and a class."""
+        return TopScores(MOST_DETECTIONS)
+
+    def candidates(self, output: DetectorOutput) -> Candidates:
+        """The box of every cell, with a score for every class."""
+        assert isinstance(output, SpotOutput)
+        centre, size = decode(output.boxes).flatten(2).transpose(1, 2).split(2, dim=2)  # [B, H * W, 2] each
+        boxes = torch.cat([centre - size / 2, centre + size / 2], dim=2)
+        scores = output.scores.sigmoid().flatten(2).transpose(1, 2)  # [B, H * W, K]
+        return Candidates(boxes, scores, normalised=True)
 
     def postprocess(
         self, output: DetectorOutput, original_sizes: Sequence[tuple[int, int]]

@@ -1,0 +1,1 @@
+"""What makes a bundle of a detector, with torch."""

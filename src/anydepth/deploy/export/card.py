@@ -1,0 +1,85 @@
+"""The model card of a bundle, for people."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from anydepth.deploy.runtime.bundle import Bundle, BundledDepth
+from anydepth.utils.messages import join_few
+
+# Class names in a sentence: enough to recognise the data set.
+_MAX_CLASSES: Final = 20
+
+
+def model_card(bundle: Bundle) -> str:
+    """Return the card in Markdown: what the bundle holds, what it is worth, and how to use it."""
+    height, width = bundle.input.size
+    fit = (
+        "keeping the aspect ratio, with grey borders"
+        if bundle.input.fit == "letter_box"
+        else "each side on its own"
+    )
+    batch = bundle.input.batch or "any number of"
+    depths = [str(entry.config) for entry in bundle.depths]
+    return "\n".join(
+        [
+            f"# {bundle.detector}, {len(depths)} depths",
+            "",
+            "An any-depth object detector: one set of weights (`weights.bin`) and one graph per depth. "
+            "The depth is chosen for each image.",
+            "",
+            *_depth_table(bundle.depths),
+            "",
+            f"- Classes ({len(bundle.class_names)}): "
+            f"{join_few([*map(_escape, bundle.class_names)], _MAX_CLASSES)}",
+            f"- Input: {batch} RGB images of {height} x {width} pixels in [0, 1], resized {fit}",
+            f"- Boxes are scored {'clipped' if bundle.clips_boxes else 'unclipped'}; `predict` clips them",
+            f"- Made with {', '.join(f'{name} {text}' for name, text in bundle.versions.items())}",
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from anydepth.deploy import load  # needs numpy, Pillow and onnxruntime or openvino, not torch",
+            "",
+            'detector = load("FOLDER", engine="onnxruntime")',
+            f'detections = detector.predict("photo.jpg", depth="{depths[-1]}")',
+            "```",
+            "",
+        ]
+    )
+
+
+def _depth_table(depths: Sequence[BundledDepth]) -> list[str]:
+    heading = ["depth", "GFLOPs", "parameters run", "AP", "AP50", "found", "boxes differ (px)"]
+    rows = [
+        [
+            f"`{entry.config}`",
+            f"{2 * entry.gmacs:.2f}",
+            f"{entry.parameters / 1e6:.2f} M",
+            _percent(entry.figures.get("AP")),
+            _percent(entry.figures.get("AP50")),
+            _percent(entry.equality.get("found")),
+            f"{entry.equality['boxes']:.1e}" if "boxes" in entry.equality else "-",
+        ]
+        for entry in depths
+    ]
+    return [
+        *map(_row, [heading, ["---"] * len(heading), *rows]),
+        "",
+        "AP in percent, of the depth curve that was given to the export. `found`: share of PyTorch's 30 best "
+        "detections of each image that the graph finds, measured at the export.",
+    ]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _escape(text: str) -> str:
+    """Return a text without characters that Markdown or HTML gives a meaning."""
+    return "".join(f"&#{ord(letter)};" if letter in "<>&`*_[]|\\" else letter for letter in text).replace(
+        "\n", " "
+    )

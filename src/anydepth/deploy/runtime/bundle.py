@@ -1,0 +1,364 @@
+"""A bundle: one folder with a graph for each depth, their common weights, and a description of all.
+
+The folder holds ``bundle.json``, one ``.onnx`` file per depth, ``weights.bin``, and a model card for people.
+A bundle is untrusted: every name, size and number is checked before anything is opened, and nothing in it is
+executed but the graphs, by the engine.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from anydepth.deploy.runtime.measurement import Measurement
+from anydepth.deploy.runtime.onnx_file import external_tensors
+from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace
+from anydepth.selection import Selection, parse_selection
+from anydepth.utils.messages import join_few, short_repr
+
+DESCRIPTION: Final = "bundle.json"
+WEIGHTS: Final = "weights.bin"
+CARD: Final = "README.md"
+FORMAT: Final = "anydepth_bundle"
+FORMAT_VERSION: Final = 1
+
+# Limits of what a bundle may ask for, far above any detector: it is untrusted, and a number costs nothing.
+_MAX_DESCRIPTION_BYTES: Final = 64 * 2**20
+_MAX_GRAPH_BYTES: Final = 2**31
+_MAX_SIDE: Final = 8192
+_MAX_ENTRIES: Final = 65_536
+_MAX_STAGES: Final = 64
+_MAX_LAYERS: Final = 1024
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}")
+
+T = TypeVar("T")
+
+
+class BundleError(ValueError):
+    """A bundle is missing, incomplete, altered, of another version or not allowed; the message says why."""
+
+
+@dataclass(frozen=True)
+class BundledFile:
+    """A file of a bundle.
+
+    Attributes:
+        name: Name in the folder of the bundle.
+        bytes: Size.
+        sha256: Hash of its content, hexadecimal.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How images become the input of the graphs.
+
+    Attributes:
+        size: (height, width) in pixels.
+        fit: ``stretch`` or ``letter_box``.
+        batch: Images of a pass; None: any number.
+    """
+
+    size: tuple[int, int]
+    fit: str
+    batch: int | None
+
+
+@dataclass(frozen=True)
+class BundledDepth:
+    """A depth of a bundle.
+
+    Attributes:
+        config: The depth; its text is that of the export.
+        graph: Name of the file of its graph.
+        gmacs: Billions of multiply-accumulates of one image.
+        parameters: Number of parameters that run.
+        figures: COCO figures in [0, 1] by name; empty if the export knew no depth curve.
+        measurements: Latency and memory, as ``anydepth-benchmark`` measured them.
+        equality: Largest differences to PyTorch that were measured at the export, see
+            :class:`anydepth.deploy.export.equality.Equality`; empty: not measured.
+        equality_engine: Engine that they were measured with.
+    """
+
+    config: DepthConfig
+    graph: str
+    gmacs: float
+    parameters: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
+    equality: Mapping[str, float] = field(default_factory=dict)
+    equality_engine: str | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Description of a bundle whose values are checked; the files are checked by :meth:`check_files`.
+
+    Attributes:
+        folder: Folder of the bundle.
+        detector: Name of the detector.
+        depth_space: Parses and prints the depths of the detector, exported or not.
+        class_names: One name per class.
+        category_ids: Category id of each class in results files.
+        input: How images become the input.
+        normalised_boxes: Whether the graphs' boxes are shares of the input instead of its pixels.
+        clips_boxes: Whether boxes are clipped to the image before they are scored, see
+            :attr:`anydepth.detector.Detector.clips_boxes`.
+        selection: How detections are selected among the graphs' boxes.
+        depths: The depths that were exported, as listed.
+        files: Files by name, without the description itself.
+        versions: Versions of the packages that made it.
+    """
+
+    folder: Path
+    detector: str
+    depth_space: DepthSpace
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    input: InputFormat
+    normalised_boxes: bool
+    clips_boxes: bool
+    selection: Selection
+    depths: tuple[BundledDepth, ...]
+    files: Mapping[str, BundledFile]
+    versions: Mapping[str, str]
+
+    def depth(self, depth: str | DepthConfig) -> BundledDepth:
+        """Return an exported depth.
+
+        Raises:
+            DepthError: The depth does not exist, or was not exported; the message names those that were.
+        """
+        config = self.depth_space.parse(depth)
+        for entry in self.depths:
+            if entry.config == config:
+                return entry
+        exported = ", ".join(str(entry.config) for entry in self.depths)
+        raise DepthError(
+            f"depth {str(config)!r} is not in the bundle {self.folder}: it holds {exported}; choose one of "
+            "these, or export it as well"
+        )
+
+    def check_files(self, *names: str) -> None:
+        """Compare files with the sizes and hashes of the description.
+
+        Raises:
+            BundleError: A file is missing, cut short or altered.
+        """
+        for name in names:
+            file, path = self.files[name], self.folder / name
+            if not path.is_file():
+                raise BundleError(f"{path}: missing; the bundle is incomplete: copy or export it again")
+            size = path.stat().st_size
+            if size != file.bytes:
+                raise BundleError(
+                    f"{path}: got {size:,} bytes, expected {file.bytes:,}; copy or export the bundle again"
+                )
+            with path.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            if found != file.sha256:
+                raise BundleError(
+                    f"{path}: altered since the export (its hash is another one); copy or export the "
+                    "bundle again"
+                )
+
+    def check_graph(self, name: str) -> int:
+        """Check that a graph takes tensors from this bundle's weights alone.
+
+        Returns:
+            The number of bytes of weights that it reads.
+
+        Raises:
+            BundleError: It is no ONNX graph, or names another file or a place outside the file.
+        """
+        path, limit = self.folder / name, self.files[WEIGHTS].bytes
+        try:
+            tensors = external_tensors(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(
+                f"{path}: not a readable ONNX graph ({error}); export the bundle again"
+            ) from error
+        for tensor in tensors:
+            end = limit if tensor.length is None else tensor.offset + tensor.length
+            if tensor.location != WEIGHTS or end > limit or tensor.offset > limit:
+                raise BundleError(
+                    f"{path}: takes a tensor from {short_repr(tensor.location)} at bytes {tensor.offset} to "
+                    f"{end}, expected {WEIGHTS} with {limit:,} bytes; do not use a bundle from this source"
+                )
+        return sum({(tensor.offset, tensor.length): tensor.length or 0 for tensor in tensors}.values())
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Read the description of a bundle.
+
+    Args:
+        folder: Folder that ``anydepth-export`` wrote.
+
+    Raises:
+        BundleError: There is no bundle, or its description is damaged, of another version or not allowed.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise BundleError(
+            f"{folder}: not a bundle, because it has no {DESCRIPTION}; give a folder that anydepth-export "
+            "wrote"
+        )
+    if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
+        raise BundleError(
+            f"{path}: {path.stat().st_size:,} bytes, expected at most {_MAX_DESCRIPTION_BYTES:,}"
+        )
+    try:
+        values = json.loads(path.read_bytes())
+        _check_version(values)
+        bundle = _parse(folder, values)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+    # Not JSON, or values that a part refuses.
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise BundleError(f"{path}: damaged ({short_repr(str(error))}); copy or export it again") from error
+    return bundle
+
+
+def _check_version(values: object) -> None:
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise BundleError("not the description of a bundle; give a folder that anydepth-export wrote")
+    if values.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"version {short_repr(values.get('format_version'))} of the format, expected {FORMAT_VERSION}; "
+            "install the version of anydepth that wrote it, or export it again"
+        )
+
+
+def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
+    space = _parse_space(_take(values, "depth_space", dict))
+    files = {name: _parse_file(name, entry) for name, entry in _take(values, "files", dict).items()}
+    depths = tuple(_parse_depth(space, entry, files) for entry in _take(values, "depths", list))
+    names = tuple(_each(values, "class_names", str))
+    ids = tuple(_each(values, "category_ids", int))
+    if not names or len(ids) != len(names) or len(set(ids)) != len(ids):
+        raise BundleError(
+            f"got {len(names)} class names and {len(set(ids))} different category ids, expected one per class"
+        )
+    if not depths or WEIGHTS not in files:
+        raise BundleError(
+            f"got {len(depths)} depths and the files {join_few(files)}, expected a depth and {WEIGHTS}"
+        )
+    output = _take(values, "output", dict)
+    return Bundle(
+        folder=folder,
+        detector=_take(_take(values, "detector", dict), "name", str),
+        depth_space=space,
+        class_names=names,
+        category_ids=ids,
+        input=_parse_input(_take(values, "input", dict)),
+        normalised_boxes=_take(output, "normalised_boxes", bool),
+        clips_boxes=_take(output, "clips_boxes", bool),
+        selection=parse_selection(output.get("selection")),
+        depths=depths,
+        files=files,
+        versions={name: str(text) for name, text in _take(values, "versions", dict).items()},
+    )
+
+
+def _parse_space(values: Mapping[str, Any]) -> DepthSpace:
+    costs = _take(values, "costs", dict)
+    refinements = tuple(_each(costs, "refinements", int))
+    stages = _each(values, "stages", str)
+    if len(refinements) != len(stages):
+        raise BundleError(f"got costs of {len(refinements)} stages, expected {len(stages)}")
+    decoder_layer = _take(costs, "decoder_layer", int)
+    layers = _take(values, "decoder_layers", (int, type(None)))
+    if len(stages) > _MAX_STAGES or (layers or 0) > _MAX_LAYERS:
+        raise BundleError(
+            f"got {len(stages)} stages and {short_repr(layers)} decoder layers, expected at most "
+            f"{_MAX_STAGES} and {_MAX_LAYERS}"
+        )
+    return DepthSpace(
+        stages=stages,
+        decoder_layers=layers,
+        minimal_decoder_layers=_take(values, "minimal_decoder_layers", (int, type(None))),
+        costs=lambda: DepthCosts(refinements, decoder_layer),
+    )
+
+
+def _parse_file(name: str, values: object) -> BundledFile:
+    if not _PLAIN_NAME.fullmatch(name) or not isinstance(values, dict):
+        raise BundleError(
+            f"got a file {short_repr(name)}, expected the name of a file in the bundle's folder"
+        )
+    digest = _take(values, "sha256", str)
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise BundleError(f"{name}: got the hash {short_repr(digest)}, expected 64 hexadecimal digits")
+    size = _take(values, "bytes", int)
+    if size < 0 or (name.endswith(".onnx") and size > _MAX_GRAPH_BYTES):
+        raise BundleError(f"{name}: {size:,} bytes, expected at most {_MAX_GRAPH_BYTES:,} of a graph")
+    return BundledFile(name, size, digest)
+
+
+def _parse_depth(space: DepthSpace, values: object, files: Mapping[str, BundledFile]) -> BundledDepth:
+    if not isinstance(values, dict):
+        raise BundleError(f"got the depth {short_repr(values)}, expected its description")
+    graph = _take(values, "graph", str)
+    if graph not in files:
+        raise BundleError(f"the graph {short_repr(graph)} is none of the files {join_few(files)}")
+    try:
+        config = space.parse(_take(values, "depth", str))
+    except DepthError as error:
+        raise BundleError(str(error)) from None
+    figures, equality = _take(values, "figures", dict), dict(_take(values, "equality", dict))
+    engine = equality.pop("engine", None)
+    return BundledDepth(
+        config=config,
+        graph=graph,
+        gmacs=float(_take(values, "gmacs", (int, float))),
+        parameters=_take(values, "parameters", int),
+        figures={name: float(_take(figures, name, (int, float))) for name in figures},
+        measurements=tuple(_parse_measurement(entry) for entry in _take(values, "measurements", list)),
+        equality={name: float(_take(equality, name, (int, float))) for name in equality},
+        equality_engine=None if engine is None else str(engine),
+    )
+
+
+def _parse_measurement(values: object) -> Measurement:
+    try:
+        return Measurement.from_dict(values)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+
+
+def _parse_input(values: Mapping[str, Any]) -> InputFormat:
+    size, batch = _each(values, "size", int), _take(values, "batch", (int, type(None)))
+    fit = _take(values, "fit", str)
+    if len(size) != 2 or not all(1 <= side <= _MAX_SIDE for side in size):
+        raise BundleError(f"got the input size {short_repr(size)}, expected two sides up to {_MAX_SIDE}")
+    if fit not in ("stretch", "letter_box"):
+        raise BundleError(f"got fit={short_repr(fit)}, expected stretch or letter_box")
+    if batch is not None and not 1 <= batch <= _MAX_ENTRIES:
+        raise BundleError(f"got a batch of {batch} images, expected 1 to {_MAX_ENTRIES}, or null")
+    return InputFormat((size[0], size[1]), fit, batch)
+
+
+def _take(values: Mapping[str, Any], key: str, kind: type[T] | tuple[type, ...]) -> Any:
+    """Return a value of a type; a bool is no number."""
+    value = values.get(key)
+    allowed = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
+        raise BundleError(f"got {key}={short_repr(value)}, expected {names}")
+    return value
+
+
+def _each(values: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+    """Return a list whose members have a type."""
+    members = _take(values, key, list)
+    if len(members) > _MAX_ENTRIES:
+        raise BundleError(f"got {len(members):,} entries of {key}, expected at most {_MAX_ENTRIES:,}")
+    return [_take({key: member}, key, kind) for member in members]

@@ -1,0 +1,331 @@
+"""A detector that runs a bundle: one class for all engines, the depth chosen at each call."""
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anydepth.deploy.runtime.budget import DepthFigures, choose_depth, parse_budget
+from anydepth.deploy.runtime.bundle import WEIGHTS, Bundle, BundledDepth, BundleError, read_bundle
+from anydepth.deploy.runtime.engines import open_session
+from anydepth.deploy.runtime.engines.base import EngineOptions, Session
+from anydepth.deploy.runtime.measurement import machine_name
+from anydepth.deploy.runtime.selection import select
+from anydepth.depth import DepthConfig, DepthSpace
+from anydepth.detections import Detections
+from anydepth.pictures.fitting import Fit, fit_picture, place_image, to_input
+from anydepth.pictures.sources import list_pictures, to_picture
+
+
+class NonFiniteOutputError(ArithmeticError):
+    """NaN or infinite network output, which holds no boxes."""
+
+
+class DeployedDetector:
+    """Detects with the graphs of a bundle; several threads may share it, at different depths.
+
+    Args:
+        bundle: A bundle whose description was read.
+        engine: Name of the inference engine, see :data:`anydepth.deploy.runtime.engines.ENGINES`.
+        options: Device, threads and precision.
+        memory_limit: Limit in MiB of the weights of all open depths; None: no limit. The depths that were not
+            used for longest are closed first. The engine's own buffers are not counted.
+        verify: Whether the hashes of files are compared when a depth is opened.
+
+    Attributes:
+        bundle: The bundle.
+        engine: Name of the inference engine.
+        depths: Texts of the exported depths.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        engine: str = "onnxruntime",
+        options: EngineOptions | None = None,
+        memory_limit: float | None = None,
+        verify: bool = True,
+    ) -> None:
+        if memory_limit is not None and not memory_limit > 0:
+            raise ValueError(f"got memory_limit={memory_limit}, expected MiB above 0, or None")
+        self.bundle = bundle
+        self.engine = engine
+        self.depths = tuple(str(entry.config) for entry in bundle.depths)
+        self._options = options or EngineOptions()
+        self._limit = math.inf if memory_limit is None else memory_limit * 2**20
+        self._verify = verify
+        self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
+        self._lock = threading.RLock()
+        self._weights_checked = False
+
+    @property
+    def depth_space(self) -> DepthSpace:
+        """The depths of the detector, exported or not."""
+        return self.bundle.depth_space
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class."""
+        return self.bundle.class_names
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the network input."""
+        return self.bundle.input.size
+
+    @property
+    def open_depths(self) -> tuple[str, ...]:
+        """The depths whose graphs are open, the one used last at the end."""
+        with self._lock:
+            return tuple(self._sessions)
+
+    def resolve(self, depth: str | DepthConfig) -> BundledDepth:
+        """Return the exported depth that a text or a budget names.
+
+        Args:
+            depth: A depth of the bundle, or a budget: ``<=8ms`` and ``<=120mb`` by what
+            ``anydepth-benchmark``
+                measured with this engine on this device, ``<=40gflops``, or ``>=95%ap`` of the best AP.
+
+        Raises:
+            DepthError: The depth was not exported, or nothing is within the budget.
+        """
+        budget = parse_budget(depth)
+        if budget is None:
+            return self.bundle.depth(depth)
+        remedy = (
+            "export with the depth curve of these weights (curve=FILE)"
+            if budget.is_lower
+            else f"measure it with `anydepth-benchmark {self.bundle.folder} engine={self.engine}`"
+        )
+        rows = depth_figures(self.bundle, self.engine, self._options)
+        return self.bundle.depth(choose_depth(budget, rows, remedy=remedy))
+
+    def open(self, depth: str | DepthConfig = "full") -> None:
+        """Open the graph of a depth ahead of its first use.
+
+        Raises:
+            DepthError: The depth was not exported.
+            BundleError: A file is missing or altered.
+            EngineError: The engine is not installed, or cannot open the graph.
+        """
+        self._session(self.resolve(depth))
+
+    def close(self, depth: str | DepthConfig | None = None) -> None:
+        """Close the graph of a depth, or all; a later call opens it again."""
+        with self._lock:
+            if depth is None:
+                self._sessions.clear()
+            else:
+                self._sessions.pop(str(self.resolve(depth).config), None)
+
+    def run(self, images: NDArray[np.float32], depth: str | DepthConfig = "full") -> tuple[Any, Any]:
+        """Run the network alone.
+
+        Args:
+            images: [B, 3, H, W] float32 RGB in [0, 1] of :attr:`input_size`.
+            depth: A depth of the bundle.
+
+        Returns:
+            Boxes [B, N, 4] and scores [B, N, K], as described in the bundle.
+
+        Raises:
+            ValueError: Images of another shape or type.
+        """
+        expected = (self.bundle.input.batch, 3, *self.input_size)
+        if images.ndim != 4 or images.dtype != np.float32 or images.shape[1:] != expected[1:]:
+            raise ValueError(
+                f"got images of shape {images.shape} and type {images.dtype}, expected [B, 3, "
+                f"{self.input_size[0]}, {self.input_size[1]}] float32 in [0, 1]"
+            )
+        if expected[0] not in (None, len(images)):
+            raise ValueError(
+                f"got {len(images)} images, but the bundle was exported for {expected[0]}; export it without "
+                "batch=... for any number"
+            )
+        boxes, scores = self._session(self.resolve(depth)).run(images)
+        return boxes, scores
+
+    def predict(
+        self,
+        source: object,
+        depth: str | DepthConfig = "full",
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        *,
+        urls: bool = False,
+    ) -> list[Detections]:
+        """Detect objects in images of any size, as :meth:`anydepth.detector.Detector.predict` does.
+
+        Args:
+            source: One image or several: a path, the bytes of an image file, a Pillow picture, an array
+                [H, W, 3] uint8 RGB, or a batch of arrays. Files and Pillow pictures of any mode are converted
+                to RGB and turned upright.
+            depth: A depth of the bundle, or a budget, see :meth:`resolve`.
+            threshold: Detections with a lower score are left out.
+            batch_size: Images per pass, from 1; a bundle of a fixed number of images uses that one.
+            urls: Whether a text that begins with ``http://`` or ``https://`` is fetched.
+
+        Returns:
+            One entry per image; boxes in pixels of the original image and clipped to it.
+
+        Raises:
+            ValueError: An image of another form, a threshold outside [0, 1], or a ``batch_size`` below 1.
+            ImageError: A file that is missing or not a readable image.
+            DepthError: The depth was not exported, or nothing is within the budget.
+            BundleError: A file of the bundle is missing or altered.
+            EngineError: The engine is not installed, or cannot open the graph.
+            NonFiniteOutputError: The network's output is NaN or infinite.
+        """
+        threshold = _check_threshold(threshold)
+        batch_size = self.bundle.input.batch or _check_batch_size(batch_size)
+        entry = self.resolve(depth)
+        sources = list_pictures(source)
+        found: list[Detections] = []
+        for start in range(0, len(sources), batch_size):
+            pictures = [to_picture(one, urls=urls) for one in sources[start : start + batch_size]]
+            found += self._detect(pictures, entry, threshold)
+        return found
+
+    def _detect(
+        self, pictures: Sequence[NDArray[np.uint8]], entry: BundledDepth, threshold: float
+    ) -> list[Detections]:
+        fit = cast(Fit, self.bundle.input.fit)
+        images = to_input([fit_picture(picture, self.input_size, fit) for picture in pictures])
+        missing = (self.bundle.input.batch or len(images)) - len(images)
+        if missing:  # A fixed number of images, of which the last batch has fewer.
+            images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+        boxes, scores = self._session(entry).run(images)
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise NonFiniteOutputError(
+                f"the network's output at depth {entry.config} holds NaN or infinite values: the weights are "
+                "damaged, or too large for the engine's precision; export the bundle again, or use "
+                "precision='fp32'"
+            )
+        return [
+            self._select(own, scored, (picture.shape[0], picture.shape[1]), threshold)
+            for own, scored, picture in zip(boxes, scores, pictures, strict=False)
+        ]
+
+    def _select(
+        self,
+        boxes: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        original_size: tuple[int, int],
+        threshold: float,
+    ) -> Detections:
+        """Select the detections of one image, in pixels of the image and clipped to it."""
+        canvas, offset = place_image(original_size, self.input_size, cast(Fit, self.bundle.input.fit))
+        units = (1.0, 1.0) if self.bundle.normalised_boxes else self.input_size
+        scale = np.array([canvas[1] / units[1], canvas[0] / units[0]] * 2, np.float32)
+        corner = np.array([offset[1], offset[0]] * 2, np.float32)
+        pixels = boxes * scale - corner  # [N, 4]
+        selected = select(pixels, scores, self.bundle.selection, threshold)
+        return Detections(*selected, self.class_names).clipped(*original_size)
+
+    def _session(self, entry: BundledDepth) -> Session:
+        """Return the session of a depth, which is opened at its first use."""
+        name = str(entry.config)
+        with self._lock:
+            if name not in self._sessions:
+                self._sessions[name] = self._open(entry)
+            self._sessions.move_to_end(name)
+            while len(self._sessions) > 1 and sum(size for _, size in self._sessions.values()) > self._limit:
+                self._sessions.popitem(last=False)
+            return self._sessions[name][0]
+
+    def _open(self, entry: BundledDepth) -> tuple[Session, int]:
+        weights = self.bundle.check_graph(entry.graph)
+        if self._verify:
+            self.bundle.check_files(entry.graph, *(() if self._weights_checked else (WEIGHTS,)))
+            self._weights_checked = True
+        if weights > self._limit:
+            raise BundleError(
+                f"{self.bundle.folder}: depth {entry.config} has {weights / 2**20:.0f} MiB of weights, the "
+                f"memory limit is {self._limit / 2**20:.0f}; raise memory_limit, or use a smaller depth or "
+                "detector"
+            )
+        return open_session(self.engine, self.bundle.folder / entry.graph, self._options), weights
+
+
+def depth_figures(bundle: Bundle, engine: str, options: EngineOptions) -> list[DepthFigures]:
+    """Return what is known of each depth of a bundle.
+
+    Latency and memory are those of one image that were measured last with this engine on this machine and
+    device, and with as many threads, unless ``threads`` is None, which takes any. Those of other machines,
+    from which a bundle may have been copied, say nothing about this one.
+    """
+    here = (engine, options.device, machine_name(), options.precision, 1)
+    rows = []
+    for entry in bundle.depths:
+        measured = [
+            one
+            for one in entry.measurements
+            if (one.engine, one.device, one.machine, one.precision, one.batch) == here
+            and options.threads in (None, one.threads)
+        ]
+        newest = max(measured, key=lambda one: one.date, default=None)
+        rows.append(
+            DepthFigures(
+                str(entry.config),
+                2 * entry.gmacs,
+                entry.figures.get("AP"),
+                newest.median_ms if newest else None,
+                newest.memory_mb if newest else None,
+            )
+        )
+    return rows
+
+
+def load(
+    path: str | Path,
+    *,
+    engine: str = "onnxruntime",
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: str = "fp32",
+    memory_limit: float | None = None,
+    verify: bool = True,
+) -> DeployedDetector:
+    """Load the detector of a bundle; graphs are opened when a depth is first used.
+
+    Args:
+        path: Folder that ``anydepth-export`` wrote.
+        engine: ``onnxruntime`` or ``openvino``.
+        device: ``cpu``; with ONNX Runtime also ``cuda``, ``tensorrt`` or ``coreml``, with OpenVINO ``gpu`` or
+            ``npu``.
+        threads: Threads of one pass on a CPU; None: as many as the engine chooses.
+        precision: ``fp32``, or ``auto`` for what the engine chooses (OpenVINO: bfloat16 where the
+            processor has it, which finds somewhat different boxes).
+        memory_limit: Limit in MiB of the weights of all open depths; None: no limit.
+        verify: Whether files are compared with the hashes in the bundle; False saves a fraction of a second.
+
+    Raises:
+        BundleError: No bundle, or one that is damaged, of another version or not allowed.
+        EngineError: Options that do not exist.
+    """
+    options = EngineOptions(device, threads, precision)
+    return DeployedDetector(
+        read_bundle(path), engine=engine, options=options, memory_limit=memory_limit, verify=verify
+    )
+
+
+def _check_threshold(threshold: object) -> float:
+    is_number = isinstance(threshold, Real) or getattr(threshold, "ndim", None) == 0
+    share = float(cast(float, threshold)) if is_number else math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(f"got threshold={threshold!r}, expected a number from 0 to 1")
+    return share
+
+
+def _check_batch_size(batch_size: object) -> int:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"got batch_size={batch_size}, expected a whole number from 1")
+    return int(batch_size)

@@ -1,0 +1,51 @@
+"""Inference engines by name, imported when one is used."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions, Session
+
+ENGINES: Final[Mapping[str, str]] = MappingProxyType({"onnxruntime": "onnxruntime", "openvino": "openvino"})
+"""Package, and extra of this package, that an engine needs, by its name."""
+
+
+def open_session(engine: str, graph: Path, options: EngineOptions) -> Session:
+    """Open a graph in an engine.
+
+    Args:
+        engine: One of :data:`ENGINES`.
+        graph: An ONNX file; its weights lie beside it.
+        options: Threads and device.
+
+    Raises:
+        EngineError: An unknown engine, one that is not installed, or a graph that it cannot open.
+    """
+    session: Session = check_engine(engine).open_session(graph, options)
+    return session
+
+
+def check_engine(engine: str) -> Any:
+    """Return the module of an engine.
+
+    Raises:
+        EngineError: An unknown engine, or one that is not installed.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f"got engine={engine!r}, expected {' or '.join(ENGINES)}")
+    try:
+        return import_module(f"anydepth.deploy.runtime.engines.{engine}_engine")
+    except ImportError as error:
+        raise EngineError(
+            f"engine={engine} needs the package {ENGINES[engine]}, which cannot be imported ({error}); "
+            f"install it with `pip install {ENGINES[engine]}`, or the extra `{engine}` of this package"
+        ) from error
+
+
+def engine_version(engine: str) -> str:
+    """Return the version of the package of an engine that is installed."""
+    from importlib.metadata import version
+
+    return version(ENGINES[engine])

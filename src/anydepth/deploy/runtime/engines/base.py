@@ -1,0 +1,45 @@
+"""What all inference engines share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class EngineError(ValueError):
+    """An engine is missing, or cannot do what was asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs graphs.
+
+    Attributes:
+        device: ``cpu``, or a device that the engine knows, such as ``cuda``.
+        threads: Threads of one pass on a CPU; None: as many as the engine chooses.
+        precision: ``fp32``; or ``auto``, with which OpenVINO computes in bfloat16 or half precision where the
+            processor has it.
+
+    Raises:
+        EngineError: A number of threads below 1, or an unknown precision.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (isinstance(self.threads, bool) or self.threads < 1):
+            raise EngineError(f"got threads={self.threads}, expected a whole number from 1, or None")
+        if self.precision not in ("fp32", "auto"):
+            raise EngineError(f"got precision={self.precision!r}, expected fp32 or auto")
+
+
+class Session(ABC):
+    """A graph that is open in an engine; several threads may run it at once."""
+
+    @abstractmethod
+    def run(self, images: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """Run the graph on images [B, 3, H, W] and return its outputs in the order of the graph."""

@@ -1,0 +1,64 @@
+"""ONNX Runtime, with its providers of GPUs where they are installed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions, Session
+
+_PROVIDERS: Final = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "coreml": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
+}
+# Levels of its log; warnings are about its own choices, which users cannot act on.
+_ERRORS: Final = 3
+
+
+class OnnxRuntimeSession(Session):
+    """A graph in ONNX Runtime, whose ``run`` is safe to call from several threads."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    def run(self, images: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """Run the graph on images [B, 3, H, W]."""
+        outputs: Sequence[NDArray[np.float32]] = self._session.run(None, {self._input: images})
+        return outputs
+
+
+def open_session(graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
+    """Open a graph.
+
+    Raises:
+        EngineError: An unknown device, one whose provider is not installed, or a graph that cannot be opened.
+    """
+    providers = _providers(options.device)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _ERRORS
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    try:
+        return OnnxRuntimeSession(onnxruntime.InferenceSession(graph, settings, providers=providers))
+    # Its exceptions have no common base but Exception.
+    except Exception as error:
+        raise EngineError(f"{graph}: ONNX Runtime cannot open the graph: {error}") from error
+
+
+def _providers(device: str) -> list[str]:
+    if device not in _PROVIDERS:
+        raise EngineError(f"got device={device!r}, expected {', '.join(_PROVIDERS)} for onnxruntime")
+    wanted, available = _PROVIDERS[device], onnxruntime.get_available_providers()
+    if wanted[0] not in available:
+        raise EngineError(
+            f"device={device} needs ONNX Runtime's {wanted[0]}, but the installed package has only "
+            f"{', '.join(available)}; install the build for this device (onnxruntime-gpu for CUDA and "
+            "TensorRT)"
+        )
+    return [name for name in wanted if name in available]

@@ -1,0 +1,95 @@
+"""What was measured of a depth on a device, as a bundle records it."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from anydepth.utils.messages import short_repr
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latency, throughput and memory of one depth, and how they were measured.
+
+    Attributes:
+        engine: Name of the inference engine.
+        engine_version: Version of its package.
+        device: Device that the engine ran on, such as ``cpu``.
+        machine: Name of the processor.
+        threads: Threads of one pass; None: as many as the engine chose.
+        precision: ``fp32`` or ``auto``.
+        batch: Images of a pass.
+        repetitions: Timed passes.
+        median_ms: Median time of a pass in milliseconds.
+        p90_ms: 90th percentile of the time of a pass.
+        images_per_second: ``batch`` over the median time.
+        memory_mb: Peak memory of a process that runs this depth alone, above that of one that has only
+            imported the engine, in units of 10^6 bytes; None: not measured.
+        spread: Half the width of the 95 % confidence interval of the median, as a share of it.
+        date: Date of the measurement, ISO 8601.
+    """
+
+    engine: str
+    engine_version: str
+    device: str
+    machine: str
+    threads: int | None
+    precision: str
+    batch: int
+    repetitions: int
+    median_ms: float
+    p90_ms: float
+    images_per_second: float
+    memory_mb: float | None
+    spread: float
+    date: str
+
+    @property
+    def conditions(self) -> tuple[object, ...]:
+        """What a later measurement must share to replace this one."""
+        return (self.engine, self.device, self.machine, self.threads, self.precision, self.batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, which :meth:`from_dict` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Measurement":
+        """Read a measurement from untrusted plain values.
+
+        Raises:
+            ValueError: A value that is missing, unknown or of another type.
+        """
+        if not isinstance(values, Mapping) or set(values) != {field.name for field in fields(cls)}:
+            raise ValueError(f"got the measurement {short_repr(values)}, expected all its values")
+        for field in fields(cls):
+            value, expected = values[field.name], _TYPES[field.name]
+            # A bool is an int, but no number.
+            if isinstance(value, bool) or not isinstance(value, expected):
+                raise ValueError(
+                    f"got {field.name}={short_repr(value)} of a measurement, expected "
+                    f"{' or '.join(kind.__name__ for kind in expected)}"
+                )
+        return cls(**values)
+
+
+def machine_name() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+_NONE = type(None)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("engine", "engine_version", "device", "machine", "precision", "date"), (str,)),
+    **dict.fromkeys(("batch", "repetitions"), (int,)),
+    **dict.fromkeys(("median_ms", "p90_ms", "images_per_second", "spread"), (int, float)),
+    "threads": (int, _NONE),
+    "memory_mb": (int, float, _NONE),
+}

@@ -1,0 +1,122 @@
+"""``anydepth-export``: a bundle of several depths of saved weights, for machines without PyTorch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from omegaconf import DictConfig
+
+from anydepth import zoo
+from anydepth.config.compose import check_config, entry_point
+from anydepth.deploy.runtime.bundle import Bundle
+from anydepth.evaluation.depth_curve import DepthCurve
+from anydepth.runs.job import check_output
+from anydepth.runs.multirun import run_job
+from anydepth.utils.console import print_lines
+
+CURVE: Final = "depth_curve.json"
+
+
+def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Export depths of saved weights to a bundle.
+
+    Args:
+        cfg: Configuration composed from ``conf/export.yaml``.
+
+    Returns:
+        ``mebibytes`` of the bundle and number of ``depths``, and the ``bundle``.
+
+    Raises:
+        ValueError: A setting or a file that cannot be used; the message says what to change.
+        ExportError: A detector or a folder that cannot be exported to.
+        EngineError: The engine of the comparison is not installed.
+    """
+    config = check_config(cfg, "export")
+    folder = Path(config["output"])
+    check_output(folder)
+    detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
+    depths = detector.depth_space.parse_list(config["depths"])
+    curve = _read_curve(config["curve"], Path(config["weights"]), detector.input_size)
+    writer = _import_writer()
+    bundle: Bundle = writer(
+        detector,
+        depths,
+        folder,
+        batch=config["batch"],
+        category_ids=config["category_ids"],
+        curve=curve,
+        engine=config["engine"],
+        on_step=print_lines,
+    )
+    size = sum(file.bytes for file in bundle.files.values()) / 2**20
+    print_lines(*_report(bundle, size, with_curve=curve is not None))
+    return {"mebibytes": size, "depths": float(len(bundle.depths))}, {"bundle": bundle}
+
+
+def _import_writer() -> Any:
+    """Import what makes bundles, which needs packages of its own.
+
+    Raises:
+        ValueError: One of them is not installed.
+    """
+    try:
+        from anydepth.deploy.export.bundle_writer import write_bundle
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"exporting needs the package {error.name}, which is not installed; install the extra `export` "
+            "of this package"
+        ) from error
+    return write_bundle
+
+
+def _read_curve(given: str | None, weights: Path, input_size: tuple[int, int]) -> DepthCurve | None:
+    """Read the depth curve; the one beside the weights only counts if it was measured at this input size."""
+    if given is None:
+        return None
+    path = weights.parent / CURVE if given == "auto" else Path(given)
+    if not path.is_file():
+        if given == "auto":
+            return None
+        raise ValueError(f"{path}: no such depth curve; give curve=FILE, or curve=null for none")
+    curve = DepthCurve.from_json(path.read_text(encoding="utf-8"))
+    if given == "auto" and tuple(curve.input_size) != tuple(input_size):
+        print_lines(f"curve     {path} is of {curve.input_size} pixels and left out")
+        return None
+    return curve
+
+
+def _report(bundle: Bundle, mebibytes: float, *, with_curve: bool) -> list[str]:
+    lines = []
+    for entry in bundle.depths:
+        ap = f", AP {100 * entry.figures['AP']:.1f}" if "AP" in entry.figures else ""
+        equal = ""
+        if entry.equality:
+            found = entry.equality["found"]
+            equal = (
+                f"; {found:.0%} of the best detections found, boxes within {entry.equality['boxes']:.1e} px"
+            )
+        lines.append(f"depth     {entry.config}: {2 * entry.gmacs:.2f} GFLOPs{ap}{equal}")
+    missed = [str(entry.config) for entry in bundle.depths if entry.equality.get("found", 1.0) < 1]
+    if missed:
+        lines.append(
+            f"Warning: at {', '.join(missed)}, {bundle.depths[0].equality_engine} does not find all that "
+            "PyTorch finds. Weights that were hardly trained amplify rounding; with trained ones, compare AP"
+        )
+    if not with_curve:
+        lines.append("no AP     is in the bundle: give curve=depth_curve.json of an evaluation")
+    return [*lines, f"{mebibytes:.1f} MiB in {bundle.folder}"]
+
+
+def summarize(figures: Mapping[str, float]) -> str:
+    """Return the figures of an export in one line."""
+    return f"{figures['depths']:.0f} depths, {figures['mebibytes']:.1f} MiB"
+
+
+@entry_point("export")
+def main(cfg: DictConfig) -> float | None:
+    """Console script ``anydepth-export``."""
+    return run_job(cfg, run, summarize)
+
+
+if __name__ == "__main__":
+    main()

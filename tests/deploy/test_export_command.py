@@ -1,0 +1,122 @@
+"""``anydepth-export``: settings, the depth curve beside the weights, and what is printed."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_graphs import replace_export
+
+from anydepth import export, zoo
+from anydepth.config.compose import compose
+from anydepth.deploy.export.graph import ExportError
+from anydepth.deploy.runtime.bundle import Bundle, read_bundle
+from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from small_networks import SMALL_DETECTOR
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of a small detector; graphs are made by hand."""
+    replace_export(monkeypatch)
+    detector = zoo.build("detr_tiny", 2, **SMALL_DETECTOR)
+    detector.reset_classes(("cat", "dog"))
+    return zoo.save(detector, tmp_path / "run" / "weights.safetensors")
+
+
+def _run(weights: Path, *overrides: str) -> tuple[dict[str, float], Bundle]:
+    output = weights.parent.parent / "bundle"
+    settings = [f"weights={weights}", f"output={output}", "engine=null", "paths.output_dir=out", *overrides]
+    figures, objects = export.run(compose("export", settings))
+    bundle: Bundle = objects["bundle"]
+    return figures, bundle
+
+
+def _write_curve(folder: Path, size: tuple[int, int] = (64, 64)) -> Path:
+    stages = dict.fromkeys(("stage1", "stage2", "stage3", "stage4", "neck"), True)
+    row = DepthRow("full", stages, 2, 1, 1.0, None, {"AP": 0.5}, {})
+    curve = DepthCurve("detr_tiny", 1, size, "fp32", 1, protocol=None, rows=(row,))
+    folder.mkdir(exist_ok=True)
+    (folder / "depth_curve.json").write_text(curve.to_json())
+    return folder / "depth_curve.json"
+
+
+def test_a_bundle_of_the_depths_is_written(weights: Path, capsys: pytest.CaptureFixture[str]):
+    figures, bundle = _run(weights, "depths=[full,minimal]", "category_ids=[3,1]")
+    assert read_bundle(weights.parent.parent / "bundle").files == bundle.files
+    assert [str(entry.config) for entry in bundle.depths] == ["full", "minimal"]
+    assert bundle.class_names == ("cat", "dog")
+    assert bundle.category_ids == (3, 1)
+    assert figures["depths"] == 2
+    assert export.summarize(figures) == "2 depths, 0.0 MiB"
+    printed = capsys.readouterr().out
+    assert f"depth     full: {2 * bundle.depths[0].gmacs:.2f} GFLOPs" in printed
+    assert printed.splitlines()[:2] == ["exports   full (1 of 2)", "exports   minimal (2 of 2)"]
+    assert "no AP     is in the bundle: give curve=depth_curve.json of an evaluation" in printed
+
+
+def test_the_curve_beside_the_weights_gives_ap(weights: Path, capsys: pytest.CaptureFixture[str]):
+    _write_curve(weights.parent)
+    _, bundle = _run(weights, "depths=[full,minimal]")
+    assert [entry.figures for entry in bundle.depths] == [{"AP": 0.5}, {}]
+    assert "GFLOPs, AP 50.0" in capsys.readouterr().out
+    _, bundle = _run(weights, "depths=[full]", "curve=null")
+    assert bundle.depths[0].figures == {}
+
+
+def test_a_curve_of_another_input_size_is_left_out_or_refused(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    beside = _write_curve(weights.parent, (96, 96))
+    _, bundle = _run(weights, "depths=[full]")
+    assert bundle.depths[0].figures == {}
+    assert "is of (96, 96) pixels and left out" in capsys.readouterr().out
+    with pytest.raises(ExportError, match="measured at"):
+        _run(weights, "depths=[full]", f"curve={beside}")
+    _, bundle = _run(weights, "depths=[full]", "input_size=[96,96]")
+    assert bundle.depths[0].figures == {"AP": 0.5}
+    assert bundle.input.size == (96, 96)
+    with pytest.raises(ValueError, match=r"other\.json: no such depth curve"):
+        _run(weights, "depths=[full]", f"curve={tmp_path}/other.json")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("weights=null", "no weights: give weights=FILE"),
+        ("depths=[deep]", "unknown stage 'deep'"),
+        ("depths=[]", "got an empty list of depths"),
+        ("category_ids=[1]", "got 1 different category ids, expected one for each of the 2 classes"),
+        ("batch=0", "got batch=0, expected a number of images from 1, or null"),
+        ("engine=torch", "got engine='torch', expected onnxruntime or openvino"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_and_nothing_is_written(
+    override: str, message: str, weights: Path
+):
+    with pytest.raises(ValueError, match=message):
+        _run(weights, "engine=null", override)
+    assert not (weights.parent.parent / "bundle").exists()
+
+
+def test_missing_packages_are_named(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.startswith("anydepth.deploy.export")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    with pytest.raises(
+        ValueError, match=r"exporting needs the package onnx_ir, .*install the extra `export`"
+    ):
+        _run(weights)
+
+
+def test_depths_at_which_detections_are_missing_are_warned_of(weights: Path):
+    _, bundle = _run(weights, "depths=[full,minimal]")
+    full, minimal = bundle.depths
+    equality: dict[str, Any] = {"found": 0.9, "boxes": 0.1, "scores": 0.01, "images": 8.0}
+    lacking = replace(minimal, equality=equality, equality_engine="onnxruntime")
+    whole = replace(full, equality={**equality, "found": 1.0}, equality_engine="onnxruntime")
+    lines = export._report(replace(bundle, depths=(whole, lacking)), 1.0, with_curve=True)
+    assert "depth     minimal: " in lines[1]
+    assert "; 90% of the best detections found, boxes within 1.0e-01 px" in lines[1]
+    assert any(line.startswith("Warning: at minimal, onnxruntime does not find all") for line in lines)
