@@ -60,6 +60,7 @@ def export_graph(detector: Detector, depth: DepthConfig, *, batch: int | None = 
     images = torch.zeros(batch or 2, 3, *detector.input_size)
     axes = None if batch else {INPUT: {0: torch.export.Dim("batch")}}
     specialised = detector.specialise(depth, share_weights=True).to(memory_format=torch.contiguous_format)
+    _standardise_norms(specialised)
     network = _CandidatesOnly(specialised, depth).eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -84,9 +85,26 @@ def export_graph(detector: Detector, depth: DepthConfig, *, batch: int | None = 
     return model
 
 
+def _standardise_norms(network: nn.Module) -> None:
+    """Give norms the statistics 0 and 1, so that two vectors and not four are stored for each."""
+    for norm in network.modules():
+        if type(norm) is nn.BatchNorm2d and norm.running_mean is not None and norm.running_var is not None:
+            scale = (norm.running_var.double() + norm.eps).rsqrt()
+            scale = scale if norm.weight is None else scale * norm.weight.double()
+            shift = -norm.running_mean.double() * scale
+            shift = shift if norm.bias is None else shift + norm.bias.double()
+            norm.weight = nn.Parameter(scale.float(), requires_grad=False)
+            norm.bias = nn.Parameter(shift.float(), requires_grad=False)
+            norm.running_mean = torch.zeros_like(norm.running_mean)
+            norm.running_var = torch.ones_like(norm.running_var)
+            norm.affine, norm.eps = True, 0.0
+
+
 def _simplify(model: ir.Model) -> None:
     passes.InlinePass()(model)
-    optimizer.fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    optimizer.fold_constants(
+        model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=_should_fold
+    )
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for node in model.graph:
         _drop_zero_bias(node)
@@ -100,6 +118,14 @@ def _simplify(model: ir.Model) -> None:
     ):
         one(model)
     _drop_origins(model)
+    _shorten_names(model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Return false for a cut of a kernel: depths that use other parts of it shall share it. None: decide."""
+    source = node.inputs[0] if node.inputs else None
+    is_kernel = source is not None and source.const_value is not None and len(source.const_value.shape) == 4
+    return False if node.op_type == "Slice" and is_kernel else None
 
 
 def _drop_zero_bias(node: ir.Node) -> None:
@@ -126,6 +152,23 @@ def _drop_origins(model: ir.Model) -> None:
     for value in values:
         value.metadata_props.clear()
         value.doc_string = None
+
+
+def _shorten_names(model: ir.Model) -> None:
+    """Number all values, and forget the shapes of inner ones, which engines infer: two thirds of the file."""
+    graph = model.graph
+    fixed = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for number, value in enumerate([*graph.initializers.values()]):
+        value.name = f"w{number}"
+    for number, node in enumerate(graph.all_nodes()):
+        node.name = None
+        for place, value in enumerate(node.outputs):
+            if id(value) not in fixed:
+                value.name, value.shape, value.type = (
+                    f"v{number}_{place}" if place else f"v{number}",
+                    None,
+                    None,
+                )
 
 
 def _check_batch(model: ir.Model, batch: int | None) -> None:
