@@ -42,6 +42,7 @@ def write_bundle(
     location: str = "weights.bin",
     shift: int = 0,
     fill: float | None = None,
+    swap: bool = False,
 ) -> Path:
     """Write a bundle.
 
@@ -53,6 +54,7 @@ def write_bundle(
         location: File that the graphs name as that of their weights.
         shift: Bytes by which the graphs' tensors lie further behind.
         fill: Value of all weights.
+        swap: Whether the graphs' outputs are in the other order.
     """
     folder.mkdir()
     content = b""
@@ -65,7 +67,7 @@ def write_bundle(
             places.append((len(content) + shift, values.shape))
             content += values.tobytes()
         name = f"{depth}.onnx"
-        (folder / name).write_bytes(_graph(places, location, batch).SerializeToString())
+        (folder / name).write_bytes(_graph(places, location, batch, swap).SerializeToString())
         entries.append(_entry(depth, name))
     (folder / "weights.bin").write_bytes(content)
     for path in folder.iterdir():
@@ -110,7 +112,9 @@ def _entry(depth: str, graph: str) -> dict[str, Any]:
     }
 
 
-def _graph(places: Sequence[tuple[int, tuple[int, ...]]], location: str, batch: int | None) -> Any:
+def _graph(
+    places: Sequence[tuple[int, tuple[int, ...]]], location: str, batch: int | None, swap: bool
+) -> Any:
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch or "batch", 3, SIDE, SIDE])
     outputs, nodes = [], []
     nodes.append(helper.make_node("ReduceMean", ["images", "axes"], ["means"], keepdims=0))
@@ -131,5 +135,6 @@ def _graph(places: Sequence[tuple[int, tuple[int, ...]]], location: str, batch: 
         outputs.append(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or "batch", BOXES, last])
         )
+    outputs = outputs[::-1] if swap else outputs
     graph = helper.make_graph(nodes, "two_products", [images], outputs, initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

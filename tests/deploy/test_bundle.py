@@ -1,6 +1,5 @@
 """Reading of bundles, which may be damaged or come from strangers."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +76,17 @@ def _rename_file(name: str) -> Callable[[dict[str, Any]], None]:
         (_set("depths", value=[]), "got 0 depths"),
         (_set("depths", value=[3]), "got the depth 3"),
         (_set("depths", 0, "gmacs", value="1"), "got gmacs='1', expected int or float"),
+        (_set("depths", 0, "gmacs", value=-1.0), "got gmacs=-1.0, expected a finite number from 0"),
+        (_set("depths", 0, "figures", value={"AP": float("nan")}), "got AP=nan, expected a finite number"),
+        (_set("depths", 1, "depth", value="full"), "got 3 depths of which two are equal or share a graph"),
+        (
+            _set("depths", 1, "graph", value="full.onnx"),
+            "got 3 depths of which two are equal or share a graph",
+        ),
+        (
+            _set("input", "batch", value=2**20),
+            "got a batch of 1048576 images, expected 1 to 262144 of 32 x 32",
+        ),
         (_set("depths", 0, "parameters", value=True), "got parameters=True, expected int"),
         (_set("class_names", value=[]), "got 0 class names"),
         (_set("class_names", value=["cat", 3]), "got class_names=3, expected str"),
@@ -170,9 +180,22 @@ def test_a_tensor_beyond_the_end_of_the_weights_is_refused(tmp_path: Path):
         bundle.check_graph("minimal.onnx")
 
 
+def test_a_graph_of_another_size_is_not_read(tmp_path: Path):
+    bundle = read_bundle(write_bundle(tmp_path / "bundle"))
+    with (bundle.folder / "full.onnx").open("ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match=r"full.onnx: got 1,099,511,627,776 bytes"):
+        bundle.check_graph("full.onnx")
+    (bundle.folder / "full.onnx").unlink()
+    (bundle.folder / "full.onnx").mkdir()
+    with pytest.raises(BundleError, match=r"full.onnx: missing"):
+        bundle.check_graph("full.onnx")
+
+
 def test_a_graph_that_is_none_is_refused(tmp_path: Path):
     bundle = read_bundle(write_bundle(tmp_path / "bundle"))
-    (bundle.folder / "full.onnx").write_bytes(os.urandom(7) + b"\x0f" * 100)
+    size = bundle.files["full.onnx"].bytes
+    (bundle.folder / "full.onnx").write_bytes(b"\x0f" * size)
     with pytest.raises(BundleError, match=r"full.onnx: not a readable ONNX graph"):
         bundle.check_graph("full.onnx")
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,36 @@ def test_altered_weights_are_found_when_a_depth_is_opened(tmp_path: Path):
     load(folder, verify=False).open("full")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs_are_taken_by_their_names(engine: str, tmp_path: Path):
+    detector = load(write_bundle(tmp_path / "bundle", swap=True), engine=engine, threads=1)
+    images = np.random.default_rng(1).random((2, 3, SIDE, SIDE), np.float32)
+    for found, expected in zip(detector.run(images), outputs_of(images, "full"), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_outputs_that_do_not_fit_the_description_are_refused(tmp_path: Path):
+    def one_class(description: dict[str, Any]) -> None:
+        description |= {"class_names": ["cat"], "category_ids": [1]}
+
+    detector = load(write_bundle(tmp_path / "bundle", edit=one_class), threads=1)
+    with pytest.raises(BundleError, match=r"returned boxes \(1, 6, 4\) .*expected .*\[1, N, 1\] float32"):
+        detector.predict(_pictures(1))
+
+
+def test_a_picture_that_cannot_be_used_is_counted(folder: Path):
+    good = _pictures(1)[0]
+    with pytest.raises(ValueError, match=r"image 1 of 2 \(counted from 0\): got an array image"):
+        load(folder).predict([good, good[..., 0]])
+
+
+def test_category_ids_of_the_bundle_go_into_coco_entries(folder: Path):
+    detector = load(folder, threads=1)
+    (found,) = detector.predict(_pictures(1), threshold=0.0)
+    entries = found.to_coco(5, detector.category_ids)
+    assert [entry["category_id"] for entry in entries] == [(7, 3)[label] for label in found.labels]
+
+
 def test_weights_that_give_nan_are_an_error(tmp_path: Path):
     detector = load(write_bundle(tmp_path / "bundle", fill=float("nan")), threads=1)
     with pytest.raises(NonFiniteOutputError, match="output at depth full holds NaN"):
@@ -180,13 +211,14 @@ def test_weights_that_give_nan_are_an_error(tmp_path: Path):
             {"device": "cuda"},
             "needs ONNX Runtime's CUDAExecutionProvider, but the installed package has only",
         ),
+        ({"threads": 2.5}, r"got threads=2\.5, expected a whole number from 1"),
         ({"threads": 0}, "got threads=0, expected a whole number from 1"),
         ({"precision": "int8"}, "got precision='int8', expected fp32 or auto"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(arguments: dict[str, object], message: str, folder: Path):
     with pytest.raises(EngineError, match=message):
-        load(folder, **arguments).open("full")  # type: ignore[arg-type]
+        load(folder, **arguments)  # type: ignore[arg-type]
 
 
 def test_an_engine_that_is_not_installed_names_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -198,7 +199,8 @@ def _curve(detector: Detector) -> DepthCurve:
         figures={"AP": 0.25, "APs": -1.0},
         per_class={},
     )
-    return DepthCurve("detr_tiny", 1, detector.input_size, "fp32", 1, protocol=None, rows=(minimal,))
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    return DepthCurve("detr_tiny", parameters, detector.input_size, "fp32", 1, protocol=None, rows=(minimal,))
 
 
 @pytest.fixture
@@ -238,14 +240,14 @@ def test_depths_that_are_equal_are_exported_once(
         (
             lambda folder: (folder.mkdir(), (folder / "photo.jpg").touch()),
             {},
-            "holds photo.jpg and no bundle",
+            "holds photo.jpg, which is not of a bundle",
         ),
         (
             lambda folder: None,
             {"category_ids": [1, 2]},
-            "got 2 different category ids, expected one for each of the 3",
+            "got 2 category ids, 2 of them different, expected one for each of the 3",
         ),
-        (lambda folder: None, {"category_ids": [1, 1, 2]}, "got 2 different category ids"),
+        (lambda folder: None, {"category_ids": [1, 1, 2]}, "got 3 category ids, 2 of them different"),
         (lambda folder: None, {"depths": []}, "got no depth to export"),
         (lambda folder: None, {"size": (32, 64)}, "measured at .64, 64. pixels, the export is for .32, 64."),
     ],
@@ -282,13 +284,11 @@ def test_an_export_that_fails_leaves_the_former_bundle(
     folder = tmp_path / "bundle"
     replace_export(monkeypatch)
     write_bundle(small, [small.depth_space.full], folder, engine=None)
-    (folder / "note.txt").write_text("somebody's")
     replace_export(monkeypatch, fail="minimal")
     depths = small.depth_space.parse_list(["full", "minimal"])
     with pytest.raises(ExportError, match="cannot export"):
         write_bundle(small, depths, folder, engine=None)
     assert [str(entry.config) for entry in read_bundle(folder).depths] == ["full"]
-    assert (folder / "note.txt").is_file()
     replace_export(monkeypatch)
     write_bundle(small, depths, folder, engine=None)
     assert len(read_bundle(folder).depths) == 2
@@ -301,6 +301,68 @@ def test_an_export_that_fails_leaves_the_former_bundle(
         "minimal.onnx",
         "weights.bin",
     ]
+
+
+@pytest.mark.parametrize("moment", ["partial", "former"])
+def test_a_former_bundle_comes_back_if_the_folder_cannot_be_replaced(
+    moment: str, small: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    replace_export(monkeypatch)
+    folder = tmp_path / "bundle"
+    write_bundle(small, [small.depth_space.full], folder, engine=None)
+    original = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name.endswith(f".{moment}") or (moment == "former" and self.name == "bundle"):
+            if self.name.endswith(".former"):
+                return original(self, target)
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(small, [small.depth_space.minimal], folder, engine=None)
+    assert [str(entry.config) for entry in read_bundle(folder).depths] == ["full"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_is_not_of_a_bundle_is_never_replaced(
+    small: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    replace_export(monkeypatch)
+    folder = tmp_path / "bundle"
+    write_bundle(small, [small.depth_space.full], folder, engine=None)
+    (folder / "export.log").touch()  # Hydra's
+    write_bundle(small, [small.depth_space.full], folder, engine=None)
+    (folder / "note.txt").touch()
+    with pytest.raises(ExportError, match=r"holds note.txt, which is not of a bundle"):
+        write_bundle(small, [small.depth_space.full], folder, engine=None)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "bundle.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"holds a bundle.json that is not of a bundle"):
+        write_bundle(small, [small.depth_space.full], tmp_path / "site", engine=None)
+    monkeypatch.chdir(tmp_path)
+    for output in (".", "..", "../" + tmp_path.name):
+        with pytest.raises(ExportError, match="the working directory or a disk cannot be replaced"):
+            write_bundle(small, [small.depth_space.full], output, engine=None)
+
+
+def test_a_link_to_a_bundle_stays_a_link(small: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replace_export(monkeypatch)
+    write_bundle(small, [small.depth_space.full], tmp_path / "bundle", engine=None)
+    (tmp_path / "link").symlink_to("bundle")
+    write_bundle(small, [small.depth_space.minimal], tmp_path / "link", engine=None)
+    assert (tmp_path / "link").is_symlink()
+    assert str(read_bundle(tmp_path / "bundle").depths[0].config) == "minimal"
+
+
+def test_a_curve_of_another_detector_is_refused(
+    small: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    replace_export(monkeypatch)
+    for curve in (replace(_curve(small), parameters=5), _curve(build("yolo"))):
+        with pytest.raises(ExportError, match="the depth curve is of a detr_tiny with"):
+            write_bundle(small, [small.depth_space.full], tmp_path / "bundle", curve=curve, engine=None)
 
 
 def test_a_graph_of_a_fixed_number_of_images_is_refused_where_any_was_asked_for(

@@ -36,7 +36,8 @@ def _run(weights: Path, *overrides: str) -> tuple[dict[str, float], Bundle]:
 def _write_curve(folder: Path, size: tuple[int, int] = (64, 64)) -> Path:
     stages = dict.fromkeys(("stage1", "stage2", "stage3", "stage4", "neck"), True)
     row = DepthRow("full", stages, 2, 1, 1.0, None, {"AP": 0.5}, {})
-    curve = DepthCurve("detr_tiny", 1, size, "fp32", 1, protocol=None, rows=(row,))
+    parameters = sum(one.numel() for one in zoo.build("detr_tiny", 2, **SMALL_DETECTOR).parameters())
+    curve = DepthCurve("detr_tiny", parameters, size, "fp32", 1, protocol=None, rows=(row,))
     folder.mkdir(exist_ok=True)
     (folder / "depth_curve.json").write_text(curve.to_json())
     return folder / "depth_curve.json"
@@ -87,7 +88,10 @@ def test_a_curve_of_another_input_size_is_left_out_or_refused(
         ("weights=null", "no weights: give weights=FILE"),
         ("depths=[deep]", "unknown stage 'deep'"),
         ("depths=[]", "got an empty list of depths"),
-        ("category_ids=[1]", "got 1 different category ids, expected one for each of the 2 classes"),
+        (
+            "category_ids=[1]",
+            "got 1 category ids, 1 of them different, expected one for each of the 2 classes",
+        ),
         ("batch=0", "got batch=0, expected a number of images from 1, or null"),
         ("engine=torch", "got engine='torch', expected onnxruntime or openvino"),
     ],

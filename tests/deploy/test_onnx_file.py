@@ -99,6 +99,24 @@ def test_a_model_that_is_cut_or_changed_is_read_or_refused(data: st.DataObject):
         external_tensors(bytes(content[: data.draw(st.integers(0, len(content)))]))
 
 
+def test_tags_that_readers_understand_differently_are_refused():
+    # The tag of an initializer, 5 << 3 | 2, written longer than it needs, with a bit that 32 bits do not
+    # hold.
+    content = b"\xaa\x80\x80\x80\x10\x00"
+    with pytest.raises(ValueError, match="an invalid tag at byte 0"):
+        external_tensors(b"\x3a" + bytes([len(content)]) + content)
+    with pytest.raises(ValueError, match="an invalid tag"):
+        external_tensors(b"\x02\x00")  # field 0
+
+
+def test_a_tensor_that_names_two_files_is_refused():
+    tensor = _external("w", "weights.bin")
+    tensor.external_data.add(key="location", value="other.bin")
+    graph = helper.make_graph([], "main", [], [], [tensor])
+    with pytest.raises(ValueError, match="names its 'location' twice"):
+        external_tensors(helper.make_model(graph).SerializeToString())
+
+
 def test_subgraphs_without_end_are_refused():
     graph = helper.make_graph([], "innermost", [], [])
     for _ in range(30):

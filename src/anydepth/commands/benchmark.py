@@ -1,7 +1,7 @@
 """``anydepth-benchmark``: measure the depths of a bundle on this machine; needs no torch."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,12 +11,11 @@ from anydepth.deploy.runtime.benchmark import (
     disturbances,
     measure_bundle,
     record_measurements,
-    with_measurements,
 )
-from anydepth.deploy.runtime.budget import figures_table
-from anydepth.deploy.runtime.bundle import read_bundle
-from anydepth.deploy.runtime.detector import depth_figures
+from anydepth.deploy.runtime.budget import DepthFigures, figures_table
+from anydepth.deploy.runtime.bundle import Bundle, read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.deploy.runtime.measurement import Measurement
 from anydepth.utils.messages import join_few
 from anydepth.utils.version import package_version
 
@@ -32,10 +31,10 @@ noise; depths take turns until the medians are known well enough.
   device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu
   threads=null        threads of one pass; null: as many as the engine chooses
   precision=fp32      auto: what the engine chooses
-  batch=1             images of a pass
+  batch=null          images of a pass; null: 1, or the number that the bundle was exported for
   depths=all          or a list, such as [full,1/2]
   spread=0.02         the medians' 95 % confidence intervals are at most twice this share wide
-  seconds=60          no further round begins after this time, whatever the spread
+  seconds=60          after 20 passes of each depth, no further round begins after this time
   memory=true         whether memory is measured, each depth in a process of its own
   record=true         whether bundle.json is changed
 
@@ -47,7 +46,7 @@ _DEFAULTS: Final[dict[str, object]] = {
     "device": "cpu",
     "threads": None,
     "precision": "fp32",
-    "batch": 1,
+    "batch": None,
     "depths": "all",
     "spread": 0.02,
     "seconds": 60.0,
@@ -99,7 +98,7 @@ def _convert(key: str, text: str) -> object:
         if text.lower() not in ("true", "false"):
             raise OptionError(f"got {key}={text!r}, expected true or false")
         return text.lower() == "true"
-    if key == "threads" and text.lower() in ("null", "none"):
+    if default is None and text.lower() in ("null", "none"):
         return None
     if isinstance(default, str):
         return text
@@ -121,17 +120,29 @@ def run(options: Options) -> None:
     values = options.values
     bundle = read_bundle(options.bundle)
     engine = EngineOptions(values["device"], values["threads"], values["precision"])
-    protocol = Protocol(values["batch"], values["spread"], values["seconds"], values["memory"])
+    batch = values["batch"] or bundle.input.batch or 1
+    protocol = Protocol(batch, values["spread"], values["seconds"], values["memory"])
     depths = [str(entry.config) for entry in bundle.depths]
     if values["depths"] != "all":
         depths = [name.strip() for name in values["depths"].strip("[]").split(",")]
     for sentence in disturbances():
         print(f"Warning: {sentence}", file=sys.stderr)
     found = measure_bundle(bundle, depths, values["engine"], engine, protocol)
+    _print(bundle, found, protocol)
+    # Last of all: what was measured is printed even if it cannot be written.
     if values["record"]:
         record_measurements(bundle, found)
-    measured = with_measurements(bundle, found)
-    rows = [row for row in depth_figures(measured, values["engine"], engine) if row.depth in found]
+    print(f"{'written to' if values['record'] else 'not written to'} {bundle.folder}")
+
+
+def _print(bundle: Bundle, found: Mapping[str, Measurement], protocol: Protocol) -> None:
+    rows = [
+        DepthFigures(
+            str(entry.config), 2 * entry.gmacs, entry.figures.get("AP"), one.median_ms, one.memory_mb
+        )
+        for entry in bundle.depths
+        if (one := found.get(str(entry.config)))
+    ]
     first = next(iter(found.values()))
     threads = "threads of the engine's choice" if first.threads is None else f"{first.threads} threads"
     print(
@@ -148,7 +159,6 @@ def run(options: Options) -> None:
             "seconds; give seconds= more, or free the machine",
             file=sys.stderr,
         )
-    print(f"{'written to' if values['record'] else 'not written to'} {bundle.folder}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from anydepth.deploy.runtime.bundle import (
     FORMAT_VERSION,
     WEIGHTS,
     Bundle,
+    BundleError,
     read_bundle,
 )
 from anydepth.deploy.runtime.engines import check_engine
@@ -36,6 +37,8 @@ from anydepth.utils.files import write_text
 from anydepth.utils.messages import join_few
 from anydepth.utils.version import package_version
 
+# What Hydra and a multirun leave in the folder of an export.
+_LEFTOVERS = {"export.log", "outcome.json"}
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -72,7 +75,7 @@ def write_bundle(
         ExportError: A detector that cannot be exported, a folder that holds something else, or a curve of
             another detector. Nothing was written.
     """
-    folder, depths = Path(folder), list(dict.fromkeys(depths))
+    folder, depths = Path(folder).resolve(), list(dict.fromkeys(depths))
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     ids = list(category_ids or range(1, detector.num_classes + 1))
     with _replaced_folder(folder) as partial:
@@ -133,23 +136,51 @@ def _check(
             f"{type(detector).__name__} does not state how its detections are selected; define its "
             "`candidates` and `selection`, see the documentation on extending"
         )
-    if category_ids is not None and len(set(category_ids)) != detector.num_classes:
+    if category_ids is not None and not len(set(category_ids)) == len(category_ids) == detector.num_classes:
         raise ExportError(
-            f"got {len(set(category_ids))} different category ids, expected one for each of the "
-            f"{detector.num_classes} classes"
+            f"got {len(category_ids)} category ids, {len(set(category_ids))} of them different, expected "
+            f"one for each of the {detector.num_classes} classes"
         )
-    if curve is not None and tuple(curve.input_size) != tuple(detector.input_size):
+    if curve is not None:
+        _check_curve(curve, detector)
+    _check_folder(folder)
+
+
+def _check_curve(curve: DepthCurve, detector: Detector) -> None:
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    stages = detector.depth_space.stages
+    if curve.parameters != parameters or any(tuple(row.refine) != stages for row in curve.rows):
+        raise ExportError(
+            f"the depth curve is of a {curve.detector} with {curve.parameters:,} parameters, the export of a "
+            f"detector with {parameters:,}; give the curve of these weights, or none (curve=null)"
+        )
+    if tuple(curve.input_size) != tuple(detector.input_size):
         raise ExportError(
             f"the depth curve was measured at {curve.input_size} pixels, the export is for "
             f"{detector.input_size}; evaluate at this size, or leave the curve out (curve=null)"
         )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose replacement would lose anything but a bundle."""
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: a file; give another output")
-    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if others and DESCRIPTION not in others:
+    if folder.is_mount() or Path.cwd().is_relative_to(folder):
         raise ExportError(
-            f"{folder}: holds {join_few(sorted(others), 3)} and no bundle; give a new folder, because an "
-            "export replaces all that is in it"
+            f"{folder}: the working directory or a disk cannot be replaced; give a folder below it"
+        )
+    others = {path.name for path in folder.iterdir()} - _LEFTOVERS if folder.is_dir() else set()
+    if DESCRIPTION in others:
+        try:
+            others -= {DESCRIPTION, *read_bundle(folder).files}
+        except BundleError as error:
+            raise ExportError(
+                f"{folder}: holds a {DESCRIPTION} that is not of a bundle ({error}); give a new folder"
+            ) from error
+    if others:
+        raise ExportError(
+            f"{folder}: holds {join_few(sorted(others), 3)}, which is not of a bundle; give a new folder, "
+            "because an export replaces all that is in it"
         )
 
 
@@ -164,12 +195,18 @@ def _replaced_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        if folder.exists():
-            folder.replace(former)
-        partial.replace(folder)
+        try:
+            if folder.exists():
+                folder.replace(former)
+            partial.replace(folder)
+        except BaseException:
+            # Also after Ctrl-C between the two: what was there comes back.
+            if former.exists() and not folder.exists():
+                former.replace(folder)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
 
 
 def _depth_entry(

@@ -1,6 +1,6 @@
 """Measurement of how closely the graphs of a bundle compute what PyTorch computes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -129,12 +129,3 @@ def compare_candidates(first: Candidates, second: Candidates) -> tuple[float, fl
             box_differences.append(float(moved[nearest]))
             score_differences.append(float(changed[nearest]))
     return found / len(best), max(box_differences), max(score_differences)
-
-
-def warn_of_differences(found: Mapping[DepthConfig, Equality]) -> list[str]:
-    """Return a line for each depth at which the engine misses detections of PyTorch."""
-    return [
-        f"depth {depth}: only {equality.found:.1%} of PyTorch's {BEST} best detections are found"
-        for depth, equality in found.items()
-        if equality.found < 1
-    ]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -40,7 +40,7 @@ class Protocol:
     Attributes:
         batch: Images of a pass.
         spread: Largest half width of the 95 % confidence interval of a median, as a share of it.
-        seconds: Time after which no further round begins.
+        seconds: Time after which no further round begins, once each depth has 20 passes.
         memory: Whether memory is measured, each depth in a process of its own.
     """
 
@@ -126,7 +126,10 @@ def disturbances() -> list[str]:
         return []
     if load < _BUSY_LOAD:
         return []
-    return [f"other programs keep {load:.1f} of {os.cpu_count()} cores busy: times will be too long"]
+    return [
+        f"the load of this machine was {load:.1f} in the last minute ({os.cpu_count()} cores): what else "
+        "runs makes times too long"
+    ]
 
 
 def median_spread(times: Sequence[float]) -> float:
@@ -183,13 +186,3 @@ def _measure_memory(
         raise EngineError(f"the process that measures memory failed: {done.stderr.strip()[-500:]}")
     found: float | None = json.loads(done.stdout)
     return found
-
-
-def with_measurements(bundle: Bundle, found: dict[str, Measurement]) -> Bundle:
-    """Return the bundle as it reads after :func:`record_measurements`."""
-    depths = []
-    for entry in bundle.depths:
-        measured = found.get(str(entry.config))
-        kept = [one for one in entry.measurements if measured and one.conditions != measured.conditions]
-        depths.append(replace(entry, measurements=(*kept, measured)) if measured else entry)
-    return replace(bundle, depths=tuple(depths))

@@ -7,6 +7,7 @@ executed but the graphs, by the engine.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ _MAX_DESCRIPTION_BYTES: Final = 64 * 2**20
 _MAX_GRAPH_BYTES: Final = 2**31
 _MAX_SIDE: Final = 8192
 _MAX_ENTRIES: Final = 65_536
+_MAX_PIXELS: Final = 2**28  # 3 GiB of input
 _MAX_STAGES: Final = 64
 _MAX_LAYERS: Final = 1024
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}")
@@ -152,6 +154,23 @@ class Bundle:
         Raises:
             BundleError: A file is missing, cut short or altered.
         """
+        self.check_sizes(*names)
+        for name in names:
+            file, path = self.files[name], self.folder / name
+            with path.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            if found != file.sha256:
+                raise BundleError(
+                    f"{path}: altered since the export (its hash is another one); copy or export the "
+                    "bundle again"
+                )
+
+    def check_sizes(self, *names: str) -> None:
+        """Compare the sizes of files with the description, which reads nothing of them.
+
+        Raises:
+            BundleError: A file is missing, no ordinary file, or of another size.
+        """
         for name in names:
             file, path = self.files[name], self.folder / name
             if not path.is_file():
@@ -160,13 +179,6 @@ class Bundle:
             if size != file.bytes:
                 raise BundleError(
                     f"{path}: got {size:,} bytes, expected {file.bytes:,}; copy or export the bundle again"
-                )
-            with path.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != file.sha256:
-                raise BundleError(
-                    f"{path}: altered since the export (its hash is another one); copy or export the "
-                    "bundle again"
                 )
 
     def check_graph(self, name: str) -> int:
@@ -178,6 +190,7 @@ class Bundle:
         Raises:
             BundleError: It is no ONNX graph, or names another file or a place outside the file.
         """
+        self.check_sizes(name, WEIGHTS)
         path, limit = self.folder / name, self.files[WEIGHTS].bytes
         try:
             tensors = external_tensors(path.read_bytes())
@@ -251,6 +264,9 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         raise BundleError(
             f"got {len(depths)} depths and the files {join_few(files)}, expected a depth and {WEIGHTS}"
         )
+    different = min(len({entry.config for entry in depths}), len({entry.graph for entry in depths}))
+    if different < len(depths):
+        raise BundleError(f"got {len(depths)} depths of which two are equal or share a graph")
     output = _take(values, "output", dict)
     return Bundle(
         folder=folder,
@@ -318,11 +334,11 @@ def _parse_depth(space: DepthSpace, values: object, files: Mapping[str, BundledF
     return BundledDepth(
         config=config,
         graph=graph,
-        gmacs=float(_take(values, "gmacs", (int, float))),
+        gmacs=_number(values, "gmacs"),
         parameters=_take(values, "parameters", int),
-        figures={name: float(_take(figures, name, (int, float))) for name in figures},
+        figures={name: _number(figures, name) for name in figures},
         measurements=tuple(_parse_measurement(entry) for entry in _take(values, "measurements", list)),
-        equality={name: float(_take(equality, name, (int, float))) for name in equality},
+        equality={name: _number(equality, name) for name in equality},
         equality_engine=None if engine is None else str(engine),
     )
 
@@ -341,8 +357,11 @@ def _parse_input(values: Mapping[str, Any]) -> InputFormat:
         raise BundleError(f"got the input size {short_repr(size)}, expected two sides up to {_MAX_SIDE}")
     if fit not in ("stretch", "letter_box"):
         raise BundleError(f"got fit={short_repr(fit)}, expected stretch or letter_box")
-    if batch is not None and not 1 <= batch <= _MAX_ENTRIES:
-        raise BundleError(f"got a batch of {batch} images, expected 1 to {_MAX_ENTRIES}, or null")
+    if batch is not None and not 1 <= batch <= _MAX_PIXELS // (size[0] * size[1]):
+        raise BundleError(
+            f"got a batch of {batch} images, expected 1 to {_MAX_PIXELS // (size[0] * size[1])} of "
+            f"{size[0]} x {size[1]} pixels, or null"
+        )
     return InputFormat((size[0], size[1]), fit, batch)
 
 
@@ -353,6 +372,14 @@ def _take(values: Mapping[str, Any], key: str, kind: type[T] | tuple[type, ...])
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         names = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
         raise BundleError(f"got {key}={short_repr(value)}, expected {names}")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str) -> float:
+    """Return a number from 0; NaN and infinity are none."""
+    value = float(_take(values, key, (int, float)))
+    if not 0 <= value < math.inf:
+        raise BundleError(f"got {key}={short_repr(value)}, expected a finite number from 0")
     return value
 
 

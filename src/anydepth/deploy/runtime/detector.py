@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from anydepth.deploy.runtime.budget import DepthFigures, choose_depth, parse_budget
 from anydepth.deploy.runtime.bundle import WEIGHTS, Bundle, BundledDepth, BundleError, read_bundle
-from anydepth.deploy.runtime.engines import open_session
+from anydepth.deploy.runtime.engines import check_engine, engine_version, open_session
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
 from anydepth.deploy.runtime.measurement import machine_name
 from anydepth.deploy.runtime.selection import select
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detections import Detections
 from anydepth.pictures.fitting import Fit, fit_picture, place_image, to_input
+from anydepth.pictures.reading import ImageError
 from anydepth.pictures.sources import list_pictures, to_picture
+from anydepth.utils.messages import join_few
 
 
 class NonFiniteOutputError(ArithmeticError):
@@ -53,16 +55,17 @@ class DeployedDetector:
         memory_limit: float | None = None,
         verify: bool = True,
     ) -> None:
-        if memory_limit is not None and not memory_limit > 0:
-            raise ValueError(f"got memory_limit={memory_limit}, expected MiB above 0, or None")
         self.bundle = bundle
         self.engine = engine
         self.depths = tuple(str(entry.config) for entry in bundle.depths)
         self._options = options or EngineOptions()
-        self._limit = math.inf if memory_limit is None else memory_limit * 2**20
+        check_engine(engine).check_device(self._options.device)
+        self._limit = math.inf if memory_limit is None else _check_memory_limit(memory_limit) * 2**20
         self._verify = verify
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        # Held while a depth is opened, which must not keep threads from those that are open.
+        self._opening = threading.Lock()
         self._weights_checked = False
 
     @property
@@ -74,6 +77,11 @@ class DeployedDetector:
     def class_names(self) -> tuple[str, ...]:
         """One name per class."""
         return self.bundle.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Category id of each class, for :meth:`anydepth.detections.BaseDetections.to_coco`."""
+        return self.bundle.category_ids
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -100,13 +108,19 @@ class DeployedDetector:
         budget = parse_budget(depth)
         if budget is None:
             return self.bundle.depth(depth)
-        remedy = (
-            "export with the depth curve of these weights (curve=FILE)"
-            if budget.is_lower
-            else f"measure it with `anydepth-benchmark {self.bundle.folder} engine={self.engine}`"
-        )
+        remedy = "export with the depth curve of these weights (curve=FILE)"
+        if not budget.is_lower:
+            command = f"anydepth-benchmark {self.bundle.folder} engine={self.engine}{self._given_options()}"
+            remedy = f"measure it with `{command}`{_measured_conditions(self.bundle)}"
         rows = depth_figures(self.bundle, self.engine, self._options)
         return self.bundle.depth(choose_depth(budget, rows, remedy=remedy))
+
+    def _given_options(self) -> str:
+        """Return the options that are not the usual ones, as the benchmark takes them."""
+        usual = EngineOptions()
+        return "".join(
+            f" {name}={value}" for name, value in vars(self._options).items() if value != getattr(usual, name)
+        )
 
     def open(self, depth: str | DepthConfig = "full") -> None:
         """Open the graph of a depth ahead of its first use.
@@ -150,8 +164,7 @@ class DeployedDetector:
                 f"got {len(images)} images, but the bundle was exported for {expected[0]}; export it without "
                 "batch=... for any number"
             )
-        boxes, scores = self._session(self.resolve(depth)).run(images)
-        return boxes, scores
+        return self._run(images, self.resolve(depth))
 
     def predict(
         self,
@@ -190,7 +203,10 @@ class DeployedDetector:
         sources = list_pictures(source)
         found: list[Detections] = []
         for start in range(0, len(sources), batch_size):
-            pictures = [to_picture(one, urls=urls) for one in sources[start : start + batch_size]]
+            pictures = [
+                _read_of_several(sources, index, urls=urls)
+                for index in range(start, min(start + batch_size, len(sources)))
+            ]
             found += self._detect(pictures, entry, threshold)
         return found
 
@@ -202,7 +218,7 @@ class DeployedDetector:
         missing = (self.bundle.input.batch or len(images)) - len(images)
         if missing:  # A fixed number of images, of which the last batch has fewer.
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        boxes, scores = self._session(entry).run(images)
+        boxes, scores = self._run(images, entry)
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise NonFiniteOutputError(
                 f"the network's output at depth {entry.config} holds NaN or infinite values: the weights are "
@@ -211,8 +227,22 @@ class DeployedDetector:
             )
         return [
             self._select(own, scored, (picture.shape[0], picture.shape[1]), threshold)
+            # A batch that was filled up has more rows than pictures.
             for own, scored, picture in zip(boxes, scores, pictures, strict=False)
         ]
+
+    def _run(self, images: NDArray[np.float32], entry: BundledDepth) -> tuple[Any, Any]:
+        boxes, scores = self._session(entry).run(images)
+        count, classes = boxes.shape[1] if boxes.ndim == 3 else 0, len(self.class_names)
+        expected = ((len(images), count, 4), (len(images), count, classes))
+        if (boxes.shape, scores.shape) != expected or {boxes.dtype, scores.dtype} != {np.dtype(np.float32)}:
+            raise BundleError(
+                f"{self.bundle.folder}: the graph {entry.graph} returned boxes {boxes.shape} {boxes.dtype} "
+                "and "
+                f"scores {scores.shape} {scores.dtype}, expected [{len(images)}, N, 4] and [{len(images)}, "
+                f"N, {classes}] float32; export the bundle again"
+            )
+        return boxes, scores
 
     def _select(
         self,
@@ -233,15 +263,23 @@ class DeployedDetector:
     def _session(self, entry: BundledDepth) -> Session:
         """Return the session of a depth, which is opened at its first use."""
         name = str(entry.config)
+        session = self._opened(name)
+        if session is None:
+            with self._opening:
+                # Another thread may have opened it meanwhile.
+                session = self._opened(name)
+                if session is None:
+                    session = self._open(name, entry)
+        return session
+
+    def _opened(self, name: str) -> Session | None:
         with self._lock:
             if name not in self._sessions:
-                self._sessions[name] = self._open(entry)
+                return None
             self._sessions.move_to_end(name)
-            while len(self._sessions) > 1 and sum(size for _, size in self._sessions.values()) > self._limit:
-                self._sessions.popitem(last=False)
             return self._sessions[name][0]
 
-    def _open(self, entry: BundledDepth) -> tuple[Session, int]:
+    def _open(self, name: str, entry: BundledDepth) -> Session:
         weights = self.bundle.check_graph(entry.graph)
         if self._verify:
             self.bundle.check_files(entry.graph, *(() if self._weights_checked else (WEIGHTS,)))
@@ -252,25 +290,34 @@ class DeployedDetector:
                 f"memory limit is {self._limit / 2**20:.0f}; raise memory_limit, or use a smaller depth or "
                 "detector"
             )
-        return open_session(self.engine, self.bundle.folder / entry.graph, self._options), weights
+        with self._lock:
+            while self._sessions and weights + sum(size for _, size in self._sessions.values()) > self._limit:
+                self._sessions.popitem(last=False)
+        session = open_session(self.engine, self.bundle.folder / entry.graph, self._options)
+        with self._lock:
+            self._sessions[name] = (session, weights)
+        return session
 
 
 def depth_figures(bundle: Bundle, engine: str, options: EngineOptions) -> list[DepthFigures]:
     """Return what is known of each depth of a bundle.
 
-    Latency and memory are those of one image that were measured last with this engine on this machine and
-    device, and with as many threads, unless ``threads`` is None, which takes any. Those of other machines,
-    from which a bundle may have been copied, say nothing about this one.
+    Latency and memory are those of a pass of one image (of a bundle for a fixed number of images: of as many)
+    that were measured last under these conditions: with the installed version of the engine, on a machine of
+    this kind, and with these options. Others, as of a machine from which the bundle was copied, say nothing.
     """
-    here = (engine, options.device, machine_name(), options.precision, 1)
+    here = (
+        engine,
+        engine_version(engine),
+        options.device,
+        machine_name(),
+        options.threads,
+        options.precision,
+        bundle.input.batch or 1,
+    )
     rows = []
     for entry in bundle.depths:
-        measured = [
-            one
-            for one in entry.measurements
-            if (one.engine, one.device, one.machine, one.precision, one.batch) == here
-            and options.threads in (None, one.threads)
-        ]
+        measured = [one for one in entry.measurements if one.conditions == here]
         newest = max(measured, key=lambda one: one.date, default=None)
         rows.append(
             DepthFigures(
@@ -309,12 +356,36 @@ def load(
 
     Raises:
         BundleError: No bundle, or one that is damaged, of another version or not allowed.
-        EngineError: Options that do not exist.
+        EngineError: Options that do not exist, or an engine that is not installed.
     """
     options = EngineOptions(device, threads, precision)
     return DeployedDetector(
         read_bundle(path), engine=engine, options=options, memory_limit=memory_limit, verify=verify
     )
+
+
+def _measured_conditions(bundle: Bundle) -> str:
+    """Return the conditions of the measurements that a bundle holds, for a message."""
+    found = {one.conditions for entry in bundle.depths for one in entry.measurements}
+    return f"; what it holds was measured with {join_few(sorted(map(str, found)), 3)}" if found else ""
+
+
+def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> NDArray[np.uint8]:
+    """Read one of several pictures; an error that names no file says which one it is."""
+    try:
+        return to_picture(sources[index], urls=urls)
+    except ImageError:
+        raise
+    except ValueError as error:
+        if len(sources) == 1:
+            raise
+        raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
+
+
+def _check_memory_limit(limit: object) -> float:
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
+        raise ValueError(f"got memory_limit={limit!r}, expected MiB above 0, or None")
+    return limit
 
 
 def _check_threshold(threshold: object) -> float:

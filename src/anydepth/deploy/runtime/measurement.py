@@ -1,5 +1,6 @@
 """What was measured of a depth on a device, as a bundle records it."""
 
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -49,7 +50,15 @@ class Measurement:
     @property
     def conditions(self) -> tuple[object, ...]:
         """What a later measurement must share to replace this one."""
-        return (self.engine, self.device, self.machine, self.threads, self.precision, self.batch)
+        return (
+            self.engine,
+            self.engine_version,
+            self.device,
+            self.machine,
+            self.threads,
+            self.precision,
+            self.batch,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, which :meth:`from_dict` reads back."""
@@ -72,19 +81,33 @@ class Measurement:
                     f"got {field.name}={short_repr(value)} of a measurement, expected "
                     f"{' or '.join(kind.__name__ for kind in expected)}"
                 )
+            if isinstance(value, int | float) and not 0 <= value <= _LARGEST:
+                raise ValueError(
+                    f"got {field.name}={short_repr(value)} of a measurement, expected 0 to {_LARGEST:g}"
+                )
         return cls(**values)
 
 
 def machine_name() -> str:
-    """Return the name of the processor."""
+    """Return processor, architecture and number of cores: what tells kinds of machines apart, and no more."""
+    return f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" in facts:
+        return facts["model name"]
+    # On ARM, numbers in place of a name.
+    numbers = [facts[key] for key in ("Model", "CPU implementer", "CPU part") if key in facts]
+    return " ".join(numbers) or platform.processor() or "unknown processor"
 
 
+# A day in milliseconds, a terabyte in megabytes: far above anything that is measured.
+_LARGEST = 1e9
 _NONE = type(None)
 _TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("engine", "engine_version", "device", "machine", "precision", "date"), (str,)),

@@ -21,6 +21,7 @@ _CHILDREN: Final[Mapping[str, Mapping[int, str]]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _EXTERNAL_DATA: Final = 13
+_TAG_BYTES: Final = 5
 # Subgraphs within subgraphs: far above any exporter, and below what recursion takes.
 _MAX_DEPTH: Final = 64
 
@@ -69,7 +70,10 @@ def _external(tensor: memoryview) -> Iterator[ExternalTensor]:
     for number, value in _fields(tensor):
         if number == _EXTERNAL_DATA and isinstance(value, memoryview):
             texts = {key: bytes(text) for key, text in _fields(value) if isinstance(text, memoryview)}
-            entries[texts.get(1, b"").decode()] = texts.get(2, b"").decode()
+            key = texts.get(1, b"").decode()
+            if key in entries:
+                raise ValueError(f"a tensor names its {key[:40]!r} twice")
+            entries[key] = texts.get(2, b"").decode()
     if entries:
         length = entries.get("length")
         yield ExternalTensor(
@@ -89,8 +93,12 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield number and value of each field: a number, or the bytes of a text or message."""
     position, end = 0, len(message)
     while position < end:
+        start = position
         key, position = _varint(message, position)
         number, wire = key >> 3, key & 7
+        # Other readers cut a tag to 32 bits, and would see another field.
+        if position - start > _TAG_BYTES or key >= 2**32 or not number:
+            raise ValueError(f"not an ONNX file: an invalid tag at byte {start}")
         if wire == _VARINT:
             value, position = _varint(message, position)
             yield number, value

@@ -3,9 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anydepth.utils.messages import join_few
+
+OUTPUTS: Final = ("boxes", "scores")
+"""Names of the outputs of a graph."""
 
 
 class EngineError(ValueError):
@@ -31,8 +38,9 @@ class EngineOptions:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (isinstance(self.threads, bool) or self.threads < 1):
-            raise EngineError(f"got threads={self.threads}, expected a whole number from 1, or None")
+        number = self.threads
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise EngineError(f"got threads={self.threads!r}, expected a whole number from 1, or None")
         if self.precision not in ("fp32", "auto"):
             raise EngineError(f"got precision={self.precision!r}, expected fp32 or auto")
 
@@ -41,5 +49,18 @@ class Session(ABC):
     """A graph that is open in an engine; several threads may run it at once."""
 
     @abstractmethod
-    def run(self, images: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """Run the graph on images [B, 3, H, W] and return its outputs in the order of the graph."""
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the graph on images [B, 3, H, W] and return its outputs ``boxes`` and ``scores``."""
+
+
+def check_outputs(names: Sequence[str], graph: Path) -> None:
+    """Check the names of the outputs of a graph.
+
+    Raises:
+        EngineError: They are others than :data:`OUTPUTS`.
+    """
+    if set(names) != set(OUTPUTS):
+        raise EngineError(
+            f"{graph}: got the outputs {join_few(names)}, expected {' and '.join(OUTPUTS)}; export the "
+            "bundle again"
+        )

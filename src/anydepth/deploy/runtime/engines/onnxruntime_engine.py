@@ -1,6 +1,5 @@
 """ONNX Runtime, with its providers of GPUs where they are installed."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions, Session
+from anydepth.deploy.runtime.engines.base import OUTPUTS, EngineError, EngineOptions, Session, check_outputs
 
 _PROVIDERS: Final = {
     "cpu": ("CPUExecutionProvider",),
@@ -27,10 +26,10 @@ class OnnxRuntimeSession(Session):
         self._session = session
         self._input = session.get_inputs()[0].name
 
-    def run(self, images: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run the graph on images [B, 3, H, W]."""
-        outputs: Sequence[NDArray[np.float32]] = self._session.run(None, {self._input: images})
-        return outputs
+        boxes, scores = self._session.run(list(OUTPUTS), {self._input: images})
+        return boxes, scores
 
 
 def open_session(graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
@@ -45,10 +44,21 @@ def open_session(graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
     try:
-        return OnnxRuntimeSession(onnxruntime.InferenceSession(graph, settings, providers=providers))
+        session = onnxruntime.InferenceSession(graph, settings, providers=providers)
     # Its exceptions have no common base but Exception.
     except Exception as error:
         raise EngineError(f"{graph}: ONNX Runtime cannot open the graph: {error}") from error
+    check_outputs([output.name for output in session.get_outputs()], graph)
+    return OnnxRuntimeSession(session)
+
+
+def check_device(device: str) -> None:
+    """Check that a device can be used.
+
+    Raises:
+        EngineError: It is unknown, or its provider is not installed.
+    """
+    _providers(device)
 
 
 def _providers(device: str) -> list[str]:

@@ -1,6 +1,5 @@
 """OpenVINO."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -9,7 +8,8 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions, Session
+from anydepth.deploy.runtime.engines.base import OUTPUTS, EngineError, EngineOptions, Session, check_outputs
+from anydepth.utils.messages import join_few
 
 _DEVICES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 
@@ -21,16 +21,17 @@ class OpenVinoSession(Session):
         self._compiled = compiled
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
-    def run(self, images: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run the graph on images [B, 3, H, W]."""
         try:
             request = self._idle.get_nowait()
         except Empty:
             request = self._compiled.create_infer_request()
         # Copied: the request's own memory holds the next pass.
-        outputs = [np.array(value) for value in request.infer([images]).values()]
+        outputs = request.infer([images])
+        boxes, scores = (np.array(outputs[name]) for name in OUTPUTS)
         self._idle.put(request)
-        return outputs
+        return boxes, scores
 
 
 def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
@@ -39,8 +40,7 @@ def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
     Raises:
         EngineError: An unknown device, or a graph that cannot be opened.
     """
-    if options.device not in _DEVICES:
-        raise EngineError(f"got device={options.device!r}, expected {', '.join(_DEVICES)} for openvino")
+    check_device(options.device)
     settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
     if options.precision == "fp32":
         # By default it computes in bfloat16 where the processor has it, which finds other boxes.
@@ -49,6 +49,22 @@ def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     try:
         core = openvino.Core()
-        return OpenVinoSession(core.compile_model(core.read_model(graph), _DEVICES[options.device], settings))
+        model = core.read_model(graph)
+        compiled = core.compile_model(model, _DEVICES[options.device], settings)
     except Exception as error:
-        raise EngineError(f"{graph}: OpenVINO cannot open the graph: {error}") from error
+        # It refuses weights outside the folder of the graph, where links lead, as in a cache of downloads.
+        links = [path.name for path in graph.parent.iterdir() if path.is_symlink()]
+        remedy = f". {join_few(links)} are links: copy the bundle with `cp -rL`" if links else ""
+        raise EngineError(f"{graph}: OpenVINO cannot open the graph: {error}{remedy}") from error
+    check_outputs([output.get_any_name() for output in compiled.outputs], graph)
+    return OpenVinoSession(compiled)
+
+
+def check_device(device: str) -> None:
+    """Check that a device can be used.
+
+    Raises:
+        EngineError: It is unknown.
+    """
+    if device not in _DEVICES:
+        raise EngineError(f"got device={device!r}, expected {', '.join(_DEVICES)} for openvino")
