@@ -1,13 +1,11 @@
 """The contracts of a detector and of its losses, whatever family or package they are from."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from anydepth.pictures.fitting import Fit, Placement, place_image
 from anydepth.pictures.reading import ImageError
 from anydepth.selection import Selection
 from anydepth.structures import Candidates, Detections, DetectorOutput, Targets
+from anydepth.utils.arguments import check_count, check_share
 from anydepth.weights.own_layout import load_own_layout
 from anydepth.weights.report import LoadReport
 
@@ -266,8 +265,8 @@ class Detector(nn.Module, ABC):
                 ``batch_size`` below 1, or weights of another type than float32.
             ImageError: A file that is missing or not a readable image.
         """
-        threshold = _check_threshold(threshold)
-        batch_size = _check_batch_size(batch_size)
+        threshold = check_share("threshold", threshold)
+        batch_size = check_count("batch_size", batch_size)
         config = self.depth_space.parse(depth)
         sources = list_images(source)
         weight = next(self.parameters())
@@ -393,20 +392,6 @@ def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> Te
         if len(sources) == 1:
             raise
         raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
-
-
-def _check_threshold(threshold: object) -> float:
-    is_number = isinstance(threshold, Real) or getattr(threshold, "ndim", None) == 0
-    share = float(cast(float, threshold)) if is_number else math.nan
-    if not 0 <= share <= 1:
-        raise ValueError(f"got threshold={threshold!r}, expected a number from 0 to 1")
-    return share
-
-
-def _check_batch_size(batch_size: object) -> int:
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"got batch_size={batch_size}, expected a whole number from 1")
-    return int(batch_size)
 
 
 def check_images(images: Tensor, *, training: bool = False) -> None:

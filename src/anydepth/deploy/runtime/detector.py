@@ -4,7 +4,6 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from anydepth.detections import Detections
 from anydepth.pictures.fitting import Fit, fit_picture, place_image, to_input
 from anydepth.pictures.reading import ImageError
 from anydepth.pictures.sources import list_pictures, to_picture
+from anydepth.utils.arguments import check_count, check_share
 from anydepth.utils.messages import join_few
 
 
@@ -98,9 +98,8 @@ class DeployedDetector:
         """Return the exported depth that a text or a budget names.
 
         Args:
-            depth: A depth of the bundle, or a budget: ``<=8ms`` and ``<=120mb`` by what
-            ``anydepth-benchmark``
-                measured with this engine on this device, ``<=40gflops``, or ``>=95%ap`` of the best AP.
+            depth: A depth of the bundle, or a budget: ``<=40gflops``, ``>=95%ap`` of the best AP, or
+                ``<=8ms`` and ``<=120mb`` by what ``anydepth-benchmark`` measured, see :func:`depth_figures`.
 
         Raises:
             DepthError: The depth was not exported, or nothing is within the budget.
@@ -197,8 +196,8 @@ class DeployedDetector:
             EngineError: The engine is not installed, or cannot open the graph.
             NonFiniteOutputError: The network's output is NaN or infinite.
         """
-        threshold = _check_threshold(threshold)
-        batch_size = self.bundle.input.batch or _check_batch_size(batch_size)
+        threshold = check_share("threshold", threshold)
+        batch_size = self.bundle.input.batch or check_count("batch_size", batch_size)
         entry = self.resolve(depth)
         sources = list_pictures(source)
         found: list[Detections] = []
@@ -386,17 +385,3 @@ def _check_memory_limit(limit: object) -> float:
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
         raise ValueError(f"got memory_limit={limit!r}, expected MiB above 0, or None")
     return limit
-
-
-def _check_threshold(threshold: object) -> float:
-    is_number = isinstance(threshold, Real) or getattr(threshold, "ndim", None) == 0
-    share = float(cast(float, threshold)) if is_number else math.nan
-    if not 0 <= share <= 1:
-        raise ValueError(f"got threshold={threshold!r}, expected a number from 0 to 1")
-    return share
-
-
-def _check_batch_size(batch_size: object) -> int:
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"got batch_size={batch_size}, expected a whole number from 1")
-    return int(batch_size)
