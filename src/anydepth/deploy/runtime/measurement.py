@@ -1,4 +1,4 @@
-"""What was measured of a depth on a device, as a bundle records it."""
+"""Measurements of a depth on a device, as a bundle records them."""
 
 import os
 import platform
