@@ -43,6 +43,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         depths,
         folder,
         batch=config["batch"],
+        graph=config["graph"],
         category_ids=config["category_ids"],
         curve=curve,
         engine=config["engine"],

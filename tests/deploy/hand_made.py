@@ -43,6 +43,7 @@ def write_bundle(
     shift: int = 0,
     fill: float | None = None,
     swap: bool = False,
+    one: bool = False,
 ) -> Path:
     """Write a bundle.
 
@@ -55,20 +56,24 @@ def write_bundle(
         shift: Bytes by which the graphs' tensors lie further behind.
         fill: Value of all weights.
         swap: Whether the graphs' outputs are in the other order.
+        one: Whether one graph has all depths, with an ``If`` whose branches hold the weights.
     """
     folder.mkdir()
     content = b""
     files: dict[str, Any] = {}
     entries = []
-    for depth in depths:
+    places_by_depth = []
+    for number, depth in enumerate(depths):
         places = []
         for matrix in weights_of(depth):
             values = matrix if fill is None else np.full_like(matrix, fill)
             places.append((len(content) + shift, values.shape))
             content += values.tobytes()
-        name = f"{depth}.onnx"
-        (folder / name).write_bytes(_graph(places, location, batch, swap).SerializeToString())
-        entries.append(_entry(depth, name))
+        places_by_depth.append(places)
+        name = "depths.onnx" if one else f"{depth}.onnx"
+        model = _one_graph(places_by_depth, location) if one else _graph(places, location, batch, swap)
+        (folder / name).write_bytes(model.SerializeToString())
+        entries.append({**_entry(depth, name), "number": number if one else None})
     (folder / "weights.bin").write_bytes(content)
     for path in folder.iterdir():
         data = path.read_bytes()
@@ -120,11 +125,7 @@ def _graph(
     nodes.append(helper.make_node("ReduceMean", ["images", "axes"], ["means"], keepdims=0))
     initializers = [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])]
     for name, last, (offset, shape) in zip(("boxes", "scores"), (4, CLASSES), places, strict=True):
-        tensor = TensorProto(name=f"{name}_weight", data_type=TensorProto.FLOAT, dims=shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        length = 4 * shape[0] * shape[1]
-        for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-            tensor.external_data.add(key=key, value=value)
+        tensor = _external(f"{name}_weight", shape, location, offset)
         shape_name = f"{name}_shape"
         initializers += [tensor, helper.make_tensor(shape_name, TensorProto.INT64, [3], [-1, BOXES, last])]
         nodes += [
@@ -138,3 +139,60 @@ def _graph(
     outputs = outputs[::-1] if swap else outputs
     graph = helper.make_graph(nodes, "two_products", [images], outputs, initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _external(name: str, shape: tuple[int, ...], location: str, offset: int) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    length = 4 * shape[0] * shape[1]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def _one_graph(depths: Sequence[Sequence[tuple[int, tuple[int, ...]]]], location: str) -> Any:
+    """A graph of several depths: nested branches, of which the last one has the last depth."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
+    number = helper.make_tensor_value_info("depth", TensorProto.INT64, [])
+    nodes = [helper.make_node("ReduceMean", ["images", "axes"], ["means"], keepdims=0)]
+    initializers = [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])]
+    inner = _branch(depths, 0, location)
+    for name, last in (("boxes", 4), ("scores", CLASSES)):
+        initializers.append(helper.make_tensor(f"{name}_shape", TensorProto.INT64, [3], [-1, BOXES, last]))
+        nodes.append(helper.make_node("Sigmoid", [f"{name}_raw0"], [f"{name}_flat"]))
+        nodes.append(helper.make_node("Reshape", [f"{name}_flat", f"{name}_shape"], [name]))
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", BOXES, last])
+        for name, last in (("boxes", 4), ("scores", CLASSES))
+    ]
+    nodes[1:1] = [*inner.node]
+    initializers += inner.initializer
+    graph = helper.make_graph(nodes, "depths", [images, number], outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _branch(depths: Sequence[Sequence[tuple[int, tuple[int, ...]]]], at: int, location: str) -> Any:
+    """Matrix products of the depth ``at``, or an ``If`` between them and those of the depths behind it."""
+    names = [f"boxes_raw{at}", f"scores_raw{at}"]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in names]
+    products = [
+        helper.make_node("MatMul", ["means", f"{name}_weight"], [f"{name}_product"]) for name in names
+    ]
+    weights = [
+        _external(f"{name}_weight", shape, location, offset)
+        for name, (offset, shape) in zip(names, depths[at], strict=True)
+    ]
+    own = [
+        helper.make_tensor_value_info(f"{name}_product", TensorProto.FLOAT, [None, None]) for name in names
+    ]
+    then = helper.make_graph(products, f"depth{at}", [], own, weights)
+    if at == len(depths) - 1:
+        renamed = [helper.make_node("Identity", [f"{name}_product"], [name]) for name in names]
+        return helper.make_graph([*products, *renamed], f"depth{at}", [], outputs, weights)
+    other = _branch(depths, at + 1, location)
+    nodes = [
+        helper.make_node("Equal", ["depth", f"number{at}"], [f"is{at}"]),
+        helper.make_node("If", [f"is{at}"], names, then_branch=then, else_branch=other),
+    ]
+    number = helper.make_tensor(f"number{at}", TensorProto.INT64, [], [at])
+    return helper.make_graph(nodes, f"from{at}", [], outputs, [number])

@@ -3,20 +3,23 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 
 import onnx_ir as ir
 import torch
 
 from anydepth.deploy.export.card import model_card
 from anydepth.deploy.export.equality import measure_equality
-from anydepth.deploy.export.graph import OUTPUTS, ExportError, export_graph
-from anydepth.deploy.export.weights_file import weights_file
+from anydepth.deploy.export.graph import OUTPUTS, ExportError, export_graph, shorten_names
+from anydepth.deploy.export.one_graph import merge_graphs
+from anydepth.deploy.export.weights_file import WeightsFile, weights_file
 from anydepth.deploy.runtime.bundle import (
     CARD,
     DESCRIPTION,
@@ -40,6 +43,9 @@ from anydepth.utils.version import package_version
 # What Hydra and a multirun leave in the folder of an export.
 _LEFTOVERS = {"export.log", "outcome.json"}
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
+_ONE_GRAPH: Final = "depths.onnx"
+# Held while a complete folder takes its place: exports of several threads may have the same one.
+_REPLACING = Lock()
 
 
 def write_bundle(
@@ -51,6 +57,7 @@ def write_bundle(
     category_ids: Sequence[int] | None = None,
     curve: DepthCurve | None = None,
     engine: str | None = "onnxruntime",
+    graph: str = "each",
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Bundle:
     """Export depths of a detector to a bundle.
@@ -65,6 +72,8 @@ def write_bundle(
         category_ids: Category id of each class in results files; None: 1, 2, ...
         curve: Depth curve of these weights, whose figures the bundle repeats.
         engine: Engine whose results are compared with PyTorch's; None: no comparison.
+        graph: ``each``: every depth has a graph; ``one``: one graph has all depths, see
+            :func:`anydepth.deploy.export.one_graph.merge_graphs`.
         on_step: Function that is called with each step as it begins, because an export takes minutes.
 
     Returns:
@@ -76,18 +85,20 @@ def write_bundle(
             another detector. Nothing was written.
     """
     folder, depths = Path(folder).resolve(), list(dict.fromkeys(depths))
+    if graph not in ("each", "one"):
+        raise ExportError(f"got graph={graph!r}, expected each or one")
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     ids = list(category_ids or range(1, detector.num_classes + 1))
     with _replaced_folder(folder) as partial:
-        entries = []
+        entries = [_depth_entry(detector, depth, curve) for depth in depths]
         with weights_file(partial / WEIGHTS) as weights:
-            for number, depth in enumerate(depths, start=1):
-                on_step(f"exports   {depth} ({number} of {len(depths)})")
-                model = export_graph(detector, depth, batch=batch)
-                weights.move_from(model)
-                name = graph_name(depth)
-                (partial / name).write_bytes(ir.to_proto(model).SerializeToString())
-                entries.append(_depth_entry(detector, depth, name, curve))
+            models = _exported(detector, depths, batch, on_step)
+            if graph == "one":
+                _write_one_graph(models, entries, partial, weights, on_step)
+            else:
+                for depth, model, entry in zip(depths, models, entries, strict=True):
+                    entry["graph"] = graph_name(depth)
+                    _write_graph(model, partial / entry["graph"], weights)
         description = _describe(detector, entries, ids, batch)
         description["files"] = {path.name: file_entry(path) for path in sorted(partial.iterdir())}
         write_description(partial, description)
@@ -98,6 +109,37 @@ def write_bundle(
                 entry["equality"] = {"engine": engine, **equality.to_dict()}
             write_description(partial, description)
     return read_bundle(folder)
+
+
+def _exported(
+    detector: Detector, depths: Sequence[DepthConfig], batch: int | None, on_step: Callable[[str], object]
+) -> Iterator[ir.Model]:
+    for number, depth in enumerate(depths, start=1):
+        on_step(f"exports   {depth} ({number} of {len(depths)})")
+        yield export_graph(detector, depth, batch=batch)
+
+
+def _write_one_graph(
+    models: Iterable[ir.Model],
+    entries: Sequence[dict[str, Any]],
+    folder: Path,
+    weights: WeightsFile,
+    on_step: Callable[[str], object],
+) -> None:
+    """Write one graph of all depths, and its name and their numbers into their entries."""
+    # The largest first, in which the others are found.
+    pairs = sorted(zip(models, entries, strict=True), key=lambda pair: -pair[1]["gmacs"])
+    on_step(f"merges    {len(pairs)} depths")
+    model = merge_graphs([model for model, _ in pairs])
+    shorten_names(model)
+    for number, (_, entry) in enumerate(pairs):
+        entry.update(graph=_ONE_GRAPH, number=number)
+    _write_graph(model, folder / _ONE_GRAPH, weights)
+
+
+def _write_graph(model: ir.Model, path: Path, weights: WeightsFile) -> None:
+    weights.move_from(model)
+    path.write_bytes(ir.to_proto(model).SerializeToString())
 
 
 def graph_name(depth: DepthConfig) -> str:
@@ -188,37 +230,37 @@ def _check_folder(folder: Path) -> None:
 def _replaced_folder(folder: Path) -> Iterator[Path]:
     """Provide a hidden folder beside ``folder`` that takes its place at the end, unless there is an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, former = (
-        folder.parent / f".{folder.name}.{os.getpid()}.{kind}" for kind in ("partial", "former")
-    )
-    shutil.rmtree(partial, ignore_errors=True)
+    # Other exports may be under way here, in this process too.
+    stem = f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    partial, former = (folder.parent / f"{stem}.{kind}" for kind in ("partial", "former"))
     partial.mkdir()
     try:
         yield partial
-        try:
-            if folder.exists():
-                folder.replace(former)
-            partial.replace(folder)
-        except BaseException:
-            # Also after Ctrl-C between the two: what was there comes back.
-            if former.exists() and not folder.exists():
-                former.replace(folder)
-            raise
-        shutil.rmtree(former, ignore_errors=True)
+        with _REPLACING:
+            try:
+                if folder.exists():
+                    folder.replace(former)
+                partial.replace(folder)
+            except BaseException:
+                # Also after Ctrl-C between the two: what was there comes back.
+                if former.exists() and not folder.exists():
+                    former.replace(folder)
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
 
 
-def _depth_entry(
-    detector: Detector, depth: DepthConfig, graph: str, curve: DepthCurve | None
-) -> dict[str, Any]:
+def _depth_entry(detector: Detector, depth: DepthConfig, curve: DepthCurve | None) -> dict[str, Any]:
     cost = count_depth(detector, depth)
     space = detector.depth_space
     return {
         "depth": str(depth),
         "refine": dict(zip(space.stages, depth.refine, strict=True)),
         "decoder_layers": depth.decoder_layers,
-        "graph": graph,
+        "graph": "",
+        "number": None,
         "gmacs": cost.macs / 1e9,
         "parameters": cost.parameters_run,
         "figures": _figures(space, depth, curve),

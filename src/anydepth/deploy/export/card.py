@@ -24,8 +24,8 @@ def model_card(bundle: Bundle) -> str:
         [
             f"# {bundle.detector}, {len(depths)} depths",
             "",
-            "An any-depth object detector: one set of weights (`weights.bin`) and one graph per depth. "
-            "The depth is chosen for each image.",
+            "An any-depth object detector: one set of weights (`weights.bin`) and "
+            f"{_graphs(bundle.depths)}. The depth is chosen for each image.",
             "",
             *_depth_table(bundle.depths),
             "",
@@ -46,6 +46,11 @@ def model_card(bundle: Bundle) -> str:
             "",
         ]
     )
+
+
+def _graphs(depths: Sequence[BundledDepth]) -> str:
+    shared = depths[0].number is not None
+    return f"one graph for all depths (`{depths[0].graph}`)" if shared else "one graph per depth"
 
 
 def _depth_table(depths: Sequence[BundledDepth]) -> list[str]:

@@ -1,7 +1,8 @@
 """Measurement of how closely the graphs of a bundle compute what PyTorch computes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ BATCHES: Final = (1, 2, 5)
 """Numbers of images of the passes that are compared."""
 BEST: Final = 30
 """Detections per image that are compared."""
+Candidates = tuple[NDArray[np.float32], NDArray[np.float32]]
 # Beyond these, two detections are different ones: far above what rounding does, far below what moves a box.
 _SAME_BOX_PIXELS, _SAME_SCORE = 0.5, 0.01
 
@@ -67,10 +69,13 @@ def measure_equality(
     """
     paths = images or sorted((sample_root() / "images/val").iterdir())
     batches = [*_batches(detector, paths, bundle.input.batch)]
-    found = {}
+    found, sessions = {}, dict[str, Session]()
     for entry in bundle.depths:
-        session = open_session(engine, bundle.folder / entry.graph, EngineOptions())
-        found[entry.config] = _compare(detector, entry.config, session, batches)
+        if entry.graph not in sessions:
+            # Only the last one stays open, which further depths may share.
+            sessions = {entry.graph: open_session(engine, bundle.folder / entry.graph, EngineOptions())}
+        run = partial(sessions[entry.graph].run, number=entry.number)
+        found[entry.config] = _compare(detector, entry.config, run, batches)
     return found
 
 
@@ -84,14 +89,19 @@ def _batches(detector: Detector, paths: Sequence[str | Path], batch: int | None)
         yield torch.stack([to_unit_range(image) for image in fitted])
 
 
-def _compare(detector: Detector, depth: DepthConfig, session: Session, batches: Sequence[Tensor]) -> Equality:
+def _compare(
+    detector: Detector,
+    depth: DepthConfig,
+    run: Callable[[NDArray[np.float32]], Candidates],
+    batches: Sequence[Tensor],
+) -> Equality:
     height, width = detector.input_size
     results: list[tuple[float, float, float]] = []
     for images in batches:
         with evaluating(detector) as network:
             candidates = network.candidates(network(images, depth=depth))
         scale = np.array([width, height] * 2 if candidates.normalised else [1] * 4, dtype=np.float32)
-        theirs = session.run(images.numpy())
+        theirs = run(images.numpy())
         ours = candidates.boxes_xyxy.numpy(), candidates.scores.numpy()
         results += [
             compare_candidates((boxes * scale, scores), (their_boxes * scale, their_scores))
@@ -99,9 +109,6 @@ def _compare(detector: Detector, depth: DepthConfig, session: Session, batches: 
         ]
     found, boxes, scores = np.array(results).T
     return Equality(len(results), float(found.mean()), float(boxes.max()), float(scores.max()))
-
-
-Candidates = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def compare_candidates(first: Candidates, second: Candidates) -> tuple[float, float, float]:

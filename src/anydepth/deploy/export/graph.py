@@ -118,7 +118,7 @@ def _simplify(model: ir.Model) -> None:
     ):
         one(model)
     _drop_origins(model)
-    _shorten_names(model)
+    shorten_names(model)
 
 
 def _should_fold(node: ir.Node) -> bool | None:
@@ -154,21 +154,21 @@ def _drop_origins(model: ir.Model) -> None:
         value.doc_string = None
 
 
-def _shorten_names(model: ir.Model) -> None:
+def shorten_names(model: ir.Model) -> None:
     """Number all values, and forget the shapes of inner ones, which engines infer: two thirds of the file."""
     graph = model.graph
     fixed = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    returned = {id(value) for inner in model.graphs() for value in inner.outputs}
     for number, value in enumerate([*graph.initializers.values()]):
         value.name = f"w{number}"
     for number, node in enumerate(graph.all_nodes()):
         node.name = None
         for place, value in enumerate(node.outputs):
             if id(value) not in fixed:
-                value.name, value.shape, value.type = (
-                    f"v{number}_{place}" if place else f"v{number}",
-                    None,
-                    None,
-                )
+                value.name = f"v{number}_{place}" if place else f"v{number}"
+            # A branch must state what it returns.
+            if id(value) not in fixed | returned:
+                value.shape = value.type = None
 
 
 def _check_batch(model: ir.Model, batch: int | None) -> None:

@@ -1,6 +1,7 @@
-"""A bundle: one folder with a graph for each depth, their common weights, and a description of all.
+"""A bundle: one folder with graphs of several depths, their common weights, and a description of all.
 
-The folder holds ``bundle.json``, one ``.onnx`` file per depth, ``weights.bin``, and a model card for people.
+The folder holds ``bundle.json``, one ``.onnx`` file per depth or one for all, ``weights.bin``, and a model
+card for people.
 A bundle is untrusted: every name, size and number is checked before anything is opened, and nothing in it is
 executed but the graphs, by the engine.
 """
@@ -80,6 +81,7 @@ class BundledDepth:
     Attributes:
         config: The depth; its text is that of the export.
         graph: Name of the file of its graph.
+        number: What the graph's input ``depth`` is for this depth; None: a graph of this depth alone.
         gmacs: Billions of multiply-accumulates of one image.
         parameters: Number of parameters that run.
         figures: COCO figures in [0, 1] by name; empty if the export knew no depth curve.
@@ -97,6 +99,7 @@ class BundledDepth:
     measurements: Sequence[Measurement] = ()
     equality: Mapping[str, float] = field(default_factory=dict)
     equality_engine: str | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -264,9 +267,9 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         raise BundleError(
             f"got {len(depths)} depths and the files {join_few(files)}, expected a depth and {WEIGHTS}"
         )
-    different = min(len({entry.config for entry in depths}), len({entry.graph for entry in depths}))
-    if different < len(depths):
-        raise BundleError(f"got {len(depths)} depths of which two are equal or share a graph")
+    if len({entry.config for entry in depths}) < len(depths):
+        raise BundleError(f"got {len(depths)} depths of which two are equal")
+    _check_numbers(depths)
     output = _take(values, "output", dict)
     return Bundle(
         folder=folder,
@@ -340,7 +343,25 @@ def _parse_depth(space: DepthSpace, values: object, files: Mapping[str, BundledF
         measurements=tuple(_parse_measurement(entry) for entry in _take(values, "measurements", list)),
         equality={name: _number(equality, name) for name in equality},
         equality_engine=None if engine is None else str(engine),
+        number=_parse_number(values),
     )
+
+
+def _check_numbers(depths: Sequence[BundledDepth]) -> None:
+    """Check that depths that share a graph have a number each, from which it knows them."""
+    by_graph: dict[str, list[int | None]] = {}
+    for entry in depths:
+        by_graph.setdefault(entry.graph, []).append(entry.number)
+    for graph, numbers in by_graph.items():
+        if len(numbers) > 1 and (None in numbers or len(set(numbers)) < len(numbers)):
+            raise BundleError(f"{len(numbers)} depths share the graph {graph}, expected a number of each")
+
+
+def _parse_number(values: Mapping[str, Any]) -> int | None:
+    number: int | None = _take(values, "number", (int, type(None)))
+    if number is not None and not 0 <= number < _MAX_ENTRIES:
+        raise BundleError(f"got number={number} of a depth, expected 0 to {_MAX_ENTRIES - 1}")
+    return number
 
 
 def _parse_measurement(values: object) -> Measurement:

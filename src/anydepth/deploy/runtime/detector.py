@@ -90,9 +90,12 @@ class DeployedDetector:
 
     @property
     def open_depths(self) -> tuple[str, ...]:
-        """The depths whose graphs are open, the one used last at the end."""
+        """The depths whose graphs are open, the one used last at the end; depths may share a graph."""
         with self._lock:
-            return tuple(self._sessions)
+            graphs = list(self._sessions)
+        return tuple(
+            str(entry.config) for graph in graphs for entry in self.bundle.depths if entry.graph == graph
+        )
 
     def resolve(self, depth: str | DepthConfig) -> BundledDepth:
         """Return the exported depth that a text or a budget names.
@@ -132,12 +135,12 @@ class DeployedDetector:
         self._session(self.resolve(depth))
 
     def close(self, depth: str | DepthConfig | None = None) -> None:
-        """Close the graph of a depth, or all; a later call opens it again."""
+        """Close the graph of a depth, and of those that share it, or all; a later call opens it again."""
         with self._lock:
             if depth is None:
                 self._sessions.clear()
             else:
-                self._sessions.pop(str(self.resolve(depth).config), None)
+                self._sessions.pop(self.resolve(depth).graph, None)
 
     def run(self, images: NDArray[np.float32], depth: str | DepthConfig = "full") -> tuple[Any, Any]:
         """Run the network alone.
@@ -231,7 +234,7 @@ class DeployedDetector:
         ]
 
     def _run(self, images: NDArray[np.float32], entry: BundledDepth) -> tuple[Any, Any]:
-        boxes, scores = self._session(entry).run(images)
+        boxes, scores = self._session(entry).run(images, entry.number)
         count, classes = boxes.shape[1] if boxes.ndim == 3 else 0, len(self.class_names)
         expected = ((len(images), count, 4), (len(images), count, classes))
         if (boxes.shape, scores.shape) != expected or {boxes.dtype, scores.dtype} != {np.dtype(np.float32)}:
@@ -260,24 +263,23 @@ class DeployedDetector:
 
     def _session(self, entry: BundledDepth) -> Session:
         """Return the session of a depth, which is opened at its first use."""
-        name = str(entry.config)
-        session = self._opened(name)
+        session = self._opened(entry.graph)
         if session is None:
             with self._opening:
                 # Another thread may have opened it meanwhile.
-                session = self._opened(name)
+                session = self._opened(entry.graph)
                 if session is None:
-                    session = self._open(name, entry)
+                    session = self._open(entry)
         return session
 
-    def _opened(self, name: str) -> Session | None:
+    def _opened(self, graph: str) -> Session | None:
         with self._lock:
-            if name not in self._sessions:
+            if graph not in self._sessions:
                 return None
-            self._sessions.move_to_end(name)
-            return self._sessions[name][0]
+            self._sessions.move_to_end(graph)
+            return self._sessions[graph][0]
 
-    def _open(self, name: str, entry: BundledDepth) -> Session:
+    def _open(self, entry: BundledDepth) -> Session:
         weights = self.bundle.check_graph(entry.graph)
         if self._verify:
             self.bundle.check_files(entry.graph, *(() if self._weights_checked else (WEIGHTS,)))
@@ -292,8 +294,14 @@ class DeployedDetector:
             while self._sessions and weights + sum(size for _, size in self._sessions.values()) > self._limit:
                 self._sessions.popitem(last=False)
         session = open_session(self.engine, self.bundle.folder / entry.graph, self._options)
+        if session.has_depths != (entry.number is not None):
+            raise BundleError(
+                f"{self.bundle.folder}: depth {entry.config} has number={entry.number}, but the graph "
+                f"{entry.graph} {'is' if session.has_depths else 'is not'} one of several depths; export the "
+                "bundle again"
+            )
         with self._lock:
-            self._sessions[name] = (session, weights)
+            self._sessions[entry.graph] = (session, weights)
         return session
 
 

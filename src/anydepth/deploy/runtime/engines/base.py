@@ -13,6 +13,8 @@ from anydepth.utils.messages import join_few
 
 OUTPUTS: Final = ("boxes", "scores")
 """Names of the outputs of a graph."""
+DEPTH: Final = "depth"
+"""Name of the second input of a graph of several depths: a number without axes."""
 
 
 class EngineError(ValueError):
@@ -46,11 +48,43 @@ class EngineOptions:
 
 
 class Session(ABC):
-    """A graph that is open in an engine; several threads may run it at once."""
+    """A graph that is open in an engine; several threads may run it at once.
+
+    Attributes:
+        has_depths: Whether the graph is one of several depths, with an input that chooses among them.
+    """
+
+    has_depths = False
 
     @abstractmethod
-    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the graph on images [B, 3, H, W] and return its outputs ``boxes`` and ``scores``."""
+    def run(
+        self, images: NDArray[np.float32], number: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the graph.
+
+        Args:
+            images: [B, 3, H, W].
+            number: Number of the depth in a graph of several depths, else None.
+
+        Returns:
+            Its outputs ``boxes`` and ``scores``.
+        """
+
+
+def check_inputs(names: Sequence[str], graph: Path) -> bool:
+    """Check the inputs of a graph, and return whether it is one of several depths.
+
+    Raises:
+        EngineError: They are others than the images, and :data:`DEPTH` in a graph of several depths.
+    """
+    if len(names) == 1:
+        return False
+    if len(names) != 2 or names[1] != DEPTH:
+        raise EngineError(
+            f"{graph}: got the inputs {join_few(names)}, expected images and in a graph of several depths "
+            f"{DEPTH}; export the bundle again"
+        )
+    return True
 
 
 def check_outputs(names: Sequence[str], graph: Path) -> None:

@@ -7,7 +7,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from anydepth.deploy.runtime.engines.base import OUTPUTS, EngineError, EngineOptions, Session, check_outputs
+from anydepth.deploy.runtime.engines.base import (
+    DEPTH,
+    OUTPUTS,
+    EngineError,
+    EngineOptions,
+    Session,
+    check_inputs,
+    check_outputs,
+)
 
 _PROVIDERS: Final = {
     "cpu": ("CPUExecutionProvider",),
@@ -22,13 +30,19 @@ _ERRORS: Final = 3
 class OnnxRuntimeSession(Session):
     """A graph in ONNX Runtime, whose ``run`` is safe to call from several threads."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, *, has_depths: bool) -> None:
         self._session = session
         self._input = session.get_inputs()[0].name
+        self.has_depths = has_depths
 
-    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the graph on images [B, 3, H, W]."""
-        boxes, scores = self._session.run(list(OUTPUTS), {self._input: images})
+    def run(
+        self, images: NDArray[np.float32], number: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the graph on images [B, 3, H, W], at the depth of a number if it has several."""
+        inputs: dict[str, object] = {self._input: images}
+        if number is not None:
+            inputs[DEPTH] = np.array(number, np.int64)
+        boxes, scores = self._session.run(list(OUTPUTS), inputs)
         return boxes, scores
 
 
@@ -49,7 +63,8 @@ def open_session(graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
     except Exception as error:
         raise EngineError(f"{graph}: ONNX Runtime cannot open the graph: {error}") from error
     check_outputs([output.name for output in session.get_outputs()], graph)
-    return OnnxRuntimeSession(session)
+    has_depths = check_inputs([one.name for one in session.get_inputs()], graph)
+    return OnnxRuntimeSession(session, has_depths=has_depths)
 
 
 def check_device(device: str) -> None:

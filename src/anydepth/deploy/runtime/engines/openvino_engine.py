@@ -8,7 +8,14 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from anydepth.deploy.runtime.engines.base import OUTPUTS, EngineError, EngineOptions, Session, check_outputs
+from anydepth.deploy.runtime.engines.base import (
+    OUTPUTS,
+    EngineError,
+    EngineOptions,
+    Session,
+    check_inputs,
+    check_outputs,
+)
 from anydepth.utils.messages import join_few
 
 _DEVICES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
@@ -17,18 +24,21 @@ _DEVICES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 class OpenVinoSession(Session):
     """A graph in OpenVINO; each pass has a request of its own, because one request serves one thread."""
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, *, has_depths: bool) -> None:
         self._compiled = compiled
+        self.has_depths = has_depths
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
-    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the graph on images [B, 3, H, W]."""
+    def run(
+        self, images: NDArray[np.float32], number: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the graph on images [B, 3, H, W], at the depth of a number if it has several."""
         try:
             request = self._idle.get_nowait()
         except Empty:
             request = self._compiled.create_infer_request()
         # Copied: the request's own memory holds the next pass.
-        outputs = request.infer([images])
+        outputs = request.infer([images] if number is None else [images, np.array(number, np.int64)])
         boxes, scores = (np.array(outputs[name]) for name in OUTPUTS)
         self._idle.put(request)
         return boxes, scores
@@ -57,7 +67,8 @@ def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
         remedy = f". {join_few(links)} are links: copy the bundle with `cp -rL`" if links else ""
         raise EngineError(f"{graph}: OpenVINO cannot open the graph: {error}{remedy}") from error
     check_outputs([output.get_any_name() for output in compiled.outputs], graph)
-    return OpenVinoSession(compiled)
+    has_depths = check_inputs([one.get_any_name() for one in compiled.inputs], graph)
+    return OpenVinoSession(compiled, has_depths=has_depths)
 
 
 def check_device(device: str) -> None:
