@@ -22,6 +22,7 @@ from anydepth.deploy.runtime.bundle import (
     DESCRIPTION,
     FORMAT,
     FORMAT_VERSION,
+    LICENSE_ID,
     WEIGHTS,
     Bundle,
     BundleError,
@@ -34,7 +35,7 @@ from anydepth.evaluation.cost import count_depth
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.selection import selection_to_dict
 from anydepth.utils.files import write_text
-from anydepth.utils.messages import join_few
+from anydepth.utils.messages import join_few, short_repr
 from anydepth.utils.version import package_version
 
 # What Hydra and a multirun leave in the folder of an export.
@@ -51,6 +52,7 @@ def write_bundle(
     category_ids: Sequence[int] | None = None,
     curve: DepthCurve | None = None,
     engine: str | None = "onnxruntime",
+    license_id: str | None = None,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Bundle:
     """Export depths of a detector to a bundle.
@@ -65,6 +67,7 @@ def write_bundle(
         category_ids: Category id of each class in results files; None: 1, 2, ...
         curve: Depth curve of these weights, whose figures the bundle repeats.
         engine: Engine whose results are compared with PyTorch's; None: no comparison.
+        license_id: Licence of the weights for the model card, as the hub names it; None: none is stated.
         on_step: Function that is called with each step as it begins, because an export takes minutes.
 
     Returns:
@@ -77,6 +80,7 @@ def write_bundle(
     """
     folder, depths = Path(folder).resolve(), list(dict.fromkeys(depths))
     _check(detector, depths, folder, category_ids, curve, batch, engine)
+    _check_license(license_id)
     ids = list(category_ids or range(1, detector.num_classes + 1))
     with _replaced_folder(folder) as partial:
         entries = []
@@ -88,7 +92,7 @@ def write_bundle(
                 name = graph_name(depth)
                 (partial / name).write_bytes(ir.to_proto(model).SerializeToString())
                 entries.append(_depth_entry(detector, depth, name, curve))
-        description = _describe(detector, entries, ids, batch)
+        description = {**_describe(detector, entries, ids, batch), "license": license_id}
         description["files"] = {path.name: file_entry(path) for path in sorted(partial.iterdir())}
         write_description(partial, description)
         if engine is not None:
@@ -144,6 +148,13 @@ def _check(
     if curve is not None:
         _check_curve(curve, detector)
     _check_folder(folder)
+
+
+def _check_license(license_id: str | None) -> None:
+    if license_id is not None and not LICENSE_ID.fullmatch(license_id):
+        raise ExportError(
+            f"got license={short_repr(license_id)}, expected an identifier in small letters, such as apache-2.0"
+        )
 
 
 def _check_curve(curve: DepthCurve, detector: Detector) -> None:
