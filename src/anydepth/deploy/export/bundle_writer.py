@@ -153,7 +153,8 @@ def _check(
 def _check_license(license_id: str | None) -> None:
     if license_id is not None and not LICENSE_ID.fullmatch(license_id):
         raise ExportError(
-            f"got license={short_repr(license_id)}, expected an identifier in small letters, such as apache-2.0"
+            f"got license={short_repr(license_id)}, expected an identifier in small letters such as "
+            "apache-2.0"
         )
 
 
