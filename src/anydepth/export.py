@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from omegaconf import DictConfig
 
-from anydepth import zoo
+from anydepth import hub, zoo
 from anydepth.config.compose import check_config, entry_point
-from anydepth.deploy.runtime.bundle import Bundle
+from anydepth.deploy.runtime.bundle import DESCRIPTION, Bundle
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
@@ -30,13 +30,17 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         ValueError: A setting or a file that cannot be used; the message says what to change.
         ExportError: A detector or a folder that cannot be exported to.
         EngineError: The engine of the comparison is not installed.
+        HubError: The hub cannot be reached, or refuses. The bundle is complete if it was written by then.
     """
     config = check_config(cfg, "export")
     folder = Path(config["output"])
     check_output(folder)
+    if config["hub"] is not None:  # An export takes minutes.
+        hub.check_publishing(config["hub"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
+    weights = hub.find_file(config["weights"], hub.WEIGHTS)
     depths = detector.depth_space.parse_list(config["depths"])
-    curve = _read_curve(config["curve"], Path(config["weights"]), detector.input_size)
+    curve = _read_curve(config["curve"], weights, detector.input_size)
     writer = _import_writer()
     bundle: Bundle = writer(
         detector,
@@ -47,10 +51,13 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         category_ids=config["category_ids"],
         curve=curve,
         engine=config["engine"],
+        license_id=config["license"],
         on_step=print_lines,
     )
     size = sum(file.bytes for file in bundle.files.values()) / 2**20
     print_lines(*_report(bundle, size, with_curve=curve is not None))
+    if config["hub"] is not None:
+        _publish(bundle, weights, config["hub"], private=config["private"])
     return {"mebibytes": size, "depths": float(len(bundle.depths))}, {"bundle": bundle}
 
 
@@ -68,6 +75,24 @@ def _import_writer() -> Any:
             "of this package"
         ) from error
     return write_bundle
+
+
+def _publish(bundle: Bundle, weights: Path, name: str, *, private: bool) -> None:
+    """Write a bundle and the weights that it was made of into a repository of the hub.
+
+    Raises:
+        HubError: The hub cannot be reached, or refuses; the message says that the bundle is complete.
+    """
+    names = (*bundle.files, DESCRIPTION)
+    files = {hub.WEIGHTS: weights, **{file: bundle.folder / file for file in names}}
+    try:
+        address = hub.publish(name, files, private=private)
+    except (hub.HubError, OSError) as error:
+        raise hub.HubError(
+            f"{error}. The bundle is complete in {bundle.folder}; `hf upload {name} {bundle.folder}` uploads "
+            "it later"
+        ) from error
+    print_lines(f"published {address}")
 
 
 def _read_curve(given: str | None, weights: Path, input_size: tuple[int, int]) -> DepthCurve | None:

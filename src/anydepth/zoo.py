@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from anydepth import hub
 from anydepth.config.compose import compose, instantiate, option_names
 from anydepth.config.targets import find_target
 from anydepth.config.value_types import check_arguments
@@ -236,19 +237,28 @@ def save(detector: Detector, path: str | Path) -> Path:
     return Path(path)
 
 
-def load(path: str | Path) -> Detector:
+def load(path: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Detector:
     """Load the detector that :func:`save` wrote, on the CPU, in eval mode, with its class names.
 
     The file is untrusted: the detector that it describes is first built without memory, and for real only if
     the file holds its weights.
 
+    Args:
+        path: A file, which wins, or as a text the name ``OWNER/NAME`` of a repository of the Hugging Face
+            hub, from which ``weights.safetensors`` is downloaded (extra ``hub``).
+        revision: Branch, tag or commit of the repository; None: the main branch.
+        cache_dir: Folder for downloads; None: that of ``huggingface_hub``.
+
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, nor such a repository
+            (:class:`~anydepth.hub.HubError`).
+        ValueError: A revision or a folder for downloads of a local path.
         ZooError: The file is cut short, was not written by :func:`save`, is of a newer layout, describes a
             detector that cannot be built, or its weights do not fit that detector or hold NaN.
     """
-    contents = _read(Path(path))
-    _check_sizes(contents, Path(path))
+    path = hub.find_file(path, hub.WEIGHTS, revision=revision, cache_dir=cache_dir)
+    contents = _read(path)
+    _check_sizes(contents, path)
     try:
         blueprint = _blueprint_of(contents)
         with torch.device("meta"):
@@ -256,7 +266,7 @@ def load(path: str | Path) -> Detector:
     # Builders check values, not types: which exception a list in place of a number raises is Python's affair.
     except Exception as error:
         raise ZooError(f"{path}: its detector cannot be built: {error}") from error
-    _check_fit(sketch, contents.weights, Path(path))
+    _check_fit(sketch, contents.weights, path)
     try:
         check_finite(contents.weights, str(path))
     except WeightsError as error:

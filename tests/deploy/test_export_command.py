@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fake_graphs import replace_export
 
-from anydepth import export, zoo
+import anydepth
+from anydepth import export, hub, zoo
 from anydepth.config.compose import compose
 from anydepth.deploy.export.graph import ExportError
 from anydepth.deploy.runtime.bundle import Bundle, read_bundle
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from anydepth.hub import HubError
+from hub_server import serve_hub
 from small_networks import SMALL_DETECTOR
 
 
@@ -124,3 +128,59 @@ def test_depths_at_which_detections_are_missing_are_warned_of(weights: Path):
     assert "depth     minimal: " in lines[1]
     assert "; 90% of the best detections found, boxes within 1.0e-01 px" in lines[1]
     assert any(line.startswith("Warning: at minimal, onnxruntime does not find all") for line in lines)
+
+
+def test_a_bundle_is_published_with_its_weights(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    with serve_hub(monkeypatch, tmp_path / "home") as server:
+        _, bundle = _run(weights, "depths=[full]", "hub=ann/boats", "license=apache-2.0")
+        (former, files) = server.repositories["ann/boats"]
+        assert set(files) - set(former) == {*bundle.files, "bundle.json", "weights.safetensors"}
+        assert files["weights.safetensors"] == weights.read_bytes()
+        assert files["weights.bin"] == (bundle.folder / "weights.bin").read_bytes()
+        assert server.private["ann/boats"] is True
+        assert f"published {server.url}/ann/boats/commit/" in capsys.readouterr().out
+        card = files["README.md"].decode()
+        assert yaml.safe_load(card.split("---")[1]) == {
+            "library_name": "anydepth",
+            "pipeline_tag": "object-detection",
+            "license": "apache-2.0",
+            "tags": ["any-depth", "onnx"],
+        }
+        assert anydepth.load("ann/boats", cache_dir=tmp_path / "cache").class_names == ("cat", "dog")
+        assert anydepth.deploy.load("ann/boats", cache_dir=tmp_path / "cache").depths == ("full",)
+
+
+def test_what_cannot_be_published_is_known_before_the_export(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    with serve_hub(monkeypatch, tmp_path / "home"):
+        for override, message in (
+            ("hub=boats", "got hub='boats', expected the name of a repository"),
+            ("license=My Licence", "got license='My Licence', expected an identifier in small letters"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                _run(weights, override)
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        with pytest.raises(HubError, match="the Hugging Face hub refused the request"):
+            _run(weights, "hub=ann/boats")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_stays_if_publishing_fails(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(name: str, files: object, *, private: bool) -> str:
+        raise HubError(f"{name}: the Hugging Face hub refused the request: storage is full")
+
+    monkeypatch.setattr(hub, "check_publishing", lambda name: None)
+    monkeypatch.setattr(hub, "publish", refuse)
+    with pytest.raises(
+        HubError, match=r"storage is full\. The bundle is complete in .*`hf upload ann/boats "
+    ):
+        _run(weights, "hub=ann/boats")
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "license" not in yaml.safe_load(card.split("---")[1])

@@ -25,6 +25,7 @@ from anydepth.deploy.runtime.bundle import (
     DESCRIPTION,
     FORMAT,
     FORMAT_VERSION,
+    LICENSE_ID,
     WEIGHTS,
     Bundle,
     BundleError,
@@ -37,7 +38,7 @@ from anydepth.evaluation.cost import count_depth
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.selection import selection_to_dict
 from anydepth.utils.files import write_text
-from anydepth.utils.messages import join_few
+from anydepth.utils.messages import join_few, short_repr
 from anydepth.utils.version import package_version
 
 # What Hydra and a multirun leave in the folder of an export.
@@ -58,6 +59,7 @@ def write_bundle(
     curve: DepthCurve | None = None,
     engine: str | None = "onnxruntime",
     graph: str = "each",
+    license_id: str | None = None,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Bundle:
     """Export depths of a detector to a bundle.
@@ -74,6 +76,7 @@ def write_bundle(
         engine: Engine whose results are compared with PyTorch's; None: no comparison.
         graph: ``each``: every depth has a graph; ``one``: one graph has all depths, see
             :func:`anydepth.deploy.export.one_graph.merge_graphs`.
+        license_id: Licence of the weights for the model card, as the hub names it; None: none is stated.
         on_step: Function that is called with each step as it begins, because an export takes minutes.
 
     Returns:
@@ -88,6 +91,7 @@ def write_bundle(
     if graph not in ("each", "one"):
         raise ExportError(f"got graph={graph!r}, expected each or one")
     _check(detector, depths, folder, category_ids, curve, batch, engine)
+    _check_license(license_id)
     ids = list(category_ids or range(1, detector.num_classes + 1))
     with _replaced_folder(folder) as partial:
         entries = [_depth_entry(detector, depth, curve) for depth in depths]
@@ -99,7 +103,7 @@ def write_bundle(
                 for depth, model, entry in zip(depths, models, entries, strict=True):
                     entry["graph"] = graph_name(depth)
                     _write_graph(model, partial / entry["graph"], weights)
-        description = _describe(detector, entries, ids, batch)
+        description = {**_describe(detector, entries, ids, batch), "license": license_id}
         description["files"] = {path.name: file_entry(path) for path in sorted(partial.iterdir())}
         write_description(partial, description)
         if engine is not None:
@@ -186,6 +190,14 @@ def _check(
     if curve is not None:
         _check_curve(curve, detector)
     _check_folder(folder)
+
+
+def _check_license(license_id: str | None) -> None:
+    if license_id is not None and not LICENSE_ID.fullmatch(license_id):
+        raise ExportError(
+            f"got license={short_repr(license_id)}, expected an identifier in small letters such as "
+            "apache-2.0"
+        )
 
 
 def _check_curve(curve: DepthCurve, detector: Detector) -> None:

@@ -22,6 +22,7 @@ def model_card(bundle: Bundle) -> str:
     depths = [str(entry.config) for entry in bundle.depths]
     return "\n".join(
         [
+            *_front_matter(bundle),
             f"# {bundle.detector}, {len(depths)} depths",
             "",
             "An any-depth object detector: one set of weights (`weights.bin`) and "
@@ -40,6 +41,7 @@ def model_card(bundle: Bundle) -> str:
             "```python",
             "from anydepth.deploy import load  # needs numpy, Pillow and onnxruntime or openvino, not torch",
             "",
+            "# This folder, or the name OWNER/NAME of its repository on the Hugging Face hub.",
             'detector = load("FOLDER", engine="onnxruntime")',
             f'detections = detector.predict("photo.jpg", depth="{depths[-1]}")',
             "```",
@@ -51,6 +53,21 @@ def model_card(bundle: Bundle) -> str:
 def _graphs(depths: Sequence[BundledDepth]) -> str:
     shared = depths[0].number is not None
     return f"one graph for all depths (`{depths[0].graph}`)" if shared else "one graph per depth"
+
+
+def _front_matter(bundle: Bundle) -> list[str]:
+    """Return the metadata in YAML by which the Hugging Face hub lists a model; elsewhere it does no harm."""
+    return [
+        "---",
+        "library_name: anydepth",
+        "pipeline_tag: object-detection",
+        *([f"license: {bundle.license}"] if bundle.license else []),
+        "tags:",
+        "- any-depth",
+        "- onnx",
+        "---",
+        "",
+    ]
 
 
 def _depth_table(depths: Sequence[BundledDepth]) -> list[str]:

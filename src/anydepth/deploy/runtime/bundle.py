@@ -35,6 +35,8 @@ _MAX_ENTRIES: Final = 65_536
 _MAX_PIXELS: Final = 2**28  # 3 GiB of input
 _MAX_STAGES: Final = 64
 _MAX_LAYERS: Final = 1024
+LICENSE_ID: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+"""Identifier of a licence, as the hub has them."""
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}")
 
 T = TypeVar("T")
@@ -120,6 +122,7 @@ class Bundle:
         depths: The depths that were exported, as listed.
         files: Files by name, without the description itself.
         versions: Versions of the packages that made it.
+        license: Identifier of the licence of the weights; None: none is stated.
     """
 
     folder: Path
@@ -134,6 +137,7 @@ class Bundle:
     depths: tuple[BundledDepth, ...]
     files: Mapping[str, BundledFile]
     versions: Mapping[str, str]
+    license: str | None = None
 
     def depth(self, depth: str | DepthConfig) -> BundledDepth:
         """Return an exported depth.
@@ -284,7 +288,14 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         depths=depths,
         files=files,
         versions={name: str(text) for name, text in _take(values, "versions", dict).items()},
+        license=_parse_license(values.get("license")),
     )
+
+
+def _parse_license(value: object) -> str | None:
+    if value is not None and not (isinstance(value, str) and LICENSE_ID.fullmatch(value)):
+        raise BundleError(f"got license={short_repr(value)}, expected an identifier such as apache-2.0")
+    return value
 
 
 def _parse_space(values: Mapping[str, Any]) -> DepthSpace:

@@ -15,6 +15,7 @@ from anydepth.deploy.runtime.budget import DepthFigures, choose_depth, parse_bud
 from anydepth.deploy.runtime.bundle import WEIGHTS, Bundle, BundledDepth, BundleError, read_bundle
 from anydepth.deploy.runtime.engines import check_engine, engine_version, open_session
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
+from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.deploy.runtime.measurement import machine_name
 from anydepth.deploy.runtime.selection import select
 from anydepth.depth import DepthConfig, DepthSpace
@@ -346,11 +347,14 @@ def load(
     precision: str = "fp32",
     memory_limit: float | None = None,
     verify: bool = True,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> DeployedDetector:
     """Load the detector of a bundle; graphs are opened when a depth is first used.
 
     Args:
-        path: Folder that ``anydepth-export`` wrote.
+        path: Folder that ``anydepth-export`` wrote; or as a text the name ``OWNER/NAME`` of a repository of
+            the Hugging Face hub with such a bundle, if there is no such folder (extra ``hub``).
         engine: ``onnxruntime`` or ``openvino``.
         device: ``cpu``; with ONNX Runtime also ``cuda``, ``tensorrt`` or ``coreml``, with OpenVINO ``gpu`` or
             ``npu``.
@@ -359,15 +363,18 @@ def load(
             processor has it, which finds somewhat different boxes).
         memory_limit: Limit in MiB of the weights of all open depths; None: no limit.
         verify: Whether files are compared with the hashes in the bundle; False saves a fraction of a second.
+        revision: Branch, tag or commit of the repository; None: the main branch.
+        cache_dir: Folder for downloads; None: that of ``huggingface_hub``.
 
     Raises:
         BundleError: No bundle, or one that is damaged, of another version or not allowed.
+        HubError: Neither a folder nor a repository that can be read.
+        ValueError: A revision or a folder for downloads of a local path.
         EngineError: Options that do not exist, or an engine that is not installed.
     """
     options = EngineOptions(device, threads, precision)
-    return DeployedDetector(
-        read_bundle(path), engine=engine, options=options, memory_limit=memory_limit, verify=verify
-    )
+    bundle = read_bundle(find_bundle(path, revision=revision, cache_dir=cache_dir))
+    return DeployedDetector(bundle, engine=engine, options=options, memory_limit=memory_limit, verify=verify)
 
 
 def _measured_conditions(bundle: Bundle) -> str:

@@ -1,0 +1,67 @@
+"""Bundles of the Hugging Face hub: downloaded once, and laid out as a folder of ordinary files."""
+
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Final
+
+from anydepth import hub
+from anydepth.deploy.runtime.bundle import CARD, DESCRIPTION, Bundle, read_bundle
+from anydepth.utils.files import atomic_path
+
+# What engines read; anything else in a repository stays there.
+_SUFFIXES: Final = (".onnx", ".bin")
+# Threads of a process share the hidden names of unfinished files.
+_LAYING_OUT: Final = threading.Lock()
+
+
+def find_bundle(
+    path: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """Return the folder of a bundle, which is downloaded if it lies in a repository.
+
+    The description is read and checked before anything that it names is downloaded. The folder holds hard
+    links to the downloads, or copies where there are none: OpenVINO refuses weights behind a symbolic link,
+    as the cache of ``huggingface_hub`` has them. What ``anydepth-benchmark`` writes into it stays.
+
+    Args:
+        path: A local folder, which wins, or the name of a repository.
+        revision: Branch, tag or commit; None: the main branch.
+        cache_dir: Folder for downloads; None: that of ``huggingface_hub``.
+
+    Raises:
+        ValueError: A revision or folder for downloads of a local path.
+        HubError: The repository cannot be read, or holds no bundle.
+        BundleError: Its description is damaged, of another version or not allowed.
+    """
+    if not hub.is_repository(path):
+        hub.check_local(path, revision, cache_dir)
+        return Path(path)
+    name = str(path)
+    described = hub.find_file(name, DESCRIPTION, revision=revision, cache_dir=cache_dir)
+    files = _needed(read_bundle(described.parent))
+    # In the cache, files of a commit lie in a folder of its name: later ones cannot come from a newer commit.
+    commit = described.parent.name
+    downloads = hub.download(name, files, commit=commit, cache_dir=cache_dir)
+    folder = hub.own_folder(name, commit, cache_dir)
+    with _LAYING_OUT:
+        for file in (*files, DESCRIPTION):
+            _lay_out(downloads / file, folder / file)
+    return folder
+
+
+def _needed(bundle: Bundle) -> list[str]:
+    return [name for name in bundle.files if name.endswith(_SUFFIXES) or name == CARD]
+
+
+def _lay_out(source: Path, target: Path) -> None:
+    """Put an ordinary file in place, unless it is there; one that the repository lacks is left out."""
+    if target.exists() or not source.exists():
+        return
+    with atomic_path(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source.resolve(), partial)
+        except OSError:  # Another disk, or a file system without links.
+            shutil.copyfile(source, partial)
