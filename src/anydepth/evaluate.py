@@ -98,7 +98,7 @@ def _write_results(
     }
 
 
-@entry_point("evaluate")
+@entry_point("evaluate", positional="weights")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-evaluate``."""
     return run_job(cfg, run, summarize_ap)

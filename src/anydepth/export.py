@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     folder = Path(config["output"])
     check_output(folder)
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
-    depths = detector.depth_space.parse_list(config["depths"])
+    depths = detector.resolve_list(config["depths"], specialised=True)
     curve = _read_curve(config["curve"], Path(config["weights"]), detector.input_size)
     writer = _import_writer()
     bundle: Bundle = writer(
@@ -112,7 +112,7 @@ def summarize(figures: Mapping[str, float]) -> str:
     return f"{figures['depths']:.0f} depths, {figures['mebibytes']:.1f} MiB"
 
 
-@entry_point("export")
+@entry_point("export", positional="weights")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-export``."""
     return run_job(cfg, run, summarize)

@@ -94,7 +94,9 @@ class Predict(TypedDict, total=False):
     source: str | None
     depth: str
     threshold: float
+    engine: str
     device: str
+    threads: int | None
     precision: str
     batch_size: int
     subfolders: bool

@@ -175,7 +175,7 @@ def evaluate_depths(
         detector: Detector, which is moved to ``device`` and stays there.
         loader: Batches of resized images.
         evaluator: Evaluator with the ground truth; earlier detections in it are removed.
-        depths: Texts or configurations, or ``ladder`` or ``all``.
+        depths: Texts, configurations or budgets, or ``ladder`` or ``all``.
         device: Device to run on.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         latency_repetitions: Timed passes per depth; 0 measures no latency.
@@ -192,7 +192,7 @@ def evaluate_depths(
         DepthError: A depth that the detector does not have.
         EvaluationError: The loader yields nothing, or detections that do not fit the ground truth.
     """
-    configs = detector.depth_space.parse_list(depths)
+    configs = detector.resolve_list(depths, specialised=specialised)
     device = torch.device(device)
     detector.to(device)
     evaluator.reset()

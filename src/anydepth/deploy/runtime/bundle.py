@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from anydepth.deploy.runtime.measurement import Measurement
 from anydepth.deploy.runtime.onnx_file import external_tensors
 from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace
+from anydepth.measurement import Measurement
 from anydepth.selection import Selection, parse_selection
 from anydepth.utils.messages import join_few, short_repr
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from anydepth.deploy.runtime.budget import DepthFigures, choose_depth, parse_budget
+from anydepth.budget import DepthFigures, choose_depth, parse_budget
 from anydepth.deploy.runtime.bundle import WEIGHTS, Bundle, BundledDepth, BundleError, read_bundle
 from anydepth.deploy.runtime.engines import check_engine, engine_version, open_session
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
-from anydepth.deploy.runtime.measurement import machine_name
 from anydepth.deploy.runtime.selection import select
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detections import Detections
+from anydepth.measurement import Conditions, machine_name, newest
 from anydepth.pictures.fitting import Fit, fit_picture, place_image, to_input
 from anydepth.pictures.reading import ImageError
 from anydepth.pictures.sources import list_pictures, to_picture
@@ -305,7 +305,7 @@ def depth_figures(bundle: Bundle, engine: str, options: EngineOptions) -> list[D
     that were measured last under these conditions: with the installed version of the engine, on a machine of
     this kind, and with these options. Others, as of a machine from which the bundle was copied, say nothing.
     """
-    here = (
+    here = Conditions(
         engine,
         engine_version(engine),
         options.device,
@@ -316,15 +316,14 @@ def depth_figures(bundle: Bundle, engine: str, options: EngineOptions) -> list[D
     )
     rows = []
     for entry in bundle.depths:
-        measured = [one for one in entry.measurements if one.conditions == here]
-        newest = max(measured, key=lambda one: one.date, default=None)
+        measured = newest(entry.measurements, here)
         rows.append(
             DepthFigures(
                 str(entry.config),
                 2 * entry.gmacs,
                 entry.figures.get("AP"),
-                newest.median_ms if newest else None,
-                newest.memory_mb if newest else None,
+                measured.median_ms if measured else None,
+                measured.memory_mb if measured else None,
             )
         )
     return rows
