@@ -258,9 +258,10 @@ class Detector(nn.Module, ABC):
             DepthError: A depth that does not exist, an empty list, or nothing is within a budget.
             WeightsError: The curve or the measurements beside the weights are damaged.
         """
-        several = [depths] if isinstance(depths, str | DepthConfig) else depths
-        if not isinstance(several, Sequence):  # A configuration file may hold anything.
-            return self.depth_space.parse_list(several)
+        given: object = depths  # A configuration file may hold anything.
+        if not isinstance(given, Sequence):
+            return self.depth_space.parse_list(depths)
+        several = [given] if isinstance(given, str) else given
         return self.depth_space.parse_list(
             [self.resolve(one, specialised=specialised) if parse_budget(one) else one for one in several]
         )

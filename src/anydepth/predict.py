@@ -13,9 +13,14 @@ from torch import Tensor
 from anydepth import zoo
 from anydepth.budget import parse_budget
 from anydepth.config.compose import check_config, entry_point, resolve_config
-from anydepth.deploy.runtime.detector import load
-from anydepth.deploy.runtime.engines import ENGINES
-from anydepth.deploy.task import BundleTask, Task, TorchTask, limited_threads
+from anydepth.deploy.task import (
+    BundleTask,
+    Task,
+    TorchTask,
+    check_weights_engine,
+    limited_threads,
+    open_bundle,
+)
 from anydepth.depth import DepthConfig
 from anydepth.detections import BaseDetections
 from anydepth.evaluation.device import resolve_device
@@ -42,7 +47,6 @@ from anydepth.training.checkpointing.sigterm import terminate_on_sigterm
 from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 from anydepth.utils.messages import join_few
-from anydepth.weights.figures import SPECIALISED
 
 ON_BAD_IMAGE: Final = ("skip", "raise")
 _INTERRUPTED: Final = 130
@@ -164,17 +168,9 @@ def _open_task(
         ValueError: An engine that does not run what lies there, or anything else that cannot be used.
     """
     if path.is_dir():
-        if engine == SPECIALISED:
-            raise ValueError(f"engine={engine}: {path} is a bundle; allowed are {', '.join(ENGINES)}")
-        device = "cpu" if device == "auto" else device
-        options: dict[str, Any] = {"device": device, "precision": precision}
-        engine = next(iter(ENGINES)) if engine == "auto" else engine
-        return BundleTask(load(path, engine=engine, threads=threads, **options), depth, **options)
-    if engine not in ("auto", SPECIALISED):
-        raise ValueError(
-            f"engine={engine}: {path} is a file of weights, which run in PyTorch; give engine=auto, or a "
-            "bundle that anydepth-export made of them"
-        )
+        detector = open_bundle(path, engine=engine, device=device, precision=precision, threads=threads)
+        return BundleTask(detector, depth, device=device, precision=precision)
+    check_weights_engine(path, engine)
     return TorchTask(zoo.load(path).to(resolve_device(device)), depth, precision)
 
 

@@ -173,11 +173,12 @@ def _measure_bundle(options: Options) -> Outcome:
 def _measure_weights(options: Options) -> Outcome:
     # Only here: a bundle is measured without PyTorch.
     from anydepth.commands import weights_benchmark as benchmark
+    from anydepth.weights.figures import SPECIALISED
 
     values = options.values
     detector = benchmark.load_to_measure(options.path, values["device"], values["threads"])
     depths = ["ladder"] if values["depths"] == "auto" else _listed(values["depths"])
-    engine = benchmark.SPECIALISED if values["engine"] == "auto" else values["engine"]
+    engine = SPECIALISED if values["engine"] == "auto" else values["engine"]
     found = benchmark.measure_weights(
         detector, depths, engine, values["precision"], _protocol(values, batch=1)
     )

@@ -1,19 +1,24 @@
 """COCO figures of the depths of a bundle in an engine, by the evaluator that scores PyTorch detectors."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from anydepth import detections
-from anydepth.deploy.runtime.bundle import BundledDepth
+from anydepth.deploy.export.card import model_card
+from anydepth.deploy.runtime.bundle import CARD, DESCRIPTION, Bundle, BundledDepth
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.depth import DepthConfig
 from anydepth.evaluation.coco_eval import CocoEvaluator, CocoResult, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow, warn_of_skipped
 from anydepth.images import to_unit_range
 from anydepth.structures import Batch, Detections
+from anydepth.utils.files import write_text
 
 
 def evaluate_bundle(
@@ -94,7 +99,8 @@ def _detect(
 
 def _as_scored(found: detections.Detections, size: tuple[int, int], *, clips: bool) -> Detections:
     own = found.clipped(*size) if clips else found
-    return Detections(*map(torch.from_numpy, (own.boxes_xyxy, own.scores, own.labels)))
+    boxes, scores, labels = map(torch.from_numpy, (own.boxes_xyxy, own.scores, own.labels))
+    return Detections(boxes, scores, labels)
 
 
 def _row(stages: Sequence[str], entry: BundledDepth, results: Mapping[str, CocoResult]) -> DepthRow:
@@ -109,3 +115,31 @@ def _row(stages: Sequence[str], entry: BundledDepth, results: Mapping[str, CocoR
         figures=result.figures,
         per_class=result.per_class,
     )
+
+
+def record_figures(bundle: Bundle, curve: DepthCurve) -> None:
+    """Write the COCO figures of a curve into a bundle, in place of those of these depths; and its model card.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    found = {row.depth: _known(row.figures) for row in curve.rows}
+    path = bundle.folder / DESCRIPTION
+    description = json.loads(path.read_text(encoding="utf-8"))
+    for entry in description["depths"]:
+        entry["figures"] = found.get(entry["depth"], entry["figures"])
+    depths = tuple(
+        replace(entry, figures=found.get(str(entry.config), entry.figures)) for entry in bundle.depths
+    )
+    if CARD in description["files"]:
+        card = model_card(replace(bundle, depths=depths))
+        data = card.encode("utf-8")
+        digest = hashlib.sha256(data).hexdigest()
+        description["files"][CARD] = {"bytes": len(data), "sha256": digest}
+        write_text(bundle.folder / CARD, card)
+    write_text(path, json.dumps(description, indent=2, allow_nan=False) + "\n")
+
+
+def _known(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures that are known: -1 stands for objects that the images lack."""
+    return {name: value for name, value in figures.items() if value >= 0}

@@ -6,23 +6,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from anydepth.budget import parse_budget
 from anydepth.deploy.runtime.bundle import DESCRIPTION
-from anydepth.deploy.runtime.detector import DeployedDetector
+from anydepth.deploy.runtime.detector import DeployedDetector, load
+from anydepth.deploy.runtime.engines import ENGINES
 from anydepth.depth import DepthConfig
 from anydepth.detections import BaseDetections
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast
 from anydepth.utils.arguments import check_count
+from anydepth.weights.figures import SPECIALISED
 
 # From so many images, a specialised detector pays: making it takes as long as one to four passes on a CPU,
 # and it saves a fifth to a third of each.
 _SPECIALISE_FROM = 8
+
+
+AUTO: Final = "auto"
+"""Engine or device that suits what is given: PyTorch for weights, ONNX Runtime on the CPU for a bundle."""
 
 
 class Task(ABC):
@@ -127,6 +133,45 @@ class BundleTask(Task):
         """Return the hash of what the bundle describes, the engine and its options."""
         return {"weights": _bundle_hash(self.detector.bundle.folder), "engine": self.detector.engine} | (
             self._options
+        )
+
+
+def open_bundle(
+    path: Path, *, engine: str, device: str, precision: str, threads: int | None
+) -> DeployedDetector:
+    """Load the detector of a bundle for a command that also takes weights.
+
+    Args:
+        path: Folder of the bundle.
+        engine: ``auto`` for ONNX Runtime, or another engine of bundles.
+        device: ``auto`` for the CPU, or a device of the engine.
+        precision: ``fp32``, or ``auto`` for what the engine chooses.
+        threads: Threads of one pass on a CPU; None: as many as the engine chooses.
+
+    Raises:
+        ValueError: Anything of these that cannot be used.
+    """
+    if engine == SPECIALISED:
+        raise ValueError(f"engine={engine}: {path} is a bundle; allowed are {', '.join(ENGINES)}")
+    return load(
+        path,
+        engine=next(iter(ENGINES)) if engine == AUTO else engine,
+        device="cpu" if device == AUTO else device,
+        precision=precision,
+        threads=threads,
+    )
+
+
+def check_weights_engine(path: Path, engine: str) -> None:
+    """Check the engine of a command that got a file of weights.
+
+    Raises:
+        ValueError: It runs bundles alone, or is unknown.
+    """
+    if engine not in (AUTO, SPECIALISED):
+        raise ValueError(
+            f"engine={engine}: {path} is a file of weights, which run in PyTorch; give engine=auto, or a "
+            "bundle that anydepth-export made of them"
         )
 
 
