@@ -24,7 +24,7 @@ class BudgetError(DepthError):
 
 @dataclass(frozen=True)
 class DepthFigures:
-    """What is known of a depth.
+    """Cost and AP of a depth, as far as they are known.
 
     Attributes:
         depth: Text of the depth.

@@ -19,7 +19,7 @@ ValuesT = TypeVar("ValuesT", bound=Any)
 
 @dataclass(frozen=True)
 class BaseDetections(Generic[ValuesT]):
-    """What detections as arrays and as tensors have in common.
+    """Detections of one image, as arrays or as tensors.
 
     Attributes:
         boxes_xyxy: [N, 4] float32, pixels of the original image.

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -21,7 +22,7 @@ from anydepth.layers.mode import ModuleT, in_eval_mode
 from anydepth.layers.specialise import specialise
 from anydepth.measurement import Conditions
 from anydepth.pictures.fitting import Fit, Placement, place_image
-from anydepth.pictures.reading import ImageError
+from anydepth.pictures.sources import read_member
 from anydepth.selection import Selection
 from anydepth.structures import Candidates, Detections, DetectorOutput, Targets
 from anydepth.utils.arguments import check_count, check_share
@@ -355,7 +356,7 @@ class Detector(nn.Module, ABC):
         threshold = check_share("threshold", threshold)
         batch_size = check_count("batch_size", batch_size)
         config = self.resolve(depth)
-        sources = list_images(source)
+        sources, read = list_images(source), partial(to_image, urls=urls)
         weight = next(self.parameters())
         if weight.dtype != torch.float32:
             raise ValueError(
@@ -366,7 +367,7 @@ class Detector(nn.Module, ABC):
         with evaluating(self) as network:
             for start in range(0, len(sources), batch_size):
                 images = [
-                    _read_of_several(sources, index, urls=urls)
+                    read_member(read, sources, index)
                     for index in range(start, min(start + batch_size, len(sources)))
                 ]
                 sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -467,18 +468,6 @@ def evaluating(module: ModuleT) -> Iterator[ModuleT]:
     """
     with torch.inference_mode():
         yield in_eval_mode(module)
-
-
-def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> Tensor:
-    """Read one of several images; an error that names no file says which one it is."""
-    try:
-        return to_image(sources[index], urls=urls)
-    except ImageError:
-        raise
-    except ValueError as error:
-        if len(sources) == 1:
-            raise
-        raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
 
 
 def check_images(images: Tensor, *, training: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What was measured of a depth on a device, as it is recorded in a bundle or beside a file of weights."""
+"""Measurements of a depth on a device, as a bundle or a file beside weights records them."""
 
 import os
 import platform

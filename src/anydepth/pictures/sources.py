@@ -1,9 +1,9 @@
 """The forms in which pictures are given from Python: files, addresses, Pillow pictures and arrays."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import HTTPException
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anydepth.pictures.reading import ImageError, Pixels, convert_picture, decode_picture, read_picture
+
+T = TypeVar("T")
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image | Pixels
 """A picture: a path, an address, the bytes of a file, a Pillow picture or an array."""
@@ -78,6 +80,28 @@ def to_picture(source: object, *, urls: bool = False, allowed: str = ALLOWED) ->
     if isinstance(source, np.ndarray):
         return _check_array(source)
     raise ValueError(_refusal(source, allowed))
+
+
+def read_member(read: Callable[[object], T], sources: Sequence[object], index: int) -> T:
+    """Read one of several pictures.
+
+    Args:
+        read: Reads an entry of ``sources``.
+        sources: What :func:`list_pictures` returned.
+        index: The one to read.
+
+    Raises:
+        ImageError: As ``read`` raises it, which names a file.
+        ValueError: As ``read`` raises it, with the index of the picture if there are several.
+    """
+    try:
+        return read(sources[index])
+    except ImageError:
+        raise
+    except ValueError as error:
+        if len(sources) == 1:
+            raise
+        raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
 
 
 def _check_array(array: Pixels) -> Pixels:

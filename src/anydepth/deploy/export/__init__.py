@@ -1,1 +1,1 @@
-"""What makes a bundle of a detector, with torch."""
+"""Making bundles of detectors, with torch."""

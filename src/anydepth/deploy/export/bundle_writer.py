@@ -134,7 +134,7 @@ def _check(
     if detector.selection is None:
         raise ExportError(
             f"{type(detector).__name__} does not state how its detections are selected; define its "
-            "`candidates` and `selection`, see the documentation on extending"
+            "`candidates` and `selection`, see 'A whole family' in docs/extend.md"
         )
     if category_ids is not None and not len(set(category_ids)) == len(category_ids) == detector.num_classes:
         raise ExportError(

@@ -1,1 +1,1 @@
-"""What runs a bundle: numpy, Pillow and one inference engine, never torch."""
+"""Running bundles with numpy, Pillow and one inference engine, never torch."""

@@ -4,6 +4,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,7 @@ from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detections import Detections
 from anydepth.measurement import Conditions, machine_name, newest
 from anydepth.pictures.fitting import Fit, fit_picture, place_image, to_input
-from anydepth.pictures.reading import ImageError
-from anydepth.pictures.sources import list_pictures, to_picture
+from anydepth.pictures.sources import list_pictures, read_member, to_picture
 from anydepth.utils.arguments import check_count, check_share
 from anydepth.utils.messages import join_few
 
@@ -199,11 +199,11 @@ class DeployedDetector:
         threshold = check_share("threshold", threshold)
         batch_size = self.bundle.input.batch or check_count("batch_size", batch_size)
         entry = self.resolve(depth)
-        sources = list_pictures(source)
+        sources, read = list_pictures(source), partial(to_picture, urls=urls)
         found: list[Detections] = []
         for start in range(0, len(sources), batch_size):
             pictures = [
-                _read_of_several(sources, index, urls=urls)
+                read_member(read, sources, index)
                 for index in range(start, min(start + batch_size, len(sources)))
             ]
             found += self._detect(pictures, entry, threshold)
@@ -267,9 +267,8 @@ class DeployedDetector:
         if (boxes.shape, scores.shape) != expected or {boxes.dtype, scores.dtype} != {np.dtype(np.float32)}:
             raise BundleError(
                 f"{self.bundle.folder}: the graph {entry.graph} returned boxes {boxes.shape} {boxes.dtype} "
-                "and "
-                f"scores {scores.shape} {scores.dtype}, expected [{len(images)}, N, 4] and [{len(images)}, "
-                f"N, {classes}] float32; export the bundle again"
+                f"and scores {scores.shape} {scores.dtype}, expected [{len(images)}, N, 4] and "
+                f"[{len(images)}, N, {classes}] float32; export the bundle again"
             )
         return boxes, scores
 
@@ -396,18 +395,6 @@ def _measured_conditions(bundle: Bundle) -> str:
     """Return the conditions of the measurements that a bundle holds, for a message."""
     found = {one.conditions for entry in bundle.depths for one in entry.measurements}
     return f"; what it holds was measured with {join_few(sorted(map(str, found)), 3)}" if found else ""
-
-
-def _read_of_several(sources: Sequence[object], index: int, *, urls: bool) -> NDArray[np.uint8]:
-    """Read one of several pictures; an error that names no file says which one it is."""
-    try:
-        return to_picture(sources[index], urls=urls)
-    except ImageError:
-        raise
-    except ValueError as error:
-        if len(sources) == 1:
-            raise
-        raise ValueError(f"image {index} of {len(sources)} (counted from 0): {error}") from error
 
 
 def _check_memory_limit(limit: object) -> float:

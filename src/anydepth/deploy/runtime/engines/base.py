@@ -1,4 +1,4 @@
-"""What all inference engines share."""
+"""The interface of inference engines, and their options."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
