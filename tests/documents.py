@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from anydepth.utils.command_line import quote_comparisons
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 # The slow tests' page is generated; the changelog's own page only includes it, and it names old commands.
@@ -104,7 +106,7 @@ def _commands(line: str) -> Iterator[Command]:
 def _command(name: str, words: list[str]) -> Command:
     config_dir = words[words.index("--config-dir") + 1] if "--config-dir" in words else ""
     overrides = (word for word in words if "=" in word and not word.startswith("-") and word[-1] != "=")
-    return Command(name, tuple(overrides), config_dir)
+    return Command(name, tuple(map(quote_comparisons, overrides)), config_dir)
 
 
 def write_files(page: Path, folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from anydepth import predict, zoo
 from anydepth.config.compose import compose
+from anydepth.deploy.task import TorchTask
 from anydepth.depth import DepthConfig
+from anydepth.detections import BaseDetections
 from anydepth.detector import Detector
 from anydepth.pictures.reading import ImageError
 from anydepth.results.video import Frame, VideoError, VideoReader
-from anydepth.structures import Detections
 from anydepth.training.checkpointing.sigterm import Terminated
 
 # Low enough for untrained weights, and above some of their scores.
@@ -307,15 +308,17 @@ def test_a_source_that_looks_like_markup_is_printed_as_it_is(
 
 def _stop_after(images: int, monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Send a signal to this process in place of further detections; return the numbers of images detected."""
-    detect, detected = predict.Task.detect, [0]
+    detect, detected = TorchTask.detect, [0]
 
-    def detect_or_stop(task: predict.Task, pictures: list[Tensor]) -> list[Detections]:
+    def detect_or_stop(
+        task: TorchTask, pictures: Sequence[Tensor], threshold: float, batch_size: int
+    ) -> Sequence[BaseDetections[Any]]:
         if images and detected[0] >= images:
             os.kill(os.getpid(), number)
         detected[0] += len(pictures)
-        return detect(task, pictures)
+        return detect(task, pictures, threshold, batch_size)
 
-    monkeypatch.setattr(predict.Task, "detect", detect_or_stop)
+    monkeypatch.setattr(TorchTask, "detect", detect_or_stop)
     return detected
 
 

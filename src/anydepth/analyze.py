@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     _check(config)
     check_output(config["output"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
-    detector.depth_space.parse_list(config["compatibility"]["depths"])
+    detector.resolve_list(config["compatibility"]["depths"])
     device = resolve_device(cfg.device)
     cfg = cfg.copy()
     cfg.data.input_size = list(detector.input_size)
@@ -213,7 +213,7 @@ def _figures(compatibility: Compatibility | None, curve: DepthCurve | None) -> d
     return figures | {f"{row.depth}/AP": row.figures["AP"] for row in (curve.rows if curve else ())}
 
 
-@entry_point("analyze")
+@entry_point("analyze", positional="weights")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-analyze``."""
     return run_job(cfg, run, summarize_ap)

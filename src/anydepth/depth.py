@@ -178,6 +178,11 @@ class DepthSpace:
                 f"depth {given!r}: got a {type(given).__name__}, expected a string. {self.describe()}"
             )
         text = text.strip()
+        if text.startswith(("<", ">")):
+            raise DepthError(
+                f"depth {text!r}: a budget, which is allowed where a detector predicts, is specialised or is "
+                f"evaluated (Detector.resolve), but not here, e.g. not in training. {self.describe()}"
+            )
         if text in ("full", "minimal"):
             return self.full if text == "full" else self.minimal
         if text in FRACTIONS:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anydepth import distributed
+from anydepth.budget import DepthFigures, choose_depth, parse_budget
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
 from anydepth.fixed_depth import FixedDepthSpace
 from anydepth.image_sources import ImageSource, list_images, to_image
@@ -19,11 +20,13 @@ from anydepth.images import fit_image, to_unit_range
 from anydepth.layers.macs import count_forward
 from anydepth.layers.mode import ModuleT, in_eval_mode
 from anydepth.layers.specialise import specialise
+from anydepth.measurement import Conditions
 from anydepth.pictures.fitting import Fit, Placement, place_image
 from anydepth.pictures.sources import read_member
 from anydepth.selection import Selection
 from anydepth.structures import Candidates, Detections, DetectorOutput, Targets
 from anydepth.utils.arguments import check_count, check_share
+from anydepth.weights import figures
 from anydepth.weights.own_layout import load_own_layout
 from anydepth.weights.report import LoadReport
 
@@ -51,6 +54,8 @@ class Detector(nn.Module, ABC):
         memory_format: Layout of the maps in a specialised detector; ``channels_last`` is faster on CPUs, if
             no part of the forward depends on strides, as ``view`` does.
         specialised_for: Depth that :meth:`specialise` made this detector for; None for one of all depths.
+        weights_file: File that the weights were loaded from; what is known of the depths lies beside it, see
+            :mod:`anydepth.weights.figures`. None: not from a file.
     """
 
     depth_space: DepthSpace
@@ -63,6 +68,7 @@ class Detector(nn.Module, ABC):
     clips_boxes: ClassVar[bool] = False
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
     specialised_for: DepthConfig | None = None
+    weights_file: Path | None = None
 
     @property
     @abstractmethod
@@ -177,7 +183,7 @@ class Detector(nn.Module, ABC):
         :attr:`depth_space` refuses every other depth.
 
         Args:
-            depth: A depth of :attr:`depth_space`.
+            depth: A depth of :attr:`depth_space`, or a budget, see :meth:`resolve`.
             share_weights: Whether the networks of several depths shall share a file of weights: kernels that
                 two norm sets use then keep their values, each with its norm behind it, and all others are
                 folded to the same values at every depth where they run.
@@ -187,7 +193,8 @@ class Detector(nn.Module, ABC):
             was specialised for this depth returns itself.
 
         Raises:
-            DepthError: A depth that does not exist, or one that this detector was not specialised for.
+            DepthError: A depth that does not exist, or one that this detector was not specialised for, or
+                nothing is within the budget.
             ValueError: ``share_weights`` of a detector that is specialised already.
 
         Example:
@@ -197,7 +204,7 @@ class Detector(nn.Module, ABC):
             >>> str(fast.depth_space), fast.training, detector.training
             ('minimal', False, True)
         """
-        config = self.depth_space.parse(depth)
+        config = self.resolve(depth, specialised=True)
         if self.specialised_for is not None:
             if share_weights:
                 raise ValueError(
@@ -212,6 +219,85 @@ class Detector(nn.Module, ABC):
         network.depth_space = FixedDepthSpace(self.depth_space, config)
         network.specialised_for = config
         return network
+
+    def resolve(self, depth: str | DepthConfig, *, specialised: bool = False) -> DepthConfig:
+        """Return the depth that a text or a budget names.
+
+        Args:
+            depth: A depth of :attr:`depth_space`, or a budget: ``<=40gflops``; ``>=95%ap`` of the best AP in
+                the depth curve beside the weights; ``<=8ms`` or ``<=120mb`` by what ``anydepth-benchmark``
+                measured on this machine with the same device, precision and number of threads.
+            specialised: Whether latency and memory are those of the specialised network of the depth
+                (:meth:`specialise`); otherwise those of this detector (``engine=eager``).
+
+        Raises:
+            DepthError: A depth that does not exist, or nothing is within the budget.
+            WeightsError: The curve or the measurements beside the weights are damaged.
+
+        Example:
+            >>> import anydepth
+            >>> detector = anydepth.build("yolo_tiny", num_classes=2)
+            >>> str(detector.resolve("<=40gflops")), str(detector.resolve("1/2")) != "full"
+            ('full', True)
+        """
+        budget = parse_budget(depth)
+        if budget is None:
+            return self.depth_space.parse(depth)
+        rows = self.depth_figures(specialised=specialised)
+        remedy = ""
+        if all(row.cost(budget.unit) is None for row in rows):
+            here = self._conditions(specialised=specialised)
+            remedy = figures.remedy_for(budget, self.measured_network, self.weights_file, here)
+        return self.depth_space.parse(choose_depth(budget, rows, remedy=remedy))
+
+    def resolve_list(
+        self, depths: str | DepthConfig | Sequence[str | DepthConfig], *, specialised: bool = False
+    ) -> list[DepthConfig]:
+        """Return several depths: texts and budgets, or ``ladder`` or ``all``; duplicates are dropped.
+
+        Raises:
+            DepthError: A depth that does not exist, an empty list, or nothing is within a budget.
+            WeightsError: The curve or the measurements beside the weights are damaged.
+        """
+        given: object = depths  # A configuration file may hold anything.
+        if not isinstance(given, Sequence):
+            return self.depth_space.parse_list(depths)
+        several = [given] if isinstance(given, str) else given
+        return self.depth_space.parse_list(
+            [self.resolve(one, specialised=specialised) if parse_budget(one) else one for one in several]
+        )
+
+    def depth_figures(self, *, specialised: bool = False) -> list[DepthFigures]:
+        """Return what is known of the depths among which :meth:`resolve` chooses by a budget.
+
+        :func:`anydepth.budget.figures_table` prints it; :func:`anydepth.weights.figures.known_figures` says
+        which depths these are.
+        """
+        here = self._conditions(specialised=specialised)
+        return figures.known_figures(
+            self.depth_space, self.measured_network, self.weights_file, here, self._count_gflops
+        )
+
+    @property
+    def measured_network(self) -> figures.Network:
+        """What AP and measurements of the depths belong to."""
+        config = getattr(self, "config", {})
+        height, width = self.input_size
+        return figures.Network(str(config.get("name", type(self).__name__)), config, (height, width))
+
+    def _conditions(self, *, specialised: bool) -> Conditions:
+        device = next(self.parameters()).device
+        engine = figures.SPECIALISED if specialised or self.specialised_for else figures.EAGER
+        return figures.conditions_here(engine, device, figures.autocast_precision(device))
+
+    def _count_gflops(self, config: DepthConfig) -> float:
+        """Count the GFLOPs of a depth, once: a count takes longer than a small network's pass."""
+        counted: dict[object, float] = self.__dict__.setdefault("_gflops", {})
+        key = (config, tuple(self.input_size), self.specialised_for)
+        if key not in counted:
+            images = torch.empty(1, 3, *self.input_size, device="meta")
+            counted[key] = 2e-9 * count_forward(self, images, depth=config).macs
+        return counted[key]
 
     def placements(self, original_sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Placement]:
         """Return where images of these sizes lay in an input of ``size`` (height, width) in pixels."""
@@ -252,7 +338,7 @@ class Detector(nn.Module, ABC):
             source: One image or several: a path, the bytes of an image file, a Pillow picture, an array
                 [H, W, 3] uint8 RGB, a tensor [3, H, W] RGB (uint8, or float in [0, 1]), or a batch of arrays
                 or tensors. Files and Pillow pictures of any mode are converted to RGB and turned upright.
-            depth: A depth of :attr:`depth_space`.
+            depth: A depth of :attr:`depth_space`, or a budget, see :meth:`resolve`.
             threshold: Detections with a lower score are left out.
             batch_size: Images per forward pass, from 1.
             urls: Whether a text that begins with ``http://`` or ``https://`` is fetched.
@@ -265,10 +351,11 @@ class Detector(nn.Module, ABC):
             ValueError: An image of another form or range of values, a threshold outside [0, 1], a
                 ``batch_size`` below 1, or weights of another type than float32.
             ImageError: A file that is missing or not a readable image.
+            DepthError: A depth that does not exist, or nothing is within the budget.
         """
         threshold = check_share("threshold", threshold)
         batch_size = check_count("batch_size", batch_size)
-        config = self.depth_space.parse(depth)
+        config = self.resolve(depth)
         sources, read = list_images(source), partial(to_image, urls=urls)
         weight = next(self.parameters())
         if weight.dtype != torch.float32:

@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         hub.check_publishing(config["hub"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
     weights = hub.find_file(config["weights"], hub.WEIGHTS)
-    depths = detector.depth_space.parse_list(config["depths"])
+    depths = detector.resolve_list(config["depths"], specialised=True)
     curve = _read_curve(config["curve"], weights, detector.input_size)
     writer = _import_writer()
     bundle: Bundle = writer(
@@ -138,7 +138,7 @@ def summarize(figures: Mapping[str, float]) -> str:
     return f"{figures['depths']:.0f} depths, {figures['mebibytes']:.1f} MiB"
 
 
-@entry_point("export")
+@entry_point("export", positional="weights")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-export``."""
     return run_job(cfg, run, summarize)

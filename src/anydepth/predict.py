@@ -1,22 +1,29 @@
 """``anydepth-predict``: detect in images or a video; draw, and write COCO's results format."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from omegaconf import DictConfig
-from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
 from anydepth import zoo
+from anydepth.budget import parse_budget
 from anydepth.config.compose import check_config, entry_point, resolve_config
+from anydepth.deploy.task import (
+    BundleTask,
+    Task,
+    TorchTask,
+    check_weights_engine,
+    limited_threads,
+    open_bundle,
+)
 from anydepth.depth import DepthConfig
-from anydepth.detector import Detector
-from anydepth.evaluation.device import autocast, resolve_device
+from anydepth.detections import BaseDetections
+from anydepth.evaluation.device import resolve_device
 from anydepth.images import read_image
 from anydepth.pictures.reading import ImageError
 from anydepth.results.pictures import draw_detections, save_picture
@@ -29,14 +36,13 @@ from anydepth.results.predictions import (
     Record,
     check_results_folder,
     make_record,
-    remove_results,
 )
 from anydepth.results.sources import FoundImages, SourceError, find_images, name_pictures
 from anydepth.results.video import Frame, VideoError, VideoReader, VideoWriter
 from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
-from anydepth.runs.provenance import PROVENANCE, write_provenance
-from anydepth.structures import Detections
+from anydepth.runs.prediction import PredictionOutput
+from anydepth.runs.provenance import PROVENANCE
 from anydepth.training.checkpointing.sigterm import terminate_on_sigterm
 from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
@@ -46,97 +52,30 @@ ON_BAD_IMAGE: Final = ("skip", "raise")
 _INTERRUPTED: Final = 130
 """Exit code of a program that Ctrl+C ended, by convention of Unix shells."""
 
-# From so many images, a specialised detector pays: making it takes as long as one to four passes on a CPU,
-# and it saves a fifth to a third of each.
-_SPECIALISE_FROM = 8
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Task:
-    """Detector and settings of a prediction.
+class Settings:
+    """How a task is applied to images.
 
     Attributes:
-        detector: Detector on its device.
-        depth: Depth of its depth space.
         threshold: Lowest score that is kept.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: Images per forward pass.
         on_bad_image: Action on an image that cannot be read: ``skip`` or ``raise``.
     """
 
-    detector: Detector
-    depth: DepthConfig
     threshold: float
-    precision: str
     batch_size: int
     on_bad_image: str
 
-    def detect(self, images: list[Tensor]) -> list[Detections]:
-        """Return the detections of one batch of images of any size."""
-        with autocast(next(self.detector.parameters()).device, self.precision):
-            return self.detector.predict(images, self.depth, self.threshold, self.batch_size)
-
-    def specialised(self) -> "Task":
-        """Return the task with the network of its depth alone, for many images."""
-        return replace(self, detector=self.detector.specialise(self.depth))
-
-    def draw(self, image: Tensor, found: Detections) -> Image.Image:
-        """Return a picture of an image with its detections."""
-        return draw_detections(image, found, self.detector.class_names)
-
-
-class Output:
-    """Output folder of a prediction, which is begun with the first result, so that mistakes change nothing.
-
-    Args:
-        folder: The folder.
-        config: Resolved settings.
-        predictions: Predictions that it writes; those of a resumed prediction are in it.
-        log: Log of the prediction.
-        resumed: Lines of the log that were there before.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        predictions: Predictions,
-        log: PredictionLog,
-        resumed: list[Record],
-    ) -> None:
-        self.folder = folder
-        self.predictions = predictions
-        self._config = config
-        self._log = log
-        self._resumed = resumed
-        self._begun = False
-
-    def begin(self) -> None:
-        """Make the folder and open the log; results of an earlier prediction are removed, unless resumed."""
-        if self._begun:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self._resumed:
-            remove_results(self.folder)
-        # First of all, because a folder that holds it is not searched for images.
-        write_provenance(self.folder, self._config)
-        self._log.begin(self._resumed)
-        self._begun = True
-
-    def add(self, image_id: int, record: Record) -> None:
-        """Write the detections of an image whose picture is written."""
-        self._log.append(record)
-        self.predictions.add(image_id, record)
-
-    def end(self, *, complete: bool) -> None:
-        """Write the results of all images so far; the log stays for a further run if any image is missing."""
-        if not len(self.predictions):
-            return
-        self.begin()
-        self.predictions.write(self.folder, complete=complete)
-        self._log.close(remove=complete and not self.predictions.skipped)
+    def __post_init__(self) -> None:
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"on_bad_image={self.on_bad_image}: allowed are {', '.join(ON_BAD_IMAGE)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: allowed are 1 and above")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"got threshold={self.threshold}, expected 0 to 1")
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -167,18 +106,33 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     check_results_folder(folder)
     found = find_images(source, subfolders=cfg.subfolders, exclude=lambda path: _is_output(path, folder))
     _check_source(source, folder)
-    task = _make_task(cfg)
+    settings = Settings(cfg.threshold, cfg.batch_size, cfg.on_bad_image)
+    with limited_threads(cfg.threads):
+        return _predict(cfg, settings, found, folder)
+
+
+def _predict(
+    cfg: DictConfig, settings: Settings, found: FoundImages, folder: Path
+) -> tuple[dict[str, float], dict[str, Any]]:
+    source = Path(cfg.source)
+    task = _open_task(
+        Path(cfg.weights),
+        str(cfg.depth),
+        **{name: cfg[name] for name in ("engine", "device", "precision", "threads")},
+    )
+    if parse_budget(cfg.depth):
+        print_lines(f"depth     {task.depth} for {cfg.depth}")
     output = _make_output(cfg, task, found, folder)
     resumed, complete = len(output.predictions), False
     if resumed:
         print_lines(f"resumes   {resumed} of {len(found.names)} images are done")
     try:
         with terminate_on_sigterm():
-            if not found.names:
-                _predict_video(task.specialised(), source, output)
+            prepared = task.prepare(len(found.names) - resumed if found.names else None)
+            if found.names:
+                _predict_images(prepared, settings, found, output)
             else:
-                many = len(found.names) - resumed >= _SPECIALISE_FROM
-                _predict_images(task.specialised() if many else task, found, output)
+                _predict_video(prepared, settings, source, output)
         _check_any(output.predictions, source)
         complete = True
     finally:
@@ -197,18 +151,30 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     return {name: float(value) for name, value in metrics.items()}, objects
 
 
-def _make_task(cfg: DictConfig) -> Task:
-    if cfg.on_bad_image not in ON_BAD_IMAGE:
-        raise ValueError(f"on_bad_image={cfg.on_bad_image}: allowed are {', '.join(ON_BAD_IMAGE)}")
-    detector = zoo.load(Path(cfg.weights)).to(resolve_device(cfg.device))
-    depth = detector.depth_space.parse(str(cfg.depth))
-    batch_size = _at_least_one("batch_size", cfg.batch_size)
-    if not 0 <= cfg.threshold <= 1:
-        raise ValueError(f"got threshold={cfg.threshold}, expected 0 to 1")
-    return Task(detector, depth, cfg.threshold, cfg.precision, batch_size, cfg.on_bad_image)
+def _open_task(
+    path: Path, depth: str, *, engine: str, device: str, precision: str, threads: int | None
+) -> Task:
+    """Load what detects: a bundle if the path is a folder, or a file of weights.
+
+    Args:
+        path: Folder of a bundle, or a file that :func:`anydepth.save` wrote.
+        depth: Depth or budget.
+        engine: ``auto``; ``onnxruntime`` or ``openvino`` for a bundle, ``torch`` for weights.
+        device: ``auto``, or a device of the engine.
+        precision: Precision of the engine.
+        threads: Threads of one pass on a CPU, of a bundle; for weights, :func:`limited_threads` sets them.
+
+    Raises:
+        ValueError: An engine that does not run what lies there, or anything else that cannot be used.
+    """
+    if path.is_dir():
+        detector = open_bundle(path, engine=engine, device=device, precision=precision, threads=threads)
+        return BundleTask(detector, depth, device=device, precision=precision)
+    check_weights_engine(path, engine)
+    return TorchTask(zoo.load(path).to(resolve_device(device)), depth, precision)
 
 
-def _make_output(cfg: DictConfig, task: Task, found: FoundImages, folder: Path) -> Output:
+def _make_output(cfg: DictConfig, task: Task, found: FoundImages, folder: Path) -> PredictionOutput:
     """Return the output, with the images of an interrupted prediction that it resumes."""
     info: dict[str, object] = {
         "weights": str(cfg.weights),
@@ -216,15 +182,10 @@ def _make_output(cfg: DictConfig, task: Task, found: FoundImages, folder: Path) 
         "threshold": cfg.threshold,
         "source": str(cfg.source),
     }
-    settings = {
-        **info,
-        "weights": hashlib.sha256(Path(cfg.weights).read_bytes()).hexdigest(),
-        "source": str(Path(cfg.source).resolve()),
-        "precision": task.precision,
-    }
+    settings = {**info, **task.identity(), "source": str(Path(cfg.source).resolve())}
     if not found.names:
         info["video"] = _video_name(Path(cfg.source))
-    predictions = Predictions(class_names=task.detector.class_names, info=info)
+    predictions = Predictions(class_names=task.class_names, info=info)
     log = PredictionLog(folder / LOG, settings)
     resumed: list[Record] = []
     if cfg.resume and found.names:
@@ -236,7 +197,7 @@ def _make_output(cfg: DictConfig, task: Task, found: FoundImages, folder: Path) 
             if _is_done(record, ids, found.root, folder):
                 predictions.add(ids[record["file_name"]], record)
                 resumed.append(record)
-    return Output(folder, resolve_config(cfg), predictions, log, resumed)
+    return PredictionOutput(folder, resolve_config(cfg), predictions, log, resumed)
 
 
 def _is_done(record: Record, ids: dict[str, int], root: Path, folder: Path) -> bool:
@@ -254,14 +215,14 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _predict_images(task: Task, found: FoundImages, output: Output) -> None:
+def _predict_images(task: Task, settings: Settings, found: FoundImages, output: PredictionOutput) -> None:
     pictures = name_pictures(found.names)
     missing = [
         (image_id, name)
         for image_id, name in enumerate(found.names, start=1)
         if image_id not in output.predictions
     ]
-    batches = list(_batches(missing, task.batch_size))
+    batches = list(_batches(missing, settings.batch_size))
     for batch in track(batches, description="detecting", disable=len(batches) < 2):
         failure: ImageError | None = None
         images: list[tuple[int, str, list[int], Tensor]] = []
@@ -271,40 +232,40 @@ def _predict_images(task: Task, found: FoundImages, output: Output) -> None:
                 images.append((image_id, name, _stamp(found.root / name), image))
             except (ImageError, OSError) as error:
                 output.predictions.skip(image_id, name, str(error))
-                if task.on_bad_image == "raise":
+                if settings.on_bad_image == "raise":
                     failure = ImageError(f"{error}. Or set on_bad_image=skip to leave such images out")
                     break
         if images:
-            detected = task.detect([image for *_, image in images])
+            detected = _detect(task, settings, [image for *_, image in images])
             output.begin()
             for (image_id, name, stamp, image), detections in zip(images, detected, strict=True):
                 picture = f"{PICTURES}/{pictures[name]}"
-                save_picture(task.draw(image, detections), output.folder / picture)
+                save_picture(draw_detections(image, detections, task.class_names), output.folder / picture)
                 size = (image.shape[-2], image.shape[-1])
                 output.add(image_id, make_record(name, size, detections, picture=picture, stamp=stamp))
         if failure is not None:
             raise failure
 
 
-def _predict_video(task: Task, path: Path, output: Output) -> None:
+def _predict_video(task: Task, settings: Settings, path: Path, output: PredictionOutput) -> None:
     reader = VideoReader(path)
-    total = None if reader.length is None else -(-reader.length // task.batch_size)
+    total = None if reader.length is None else -(-reader.length // settings.batch_size)
     predictions = output.predictions
-    frames = _readable_frames(reader, path, task, predictions)
+    frames = _readable_frames(reader, path, settings, predictions)
     with VideoWriter(output.folder / _video_name(path), reader) as writer:
-        for batch in track(_batches(frames, task.batch_size), description="detecting", total=total):
-            detected = task.detect([frame.image for frame in batch])
+        for batch in track(_batches(frames, settings.batch_size), description="detecting", total=total):
+            detected = _detect(task, settings, [frame.image for frame in batch])
             output.begin()
             for frame, found in zip(batch, detected, strict=True):
                 index = len(predictions)
                 size = (frame.image.shape[-2], frame.image.shape[-1])
-                writer.add(task.draw(frame.image, found), frame)
+                writer.add(draw_detections(frame.image, found, task.class_names), frame)
                 record = make_record(path.name, size, found, frame=index, seconds=float(frame.seconds))
                 output.add(index + 1, record)
 
 
 def _readable_frames(
-    reader: VideoReader, path: Path, task: Task, predictions: Predictions
+    reader: VideoReader, path: Path, settings: Settings, predictions: Predictions
 ) -> Iterator[Frame]:
     """Yield the frames up to the end of a video, or up to where it is damaged."""
     count = 0
@@ -313,9 +274,13 @@ def _readable_frames(
             count += 1
             yield frame
     except VideoError as error:
-        if task.on_bad_image == "raise" or not count:
+        if settings.on_bad_image == "raise" or not count:
             raise
         predictions.skip(count + 1, path.name, str(error))
+
+
+def _detect(task: Task, settings: Settings, images: list[Tensor]) -> Sequence[BaseDetections[Any]]:
+    return task.detect(images, settings.threshold, settings.batch_size)
 
 
 def _video_name(source: Path) -> str:
@@ -341,7 +306,7 @@ def _check_any(predictions: Predictions, source: Path) -> None:
         raise ImageError(f"{source}: none of the images can be read: {errors}")
 
 
-def _print_interrupted(output: Output, found: FoundImages) -> None:
+def _print_interrupted(output: PredictionOutput, found: FoundImages) -> None:
     predictions = output.predictions
     if found.names:
         print_lines(
@@ -373,19 +338,13 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name}={value}: allowed are 1 and above")
-    return value
-
-
 def summarize(figures: Mapping[str, float]) -> str:
     """Return the figures of a prediction in one line."""
     names = ("detections", "images", "skipped")
     return ", ".join(f"{figures[name]:.0f} {name}" for name in names if figures[name] or name != "skipped")
 
 
-@entry_point("predict")
+@entry_point("predict", positional="weights")
 def main(cfg: DictConfig) -> float | None:
     """Console script ``anydepth-predict``."""
     try:

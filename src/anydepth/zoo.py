@@ -274,6 +274,7 @@ def load(path: str | Path, *, revision: str | None = None, cache_dir: str | Path
     detector = blueprint.build()
     detector.load_state_dict(dict(contents.weights))
     detector.reset_classes(contents.class_names)
+    detector.weights_file = Path(path)
     return detector.eval()
 
 

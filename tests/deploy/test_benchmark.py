@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hand_made import write_bundle
 
+from anydepth.budget import BudgetError
 from anydepth.commands import benchmark as command
 from anydepth.commands.benchmark import OptionError, parse
 from anydepth.deploy import load
@@ -20,11 +21,10 @@ from anydepth.deploy.runtime.benchmark import (
     median_spread,
     record_measurements,
 )
-from anydepth.deploy.runtime.budget import BudgetError
 from anydepth.deploy.runtime.bundle import BundleError, read_bundle
 from anydepth.deploy.runtime.engines import engine_version
 from anydepth.deploy.runtime.engines.base import EngineOptions
-from anydepth.deploy.runtime.measurement import Measurement, machine_name
+from anydepth.measurement import Measurement, machine_name
 
 QUICK = Protocol(seconds=1e-9, memory=False)
 MEASUREMENT = Measurement(
@@ -174,15 +174,15 @@ def test_the_command_measures_prints_and_records(folder: Path, capsys: pytest.Ca
     assert 0 < measured.memory_mb < 200
     assert other.measurements == ()
     command.run(parse([str(folder), "threads=1", "seconds=1e-9", "memory=false", "record=false", "batch=2"]))
-    assert "not written to" in capsys.readouterr().out
+    assert "not written" in capsys.readouterr().out
     assert len(read_bundle(folder).depths[0].measurements) == 1
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], r"got the bundles \(none\), expected one"),
-        (["a", "b"], "got the bundles a, b, expected one"),
+        ([], r"got the bundles or weights \(none\), expected one"),
+        (["a", "b"], "got the bundles or weights a, b, expected one"),
         (["a", "engin=x"], "got 'engin=x', expected one of engine, device"),
         (["a", "batch=two"], "got batch='two', expected a whole number"),
         (["a", "batch=1.5"], "got batch='1.5', expected a whole number"),
@@ -200,7 +200,7 @@ def test_options_have_the_types_of_their_defaults(tmp_path: Path, monkeypatch: p
     (tmp_path / "some=dir").mkdir()
     monkeypatch.chdir(tmp_path)
     options = parse(["some=dir", "threads=2", "memory=false", "seconds=5", "engine=openvino"])
-    assert str(options.bundle) == "some=dir"
+    assert str(options.path) == "some=dir"
     assert options.values["threads"] == 2
     assert options.values["memory"] is False
     assert options.values["seconds"] == 5.0

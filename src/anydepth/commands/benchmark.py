@@ -1,53 +1,57 @@
-"""``anydepth-benchmark``: measure the depths of a bundle on this machine; needs no torch."""
+"""``anydepth-benchmark``: measure depths on this machine; of a bundle without torch."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from anydepth.budget import DepthFigures, figures_table
 from anydepth.deploy.runtime.benchmark import (
     Protocol,
     disturbances,
     measure_bundle,
     record_measurements,
 )
-from anydepth.deploy.runtime.budget import DepthFigures, figures_table
-from anydepth.deploy.runtime.bundle import Bundle, read_bundle
+from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
-from anydepth.deploy.runtime.measurement import Measurement
+from anydepth.measurement import Measurement
 from anydepth.utils.messages import join_few
 from anydepth.utils.version import package_version
 
 HELP: Final = """\
 anydepth-benchmark BUNDLE [KEY=VALUE ...]
+anydepth-benchmark WEIGHTS.safetensors [KEY=VALUE ...]
 
-Measures latency, throughput and memory of each depth of a bundle on this machine, prints them and writes
-them into
-bundle.json, where budgets such as depth="<=8ms" find them. One measurement is one pass of the engine over
-noise; depths take turns until the medians are known well enough.
+Measures latency, throughput and memory of each depth of a bundle, or of weights in PyTorch, on this machine,
+and prints them. They are written into bundle.json, or beside the weights into WEIGHTS.measurements.json, and
+budgets such as depth="<=8ms" find them there. One measurement is one pass of the network over noise; depths
+take turns until the medians are known well enough.
 
-  engine=onnxruntime  inference engine; or openvino
-  device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu
+  engine=auto         of a bundle onnxruntime, or openvino; of weights torch (each depth specialised), or
+                      eager (the detector of all depths, as Detector.predict runs it)
+  device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu; with weights cuda
   threads=null        threads of one pass; null: as many as the engine chooses
-  precision=fp32      auto: what the engine chooses
+  precision=fp32      of a bundle also auto: what the engine chooses; of weights also bf16, fp16
   batch=null          images of a pass; null: 1, or the number that the bundle was exported for
-  depths=all          or a list, such as [full,1/2]
+  depths=auto         all depths of a bundle, the ladder of weights; or a list, such as [full,1/2]
   spread=0.02         the medians' 95 % confidence intervals are at most twice this share wide
   seconds=60          after 20 passes of each depth, no further round begins after this time
   memory=true         whether memory is measured, each depth in a process of its own
-  record=true         whether bundle.json is changed
+  record=true         whether what was measured is written
 
-example:
-  anydepth-benchmark bundle engine=openvino threads=2"""
+examples:
+  anydepth-benchmark bundle engine=openvino threads=2
+  anydepth-benchmark RUN/weights.safetensors depths=[full,1/2,minimal]"""
 
 _DEFAULTS: Final[dict[str, object]] = {
-    "engine": "onnxruntime",
+    "engine": "auto",
     "device": "cpu",
     "threads": None,
     "precision": "fp32",
     "batch": None,
-    "depths": "all",
+    "depths": "auto",
     "spread": 0.02,
     "seconds": 60.0,
     "memory": True,
@@ -64,11 +68,11 @@ class Options:
     """Options of the command.
 
     Attributes:
-        bundle: Folder of the bundle.
+        path: Folder of a bundle, or file of weights.
         values: Value of each key of the help.
     """
 
-    bundle: Path
+    path: Path
     values: dict[str, Any]
 
 
@@ -76,20 +80,22 @@ def parse(argv: Sequence[str]) -> Options:
     """Parse the command line.
 
     Raises:
-        OptionError: A missing bundle, an unknown key or a value of another type.
+        OptionError: No bundle or weights, an unknown key or a value of another type.
     """
-    values, folders = dict(_DEFAULTS), []
+    values, paths = dict(_DEFAULTS), []
     for text in argv:
         key, equals, value = text.partition("=")
         if not equals or (key not in _DEFAULTS and Path(text).exists()):
-            folders.append(text)
+            paths.append(text)
         elif key not in _DEFAULTS:
             raise OptionError(f"got {text!r}, expected one of {', '.join(_DEFAULTS)}; see --help")
         else:
             values[key] = _convert(key, value)
-    if len(folders) != 1:
-        raise OptionError(f"got the bundles {join_few(folders) or '(none)'}, expected one; see --help")
-    return Options(Path(folders[0]), values)
+    if len(paths) != 1:
+        raise OptionError(
+            f"got the bundles or weights {join_few(paths) or '(none)'}, expected one; see --help"
+        )
+    return Options(Path(paths[0]), values)
 
 
 def _convert(key: str, text: str) -> object:
@@ -110,53 +116,100 @@ def _convert(key: str, text: str) -> object:
         raise OptionError(f"got {key}={text!r}, expected {name}") from None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured.
+
+    Attributes:
+        rows: What is known of each depth that was measured.
+        found: Measurements by depth.
+        record: Function that writes them, and returns where.
+    """
+
+    rows: Sequence[DepthFigures]
+    found: Mapping[str, Measurement]
+    record: Callable[[], Path]
+
+
 def run(options: Options) -> None:
     """Measure, print and record.
 
     Raises:
-        ValueError: A bundle, depth or option that cannot be used.
+        ValueError: A bundle, weights, a depth or an option that cannot be used.
         EngineError: The engine is not installed, or cannot open a graph.
     """
-    values = options.values
-    bundle = read_bundle(options.bundle)
-    engine = EngineOptions(values["device"], values["threads"], values["precision"])
-    batch = values["batch"] or bundle.input.batch or 1
-    protocol = Protocol(batch, values["spread"], values["seconds"], values["memory"])
-    depths = [str(entry.config) for entry in bundle.depths]
-    if values["depths"] != "all":
-        depths = [name.strip() for name in values["depths"].strip("[]").split(",")]
     for sentence in disturbances():
         print(f"Warning: {sentence}", file=sys.stderr)
-    found = measure_bundle(bundle, depths, values["engine"], engine, protocol)
-    _print(bundle, found, protocol)
+    outcome = (_measure_weights if options.path.is_file() else _measure_bundle)(options)
+    _print(outcome, options)
     # Last of all: what was measured is printed even if it cannot be written.
-    if values["record"]:
-        record_measurements(bundle, found)
-    print(f"{'written to' if values['record'] else 'not written to'} {bundle.folder}")
+    print(f"written to {outcome.record()}" if options.values["record"] else "not written")
 
 
-def _print(bundle: Bundle, found: Mapping[str, Measurement], protocol: Protocol) -> None:
+def _measure_bundle(options: Options) -> Outcome:
+    values, bundle = options.values, read_bundle(options.path)
+    engine = "onnxruntime" if values["engine"] == "auto" else values["engine"]
+    depths = _listed(values["depths"])
+    found = measure_bundle(
+        bundle,
+        [str(entry.config) for entry in bundle.depths] if depths in (["auto"], ["all"]) else depths,
+        engine,
+        EngineOptions(values["device"], values["threads"], values["precision"]),
+        _protocol(values, bundle.input.batch or 1),
+    )
     rows = [
-        DepthFigures(
-            str(entry.config), 2 * entry.gmacs, entry.figures.get("AP"), one.median_ms, one.memory_mb
-        )
+        DepthFigures(name, 2 * entry.gmacs, entry.figures.get("AP"), one.median_ms, one.memory_mb)
         for entry in bundle.depths
-        if (one := found.get(str(entry.config)))
+        if (one := found.get(name := str(entry.config)))
     ]
-    first = next(iter(found.values()))
+
+    def record() -> Path:
+        record_measurements(bundle, found)
+        return bundle.folder
+
+    return Outcome(rows, found, record)
+
+
+def _measure_weights(options: Options) -> Outcome:
+    # Only here: a bundle is measured without PyTorch.
+    from anydepth.commands import weights_benchmark as benchmark
+    from anydepth.weights.figures import SPECIALISED
+
+    values = options.values
+    detector = benchmark.load_to_measure(options.path, values["device"], values["threads"])
+    depths = ["ladder"] if values["depths"] == "auto" else _listed(values["depths"])
+    engine = SPECIALISED if values["engine"] == "auto" else values["engine"]
+    found = benchmark.measure_weights(
+        detector, depths, engine, values["precision"], _protocol(values, batch=1)
+    )
+    return Outcome(benchmark.figures_of(detector, found), found, partial(benchmark.record, detector, found))
+
+
+def _listed(text: str) -> list[str]:
+    """Return the depths of a list as it is typed."""
+    return [name.strip() for name in text.strip("[]").split(",")]
+
+
+def _protocol(values: Mapping[str, Any], batch: int) -> Protocol:
+    given = values["batch"]
+    return Protocol(batch if given is None else given, values["spread"], values["seconds"], values["memory"])
+
+
+def _print(outcome: Outcome, options: Options) -> None:
+    found, first = outcome.found, next(iter(outcome.found.values()))
     threads = "threads of the engine's choice" if first.threads is None else f"{first.threads} threads"
+    spread, aimed = max(one.spread for one in found.values()), options.values["spread"]
     print(
         f"{first.engine} {first.engine_version}, {first.machine}, {first.device}, {threads}, "
-        f"{first.precision}, "
-        f"batch {first.batch}, {first.repetitions} passes per depth in turn, medians within "
-        f"{max(one.spread for one in found.values()):.1%}"
+        f"{first.precision}, batch {first.batch}, {first.repetitions} passes per depth in turn, medians "
+        f"within {spread:.1%}"
     )
-    print(figures_table(rows))
+    print(figures_table(outcome.rows))
     print(f"p90 in ms: {', '.join(f'{depth} {one.p90_ms:.1f}' for depth, one in found.items())}")
-    if max(one.spread for one in found.values()) > protocol.spread:
+    if spread > aimed:
         print(
-            f"Warning: the medians are not known within {protocol.spread:.1%} after {protocol.seconds:g} "
-            "seconds; give seconds= more, or free the machine",
+            f"Warning: the medians are not known within {aimed:.1%} after "
+            f"{options.values['seconds']:g} seconds; give seconds= more, or free the machine",
             file=sys.stderr,
         )
 

@@ -27,6 +27,7 @@ from anydepth.config.errors import readable_errors
 from anydepth.config.hydra_node import checked_composition
 from anydepth.config.targets import check_targets
 from anydepth.config.value_types import ValueTypeError, check_types
+from anydepth.utils.command_line import name_positional, quote_comparisons
 from anydepth.utils.interrupt import readable_interrupt
 from anydepth.utils.version import package_version
 
@@ -103,7 +104,9 @@ def compose(
         hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE, job_name=name),
         checked_composition(),
     ):
-        config = hydra.compose(config_name, list(overrides), return_hydra_config=hydra_config)
+        config = hydra.compose(
+            config_name, [quote_comparisons(text) for text in overrides], return_hydra_config=hydra_config
+        )
     if hydra_config:
         HydraConfig.instance().set_config(config)
     return config
@@ -182,11 +185,14 @@ def check_config(config: DictConfig, command: str) -> dict[str, Any]:
     return resolved
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+def entry_point(
+    config_name: str, *, positional: str | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
     """Make a command of a function of a configuration: ``hydra.main`` that checks what it composed first.
 
     Args:
         config_name: A file of :func:`config_dir` without its suffix.
+        positional: Setting whose value may be the first argument, without its key; None: none may.
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], Any]:
@@ -213,6 +219,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     "\nError: --experimental-rerun is not supported: repeat the command instead\n"
                 )
                 raise SystemExit(1)
+            given = sys.argv[1:] if positional is None else name_positional(sys.argv[1:], positional)
+            # In place: Hydra reads them there, and the provenance of a run records them.
+            sys.argv[1:] = [quote_comparisons(text) for text in given]
             with readable_interrupt(), readable_errors():
                 presets.preset_folders()  # Hydra would show a broken one as a traceback.
             with readable_interrupt(), checked_composition(exits=not os.environ.get("HYDRA_FULL_ERROR")):

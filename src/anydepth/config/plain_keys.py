@@ -94,7 +94,9 @@ class Predict(TypedDict, total=False):
     source: str | None
     depth: str
     threshold: float
+    engine: str
     device: str
+    threads: int | None
     precision: str
     batch_size: int
     subfolders: bool
@@ -110,12 +112,15 @@ class Evaluate(TypedDict, total=False):
     weights: str | None
     depths: Depths
     split: str
+    engine: str
     device: str
+    threads: int | None
     precision: str
     backend: str
     batch_size: int
     input_size: Size
     specialised: bool
+    record: bool
     results: bool
     latency: Latency
     output: str

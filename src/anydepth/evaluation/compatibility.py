@@ -149,7 +149,7 @@ def measure_compatibility(
     Args:
         detector: Detector, which is moved to ``device`` and stays there.
         loader: Batches of resized images.
-        depths: Texts or configurations, or ``ladder`` or ``all``.
+        depths: Texts, configurations or budgets, or ``ladder`` or ``all``.
         images: Number of images, taken from the start of the loader.
         positions: Maximum of positions per image and map for the spatial measures.
         device: Device to run on.
@@ -159,7 +159,7 @@ def measure_compatibility(
         DepthError: A depth that the detector does not have.
         EvaluationError: A detector of fixed depth, fewer than 2 images, or features that are not finite.
     """
-    configs = detector.depth_space.parse_list(depths)
+    configs = detector.resolve_list(depths)
     if not detector.depth_space.stages:
         raise EvaluationError("got a detector of fixed depth, expected one with several depths to compare")
     if images < 2 or positions < 1:

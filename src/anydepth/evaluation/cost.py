@@ -97,7 +97,7 @@ def count_depth(
     """
     height, width = input_size or detector.input_size
     images = torch.empty(1, 3, height, width, device="meta")
-    count = count_forward(detector, images, depth=detector.depth_space.parse(depth))
+    count = count_forward(detector, images, depth=detector.resolve(depth))
     return DepthCost(count.macs, count.parameters)
 
 

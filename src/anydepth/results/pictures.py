@@ -4,11 +4,13 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from anydepth.detections import BaseDetections
 from anydepth.structures import Detections
 from anydepth.utils.files import atomic_path
 
@@ -47,7 +49,7 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 def draw_detections(
     image: Tensor,
-    boxes: Detections,
+    boxes: BaseDetections[Any],
     class_names: Sequence[str],
     *,
     show_scores: bool = True,
@@ -70,7 +72,7 @@ def draw_detections(
     longest = max(picture.size)
     line = max(1, round(longest / 400))
     font = ImageFont.load_default(max(10, round(longest / 60)))
-    order = boxes.scores.argsort(stable=True).tolist()
+    order = sorted(range(len(boxes)), key=boxes.scores.tolist().__getitem__)
     corners = [[float(value) * scale for value in boxes.boxes_xyxy[index].tolist()] for index in order]
     colours = [class_colour(int(boxes.labels[index])) for index in order]
     for box, colour in zip(corners, colours, strict=True):

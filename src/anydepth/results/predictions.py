@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from anydepth.structures import Detections
+from anydepth.detections import BaseDetections
 from anydepth.utils.files import write_text
 
 IMAGES: Final = "images.json"
@@ -160,7 +160,7 @@ class Predictions:
         write_text(Path(folder) / DETECTIONS, json.dumps(self.results) + "\n")
 
 
-def make_record(file_name: str, size: tuple[int, int], found: Detections, **extra: object) -> Record:
+def make_record(file_name: str, size: tuple[int, int], found: BaseDetections[Any], **extra: object) -> Record:
     """Return the line of the log for an image.
 
     Args:

@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of the depths of a bundle on this machine."""
+"""Latency, throughput and memory of depths on this machine: how they are measured, and those of a bundle."""
 
 import json
 import math
@@ -6,18 +6,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anydepth.deploy.runtime.bundle import DESCRIPTION, Bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.runtime.engines import engine_version
 from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions
-from anydepth.deploy.runtime.measurement import Measurement, machine_name
+from anydepth.measurement import Conditions, Measurement, machine_name
 from anydepth.utils.files import write_text
 
 _WARM_UP: Final = 3
@@ -33,9 +35,8 @@ class Protocol:
     """How latency is measured.
 
     One measurement is one pass of the engine over noise (no reading, resizing or selection). Depths take
-    turns,
-    so that a disturbance of the machine affects all of them alike, until the medians of all are known well
-    enough or the time is over.
+    turns, so that a disturbance of the machine affects all of them alike, until the medians of all are known
+    well enough or the time is over.
 
     Attributes:
         batch: Images of a pass.
@@ -78,27 +79,44 @@ def measure_bundle(
     """
     detector = DeployedDetector(bundle, engine=engine, options=options)
     names = list(dict.fromkeys(str(bundle.depth(depth).config) for depth in depths))
-    times = _time_in_turns(detector, names, protocol)
-    found = {}
-    for name in names:
-        median, tail = np.percentile(times[name], (50, 90))
-        found[name] = Measurement(
-            engine=engine,
-            engine_version=engine_version(engine),
-            device=options.device,
-            machine=machine_name(),
-            threads=options.threads,
-            precision=options.precision,
-            batch=protocol.batch,
-            repetitions=len(times[name]),
-            median_ms=round(float(median), 4),
-            p90_ms=round(float(tail), 4),
-            images_per_second=round(1000 * protocol.batch / float(median), 3),
-            memory_mb=_measure_memory(bundle, name, engine, options, protocol) if protocol.memory else None,
-            spread=round(median_spread(times[name]), 5),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-    return found
+    images = noise(protocol.batch, detector.input_size)
+    times = time_in_turns({name: partial(detector.run, images, name) for name in names}, protocol)
+    conditions = Conditions(
+        engine,
+        engine_version(engine),
+        options.device,
+        machine_name(),
+        options.threads,
+        options.precision,
+        protocol.batch,
+    )
+    request = {"folder": str(bundle.folder), "engine": engine, "batch": protocol.batch, **asdict(options)}
+    memory = {
+        name: measure_memory("anydepth.deploy.runtime.memory", {**request, "depth": name})
+        for name in (names if protocol.memory else ())
+    }
+    return {name: summarize(times[name], conditions, memory.get(name)) for name in names}
+
+
+def summarize(times: Sequence[float], conditions: Conditions, memory_mb: float | None) -> Measurement:
+    """Return what was measured of a depth, now.
+
+    Args:
+        times: Times of the passes in milliseconds.
+        conditions: How they were measured.
+        memory_mb: Memory in units of 10^6 bytes; None: not measured.
+    """
+    median, tail = np.percentile(times, (50, 90))
+    return Measurement(
+        **conditions._asdict(),
+        repetitions=len(times),
+        median_ms=round(float(median), 4),
+        p90_ms=round(float(tail), 4),
+        images_per_second=round(1000 * conditions.batch / float(median), 3),
+        memory_mb=memory_mb,
+        spread=round(median_spread(times), 5),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def record_measurements(bundle: Bundle, found: dict[str, Measurement]) -> None:
@@ -147,40 +165,40 @@ def median_spread(times: Sequence[float]) -> float:
     return float((ordered[high] - ordered[low]) / 2 / np.median(ordered))
 
 
-def _time_in_turns(
-    detector: DeployedDetector, depths: Sequence[str], protocol: Protocol
-) -> dict[str, list[float]]:
-    """Return the times of the passes in milliseconds, by depth."""
-    images = np.random.default_rng(0).random((protocol.batch, 3, *detector.input_size), np.float32)
-    for depth in depths:
+def noise(batch: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the images [B, 3, H, W] float32 in [0, 1] that passes are timed with."""
+    return np.random.default_rng(0).random((batch, 3, *size), np.float32)
+
+
+def time_in_turns(passes: Mapping[str, Callable[[], object]], protocol: Protocol) -> dict[str, list[float]]:
+    """Return the times of passes in milliseconds, by depth; each pass is called in turn."""
+    for run in passes.values():
         for _ in range(_WARM_UP):
-            detector.run(images, depth)
-    times: dict[str, list[float]] = {depth: [] for depth in depths}
-    end = time.monotonic() + protocol.seconds
-    while len(times[depths[0]]) < _MIN_ROUNDS or (
+            run()
+    times: dict[str, list[float]] = {depth: [] for depth in passes}
+    end, rounds = time.monotonic() + protocol.seconds, 0
+    while rounds < _MIN_ROUNDS or (
         time.monotonic() < end and max(map(median_spread, times.values())) > protocol.spread
     ):
-        for depth in depths:
+        for depth, run in passes.items():
             start = time.perf_counter()
-            detector.run(images, depth)
+            run()
             times[depth].append(1000 * (time.perf_counter() - start))
+        rounds += 1
     return times
 
 
-def _measure_memory(
-    bundle: Bundle, depth: str, engine: str, options: EngineOptions, protocol: Protocol
-) -> float | None:
-    """Return the memory of a process that runs this depth alone, in units of 10^6 bytes."""
-    request = {
-        "folder": str(bundle.folder),
-        "depth": depth,
-        "engine": engine,
-        "device": options.device,
-        "threads": options.threads,
-        "precision": options.precision,
-        "batch": protocol.batch,
-    }
-    command = [sys.executable, "-m", "anydepth.deploy.runtime.memory", json.dumps(request)]
+def measure_memory(module: str, request: Mapping[str, object]) -> float | None:
+    """Return the memory of a process that runs one depth alone, in units of 10^6 bytes; None: not known.
+
+    Args:
+        module: Module whose ``main`` takes a request as JSON and prints the memory.
+        request: What it runs, as plain values.
+
+    Raises:
+        EngineError: The process failed.
+    """
+    command = [sys.executable, "-m", module, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(f"the process that measures memory failed: {done.stderr.strip()[-500:]}")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from anydepth.deploy.runtime.measurement import Measurement
 from anydepth.deploy.runtime.onnx_file import external_tensors
 from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace
+from anydepth.measurement import Measurement
 from anydepth.selection import Selection, parse_selection
 from anydepth.utils.messages import join_few, short_repr
 
@@ -111,6 +111,7 @@ class Bundle:
     Attributes:
         folder: Folder of the bundle.
         detector: Name of the detector.
+        parameters: Number of parameters of the whole detector.
         depth_space: Parses and prints the depths of the detector, exported or not.
         class_names: One name per class.
         category_ids: Category id of each class in results files.
@@ -127,6 +128,7 @@ class Bundle:
 
     folder: Path
     detector: str
+    parameters: int
     depth_space: DepthSpace
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -274,10 +276,11 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
     if len({entry.config for entry in depths}) < len(depths):
         raise BundleError(f"got {len(depths)} depths of which two are equal")
     _check_numbers(depths)
-    output = _take(values, "output", dict)
+    output, detector = _take(values, "output", dict), _take(values, "detector", dict)
     return Bundle(
         folder=folder,
-        detector=_take(_take(values, "detector", dict), "name", str),
+        detector=_take(detector, "name", str),
+        parameters=_take(detector, "parameters", int),
         depth_space=space,
         class_names=names,
         category_ids=ids,

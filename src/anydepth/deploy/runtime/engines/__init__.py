@@ -1,6 +1,7 @@
 """Inference engines by name, imported when one is used."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -44,6 +45,7 @@ def check_engine(engine: str) -> Any:
         ) from error
 
 
+@cache
 def engine_version(engine: str) -> str:
     """Return the version of the package of an engine that is installed."""
     from importlib.metadata import version

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anydepth.deploy.runtime.budget import (
+from anydepth.budget import (
     Budget,
     BudgetError,
     DepthFigures,

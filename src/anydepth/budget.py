@@ -1,9 +1,8 @@
 """A depth by a budget: the best one within it, by what was measured and counted.
 
-``<=8ms``, ``<=120mb`` and ``<=40gflops`` bound what a depth costs; the deepest in AP within it is chosen, or
-in
-operations where AP is not known. ``>=95%ap`` asks for a share of the AP of the best depth, and the cheapest
-that reaches it is chosen.
+``<=8ms``, ``<=120mb`` and ``<=40gflops`` bound what a depth costs; the depth of the highest AP within the
+bound is chosen, or of the most operations where AP is not known. ``>=95%ap`` asks for a share of the AP of
+the best depth, and the cheapest that reaches it is chosen.
 """
 
 import re

@@ -1,13 +1,26 @@
-"""Measurements of a depth on a device, as a bundle records them."""
+"""Measurements of a depth on a device, as a bundle or a file beside weights records them."""
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anydepth.utils.messages import short_repr
+
+
+class Conditions(NamedTuple):
+    """What two measurements must share to be comparable; see :class:`Measurement` for the values."""
+
+    engine: str
+    engine_version: str
+    device: str
+    machine: str
+    threads: int | None
+    precision: str
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -15,19 +28,21 @@ class Measurement:
     """Latency, throughput and memory of one depth, and how they were measured.
 
     Attributes:
-        engine: Name of the inference engine.
+        engine: Name of the inference engine; ``torch`` and ``eager`` for PyTorch, see
+            :mod:`anydepth.weights.figures`.
         engine_version: Version of its package.
         device: Device that the engine ran on, such as ``cpu``.
-        machine: Name of the processor.
+        machine: Name of the processor; with PyTorch also that of the GPU, if it ran there.
         threads: Threads of one pass; None: as many as the engine chose.
-        precision: ``fp32`` or ``auto``.
+        precision: ``fp32`` or ``auto``; with PyTorch also ``bf16`` and ``fp16``.
         batch: Images of a pass.
         repetitions: Timed passes.
         median_ms: Median time of a pass in milliseconds.
         p90_ms: 90th percentile of the time of a pass.
         images_per_second: ``batch`` over the median time.
         memory_mb: Peak memory of a process that runs this depth alone, above that of one that has only
-            imported the engine, in units of 10^6 bytes; None: not measured.
+            imported the engine, in units of 10^6 bytes; None: not measured. With PyTorch on a GPU, that of
+            the tensors there.
         spread: Half the width of the 95 % confidence interval of the median, as a share of it.
         date: Date of the measurement, ISO 8601.
     """
@@ -48,17 +63,9 @@ class Measurement:
     date: str
 
     @property
-    def conditions(self) -> tuple[object, ...]:
+    def conditions(self) -> Conditions:
         """What a later measurement must share to replace this one."""
-        return (
-            self.engine,
-            self.engine_version,
-            self.device,
-            self.machine,
-            self.threads,
-            self.precision,
-            self.batch,
-        )
+        return Conditions(*(getattr(self, name) for name in Conditions._fields))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, which :meth:`from_dict` reads back."""
@@ -88,6 +95,13 @@ class Measurement:
         return cls(**values)
 
 
+def newest(measured: Iterable[Measurement], conditions: Conditions) -> Measurement | None:
+    """Return the last measurement under these conditions; None: there is none."""
+    same = [one for one in measured if one.conditions == conditions]
+    return max(same, key=lambda one: one.date, default=None)
+
+
+@cache
 def machine_name() -> str:
     """Return processor, architecture and number of cores: what tells kinds of machines apart, and no more."""
     return f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores"
