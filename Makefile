@@ -12,7 +12,7 @@ TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train-detr train-yolo ablation test test-slow look-at-data bench-step bench-data bench-memory bench-index \
-	bench-eval bench-logging bench-long bench-specialise lint types docs check lock sample-data clean
+	bench-eval bench-logging bench-long bench-specialise bench-control lint types docs check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ bench-long: setup ## Memory, open files, threads and step time over 2,000 steps 
 
 bench-specialise: setup ## Latency of the specialised network of a depth beside the detector, on the CPU
 	GOMP_SPINCOUNT=20000 $(BIN)/python scripts/benchmark_specialise.py $(ARGS)
+
+bench-control: setup ## Error of the latency controller, late frames and AP of the mix (ARGS="BUNDLE --data ROOT", --help)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_control.py $(ARGS)
 
 lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
 	$(BIN)/ruff check .

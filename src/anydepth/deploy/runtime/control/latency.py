@@ -126,7 +126,7 @@ class BudgetTracker:
                 f"the budget of {wanted:.4g} {unit} a frame is outside of what the depths reach, "
                 f"{low:.4g} to {high:.4g} {unit}: the nearest of these is kept instead",
                 ControlWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         former, self._former = self._former, wanted
         return limited, former is not None and abs(wanted - former) > _JUMP * (high - low)

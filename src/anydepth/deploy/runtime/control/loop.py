@@ -82,8 +82,8 @@ class ControlledDetector:
         self._energy = energy
         self._features = features
         # Otherwise the first frame of each depth would pay for opening its graph.
-        opens = getattr(detector, "open", None)
-        for depth in policy.depths if opens else ():
+        opens: Callable[[str], object] = getattr(detector, "open", lambda depth: None)
+        for depth in policy.depths:
             opens(depth)
 
     @property

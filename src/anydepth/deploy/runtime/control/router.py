@@ -188,7 +188,9 @@ def _parse(values: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Router:
 def _try(router: Router, channels: Mapping[str, int]) -> None:
     """Run a router on zeros, which fails if its arrays do not fit each other."""
     grid = min(router.grid, 64)
-    inputs = {name: np.zeros((int(count), grid, grid), np.float32) for name, count in channels.items()}
+    inputs: dict[str, Floats] = {
+        name: np.zeros((int(count), grid, grid), np.float32) for name, count in channels.items()
+    }
     if not router.needs_maps:
         inputs = {"statistics": np.zeros(len(NAMES), np.float32)}
     for deep in (False, True):
