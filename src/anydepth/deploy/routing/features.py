@@ -63,5 +63,7 @@ class FeatureTap:
         self._handle.remove()
 
     def _store(self, module: nn.Module, inputs: Any, output: DetectorOutput) -> None:
+        if output.neck_features[0].is_meta:
+            return  # A pass that only counts operations.
         maps = pooled_maps(output, self._grid)
         self._maps = {name: values[0].cpu().numpy() for name, values in maps.items()}

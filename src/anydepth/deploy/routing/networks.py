@@ -29,7 +29,7 @@ class RouterNetwork(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, kind: Kind, channels: Mapping[str, int], hidden: int = 64) -> None:
+    def __init__(self, kind: Kind, channels: Mapping[str, int], hidden: int = 128) -> None:
         super().__init__()
         self.kind = kind
         self.groups = tuple(channels)
