@@ -18,6 +18,7 @@ from anydepth.deploy.control import (
     Target,
 )
 from anydepth.deploy.runtime.control.costs import WARM_UP, CostTable
+from anydepth.deploy.runtime.control.latency import PiLoop
 from anydepth.deploy.runtime.control.tracking import sawtooth_schedule, step_schedule, tracking_error
 
 FRAMES = 600
@@ -66,6 +67,28 @@ def test_a_budget_between_two_depths_mixes_these_two_alone() -> None:
     assert set(plant.ran) == {"1/4", "1/2"}
     # 13.0 = 2/3 x 12.5 + 1/3 x 14.0.
     assert plant.ran.count("1/2") / 200 == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_rounding_errors_are_carried_without_the_loop() -> None:
+    # All gains are 0, so that only what a frame misses and hands to the next one makes the mean.
+    plant = Plant()
+    follow(LatencyController(rungs(), Gains(0, 0, 0)), plant, np.full(300, 13.0))
+    assert np.mean(plant.spent) == pytest.approx(13.0, abs=0.01)
+
+
+def test_a_loop_at_its_limit_does_not_wind_up() -> None:
+    # Frames miss their target by half of the range for 200 frames, in which full depth is all there is; the
+    # first frames that are too slow by as much must lead away from it. Without back-calculation the integral
+    # would hold 100 of them.
+    loop = PiLoop(Gains())
+    for _ in range(200):
+        loop.observe(0.5)
+        assert loop.output(1.0) == 1.0
+    outputs = []
+    for _ in range(8):
+        loop.observe(-0.5)
+        outputs.append(loop.output(1.0))
+    assert outputs[-1] < 0.5
 
 
 def test_a_depth_slower_than_a_deeper_one_never_runs() -> None:
