@@ -12,7 +12,7 @@ TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train-detr train-yolo ablation test test-slow look-at-data bench-step bench-data bench-memory bench-index \
-	bench-eval bench-logging bench-long bench-specialise bench-engines lint types docs check lock sample-data clean
+	bench-eval bench-logging bench-long bench-specialise bench-engines bench-control lint types docs check lock sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ bench-specialise: setup ## Latency of the specialised network of a depth beside 
 
 bench-engines: setup ## Speed of bundles in engines beside PyTorch and peers' exports (ARGS="--bundles FOLDER")
 	$(BIN)/python scripts/benchmark_engines.py $(ARGS)
+
+bench-control: setup ## Error of the latency controller, late frames and AP of the mix (ARGS="BUNDLE --data ROOT", --help)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_control.py $(ARGS)
 
 lint: setup ## Check style (ruff) and the layers of the architecture (import-linter)
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ _ENTRY_POINTS = {
     "anydepth-predict": "predict",
     "anydepth-analyze": "analyze",
     "anydepth-export": "export",
+    "anydepth-route": "route",
 }
 
 

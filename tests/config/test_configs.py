@@ -131,6 +131,7 @@ def test_what_is_chosen_by_others_is_chosen_by_one_of_them(group: str) -> None:
         ("evaluate", {"data", "data.root"}),
         ("predict", set()),
         ("export", set()),
+        ("route", {"data", "data.root"}),
     ],
 )
 def test_other_entry_points_compose(name: str, built: set[str]) -> None:
@@ -139,7 +140,7 @@ def test_other_entry_points_compose(name: str, built: set[str]) -> None:
     check_targets(settings)
 
 
-@pytest.mark.parametrize("name", ["analyze", "evaluate", "predict", "export"])
+@pytest.mark.parametrize("name", ["analyze", "evaluate", "predict", "export", "route"])
 def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path) -> None:
     """Hydra's own files lie beside the results, and jobs of a sweep do not share a folder."""
     config = compose(name, ["output=mine"], hydra_config=True)
@@ -158,7 +159,7 @@ def test_results_follow_output_and_in_a_sweep_the_job(name: str, tmp_path: Path)
         check_output("mine")
 
 
-@pytest.mark.parametrize("name", ["analyze", "evaluate"])
+@pytest.mark.parametrize("name", ["analyze", "evaluate", "route"])
 @pytest.mark.parametrize("override", ["recipe=detr", "+recipe.lr=3", "losses=detr", "augmentation=none"])
 def test_commands_that_do_not_train_take_no_settings_of_training(name: str, override: str) -> None:
     """They have the groups only because data presets may override them; a value would change nothing."""

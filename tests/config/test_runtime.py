@@ -255,7 +255,7 @@ def _error_of(
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "analyze", "export"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "analyze", "export", "route"])
 @pytest.mark.parametrize("sweep", [False, True], ids=["single", "sweep"])
 def test_a_folder_that_cannot_be_made_is_named(
     command: str,

@@ -34,6 +34,11 @@ def export() -> Any:
     return _start("anydepth.export")
 
 
+def route() -> Any:
+    """``anydepth-route``."""
+    return _start("anydepth.route")
+
+
 def benchmark() -> Any:
     """``anydepth-benchmark``."""
     return _start("anydepth.commands.benchmark")

@@ -161,12 +161,44 @@ class Export(TypedDict, total=False):
     paths: Paths
 
 
+class RouterSettings(TypedDict, total=False):
+    """Node ``router`` of the training of a router."""
+
+    kind: str
+    groups: Sequence[str]
+    epochs: int
+    lr: float
+    batch_size: int
+    weight_decay: float
+    seeds: Sequence[int]
+
+
+class Route(TypedDict, total=False):
+    """Settings of ``anydepth-route``."""
+
+    weights: str | None
+    train_split: str
+    val_split: str
+    images: int | None
+    criterion: str
+    device: str
+    precision: str
+    batch_size: int
+    input_size: Size
+    grid: int
+    router: RouterSettings
+    output: str
+    dataset_kind: Mapping[str, Any]
+    paths: Paths
+
+
 COMMANDS: Mapping[str | None, Any] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
     "analyze": Analyze,
     "export": Export,
+    "route": Route,
 }
 """Settings of a command by the name of its file in ``conf/``."""
 
@@ -174,6 +206,7 @@ BUILT_NODES: Mapping[str | None, tuple[str, ...]] = {
     "train": ("data", "detector", "losses", "recipe", "depth_schedule", "trainer"),
     "evaluate": ("data",),
     "analyze": ("data",),
+    "route": ("data",),
 }
 """Nodes of a command that it builds, beside its settings."""
 

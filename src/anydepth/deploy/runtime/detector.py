@@ -98,6 +98,11 @@ class DeployedDetector:
             str(entry.config) for graph in graphs for entry in self.bundle.depths if entry.graph == graph
         )
 
+    @property
+    def figures(self) -> list[DepthFigures]:
+        """What is known of each depth with this engine and these options, see :func:`depth_figures`."""
+        return depth_figures(self.bundle, self.engine, self._options)
+
     def resolve(self, depth: str | DepthConfig) -> BundledDepth:
         """Return the exported depth that a text or a budget names.
 
@@ -115,8 +120,7 @@ class DeployedDetector:
         if not budget.is_lower:
             command = f"anydepth-benchmark {self.bundle.folder} engine={self.engine}{self._given_options()}"
             remedy = f"measure it with `{command}`{_measured_conditions(self.bundle)}"
-        rows = depth_figures(self.bundle, self.engine, self._options)
-        return self.bundle.depth(choose_depth(budget, rows, remedy=remedy))
+        return self.bundle.depth(choose_depth(budget, self.figures, remedy=remedy))
 
     def _given_options(self) -> str:
         """Return the options that are not the usual ones, as the benchmark takes them."""
