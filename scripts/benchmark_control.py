@@ -264,7 +264,12 @@ def measure(arguments: argparse.Namespace, clock: Clock) -> tuple[dict[str, Any]
         results[name] = figures_of(runs[name].costs, targets, high - low)
     half = np.full(len(frames), (low + high) / 2)
     ends = {rung.depth: FixedDepth(rung.depth) for rung in (rungs[0], rungs[-1])}
-    mixes: dict[str, DepthPolicy] = {**ends, "controller at 50 %": LatencyController(rungs)}
+    mixes: dict[str, DepthPolicy] = {
+        **ends,
+        "all depths at 50 %": LatencyController(rungs),
+        # What a router has to beat: the same two depths, without looking at the frames.
+        "both ends at 50 %": LatencyController([rungs[0], rungs[-1]]),
+    }
     for folder in arguments.router:
         mixes[f"router {folder.name} at 50 %"] = RoutedDepth(read_router(folder), rungs)
     mixed = {name: run_budgets(detector, policy, frames, half, clock) for name, policy in mixes.items()}

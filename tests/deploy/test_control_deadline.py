@@ -18,7 +18,7 @@ from anydepth.deploy.control import (
 )
 
 
-def play(plant: Plant, period_ms: float, frames: int = 500, *, measured: bool = True) -> list[VideoFrame]:
+def play(plant: Plant, period_ms: float, frames: int = 400, *, measured: bool = True) -> list[VideoFrame]:
     policy = DeadlinePolicy(rungs(measured=measured))
     detector = ControlledDetector(plant, policy, clock=plant.clock)
     schedule = Schedule(period_ms, plant.clock, plant.sleep)

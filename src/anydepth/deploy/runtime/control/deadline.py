@@ -1,10 +1,9 @@
 """A policy for live video: the deepest depth that is done before the next frame arrives."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
-
-import numpy as np
 
 from anydepth.deploy.runtime.control.costs import CostTable
 from anydepth.deploy.runtime.control.policy import (
@@ -97,5 +96,6 @@ class DeadlinePolicy(DepthPolicy):
             return 1 + self._margin
         recent = list(self._ratios)
         # Ratios are relative to the estimates of their time; one below 1 tells nothing about slow frames.
-        worst = max(float(np.quantile(recent, self._quantile)), *recent[-_RECENT:], 1.0)
+        high = sorted(recent)[math.ceil(self._quantile * len(recent)) - 1]
+        worst = max(high, *recent[-_RECENT:], 1.0)
         return worst * (1 + self._margin)
