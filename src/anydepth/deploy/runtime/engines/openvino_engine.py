@@ -24,9 +24,8 @@ _DEVICES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 class OpenVinoSession(Session):
     """A graph in OpenVINO; each pass has a request of its own, because one request serves one thread."""
 
-    def __init__(self, compiled: Any, *, has_depths: bool) -> None:
+    def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
-        self.has_depths = has_depths
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
     def run(
@@ -44,8 +43,8 @@ class OpenVinoSession(Session):
         return boxes, scores
 
 
-def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
-    """Open a graph.
+def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = False) -> OpenVinoSession:
+    """Open a graph, of one depth or of several.
 
     Raises:
         EngineError: An unknown device, or a graph that cannot be opened.
@@ -67,8 +66,8 @@ def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
         remedy = f". {join_few(links)} are links: copy the bundle with `cp -rL`" if links else ""
         raise EngineError(f"{graph}: OpenVINO cannot open the graph: {error}{remedy}") from error
     check_outputs([output.get_any_name() for output in compiled.outputs], graph)
-    has_depths = check_inputs([one.get_any_name() for one in compiled.inputs], graph)
-    return OpenVinoSession(compiled, has_depths=has_depths)
+    check_inputs([one.get_any_name() for one in compiled.inputs], graph, several_depths=several_depths)
+    return OpenVinoSession(compiled)
 
 
 def check_device(device: str) -> None:
