@@ -1,7 +1,9 @@
 """Export of real detectors: what the engines find is what PyTorch finds, and depths share their weights."""
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -397,3 +399,65 @@ def test_the_description_is_plain_json(exported: tuple[Detector, Bundle]):
     assert values["input"]["colour_order"] == "RGB"
     assert values["output"]["names"] == ["boxes", "scores"]
     assert set(values["files"]) == {path.name for path in bundle.folder.iterdir()} - {"bundle.json"}
+
+
+def test_one_graph_has_a_number_for_each_depth(
+    small: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    replace_export(monkeypatch)
+    # The largest depth is number 0, in which the others are found.
+    depths = small.depth_space.parse_list(["minimal", "full"])
+    bundle = write_bundle(small, depths, tmp_path / "bundle", graph="one", engine=None)
+    assert [(entry.graph, entry.number) for entry in bundle.depths] == [
+        ("depths.onnx", 1),
+        ("depths.onnx", 0),
+    ]
+    assert sorted(bundle.files) == ["README.md", "depths.onnx", "weights.bin"]
+    assert "one graph for all depths (`depths.onnx`)" in (bundle.folder / "README.md").read_text()
+    inputs = onnx.load_model(bundle.folder / "depths.onnx", load_external_data=False).graph.input
+    assert [value.name for value in inputs] == ["images", "depth"]
+    with pytest.raises(ExportError, match="got graph='two', expected each or one"):
+        write_bundle(small, depths, tmp_path / "other", graph="two")
+
+
+def test_two_exports_of_one_process_into_one_folder_leave_a_whole_bundle(
+    small: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    replace_export(monkeypatch)
+    replaced = threading.Barrier(2)
+    depths = small.depth_space.parse_list(["full", "minimal"])
+
+    def export(graph: str) -> Bundle:
+        def wait(step: str) -> None:
+            if step.endswith("(2 of 2)"):
+                replaced.wait(60)
+
+        return write_bundle(small, depths, tmp_path / "bundle", engine=None, graph=graph, on_step=wait)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(export, ("each", "one")))
+    bundle = read_bundle(tmp_path / "bundle")
+    bundle.check_files(*bundle.files)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_graph_finds_what_pytorch_finds(family: str, tmp_path: Path):
+    detector = build(family)
+    texts = ("full", "3/4", "1/2", "minimal")
+    depths = detector.depth_space.parse_list(texts)
+    bundle = write_bundle(detector, depths, tmp_path / "bundle", graph="one")
+    tensors = list(detector.state_dict().values())
+    once = sum(tensor.nbytes for tensor in tensors)
+    # A share for copies in branches at the beginning of the network, and padding.
+    assert bundle.files["weights.bin"].bytes < 1.03 * once + 64 * len(tensors) + 4096 * 4
+    onnx.checker.check_model(bundle.folder / "depths.onnx")
+    assert [entry.equality["found"] for entry in bundle.depths] == [1.0] * len(bundle.depths)
+    for engine in ("onnxruntime", "openvino"):
+        deployed = load(bundle.folder, engine=engine, threads=1)
+        for depth in deployed.depths:
+            theirs = detector.predict(_pictures(), depth, threshold=0.0)
+            ours = deployed.predict(_pictures(), depth, threshold=0.0)
+            for found, expected in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)

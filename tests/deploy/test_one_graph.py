@@ -16,6 +16,7 @@ from anydepth.deploy import load
 from anydepth.deploy.export.graph import shorten_names
 from anydepth.deploy.export.one_graph import merge_graphs
 from anydepth.deploy.runtime.bundle import BundleError, read_bundle
+from anydepth.deploy.runtime.engines.base import EngineError
 
 CHANNELS, STAGES = 4, 3
 
@@ -249,5 +250,6 @@ def test_a_graph_of_another_form_than_described_is_refused(one: bool, tmp_path: 
         description["depths"][0]["number"] = None if one else 0
 
     folder = write_bundle(tmp_path / "bundle", one=one, edit=edit)
-    with pytest.raises(BundleError, match=r"is( not)? one of several depths"):
+    inputs = "images, depth of a graph of one depth" if one else "images of a graph of several depths"
+    with pytest.raises(EngineError, match=f"got the inputs {inputs}"):
         load(folder).open("full")

@@ -73,7 +73,9 @@ def measure_equality(
     for entry in bundle.depths:
         if entry.graph not in sessions:
             # Only the last one stays open, which further depths may share.
-            sessions = {entry.graph: open_session(engine, bundle.folder / entry.graph, EngineOptions())}
+            path, several_depths = bundle.folder / entry.graph, entry.number is not None
+            session = open_session(engine, path, EngineOptions(), several_depths=several_depths)
+            sessions = {entry.graph: session}
         run = partial(sessions[entry.graph].run, number=entry.number)
         found[entry.config] = _compare(detector, entry.config, run, batches)
     return found

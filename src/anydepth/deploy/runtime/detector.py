@@ -328,13 +328,12 @@ class DeployedDetector:
         with self._lock:
             while self._sessions and weights + sum(size for _, size in self._sessions.values()) > self._limit:
                 self._sessions.popitem(last=False)
-        session = open_session(self.engine, self.bundle.folder / entry.graph, self._options)
-        if session.has_depths != (entry.number is not None):
-            raise BundleError(
-                f"{self.bundle.folder}: depth {entry.config} has number={entry.number}, but the graph "
-                f"{entry.graph} {'is' if session.has_depths else 'is not'} one of several depths; export the "
-                "bundle again"
-            )
+        session = open_session(
+            self.engine,
+            self.bundle.folder / entry.graph,
+            self._options,
+            several_depths=entry.number is not None,
+        )
         with self._lock:
             self._sessions[entry.graph] = (session, weights)
         return session

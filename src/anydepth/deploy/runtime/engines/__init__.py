@@ -13,18 +13,21 @@ ENGINES: Final[Mapping[str, str]] = MappingProxyType({"onnxruntime": "onnxruntim
 """Package, and extra of this package, that an engine needs, by its name."""
 
 
-def open_session(engine: str, graph: Path, options: EngineOptions) -> Session:
+def open_session(
+    engine: str, graph: Path, options: EngineOptions, *, several_depths: bool = False
+) -> Session:
     """Open a graph in an engine.
 
     Args:
         engine: One of :data:`ENGINES`.
         graph: An ONNX file; its weights lie beside it.
         options: Threads and device.
+        several_depths: Whether the graph has several depths, and an input that chooses among them.
 
     Raises:
         EngineError: An unknown engine, one that is not installed, or a graph that it cannot open.
     """
-    session: Session = check_engine(engine).open_session(graph, options)
+    session: Session = check_engine(engine).open_session(graph, options, several_depths=several_depths)
     return session
 
 

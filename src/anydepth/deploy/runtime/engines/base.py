@@ -48,13 +48,7 @@ class EngineOptions:
 
 
 class Session(ABC):
-    """A graph that is open in an engine; several threads may run it at once.
-
-    Attributes:
-        has_depths: Whether the graph is one of several depths, with an input that chooses among them.
-    """
-
-    has_depths = False
+    """A graph that is open in an engine; several threads may run it at once."""
 
     @abstractmethod
     def run(
@@ -71,20 +65,19 @@ class Session(ABC):
         """
 
 
-def check_inputs(names: Sequence[str], graph: Path) -> bool:
-    """Check the inputs of a graph, and return whether it is one of several depths.
+def check_inputs(names: Sequence[str], graph: Path, *, several_depths: bool) -> None:
+    """Check the inputs of a graph.
 
     Raises:
         EngineError: They are others than the images, and :data:`DEPTH` in a graph of several depths.
     """
-    if len(names) == 1:
-        return False
-    if len(names) != 2 or names[1] != DEPTH:
-        raise EngineError(
-            f"{graph}: got the inputs {join_few(names)}, expected images and in a graph of several depths "
-            f"{DEPTH}; export the bundle again"
+    if len(names) != 1 + several_depths or (several_depths and names[1] != DEPTH):
+        kind = (
+            f"several depths, expected images and {DEPTH}" if several_depths else "one depth, expected images"
         )
-    return True
+        raise EngineError(
+            f"{graph}: got the inputs {join_few(names)} of a graph of {kind}; export the bundle again"
+        )
 
 
 def check_outputs(names: Sequence[str], graph: Path) -> None:

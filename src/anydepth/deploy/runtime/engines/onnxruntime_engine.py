@@ -30,10 +30,9 @@ _ERRORS: Final = 3
 class OnnxRuntimeSession(Session):
     """A graph in ONNX Runtime, whose ``run`` is safe to call from several threads."""
 
-    def __init__(self, session: Any, *, has_depths: bool) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
         self._input = session.get_inputs()[0].name
-        self.has_depths = has_depths
 
     def run(
         self, images: NDArray[np.float32], number: int | None = None
@@ -46,8 +45,8 @@ class OnnxRuntimeSession(Session):
         return boxes, scores
 
 
-def open_session(graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
-    """Open a graph.
+def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = False) -> OnnxRuntimeSession:
+    """Open a graph, of one depth or of several.
 
     Raises:
         EngineError: An unknown device, one whose provider is not installed, or a graph that cannot be opened.
@@ -55,6 +54,8 @@ def open_session(graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
     providers = _providers(options.device)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _ERRORS
+    # Plans of the memory of a pass, which it would keep for each graph and branch: 1.4 times the memory.
+    settings.enable_mem_pattern = not several_depths
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
     try:
@@ -63,8 +64,8 @@ def open_session(graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
     except Exception as error:
         raise EngineError(f"{graph}: ONNX Runtime cannot open the graph: {error}") from error
     check_outputs([output.name for output in session.get_outputs()], graph)
-    has_depths = check_inputs([one.name for one in session.get_inputs()], graph)
-    return OnnxRuntimeSession(session, has_depths=has_depths)
+    check_inputs([one.name for one in session.get_inputs()], graph, several_depths=several_depths)
+    return OnnxRuntimeSession(session)
 
 
 def check_device(device: str) -> None:

@@ -47,13 +47,15 @@ class OpenVinoSession(Session):
     would take the weights twice.
     """
 
-    def __init__(self, graph: Path, device: str, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, graph: Path, device: str, settings: Mapping[str, object], *, several_depths: bool = False
+    ) -> None:
         self._graph, self._device, self._settings = graph, device, settings
         self._widening = threading.Lock()
         self._compiled = self._compile(1)
         model = self._compiled.model
         check_outputs([output.get_any_name() for output in model.outputs], graph)
-        self.has_depths = check_inputs([one.get_any_name() for one in model.inputs], graph)
+        check_inputs([one.get_any_name() for one in model.inputs], graph, several_depths=several_depths)
 
     def run(
         self, images: NDArray[np.float32], number: int | None = None
@@ -98,8 +100,8 @@ class OpenVinoSession(Session):
             raise EngineError(f"{self._graph}: OpenVINO cannot open the graph: {error}{remedy}") from error
 
 
-def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
-    """Open a graph.
+def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = False) -> OpenVinoSession:
+    """Open a graph, of one depth or of several.
 
     Raises:
         EngineError: An unknown device, or a graph that cannot be opened.
@@ -111,7 +113,7 @@ def open_session(graph: Path, options: EngineOptions) -> OpenVinoSession:
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
-    return OpenVinoSession(graph, _DEVICES[options.device], settings)
+    return OpenVinoSession(graph, _DEVICES[options.device], settings, several_depths=several_depths)
 
 
 def check_device(device: str) -> None:
