@@ -311,7 +311,10 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) 
     Raises:
         ValueError: A file or layout that cannot be used; the message says why.
     """
-    return detector.load_weights(source)
+    report = detector.load_weights(source)
+    # What is known of the depths lies beside the file of other weights.
+    detector.weights_file = None
+    return report
 
 
 def _blueprint_of(contents: "_Contents") -> _Blueprint:

@@ -218,6 +218,13 @@ def test_a_detector_without_a_file_says_how_to_get_figures(small_detector: Detec
             small_detector.resolve(budget)
 
 
+def test_other_weights_have_other_figures(detector: Detector, build_small: Callable[..., Detector]):
+    _write_curve(detector)
+    zoo.load_weights(detector, build_small(seed=1).state_dict())
+    with pytest.raises(BudgetError, match=r"load the detector with anydepth\.load"):
+        detector.resolve(">=95%ap")
+
+
 def _parse(detector: Detector, text: str) -> DepthConfig:
     return detector.depth_space.parse(text)
 
