@@ -11,8 +11,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-import anydepth
-
 PAGE: Final = Path(__file__).with_name("page.html")
 
 # Tiles of the embedded sample that no detector is trained on, chosen for crowns of different sizes.
@@ -21,7 +19,7 @@ EXAMPLES: Final = (
     "yell_528000_0280_2152.jpg",
     "yell_541000_0929_0395.jpg",
 )
-_FOLDER: Final = Path(anydepth.__file__).parent / "data" / "sample" / "images" / "val"
+_FOLDER: Final = Path(__file__).parents[2] / "data" / "sample" / "images" / "val"
 
 
 def page_routes(*, examples: bool) -> list[Route]:
