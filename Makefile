@@ -11,7 +11,7 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo ablation test test-slow look-at-data bench-step bench-data bench-memory bench-index \
+.PHONY: help setup train-detr train-yolo ablation demo test test-slow look-at-data bench-step bench-data bench-memory bench-index \
 	bench-eval bench-logging bench-long bench-specialise bench-engines bench-control lint types docs check lock sample-data clean
 
 help: ## Show this list
@@ -46,6 +46,9 @@ test: setup ## Run the tests
 
 test-slow: setup ## Run the tests that take long (ARGS="--record" writes docs/slow-tests.md)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/slow_tests.py -n $(TEST_WORKERS) --dist loadscope $(ARGS)
+
+demo: setup ## Serve a page that detects in pictures, videos and the webcam (ARGS="bundle port=8080")
+	$(BIN)/anydepth-demo $(ARGS)
 
 look-at-data: setup ## Draw training batches with their boxes (ARGS="data=custom data.root=... augmentation=yolo")
 	$(BIN)/anydepth-data look $(ARGS)

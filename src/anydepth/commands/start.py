@@ -44,6 +44,16 @@ def benchmark() -> Any:
     return _start("anydepth.commands.benchmark")
 
 
+def serve() -> Any:
+    """``anydepth-serve``."""
+    return _start("anydepth.commands.serve")
+
+
+def demo() -> Any:
+    """``anydepth-demo``."""
+    return _start("anydepth.commands.demo")
+
+
 def report() -> Any:
     """``anydepth-report``."""
     return _start("anydepth.report.cli")

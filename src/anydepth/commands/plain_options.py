@@ -1,0 +1,100 @@
+"""Command lines of a bundle and ``key=value`` settings, for commands that start without Hydra and torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anydepth.utils.messages import join_few
+
+
+class OptionError(ValueError):
+    """The command line holds something that is not allowed; the message says what is."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of a command line.
+
+    Attributes:
+        kind: Turns its text into a value; raises ValueError if it cannot.
+        default: Value where it is not given; None is written as null.
+        expected: What may be given, for messages.
+    """
+
+    kind: Callable[[str], Any]
+    default: Any
+    expected: str
+
+
+def whole(default: int | None) -> Option:
+    """Return an option of a whole number."""
+    return Option(int, default, "a whole number")
+
+
+def number(default: float | None) -> Option:
+    """Return an option of a number."""
+    return Option(float, default, "a number")
+
+
+def text(default: str | None) -> Option:
+    """Return an option of any text."""
+    return Option(str, default, "a text")
+
+
+def switch(default: bool) -> Option:
+    """Return an option of true or false."""
+    return Option(lambda value: {"true": True, "false": False}[value.lower()], default, "true or false")
+
+
+def texts() -> Option:
+    """Return an option of a list such as ``[a,b]``, empty where it is not given."""
+    return Option(_split, (), "a list such as [a,b]")
+
+
+def parse_options(
+    argv: Sequence[str], options: Mapping[str, Option]
+) -> tuple[tuple[Path, ...], dict[str, Any]]:
+    """Split a command line into folders and the value of each option.
+
+    Args:
+        argv: Words of the command line.
+        options: Options by key.
+
+    Raises:
+        OptionError: An unknown key, or a value of another type.
+    """
+    values, folders = {key: option.default for key, option in options.items()}, []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if not equals or (key not in options and Path(word).exists()):
+            folders.append(Path(word))
+        elif key not in options:
+            raise OptionError(f"got {word!r}, expected one of {', '.join(options)}; see --help")
+        else:
+            values[key] = _convert(key, value, options[key])
+    return tuple(folders), values
+
+
+def one_bundle(folders: Sequence[Path]) -> Path:
+    """Return the only folder of a command line.
+
+    Raises:
+        OptionError: None, or several.
+    """
+    if len(folders) != 1:
+        raise OptionError(f"got the bundles {join_few(folders) or '(none)'}, expected one; see --help")
+    return folders[0]
+
+
+def _convert(key: str, value: str, option: Option) -> Any:
+    if option.default is None and value.lower() in ("null", "none"):
+        return None
+    try:
+        return option.kind(value)
+    except (ValueError, KeyError):
+        raise OptionError(f"got {key}={value!r}, expected {option.expected}") from None
+
+
+def _split(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.strip("[]").split(",") if part.strip())

@@ -1,0 +1,150 @@
+"""``anydepth-serve``: detect with a bundle over HTTP; needs no torch."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from anydepth.commands.plain_options import (
+    Option,
+    OptionError,
+    number,
+    one_bundle,
+    parse_options,
+    switch,
+    text,
+    texts,
+    whole,
+)
+from anydepth.deploy.runtime.bundle import read_bundle
+from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.utils.version import package_version
+
+if TYPE_CHECKING:
+    from anydepth.deploy.serve.server import ServerOptions
+
+SETTINGS: Final = """\
+  engine=onnxruntime  inference engine; or openvino
+  device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu
+  threads=null        threads of one pass; null: as many as the engine chooses
+  precision=fp32      auto: what the engine chooses
+  host=127.0.0.1      this machine alone; or 0.0.0.0: every network
+  port=8000           1024 to 65535
+  names=[]            host names under which it may be reached; by default those of this machine if it
+                      listens there alone, else any
+  workers=1           processes that detect
+  batch=8             most pictures of a pass; those of one depth that wait together share it
+  wait=0              milliseconds that a request waits for others to share a pass with
+  upload=16           largest request in MiB
+  pixels=40           largest picture in millions of pixels
+  queue=64            requests that are answered or wait at once; more are refused
+  timeout=30          seconds after which a request that still waits is refused
+  memory_limit=null   MiB of the weights of open depths; null: all depths are open from the start"""
+
+HELP: Final = f"""\
+anydepth-serve BUNDLE [KEY=VALUE ...]
+
+Detects in pictures that are sent to /predict, at the depth or within the budget of each request. /info
+describes the depths, /metrics counts, /health says whether it is ready.
+
+{SETTINGS}
+  measure=false       whether latency is measured at the start where the bundle does not know it, for budgets
+                      such as depth="<=8ms"
+
+example:
+  anydepth-serve bundle engine=openvino threads=2
+  curl -F image=@photo.jpg -F depth=1/2 http://127.0.0.1:8000/predict"""
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    "engine": text("onnxruntime"),
+    "device": text("cpu"),
+    "threads": whole(None),
+    "precision": text("fp32"),
+    "host": text("127.0.0.1"),
+    "port": whole(8000),
+    "names": texts(),
+    "workers": whole(1),
+    "batch": whole(8),
+    "wait": number(0.0),
+    "upload": number(16.0),
+    "pixels": number(40.0),
+    "queue": whole(64),
+    "timeout": number(30.0),
+    "memory_limit": number(None),
+    "measure": switch(False),
+}
+
+
+def server_options(bundle: Path, values: Mapping[str, Any]) -> "ServerOptions":
+    """Return what a server is told, after measuring latency if that is wanted.
+
+    Raises:
+        ValueError: A bundle or a setting that cannot be used.
+        OptionError: The packages of the server are not installed.
+    """
+    try:
+        from anydepth.deploy.serve.api import DetectorSource
+        from anydepth.deploy.serve.measured import measure_missing
+        from anydepth.deploy.serve.requests import Limits
+        from anydepth.deploy.serve.server import ServerOptions
+    except ModuleNotFoundError as error:
+        raise OptionError(
+            f"serving needs the package {error.name}, which is not installed; install it with `pip install "
+            "litserve`, or the extra `serve` of this package"
+        ) from error
+    engine, options = (
+        values["engine"],
+        EngineOptions(values["device"], values["threads"], values["precision"]),
+    )
+    limits = Limits(int(values["upload"] * 2**20), int(values["pixels"] * 10**6), values["queue"])
+    found = read_bundle(bundle)
+    measured = measure_missing(found, engine, options) if values["measure"] else {}
+    return ServerOptions(
+        DetectorSource(found.folder.resolve(), engine, options, values["memory_limit"], measured),
+        limits,
+        values["host"],
+        values["port"],
+        values["names"],
+        values["workers"],
+        values["batch"],
+        values["wait"],
+        values["timeout"],
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        ValueError: A bundle or a setting that cannot be used.
+    """
+    folders, values = parse_options(argv, OPTIONS)
+    options = server_options(one_bundle(folders), values)
+    from anydepth.deploy.serve.server import build_server, run_server
+
+    run_server(build_server(options), options)
+
+
+def main() -> None:
+    """Console script ``anydepth-serve``."""
+    argv = sys.argv[1:]
+    if not argv or {"-h", "--help"} & set(argv):
+        print(HELP)
+        raise SystemExit(0 if argv else 2)
+    start("anydepth-serve", argv, run)
+
+
+def start(name: str, argv: Sequence[str], command: Any) -> None:
+    """Run a command; what it refuses becomes one line on stderr and exit code 1."""
+    if "--version" in argv:
+        print(f"{name} {package_version()}")
+        return
+    try:
+        command(argv)
+    except (ValueError, OSError) as error:
+        print(f"\nError: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
