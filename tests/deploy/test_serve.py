@@ -15,12 +15,12 @@ from served import get, png, post, post_form
 
 from anydepth.deploy import load
 from anydepth.deploy.runtime.engines.base import EngineOptions
-from anydepth.deploy.runtime.measurement import Measurement
 from anydepth.deploy.serve.api import DetectionApi, DetectorSource, Picture, Refusal, TimedDetector
 from anydepth.deploy.serve.measured import measure_missing, read_measured_bundle
 from anydepth.deploy.serve.metrics import CountingMiddleware, Metrics, answer_headers
 from anydepth.deploy.serve.requests import Job
 from anydepth.deploy.serve.server import ServerError, ServerOptions
+from anydepth.measurement import Measurement
 from anydepth.pictures.reading import decode_picture
 
 JPEG = next((Path(__file__).parents[2] / "src/anydepth/data/sample/images/val").glob("*.jpg")).read_bytes()

@@ -20,11 +20,11 @@ from starlette.responses import JSONResponse
 from anydepth.deploy.runtime.bundle import BundledDepth
 from anydepth.deploy.runtime.detector import DeployedDetector, NonFiniteOutputError
 from anydepth.deploy.runtime.engines.base import EngineOptions
-from anydepth.deploy.runtime.measurement import Measurement
 from anydepth.deploy.serve.measured import read_measured_bundle
 from anydepth.deploy.serve.metrics import answer_headers
 from anydepth.deploy.serve.requests import NOT_ALLOWED, Job, read_job
 from anydepth.detections import Detections
+from anydepth.measurement import Measurement
 from anydepth.pictures.reading import ImageError, Pixels, decode_picture
 
 PREDICT: Final = "/predict"

@@ -9,7 +9,7 @@ from anydepth.deploy.runtime.benchmark import Protocol, measure_bundle
 from anydepth.deploy.runtime.bundle import Bundle, read_bundle
 from anydepth.deploy.runtime.detector import depth_figures
 from anydepth.deploy.runtime.engines.base import EngineOptions
-from anydepth.deploy.runtime.measurement import Measurement
+from anydepth.measurement import Measurement
 
 # A server should start soon; `anydepth-benchmark` measures longer, and memory, too.
 _SECONDS: Final = 3.0

@@ -9,7 +9,7 @@ from typing import Final
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
-from anydepth.deploy.runtime.budget import BudgetError
+from anydepth.budget import BudgetError
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.serve.multipart import FormError, is_form, read_form
 from anydepth.depth import DepthError
