@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -203,12 +203,7 @@ def evaluate_depths(
         for batch in bar.track(loader, total=total, description=f"evaluating {len(configs)} depths"):
             skipped |= dict.fromkeys(batch.skipped)
             _evaluate_batch(networks, batch, evaluator, configs, device, precision)
-    if skipped:
-        warnings.warn(
-            f"{len(skipped)} images could not be read and were not evaluated: {'; '.join(skipped)}",
-            SkippedImagesWarning,
-            stacklevel=2,
-        )
+    warn_of_skipped(skipped)
     results = evaluator.evaluate()
     if not results:
         raise EvaluationError("got no image from the data loader, expected at least one; check the data set")
@@ -236,6 +231,20 @@ def evaluate_depths(
             for config, latency in zip(configs, latencies, strict=True)
         ),
     )
+
+
+def warn_of_skipped(skipped: Collection[str]) -> None:
+    """Warn of images that were left out of an evaluation, if there are any.
+
+    Args:
+        skipped: Errors of the images, each once.
+    """
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} images could not be read and were not evaluated: {'; '.join(skipped)}",
+            SkippedImagesWarning,
+            stacklevel=3,
+        )
 
 
 def _evaluate_batch(

@@ -106,6 +106,7 @@ class Bundle:
     Attributes:
         folder: Folder of the bundle.
         detector: Name of the detector.
+        parameters: Number of parameters of the whole detector.
         depth_space: Parses and prints the depths of the detector, exported or not.
         class_names: One name per class.
         category_ids: Category id of each class in results files.
@@ -121,6 +122,7 @@ class Bundle:
 
     folder: Path
     detector: str
+    parameters: int
     depth_space: DepthSpace
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -267,10 +269,11 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
     different = min(len({entry.config for entry in depths}), len({entry.graph for entry in depths}))
     if different < len(depths):
         raise BundleError(f"got {len(depths)} depths of which two are equal or share a graph")
-    output = _take(values, "output", dict)
+    output, detector = _take(values, "output", dict), _take(values, "detector", dict)
     return Bundle(
         folder=folder,
-        detector=_take(_take(values, "detector", dict), "name", str),
+        detector=_take(detector, "name", str),
+        parameters=_take(detector, "parameters", int),
         depth_space=space,
         class_names=names,
         category_ids=ids,

@@ -209,15 +209,36 @@ class DeployedDetector:
             found += self._detect(pictures, entry, threshold)
         return found
 
-    def _detect(
-        self, pictures: Sequence[NDArray[np.uint8]], entry: BundledDepth, threshold: float
+    def detect(
+        self,
+        images: NDArray[np.float32],
+        original_sizes: Sequence[tuple[int, int]],
+        depth: str | DepthConfig = "full",
+        threshold: float = 0.0,
     ) -> list[Detections]:
-        fit = cast(Fit, self.bundle.input.fit)
-        images = to_input([fit_picture(picture, self.input_size, fit) for picture in pictures])
-        missing = (self.bundle.input.batch or len(images)) - len(images)
+        """Detect objects in images that have the size of the input, as a data loader yields them.
+
+        Args:
+            images: [B, 3, H, W] float32 RGB in [0, 1] of :attr:`input_size`; of a bundle for a fixed number
+                of images, at most as many.
+            original_sizes: (height, width) of each image in its file, in pixels.
+            depth: A depth of the bundle, or a budget, see :meth:`resolve`.
+            threshold: Detections with a lower score are left out.
+
+        Returns:
+            One entry per image; boxes in pixels of the original image, not clipped to it.
+
+        Raises:
+            ValueError: Images of another shape or type, or another number of sizes.
+            NonFiniteOutputError: The network's output is NaN or infinite.
+        """
+        if len(images) != len(original_sizes):
+            raise ValueError(f"got {len(images)} images and {len(original_sizes)} sizes, expected as many")
+        entry = self.resolve(depth)
+        missing = max(self.bundle.input.batch or 0, len(images)) - len(images)
         if missing:  # A fixed number of images, of which the last batch has fewer.
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        boxes, scores = self._run(images, entry)
+        boxes, scores = self.run(images, entry.config)
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise NonFiniteOutputError(
                 f"the network's output at depth {entry.config} holds NaN or infinite values: the weights are "
@@ -225,10 +246,19 @@ class DeployedDetector:
                 "precision='fp32'"
             )
         return [
-            self._select(own, scored, (picture.shape[0], picture.shape[1]), threshold)
-            # A batch that was filled up has more rows than pictures.
-            for own, scored, picture in zip(boxes, scores, pictures, strict=False)
+            self._select(own, scored, size, threshold)
+            # A batch that was filled up has more rows than images.
+            for own, scored, size in zip(boxes, scores, original_sizes, strict=False)
         ]
+
+    def _detect(
+        self, pictures: Sequence[NDArray[np.uint8]], entry: BundledDepth, threshold: float
+    ) -> list[Detections]:
+        fit = cast(Fit, self.bundle.input.fit)
+        images = to_input([fit_picture(picture, self.input_size, fit) for picture in pictures])
+        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        found = self.detect(images, sizes, entry.config, threshold)
+        return [own.clipped(*size) for own, size in zip(found, sizes, strict=True)]
 
     def _run(self, images: NDArray[np.float32], entry: BundledDepth) -> tuple[Any, Any]:
         boxes, scores = self._session(entry).run(images)
@@ -250,14 +280,14 @@ class DeployedDetector:
         original_size: tuple[int, int],
         threshold: float,
     ) -> Detections:
-        """Select the detections of one image, in pixels of the image and clipped to it."""
+        """Select the detections of one image, in pixels of the image."""
         canvas, offset = place_image(original_size, self.input_size, cast(Fit, self.bundle.input.fit))
         units = (1.0, 1.0) if self.bundle.normalised_boxes else self.input_size
         scale = np.array([canvas[1] / units[1], canvas[0] / units[0]] * 2, np.float32)
         corner = np.array([offset[1], offset[0]] * 2, np.float32)
         pixels = boxes * scale - corner  # [N, 4]
         selected = select(pixels, scores, self.bundle.selection, threshold)
-        return Detections(*selected, self.class_names).clipped(*original_size)
+        return Detections(*selected, self.class_names)
 
     def _session(self, entry: BundledDepth) -> Session:
         """Return the session of a depth, which is opened at its first use."""
