@@ -24,6 +24,7 @@ _ENTRY_POINTS = {
     "anydepth-predict": "predict",
     "anydepth-analyze": "analyze",
     "anydepth-export": "export",
+    "anydepth-quantize": "quantize",
 }
 
 

@@ -118,6 +118,7 @@ def test_commands_are_found() -> None:
         "predict",
         "analyze",
         "export",
+        "quantize",
     }
     assert len(names) >= 25
 

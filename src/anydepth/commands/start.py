@@ -34,6 +34,11 @@ def export() -> Any:
     return _start("anydepth.export")
 
 
+def quantize() -> Any:
+    """``anydepth-quantize``."""
+    return _start("anydepth.quantize")
+
+
 def benchmark() -> Any:
     """``anydepth-benchmark``."""
     return _start("anydepth.commands.benchmark")

@@ -156,12 +156,35 @@ class Export(TypedDict, total=False):
     paths: Paths
 
 
+class Calibration(TypedDict, total=False):
+    """Node ``calibration`` of a quantisation."""
+
+    split: str
+    images: int
+
+
+class Quantize(TypedDict, total=False):
+    """Settings of ``anydepth-quantize``."""
+
+    bundle: str | None
+    depths: Depths
+    calibration: Calibration
+    engine: str | None
+    split: str
+    backend: str
+    batch_size: int
+    output: str
+    dataset_kind: Mapping[str, Any]
+    paths: Paths
+
+
 COMMANDS: Mapping[str | None, Any] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
     "analyze": Analyze,
     "export": Export,
+    "quantize": Quantize,
 }
 """Settings of a command by the name of its file in ``conf/``."""
 
@@ -169,6 +192,7 @@ BUILT_NODES: Mapping[str | None, tuple[str, ...]] = {
     "train": ("data", "detector", "losses", "recipe", "depth_schedule", "trainer"),
     "evaluate": ("data",),
     "analyze": ("data",),
+    "quantize": ("data",),
 }
 """Nodes of a command that it builds, beside its settings."""
 

@@ -78,7 +78,7 @@ def write_bundle(
     folder, depths = Path(folder).resolve(), list(dict.fromkeys(depths))
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     ids = list(category_ids or range(1, detector.num_classes + 1))
-    with _replaced_folder(folder) as partial:
+    with replaced_folder(folder) as partial:
         entries = []
         with weights_file(partial / WEIGHTS) as weights:
             for number, depth in enumerate(depths, start=1):
@@ -143,7 +143,7 @@ def _check(
         )
     if curve is not None:
         _check_curve(curve, detector)
-    _check_folder(folder)
+    check_folder(folder)
 
 
 def _check_curve(curve: DepthCurve, detector: Detector) -> None:
@@ -161,7 +161,7 @@ def _check_curve(curve: DepthCurve, detector: Detector) -> None:
         )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder whose replacement would lose anything but a bundle."""
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: a file; give another output")
@@ -185,7 +185,7 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _replaced_folder(folder: Path) -> Iterator[Path]:
+def replaced_folder(folder: Path) -> Iterator[Path]:
     """Provide a hidden folder beside ``folder`` that takes its place at the end, unless there is an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, former = (

@@ -22,6 +22,7 @@ from anydepth.utils.messages import join_few, short_repr
 
 DESCRIPTION: Final = "bundle.json"
 WEIGHTS: Final = "weights.bin"
+PRECISIONS: Final = ("fp32", "int8")
 CARD: Final = "README.md"
 FORMAT: Final = "anydepth_bundle"
 FORMAT_VERSION: Final = 1
@@ -83,6 +84,8 @@ class BundledDepth:
         gmacs: Billions of multiply-accumulates of one image.
         parameters: Number of parameters that run.
         figures: COCO figures in [0, 1] by name; empty if the export knew no depth curve.
+        float_figures: Figures of the float bundle that an int8 bundle was made of, on the same images in the
+            same engine; empty: a float bundle, or not measured.
         measurements: Latency and memory, as ``anydepth-benchmark`` measured them.
         equality: Largest differences to PyTorch that were measured at the export, see
             :class:`anydepth.deploy.export.equality.Equality`; empty: not measured.
@@ -94,6 +97,7 @@ class BundledDepth:
     gmacs: float
     parameters: int
     figures: Mapping[str, float] = field(default_factory=dict)
+    float_figures: Mapping[str, float] = field(default_factory=dict)
     measurements: Sequence[Measurement] = ()
     equality: Mapping[str, float] = field(default_factory=dict)
     equality_engine: str | None = None
@@ -118,6 +122,7 @@ class Bundle:
         depths: The depths that were exported, as listed.
         files: Files by name, without the description itself.
         versions: Versions of the packages that made it.
+        precision: Numbers that the graphs compute with: ``fp32``, or ``int8`` for most of them.
     """
 
     folder: Path
@@ -133,6 +138,7 @@ class Bundle:
     depths: tuple[BundledDepth, ...]
     files: Mapping[str, BundledFile]
     versions: Mapping[str, str]
+    precision: str = "fp32"
 
     def depth(self, depth: str | DepthConfig) -> BundledDepth:
         """Return an exported depth.
@@ -284,7 +290,14 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         depths=depths,
         files=files,
         versions={name: str(text) for name, text in _take(values, "versions", dict).items()},
+        precision=_parse_precision(values.get("precision", "fp32")),
     )
+
+
+def _parse_precision(value: object) -> str:
+    if not isinstance(value, str) or value not in PRECISIONS:
+        raise BundleError(f"got precision={short_repr(value)}, expected {' or '.join(PRECISIONS)}")
+    return value
 
 
 def _parse_space(values: Mapping[str, Any]) -> DepthSpace:
@@ -334,12 +347,14 @@ def _parse_depth(space: DepthSpace, values: object, files: Mapping[str, BundledF
         raise BundleError(str(error)) from None
     figures, equality = _take(values, "figures", dict), dict(_take(values, "equality", dict))
     engine = equality.pop("engine", None)
+    before = _take({"float_figures": {}, **values}, "float_figures", dict)
     return BundledDepth(
         config=config,
         graph=graph,
         gmacs=_number(values, "gmacs"),
         parameters=_take(values, "parameters", int),
         figures={name: _number(figures, name) for name in figures},
+        float_figures={name: _number(before, name) for name in before},
         measurements=tuple(_parse_measurement(entry) for entry in _take(values, "measurements", list)),
         equality={name: _number(equality, name) for name in equality},
         equality_engine=None if engine is None else str(engine),
