@@ -7,6 +7,7 @@ quantisation itself is that of NNCF (post-training, with fast bias correction).
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,10 +43,8 @@ def quantize_graph(path: Path, batches: Sequence[NDArray[np.uint8]]) -> ir.Model
         A graph with the same input and outputs, float32 both, whose kernels are int8.
 
     Raises:
-        QuantizationError: NNCF is not installed or cannot quantise the graph, or it holds branches.
+        QuantizationError: NNCF cannot quantise the graph, or it holds branches.
     """
-    # First of all: without NNCF, nothing else is worth the time.
-    nncf = _import_nncf()
     model = ir.external_data.load_to_model(ir.load(path))
     if any(node.op_type == "If" for node in model.graph):
         raise QuantizationError(
@@ -53,6 +52,7 @@ def quantize_graph(path: Path, batches: Sequence[NDArray[np.uint8]]) -> ir.Model
         )
     _resolve_kernels(model)
     _number_nodes(model)
+    nncf = _import_nncf()
     try:
         quantised = nncf.quantize(
             ir.to_proto(model),
@@ -193,22 +193,22 @@ def is_quantised(path: Path) -> bool:
 
 
 def _import_nncf() -> Any:
-    """Import NNCF, without the reports on its use that it sends otherwise.
-
-    Raises:
-        QuantizationError: It is not installed.
-    """
+    """Import NNCF, without the reports on its use that it sends otherwise."""
     os.environ.setdefault("NNCF_CI", "1")
-    try:
-        import nncf
-    except ImportError as error:
-        raise QuantizationError(
-            f"int8 needs the package nncf, which cannot be imported ({error}); install the extra `int8` of "
-            "this package"
-        ) from error
+    import nncf
+
     return nncf
 
 
 def versions() -> Mapping[str, str]:
-    """Return the version of the package that quantises."""
-    return {"nncf": str(_import_nncf().__version__)}
+    """Return the version of the package that quantises, by its name; importing it takes seconds.
+
+    Raises:
+        QuantizationError: It is not installed.
+    """
+    try:
+        return {"nncf": version("nncf")}
+    except PackageNotFoundError as error:
+        raise QuantizationError(
+            "int8 needs the package nncf, which is not installed; install the extra `int8` of this package"
+        ) from error
