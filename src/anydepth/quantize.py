@@ -1,7 +1,7 @@
 """``anydepth-quantize``: a bundle in int8, calibrated on images of a data set, with AP before and after."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
 from anydepth.utils.arguments import check_count
 from anydepth.utils.console import print_lines
+
+# Loss of AP, in [0, 1], above which int8 is not worth its speed.
+_MAX_LOSS: Final = 0.01
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -67,6 +70,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     size, before = _mebibytes(bundle), _mebibytes(source)
     print_lines(
         *(_describe(entry.figures, entry.float_figures, str(entry.config)) for entry in bundle.depths),
+        *_warning(bundle),
         f"{size:.1f} MiB in {bundle.folder} (float, {len(source.depths)} depths: {before:.1f} MiB)",
     )
     figures = {f"{entry.config}/AP": entry.figures["AP"] for entry in bundle.depths if "AP" in entry.figures}
@@ -151,6 +155,21 @@ def _describe(after: Mapping[str, float], before: Mapping[str, float], depth: st
         f"depth     {depth}: AP {100 * before['AP']:.1f} in float, {100 * after['AP']:.1f} in int8 "
         f"({100 * (after['AP'] - before['AP']):+.1f})"
     )
+
+
+def _warning(bundle: Bundle) -> list[str]:
+    """Return a line that names the depths at which int8 costs more than a point of AP, if there are any."""
+    lossy = [
+        str(entry.config)
+        for entry in bundle.depths
+        if entry.float_figures.get("AP", 0.0) - entry.figures.get("AP", 0.0) > _MAX_LOSS
+    ]
+    if not lossy:
+        return []
+    return [
+        f"Warning: at {', '.join(lossy)}, int8 loses more than {100 * _MAX_LOSS:.0f} AP in this engine; use "
+        "the float bundle, or measure with the other engine (engine=onnxruntime)"
+    ]
 
 
 def summarize(figures: Mapping[str, float]) -> str:

@@ -34,22 +34,21 @@ def _node(op_type: str, inputs: str, output: str, **attributes: Any) -> Any:
     return helper.make_node(op_type, inputs.split(), [output], name=output, **attributes)
 
 
-def test_decoder_and_decoding_stay_float():
-    """A query selection between two products: what depends on it is the decoder."""
+def test_attention_and_all_behind_the_last_convolution_stay_float():
+    """A product between convolutions, as in attention; behind them a selection of queries and a decoder."""
     nodes = [
         _node("Conv", "images kernel", "map"),
         _node("Relu", "map", "active"),
-        _node("ReduceMean", "active axes", "tokens", keepdims=0),
-        _node("MatMul", "tokens memory_weight", "memory"),
+        _node("MatMul", "active active", "attention"),
+        _node("Conv", "attention kernel2", "map2"),
+        _node("ReduceMean", "map2 axes", "tokens", keepdims=0),
         helper.make_node("TopK", ["tokens", "one"], ["best", "places"], name="topk"),
-        _node("Gather", "memory places", "queries", axis=1),
-        _node("MatMul", "queries query_weight", "decoded"),
-        _node("Add", "decoded decoded", "boxes"),
-        _node("Sigmoid", "decoded", "scores"),
+        _node("Gather", "tokens places", "queries", axis=1),
+        _node("MatMul", "queries query_weight", "boxes"),
+        _node("Sigmoid", "boxes", "scores"),
     ]
     graph = ir.from_proto(_model(nodes, {}, {"boxes": ["batch", 4], "scores": ["batch", 4]})).graph
-    # `queries` depends on what was selected; `memory` and everything in front of it does not.
-    assert float_nodes(graph) == ["topk", "queries", "decoded", "boxes", "scores"]
+    assert float_nodes(graph) == ["attention", "tokens", "topk", "queries", "boxes", "scores"]
 
 
 def test_decoding_of_boxes_behind_the_last_convolution_stays_float():
