@@ -27,6 +27,7 @@ _ENTRY_POINTS = {
     "anydepth-analyze": "analyze",
     "anydepth-export": "export",
     "anydepth-route": "route",
+    "anydepth-quantize": "quantize",
 }
 
 

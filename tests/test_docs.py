@@ -119,6 +119,7 @@ def test_commands_are_found() -> None:
         "analyze",
         "export",
         "route",
+        "quantize",
     }
     assert len(names) >= 25
 

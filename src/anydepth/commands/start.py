@@ -39,6 +39,11 @@ def route() -> Any:
     return _start("anydepth.route")
 
 
+def quantize() -> Any:
+    """``anydepth-quantize``."""
+    return _start("anydepth.quantize")
+
+
 def benchmark() -> Any:
     """``anydepth-benchmark``."""
     return _start("anydepth.commands.benchmark")

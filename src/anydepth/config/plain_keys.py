@@ -192,6 +192,28 @@ class Route(TypedDict, total=False):
     paths: Paths
 
 
+class Calibration(TypedDict, total=False):
+    """Node ``calibration`` of a quantisation."""
+
+    split: str
+    images: int
+
+
+class Quantize(TypedDict, total=False):
+    """Settings of ``anydepth-quantize``."""
+
+    bundle: str | None
+    depths: Depths
+    calibration: Calibration
+    engine: str | None
+    split: str
+    backend: str
+    batch_size: int
+    output: str
+    dataset_kind: Mapping[str, Any]
+    paths: Paths
+
+
 COMMANDS: Mapping[str | None, Any] = {
     "train": Train,
     "predict": Predict,
@@ -199,6 +221,7 @@ COMMANDS: Mapping[str | None, Any] = {
     "analyze": Analyze,
     "export": Export,
     "route": Route,
+    "quantize": Quantize,
 }
 """Settings of a command by the name of its file in ``conf/``."""
 
@@ -207,6 +230,7 @@ BUILT_NODES: Mapping[str | None, tuple[str, ...]] = {
     "evaluate": ("data",),
     "analyze": ("data",),
     "route": ("data",),
+    "quantize": ("data",),
 }
 """Nodes of a command that it builds, beside its settings."""
 

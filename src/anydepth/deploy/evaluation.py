@@ -70,7 +70,7 @@ def evaluate_bundle(
         detector=bundle.detector,
         parameters=bundle.parameters,
         input_size=bundle.input.size,
-        precision="fp32",
+        precision=bundle.precision,
         images=results[rows[0].depth].images,
         boxes_clipped=bundle.clips_boxes,
         protocol=None,

@@ -68,7 +68,7 @@ class DepthCurve:
         detector: Name of the detector.
         parameters: Number of parameters of the whole detector.
         input_size: (height, width) in pixels.
-        precision: Precision of the evaluation: ``fp32``, ``bf16`` or ``fp16``.
+        precision: Precision of the evaluation: ``fp32``, ``bf16`` or ``fp16``; of a bundle also ``int8``.
         images: Number of images evaluated.
         boxes_clipped: Whether boxes were clipped to the image before they were scored, see
             :attr:`anydepth.detector.Detector.clips_boxes`; None: not recorded, by a version that clipped all.

@@ -93,7 +93,7 @@ def write_bundle(
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     _check_license(license_id)
     ids = list(category_ids or range(1, detector.num_classes + 1))
-    with _replaced_folder(folder) as partial:
+    with replaced_folder(folder) as partial:
         entries = [_depth_entry(detector, depth, curve) for depth in depths]
         with weights_file(partial / WEIGHTS) as weights:
             models = _exported(detector, depths, batch, on_step)
@@ -189,7 +189,7 @@ def _check(
         )
     if curve is not None:
         _check_curve(curve, detector)
-    _check_folder(folder)
+    check_folder(folder)
 
 
 def _check_license(license_id: str | None) -> None:
@@ -215,7 +215,7 @@ def _check_curve(curve: DepthCurve, detector: Detector) -> None:
         )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder whose replacement would lose anything but a bundle."""
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: a file; give another output")
@@ -239,7 +239,7 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _replaced_folder(folder: Path) -> Iterator[Path]:
+def replaced_folder(folder: Path) -> Iterator[Path]:
     """Provide a hidden folder beside ``folder`` that takes its place at the end, unless there is an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Other exports may be under way here, in this process too.

@@ -33,6 +33,7 @@ def model_card(bundle: Bundle) -> str:
             f"- Classes ({len(bundle.class_names)}): "
             f"{join_few([*map(_escape, bundle.class_names)], _MAX_CLASSES)}",
             f"- Input: {batch} RGB images of {height} x {width} pixels in [0, 1], resized {fit}",
+            *_precision_lines(bundle),
             f"- Boxes are scored {'clipped' if bundle.clips_boxes else 'unclipped'}; `predict` clips them",
             f"- Made with {', '.join(f'{name} {text}' for name, text in bundle.versions.items())}",
             "",
@@ -67,6 +68,20 @@ def _front_matter(bundle: Bundle) -> list[str]:
         "- onnx",
         "---",
         "",
+    ]
+
+
+def _precision_lines(bundle: Bundle) -> list[str]:
+    if bundle.precision == "fp32":
+        return []
+    before = [
+        f"`{entry.config}` {_percent(entry.float_figures['AP'])}"
+        for entry in bundle.depths
+        if "AP" in entry.float_figures
+    ]
+    return [
+        f"- Numbers: {bundle.precision}"
+        + (f"; AP of the float bundle: {', '.join(before)}" if before else "")
     ]
 
 

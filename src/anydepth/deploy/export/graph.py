@@ -181,3 +181,9 @@ def _check_batch(model: ir.Model, batch: int | None) -> None:
                 f"{value.name} came out with {first} images, expected {batch or 'any number'}; give "
                 "batch=1 to export for a fixed number of images"
             )
+
+
+def anonymise(model: ir.Model) -> None:
+    """Take origins and long names from a graph, as graphs of bundles are written."""
+    _drop_origins(model)
+    shorten_names(model)

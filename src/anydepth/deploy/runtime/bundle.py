@@ -23,6 +23,7 @@ from anydepth.utils.messages import join_few, short_repr
 
 DESCRIPTION: Final = "bundle.json"
 WEIGHTS: Final = "weights.bin"
+PRECISIONS: Final = ("fp32", "int8")
 CARD: Final = "README.md"
 FORMAT: Final = "anydepth_bundle"
 FORMAT_VERSION: Final = 1
@@ -87,6 +88,8 @@ class BundledDepth:
         gmacs: Billions of multiply-accumulates of one image.
         parameters: Number of parameters that run.
         figures: COCO figures in [0, 1] by name; empty if the export knew no depth curve.
+        float_figures: Figures of the float bundle that an int8 bundle was made of, on the same images in the
+            same engine; empty: a float bundle, or not measured.
         measurements: Latency and memory, as ``anydepth-benchmark`` measured them.
         equality: Largest differences to PyTorch that were measured at the export, see
             :class:`anydepth.deploy.export.equality.Equality`; empty: not measured.
@@ -98,6 +101,7 @@ class BundledDepth:
     gmacs: float
     parameters: int
     figures: Mapping[str, float] = field(default_factory=dict)
+    float_figures: Mapping[str, float] = field(default_factory=dict)
     measurements: Sequence[Measurement] = ()
     equality: Mapping[str, float] = field(default_factory=dict)
     equality_engine: str | None = None
@@ -124,6 +128,7 @@ class Bundle:
         files: Files by name, without the description itself.
         versions: Versions of the packages that made it.
         license: Identifier of the licence of the weights; None: none is stated.
+        precision: Numbers that the graphs compute with: ``fp32``, or ``int8`` for most of them.
     """
 
     folder: Path
@@ -140,6 +145,7 @@ class Bundle:
     files: Mapping[str, BundledFile]
     versions: Mapping[str, str]
     license: str | None = None
+    precision: str = "fp32"
 
     def depth(self, depth: str | DepthConfig) -> BundledDepth:
         """Return an exported depth.
@@ -292,12 +298,19 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         files=files,
         versions={name: str(text) for name, text in _take(values, "versions", dict).items()},
         license=_parse_license(values.get("license")),
+        precision=_parse_precision(values.get("precision", "fp32")),
     )
 
 
 def _parse_license(value: object) -> str | None:
     if value is not None and not (isinstance(value, str) and LICENSE_ID.fullmatch(value)):
         raise BundleError(f"got license={short_repr(value)}, expected an identifier such as apache-2.0")
+    return value
+
+
+def _parse_precision(value: object) -> str:
+    if not isinstance(value, str) or value not in PRECISIONS:
+        raise BundleError(f"got precision={short_repr(value)}, expected {' or '.join(PRECISIONS)}")
     return value
 
 
@@ -348,12 +361,14 @@ def _parse_depth(space: DepthSpace, values: object, files: Mapping[str, BundledF
         raise BundleError(str(error)) from None
     figures, equality = _take(values, "figures", dict), dict(_take(values, "equality", dict))
     engine = equality.pop("engine", None)
+    before = _take({"float_figures": {}, **values}, "float_figures", dict)
     return BundledDepth(
         config=config,
         graph=graph,
         gmacs=_number(values, "gmacs"),
         parameters=_take(values, "parameters", int),
         figures={name: _number(figures, name) for name in figures},
+        float_figures={name: _number(before, name) for name in before},
         measurements=tuple(_parse_measurement(entry) for entry in _take(values, "measurements", list)),
         equality={name: _number(equality, name) for name in equality},
         equality_engine=None if engine is None else str(engine),
