@@ -111,18 +111,16 @@ class Answer:
     batch: int
 
 
-class _Ahead:
+class _Ahead(Queue[Any]):
     """A queue whose first item was taken already."""
 
-    def __init__(self, first: object, queue: "Queue[Any]") -> None:
-        self._first = [first]
-        self._queue = queue
+    def __init__(self, first: object, behind: "Queue[Any]") -> None:
+        super().__init__()
+        self._behind = behind
+        self.put(first)
 
-    def get(self, timeout: float | None = None) -> object:
-        return self._first.pop() if self._first else self._queue.get(timeout=timeout)
-
-    def get_nowait(self) -> object:
-        return self._first.pop() if self._first else self._queue.get_nowait()
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        return super().get(block=False) if self.qsize() else self._behind.get(block, timeout)
 
 
 class WaitingLoop(BatchedLoop):
@@ -157,9 +155,9 @@ class DetectionApi(LitAPI):
     """
 
     def __init__(self, source: DetectorSource, *, max_batch: int = 8, wait_ms: float = 0.0) -> None:
-        super().__init__(
-            max_batch_size=max_batch, batch_timeout=wait_ms / 1000, api_path=PREDICT, loop=WaitingLoop()
-        )
+        # LitServe's loops have a constructor without annotations.
+        loop = WaitingLoop()  # type: ignore[no-untyped-call]
+        super().__init__(max_batch_size=max_batch, batch_timeout=wait_ms / 1000, api_path=PREDICT, loop=loop)
         self._source = source
         self._detector: TimedDetector | None = None
 
