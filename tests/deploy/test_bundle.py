@@ -78,10 +78,10 @@ def _rename_file(name: str) -> Callable[[dict[str, Any]], None]:
         (_set("depths", 0, "gmacs", value="1"), "got gmacs='1', expected int or float"),
         (_set("depths", 0, "gmacs", value=-1.0), "got gmacs=-1.0, expected a finite number from 0"),
         (_set("depths", 0, "figures", value={"AP": float("nan")}), "got AP=nan, expected a finite number"),
-        (_set("depths", 1, "depth", value="full"), "got 3 depths of which two are equal or share a graph"),
+        (_set("depths", 1, "depth", value="full"), "got 3 depths of which two are equal"),
         (
             _set("depths", 1, "graph", value="full.onnx"),
-            "got 3 depths of which two are equal or share a graph",
+            "2 depths share the graph full.onnx, expected a number of each",
         ),
         (
             _set("input", "batch", value=2**20),
