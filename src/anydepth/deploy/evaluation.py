@@ -94,7 +94,8 @@ def _detect(
 
 def _as_scored(found: detections.Detections, size: tuple[int, int], *, clips: bool) -> Detections:
     own = found.clipped(*size) if clips else found
-    return Detections(*map(torch.from_numpy, (own.boxes_xyxy, own.scores, own.labels)))
+    boxes, scores, labels = map(torch.from_numpy, (own.boxes_xyxy, own.scores, own.labels))
+    return Detections(boxes, scores, labels)
 
 
 def _row(stages: Sequence[str], entry: BundledDepth, results: Mapping[str, CocoResult]) -> DepthRow:
