@@ -7,6 +7,7 @@ quantisation itself is that of NNCF (post-training, with fast bias correction).
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -63,7 +64,7 @@ def quantize_graph(path: Path, batches: Sequence[NDArray[np.uint8]]) -> ir.Model
         )
     except Exception as error:  # NNCF raises errors of many kinds
         raise QuantizationError(f"{path}: NNCF cannot quantise the graph: {error}") from error
-    result = ir.from_proto(quantised)
+    result: ir.Model = ir.from_proto(quantised)
     _check_quantised(result, path)
     fold_norms(result)
     for one in (passes.RemoveUnusedNodesPass(), passes.DeduplicateInitializersPass()):
@@ -148,7 +149,7 @@ def _constant(graph: ir.Graph, values: NDArray[np.float64]) -> ir.Value:
     tensor = ir.tensor(values.astype(np.float32))
     name = f"folded_{len(graph.initializers)}"
     value = ir.Value(
-        name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(value)
     return value
@@ -189,9 +190,7 @@ def is_quantised(path: Path) -> bool:
 def _import_nncf() -> Any:
     """Import NNCF, without the reports on its use that it sends otherwise."""
     os.environ.setdefault("NNCF_CI", "1")
-    import nncf
-
-    return nncf
+    return import_module("nncf")
 
 
 def versions() -> Mapping[str, str]:
