@@ -13,7 +13,7 @@ from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.dataset import DetectionDataset
 from anydepth.deploy.runtime.bundle import Bundle, read_bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
-from anydepth.deploy.runtime.engines import check_engine
+from anydepth.deploy.runtime.engines import check_engine, check_precision
 from anydepth.evaluation.classes import category_ids_of
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve
@@ -54,6 +54,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     depths = _parse_depths(config["depths"], source)
     if config["engine"] is not None:
         check_engine(config["engine"])
+        check_precision(config["engine"], "int8")
     write = _import_writer()
     cfg = cfg.copy()
     cfg.data.input_size, cfg.data.fit = list(source.input.size), source.input.fit

@@ -18,6 +18,7 @@ from anydepth.deploy.export.graph import ExportError
 from anydepth.deploy.export.int8_bundle import write_int8_bundle
 from anydepth.deploy.export.quantization import QuantizationError
 from anydepth.deploy.runtime.bundle import Bundle, BundleError, read_bundle
+from anydepth.deploy.runtime.engines.base import EngineError
 from anydepth.depth import DepthError
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 
@@ -105,6 +106,21 @@ def test_bundles_that_cannot_be_quantised_are_refused(source: Bundle, tmp_path: 
     with pytest.raises(BundleError, match="got 0 bytes"):
         write_int8_bundle(source, ["full"], tmp_path / "again", IMAGES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "int8"]
+
+
+def test_a_graph_of_several_depths_is_refused(source: Bundle, tmp_path: Path):
+    bundle = read_bundle(write_bundle(tmp_path / "one", one=True))
+    with pytest.raises(
+        QuantizationError, match=r"share one graph .* export the bundle again with graph=each"
+    ):
+        write_int8_bundle(bundle, ["full"], tmp_path / "int8", IMAGES)
+    assert not (tmp_path / "int8").exists()
+
+
+def test_openvino_refuses_int8_which_it_computes_wrongly(source: Bundle, tmp_path: Path):
+    write_int8_bundle(source, ["full"], tmp_path / "int8", IMAGES)
+    with pytest.raises(EngineError, match="got engine=openvino for a bundle in int8"):
+        load(tmp_path / "int8", engine="openvino")
 
 
 def test_images_come_in_batches_of_the_size_that_the_graphs_take(
@@ -206,6 +222,7 @@ def test_the_command_calibrates_on_images_of_the_data_set(
         ("calibration.split=best", "expected one of train, val, test"),
         ("calibration.images=0", r"calibration\.images"),
         ("engine=tensorflow", "expected onnxruntime or openvino"),
+        ("engine=openvino", "got engine=openvino for a bundle in int8"),
         ("data.root=/nowhere", "nowhere"),
     ],
 )

@@ -152,10 +152,14 @@ class Export(TypedDict, total=False):
 
     weights: str | None
     depths: Depths
+    graph: str
     input_size: Size
     batch: int | None
     curve: str | None
     category_ids: Sequence[int] | None
+    hub: str | None
+    private: bool
+    license: str | None
     engine: str | None
     output: str
     paths: Paths

@@ -80,6 +80,11 @@ def _check(bundle: Bundle, entries: Sequence[BundledDepth], folder: Path) -> Non
         raise QuantizationError("got no depth to quantise, expected at least one of the bundle")
     bundle.check_files(WEIGHTS, *(entry.graph for entry in entries))
     for entry in entries:
+        if entry.number is not None:
+            raise QuantizationError(
+                f"{bundle.folder}: its depths share one graph with branches, which NNCF does not quantise; "
+                "export the bundle again with graph=each"
+            )
         bundle.check_graph(entry.graph)
         if bundle.precision != "fp32" or is_quantised(bundle.folder / entry.graph):
             raise QuantizationError(

@@ -77,9 +77,9 @@ def float_nodes(graph: ir.Graph) -> list[str]:
     """Return the names of the nodes that stay float: matrix products, and all that no convolution follows.
 
     Found by structure, because graphs of bundles have no names of modules. Behind the last convolution are
-    the selection of queries and the decoder of a DETR, and the decoding of boxes of a YOLO. A DETR with the
-    matrix products in front of its decoder in int8, too, lost all of its AP (30.6 to 0.3 on BCCD). Engines
-    compute attention as one float operation, which is faster than its parts in int8.
+    the selection of queries and the decoder of a DETR, with which in int8 an RT-DETR was reported to lose all
+    of its AP, and the decoding of boxes of a YOLO. Products of attention were slower in int8 than in float
+    where it was measured (OpenVINO, which fuses attention in float).
     """
     nodes = list(graph)
     before = _ancestors(node for node in nodes if node.op_type == "Conv")
@@ -101,8 +101,8 @@ def _ancestors(starts: Iterable[ir.Node]) -> set[ir.Node]:
 def fold_norms(model: ir.Model) -> None:
     """Fold norms behind int8 convolutions into the scales of the kernels, whose numbers stay shared.
 
-    An essential path has two norm sets over one kernel. OpenVINO computes a norm together with the
-    convolution in front of it, ONNX Runtime only after this.
+    An essential path has two norm sets over one kernel. A norm of its own behind an int8 convolution would be
+    computed in float.
     """
     for node in list(model.graph):
         if node.op_type == "BatchNormalization" and _fold_norm(model.graph, node):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anydepth.budget import DepthFigures, choose_depth, parse_budget
 from anydepth.deploy.runtime.bundle import WEIGHTS, Bundle, BundledDepth, BundleError, read_bundle
-from anydepth.deploy.runtime.engines import check_engine, engine_version, open_session
+from anydepth.deploy.runtime.engines import check_engine, check_precision, engine_version, open_session
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
 from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.deploy.runtime.selection import select
@@ -61,6 +61,7 @@ class DeployedDetector:
         self.depths = tuple(str(entry.config) for entry in bundle.depths)
         self._options = options or EngineOptions()
         check_engine(engine).check_device(self._options.device)
+        check_precision(engine, bundle.precision)
         self._limit = math.inf if memory_limit is None else _check_memory_limit(memory_limit) * 2**20
         self._verify = verify
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
