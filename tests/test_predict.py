@@ -24,6 +24,7 @@ from anydepth.depth import DepthConfig
 from anydepth.detections import BaseDetections
 from anydepth.detector import Detector
 from anydepth.pictures.reading import ImageError
+from anydepth.results.predictions import remove_results
 from anydepth.results.video import Frame, VideoError, VideoReader
 from anydepth.training.checkpointing.sigterm import Terminated
 
@@ -342,7 +343,7 @@ def test_a_stopped_prediction_keeps_what_it_did_and_the_same_command_resumes_it(
 ) -> None:
     _, whole = predict.run(config(photos, "batch_size=1"))
     expected = _read(whole["output"])
-    predict.remove_results(tmp_path / "out")
+    remove_results(tmp_path / "out")
     with monkeypatch.context() as patch:
         _stop_after(2, patch, number)
         with pytest.raises(Terminated if number == signal.SIGTERM else KeyboardInterrupt):

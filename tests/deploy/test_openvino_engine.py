@@ -1,5 +1,7 @@
 """OpenVINO: compiled for one image until another number comes, then for any."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,3 +59,28 @@ def test_a_graph_of_a_fixed_number_is_compiled_as_it_is(tmp_path: Path):
     session = open_session(graph, EngineOptions(threads=1))
     _check(session, 3)
     assert session._compiled.batch is None
+
+
+_SIGNALLED = """
+import os, signal, sys, threading
+from pathlib import Path
+import numpy as np
+from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.deploy.runtime.engines.openvino_engine import open_session
+
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+session = open_session(Path(sys.argv[1]), EngineOptions(threads=1))
+images = np.zeros((2, 3, int(sys.argv[2]), int(sys.argv[2])), np.float32)
+# Compiled again in another thread, which frees what the first compilation had.
+thread = threading.Thread(target=session.run, args=(images,))
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_signals_are_handled_after_a_graph_was_closed_in_another_thread(tmp_path: Path):
+    graph = write_bundle(tmp_path / "bundle") / "full.onnx"
+    command = [sys.executable, "-c", _SIGNALLED, str(graph), str(SIDE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -83,7 +84,7 @@ class OpenVinoSession(Session):
 
     def _compile(self, batch: int | None) -> _Compiled:
         try:
-            core = openvino.Core()
+            core = _core()
             model = core.read_model(self._graph)
             images = model.input(0)
             shape = images.partial_shape
@@ -98,6 +99,17 @@ class OpenVinoSession(Session):
             links = [path.name for path in self._graph.parent.iterdir() if path.is_symlink()]
             remedy = f". {join_few(links)} are links: copy the bundle with `cp -rL`" if links else ""
             raise EngineError(f"{self._graph}: OpenVINO cannot open the graph: {error}{remedy}") from error
+
+
+@cache
+def _core() -> Any:
+    """Return OpenVINO's core, of which a process has one that it keeps.
+
+    A core gives the thread that first compiles with it another stack for signal handlers, and frees it with
+    itself (2026.4.1): with a core for each graph, a process that had closed a graph ended with a segmentation
+    fault at the next signal, such as that of a loader's process which ends.
+    """
+    return openvino.Core()
 
 
 def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = False) -> OpenVinoSession:
