@@ -12,7 +12,8 @@ from hand_made import write_bundle
 
 from anydepth.budget import BudgetError
 from anydepth.commands import benchmark as command
-from anydepth.commands.benchmark import OptionError, parse
+from anydepth.commands.benchmark import parse
+from anydepth.commands.plain_options import OptionError
 from anydepth.deploy import load
 from anydepth.deploy.runtime import benchmark
 from anydepth.deploy.runtime.benchmark import (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from anydepth.budget import DepthFigures, figures_table
+from anydepth.commands.plain_options import number, one_path, parse_options, switch, text, whole
 from anydepth.deploy.runtime.benchmark import (
     Protocol,
     disturbances,
@@ -17,7 +18,6 @@ from anydepth.deploy.runtime.benchmark import (
 from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
 from anydepth.measurement import Measurement
-from anydepth.utils.messages import join_few
 from anydepth.utils.version import package_version
 
 HELP: Final = """\
@@ -45,22 +45,18 @@ examples:
   anydepth-benchmark bundle engine=openvino threads=2
   anydepth-benchmark RUN/weights.safetensors depths=[full,1/2,minimal]"""
 
-_DEFAULTS: Final[dict[str, object]] = {
-    "engine": "auto",
-    "device": "cpu",
-    "threads": None,
-    "precision": "fp32",
-    "batch": None,
-    "depths": "auto",
-    "spread": 0.02,
-    "seconds": 60.0,
-    "memory": True,
-    "record": True,
+_OPTIONS: Final = {
+    "engine": text("auto"),
+    "device": text("cpu"),
+    "threads": whole(None),
+    "precision": text("fp32"),
+    "batch": whole(None),
+    "depths": text("auto"),
+    "spread": number(0.02),
+    "seconds": number(60.0),
+    "memory": switch(True),
+    "record": switch(True),
 }
-
-
-class OptionError(ValueError):
-    """The command line holds something that is not allowed; the message says what is."""
 
 
 @dataclass(frozen=True)
@@ -82,38 +78,8 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         OptionError: No bundle or weights, an unknown key or a value of another type.
     """
-    values, paths = dict(_DEFAULTS), []
-    for text in argv:
-        key, equals, value = text.partition("=")
-        if not equals or (key not in _DEFAULTS and Path(text).exists()):
-            paths.append(text)
-        elif key not in _DEFAULTS:
-            raise OptionError(f"got {text!r}, expected one of {', '.join(_DEFAULTS)}; see --help")
-        else:
-            values[key] = _convert(key, value)
-    if len(paths) != 1:
-        raise OptionError(
-            f"got the bundles or weights {join_few(paths) or '(none)'}, expected one; see --help"
-        )
-    return Options(Path(paths[0]), values)
-
-
-def _convert(key: str, text: str) -> object:
-    default = _DEFAULTS[key]
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise OptionError(f"got {key}={text!r}, expected true or false")
-        return text.lower() == "true"
-    if default is None and text.lower() in ("null", "none"):
-        return None
-    if isinstance(default, str):
-        return text
-    kind = float if isinstance(default, float) else int
-    try:
-        return kind(text)
-    except ValueError:
-        name = "a number" if kind is float else "a whole number"
-        raise OptionError(f"got {key}={text!r}, expected {name}") from None
+    paths, values = parse_options(argv, _OPTIONS)
+    return Options(one_path(paths, "bundles or weights"), values)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import webbrowser
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from anydepth.commands.plain_options import Option, one_bundle, parse_options, switch
+from anydepth.commands.plain_options import Option, one_path, parse_options, switch
 from anydepth.commands.serve import OPTIONS, SETTINGS, server_options, start
 
 HELP: Final = f"""\
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
     """
     folders, values = parse_options(argv, _OPTIONS)
     if folders:
-        folder = one_bundle(folders)
+        folder = one_path(folders)
     else:
         from anydepth.deploy.serve.demo_weights import demo_bundle
 

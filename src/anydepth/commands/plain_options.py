@@ -1,4 +1,4 @@
-"""Command lines of a bundle and ``key=value`` settings, for commands that start without Hydra and torch."""
+"""Command lines of paths and ``key=value`` settings, for commands that start without Hydra and torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def texts() -> Option:
 def parse_options(
     argv: Sequence[str], options: Mapping[str, Option]
 ) -> tuple[tuple[Path, ...], dict[str, Any]]:
-    """Split a command line into folders and the value of each option.
+    """Split a command line into paths and the value of each option.
 
     Args:
         argv: Words of the command line.
@@ -64,27 +64,31 @@ def parse_options(
     Raises:
         OptionError: An unknown key, or a value of another type.
     """
-    values, folders = {key: option.default for key, option in options.items()}, []
+    values, paths = {key: option.default for key, option in options.items()}, []
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or (key not in options and Path(word).exists()):
-            folders.append(Path(word))
+            paths.append(Path(word))
         elif key not in options:
             raise OptionError(f"got {word!r}, expected one of {', '.join(options)}; see --help")
         else:
             values[key] = _convert(key, value, options[key])
-    return tuple(folders), values
+    return tuple(paths), values
 
 
-def one_bundle(folders: Sequence[Path]) -> Path:
-    """Return the only folder of a command line.
+def one_path(paths: Sequence[Path], kinds: str = "bundles") -> Path:
+    """Return the only file or folder of a command line.
+
+    Args:
+        paths: Files and folders that were given.
+        kinds: What they are, in the plural, for the message.
 
     Raises:
         OptionError: None, or several.
     """
-    if len(folders) != 1:
-        raise OptionError(f"got the bundles {join_few(folders) or '(none)'}, expected one; see --help")
-    return folders[0]
+    if len(paths) != 1:
+        raise OptionError(f"got the {kinds} {join_few(paths) or '(none)'}, expected one; see --help")
+    return paths[0]
 
 
 def _convert(key: str, value: str, option: Option) -> Any:

@@ -9,7 +9,7 @@ from anydepth.commands.plain_options import (
     Option,
     OptionError,
     number,
-    one_bundle,
+    one_path,
     parse_options,
     switch,
     text,
@@ -119,7 +119,7 @@ def run(argv: Sequence[str]) -> None:
         ValueError: A bundle or a setting that cannot be used.
     """
     folders, values = parse_options(argv, OPTIONS)
-    options = server_options(one_bundle(folders), values)
+    options = server_options(one_path(folders), values)
     from anydepth.deploy.serve.server import build_server, run_server
 
     run_server(build_server(options), options)
