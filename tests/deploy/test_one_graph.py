@@ -13,6 +13,7 @@ from hand_made import DEPTHS, SIDE, outputs_of, write_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from anydepth.deploy import load
+from anydepth.deploy.export import one_graph
 from anydepth.deploy.export.graph import shorten_names
 from anydepth.deploy.export.one_graph import merge_graphs
 from anydepth.deploy.runtime.bundle import BundleError, read_bundle
@@ -181,7 +182,7 @@ def test_weights_are_stored_once_and_what_is_skipped_does_not_run():
 
 def test_early_stages_are_copied_into_branches_where_their_weights_are_few(monkeypatch: pytest.MonkeyPatch):
     # Norms are folded there: without vectors that are chosen at run time.
-    monkeypatch.setattr("anydepth.deploy.export.one_graph._COPIES", 1e9)
+    monkeypatch.setattr(one_graph, "_COPIES", 1e9)
     depths = [((True,) * 3, 1), ((False,) * 3, 1)]
     models = [Network(*depth).model() for depth in depths]
     merged = merge(models)

@@ -267,10 +267,12 @@ def header_of(width: int, height: int) -> bytes:
     return struct.pack("<2sIHHIIiiHH", b"BM", 54, 0, 0, 54, 40, width, height, 1, 24) + bytes(24)
 
 
+@pytest.mark.parametrize("pillow", [89_478_485, None], ids=["its usual limit", "turned off by a library"])
 @pytest.mark.parametrize(("limit", "side"), [(None, 20_000), ("5000000", 3000)])
 def test_a_picture_of_too_many_pixels_is_not_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, side: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, side: int, pillow: int | None
 ) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow)
     monkeypatch.delenv("ANYDEPTH_MAX_IMAGE_PIXELS", raising=False)
     if limit:
         monkeypatch.setenv("ANYDEPTH_MAX_IMAGE_PIXELS", limit)

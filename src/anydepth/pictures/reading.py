@@ -28,6 +28,8 @@ Pixels = NDArray[np.uint8]
 """Values of a picture: [H, W, 3] RGB."""
 
 LIMIT_VARIABLE = "ANYDEPTH_MAX_IMAGE_PIXELS"
+# Other libraries turn Pillow's limit off for the whole process, as SAHI 0.12.8 does when it reads a picture.
+_PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS
 """The environment variable of the maximum number of pixels of an image; worker processes inherit it."""
 
 
@@ -104,7 +106,7 @@ def max_pixels() -> int:
     """
     given = os.environ.get(LIMIT_VARIABLE)
     if not given:
-        return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+        return 2 * (Image.MAX_IMAGE_PIXELS or _PILLOW_LIMIT or 2**62)
     if not (given.isascii() and given.isdecimal() and 0 < len(given) < 19 and int(given)):
         raise ImageError(f"got {LIMIT_VARIABLE}={given[:40]!r}, expected a number of pixels, e.g. 500000000")
     return int(given)
