@@ -280,7 +280,7 @@ class Detector(nn.Module, ABC):
 
     @property
     def measured_network(self) -> figures.Network:
-        """What AP and measurements of the depths belong to."""
+        """The network to which AP and measurements of the depths belong."""
         config = getattr(self, "config", {})
         height, width = self.input_size
         return figures.Network(str(config.get("name", type(self).__name__)), config, (height, width))

@@ -12,7 +12,7 @@ from anydepth.utils.messages import short_repr
 
 
 class Conditions(NamedTuple):
-    """What two measurements must share to be comparable; see :class:`Measurement` for the values."""
+    """Conditions that comparable measurements share; see :class:`Measurement` for the values."""
 
     engine: str
     engine_version: str
@@ -64,7 +64,7 @@ class Measurement:
 
     @property
     def conditions(self) -> Conditions:
-        """What a later measurement must share to replace this one."""
+        """Conditions that a later measurement must share to replace this one."""
         return Conditions(*(getattr(self, name) for name in Conditions._fields))
 
     def to_dict(self) -> dict[str, Any]:

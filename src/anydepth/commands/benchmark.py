@@ -84,7 +84,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured.
+    """Results of a benchmark.
 
     Attributes:
         rows: What is known of each depth that was measured.

@@ -1,4 +1,4 @@
-"""What a prediction runs: a detector in PyTorch or that of a bundle, behind one interface."""
+"""The task of a prediction: a detector in PyTorch or that of a bundle, behind one interface."""
 
 import hashlib
 import json

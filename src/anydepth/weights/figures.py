@@ -1,4 +1,4 @@
-"""What is known of the depths of a file of weights: AP and measurements, from two files beside it.
+"""AP and measurements of the depths of a file of weights, from two files beside it.
 
 ``depth_curve.json`` is that of the training run or of an evaluation; ``NAME.measurements.json`` beside
 ``NAME.safetensors`` is written by ``anydepth-benchmark``. Both count only for the network that they describe.
@@ -34,7 +34,7 @@ _SUFFIX: Final = ".measurements.json"
 
 @dataclass(frozen=True)
 class Network:
-    """What AP and cost of a depth belong to.
+    """The network to which AP and cost of a depth belong.
 
     Attributes:
         name: Name of the detector.

@@ -1,4 +1,4 @@
-"""Which nodes of several graphs are the same, so that one graph may hold them once."""
+"""Alignment of the graphs of several depths: nodes that are the same, which one graph may hold once."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

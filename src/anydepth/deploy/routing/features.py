@@ -1,4 +1,4 @@
-"""What a router sees of a pass: pooled maps of backbone and neck, by group."""
+"""Features of a pass for a router: pooled maps of backbone and neck, by group."""
 
 from collections.abc import Mapping
 from typing import Any, Final

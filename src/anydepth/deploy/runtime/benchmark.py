@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from anydepth.deploy.runtime.bundle import DESCRIPTION, Bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
-from anydepth.deploy.runtime.engines import engine_version
+from anydepth.deploy.runtime.engines import conditions_here
 from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions
-from anydepth.measurement import Conditions, Measurement, machine_name
+from anydepth.measurement import Conditions, Measurement
 from anydepth.utils.files import write_text
 
 _WARM_UP: Final = 3
@@ -81,15 +81,7 @@ def measure_bundle(
     names = list(dict.fromkeys(str(bundle.depth(depth).config) for depth in depths))
     images = noise(protocol.batch, detector.input_size)
     times = time_in_turns({name: partial(detector.run, images, name) for name in names}, protocol)
-    conditions = Conditions(
-        engine,
-        engine_version(engine),
-        options.device,
-        machine_name(),
-        options.threads,
-        options.precision,
-        protocol.batch,
-    )
+    conditions = conditions_here(engine, options, protocol.batch)
     request = {"folder": str(bundle.folder), "engine": engine, "batch": protocol.batch, **asdict(options)}
     memory = {
         name: measure_memory("anydepth.deploy.runtime.memory", {**request, "depth": name})

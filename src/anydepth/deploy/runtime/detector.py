@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from anydepth.budget import DepthFigures, choose_depth, parse_budget
 from anydepth.deploy.runtime.bundle import WEIGHTS, Bundle, BundledDepth, BundleError, read_bundle
-from anydepth.deploy.runtime.engines import check_engine, check_precision, engine_version, open_session
+from anydepth.deploy.runtime.engines import check_engine, check_precision, conditions_here, open_session
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
 from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.deploy.runtime.selection import select
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detections import Detections
-from anydepth.measurement import Conditions, machine_name, newest
+from anydepth.measurement import newest
 from anydepth.pictures.fitting import Fit, fit_picture, place_image, to_input
 from anydepth.pictures.sources import list_pictures, read_member, to_picture
 from anydepth.utils.arguments import check_count, check_share
@@ -101,7 +101,7 @@ class DeployedDetector:
 
     @property
     def figures(self) -> list[DepthFigures]:
-        """What is known of each depth with this engine and these options, see :func:`depth_figures`."""
+        """Cost and AP of each depth with this engine and these options, see :func:`depth_figures`."""
         return depth_figures(self.bundle, self.engine, self._options)
 
     def resolve(self, depth: str | DepthConfig) -> BundledDepth:
@@ -347,15 +347,7 @@ def depth_figures(bundle: Bundle, engine: str, options: EngineOptions) -> list[D
     that were measured last under these conditions: with the installed version of the engine, on a machine of
     this kind, and with these options. Others, as of a machine from which the bundle was copied, say nothing.
     """
-    here = Conditions(
-        engine,
-        engine_version(engine),
-        options.device,
-        machine_name(),
-        options.threads,
-        options.precision,
-        bundle.input.batch or 1,
-    )
+    here = conditions_here(engine, options, bundle.input.batch or 1)
     rows = []
     for entry in bundle.depths:
         measured = newest(entry.measurements, here)

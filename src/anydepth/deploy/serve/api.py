@@ -1,4 +1,4 @@
-"""What a worker of the server does: it decodes pictures and detects in them, one pass for each depth."""
+"""The worker of the server: decodes pictures and detects in them, one pass for each depth."""
 
 import signal
 import threading

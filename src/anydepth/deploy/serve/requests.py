@@ -1,4 +1,4 @@
-"""What a request asks for: the bytes of a picture, a depth or a budget, and a threshold, all checked."""
+"""Checked contents of a request: the bytes of a picture, a depth or a budget, and a threshold."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _HOW: Final = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """Limits of requests.
 
     Attributes:
         upload_bytes: Largest body of a request.

@@ -1,4 +1,4 @@
-"""What each depth costs now, learnt from the frames that run."""
+"""Estimates of the present cost of each depth, learnt from the frames that run."""
 
 import math
 from collections.abc import Sequence

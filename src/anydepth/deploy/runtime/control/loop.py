@@ -14,7 +14,7 @@ Clock = Callable[[], float]
 
 
 class DepthDetector(Protocol):
-    """What a detector of a bundle and one of PyTorch have in common."""
+    """A detector with a depth per call, of a bundle or of PyTorch."""
 
     def predict(self, source: Any, depth: Any = ..., threshold: float = ...) -> list[Any]:
         """Detect objects in one image or several at a depth."""

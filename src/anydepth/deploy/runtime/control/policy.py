@@ -1,4 +1,4 @@
-"""What all depth policies have in common: rungs to choose from, the last frame, the target, the choice."""
+"""The interface of depth policies: rungs to choose from, the last frame, the target, the choice."""
 
 import math
 import re
@@ -27,7 +27,7 @@ class ControlWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Target:
-    """What a frame may cost on average, or at most if the policy keeps deadlines.
+    """Cost that a frame may have on average, or at most if the policy keeps deadlines.
 
     Attributes:
         value: The number.
@@ -93,7 +93,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """What is known of the frame that ran last.
+    """Depth, cost and detections of the frame that ran last.
 
     Attributes:
         depth: Depth that ran.

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions, Session
+from anydepth.measurement import Conditions, machine_name
 
 ENGINES: Final[Mapping[str, str]] = MappingProxyType({"onnxruntime": "onnxruntime", "openvino": "openvino"})
 """Package, and extra of this package, that an engine needs, by its name."""
@@ -48,7 +49,6 @@ def check_engine(engine: str) -> Any:
         ) from error
 
 
-@cache
 def check_precision(engine: str, precision: str) -> None:
     """Check that an engine computes graphs of these numbers rightly.
 
@@ -67,6 +67,20 @@ def check_precision(engine: str, precision: str) -> None:
         )
 
 
+def conditions_here(engine: str, options: EngineOptions, batch: int) -> Conditions:
+    """Return the conditions of a measurement with the installed version of an engine on this machine."""
+    return Conditions(
+        engine,
+        engine_version(engine),
+        options.device,
+        machine_name(),
+        options.threads,
+        options.precision,
+        batch,
+    )
+
+
+@cache
 def engine_version(engine: str) -> str:
     """Return the version of the package of an engine that is installed."""
     from importlib.metadata import version
