@@ -138,11 +138,14 @@ def time_in_rounds(jobs: Mapping[str, Mapping[str, object]], arguments: argparse
     try:
         for name, job in jobs.items():
             workers[name] = Worker(job)
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
             for name in order.sample(list(jobs), len(jobs)):
                 # Until the threads of the one before have stopped spinning.
                 time.sleep(arguments.pause)
-                found[name].append(workers[name].time(arguments.passes))
+                # Each of the two functions of switching is four passes.
+                passes = 1 if jobs[name]["job"] == "depths" else arguments.passes
+                found[name].append(workers[name].time(passes))
     finally:
         for worker in workers.values():
             worker.close()
@@ -259,10 +262,12 @@ def main() -> None:
     arguments.peer = dict(arguments.peer)
     for sentence in disturbances():
         print(f"Warning: {sentence}", file=sys.stderr)
-    results = {detector: measure(detector, arguments) for detector in arguments.detectors}
     setting = {**vars(arguments), "bundles": str(arguments.bundles)}
     setting["peer"] = {name: [str(path), gmacs] for name, (path, gmacs) in arguments.peer.items()}
-    print(json.dumps({"setting": setting, "results": results}, indent=2))
+    print(json.dumps({"setting": setting}, indent=2), flush=True)
+    for detector in arguments.detectors:
+        # As soon as it is known: the next one may take minutes.
+        print(json.dumps({detector: measure(detector, arguments)}, indent=2), flush=True)
 
 
 if __name__ == "__main__":
