@@ -79,6 +79,15 @@ def build(name: str, num_classes: int = 80, **overrides: object) -> Detector:
     return _named(name, num_classes, overrides).build()
 
 
+def settings_of(name: str) -> Mapping[str, object]:
+    """Return the settings of a preset, of which ``num_classes`` may be null.
+
+    Raises:
+        ZooError: An unknown name.
+    """
+    return _named(name, 80, {}).keywords
+
+
 def build_configured(name: str, settings: Mapping[str, object], num_classes: int) -> Detector:
     """Build the detector of a composed configuration, wherever its preset lies.
 

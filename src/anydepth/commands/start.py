@@ -44,6 +44,11 @@ def quantize() -> Any:
     return _start("anydepth.quantize")
 
 
+def convert() -> Any:
+    """``anydepth-convert``."""
+    return _start("anydepth.commands.convert")
+
+
 def benchmark() -> Any:
     """``anydepth-benchmark``."""
     return _start("anydepth.commands.benchmark")

@@ -20,6 +20,11 @@ _SPLIT = re.compile(r"(?P<stage>.+)\.(?P<path>essential|refinement)\.(?P<index>[
 # norms, and kernels over fewer input channels, which are the first ones of the full kernel.
 _SKIP_SOURCES = {".skip.": ".full.", ".skip_conv.": ".fuse.conv."}
 
+
+class UnknownLayoutError(WeightsError):
+    """Weights that are named as in no known layout of a family."""
+
+
 # A pattern and its replacement; the rules of a layout are applied one after the other.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
@@ -87,14 +92,14 @@ def detect_layout(state: StateDict, names: Iterable[str], layouts: Sequence[Layo
         layouts: Known layouts, the most specific first.
 
     Raises:
-        WeightsError: None of the layouts matches; the message lists them.
+        UnknownLayoutError: None of the layouts matches; the message lists them.
     """
     found = set(names)
     for layout in layouts:
         prefix = layout.find_prefix(found)
         if prefix is not None:
             return layout, prefix
-    raise WeightsError(
+    raise UnknownLayoutError(
         f"{state.origin}: unknown layout, its keys begin with {join_few(state.tensors, 3)}; known are "
         f"{', '.join(layout.name for layout in layouts)}"
     )
@@ -237,6 +242,7 @@ class Plan:
         misfits: Other keys whose shape differs, with the shape in the file.
         missing: Keys that the file has no value for.
         has_classes: Whether ``values`` holds tensors with one row per class.
+        file_classes: Number of classes of the file; None if it has no tensor with one row per class.
         unused: Keys of the file that match no key of the detector.
     """
 
@@ -255,6 +261,7 @@ class Plan:
         self.misfits: dict[str, tuple[int, ...]] = {}
         self.missing: list[str] = []
         self.has_classes = False
+        self.file_classes: int | None = None
         used: set[str] = set()
         for key, plain in plain_names(own).items():
             fallback = skip_source(plain)
@@ -267,7 +274,8 @@ class Plan:
                 continue
             if source != plain and ".skip_conv." in plain and value.ndim > 1:
                 value = value[:, : own[key].shape[1]]
-            if kinds.class_rows.match(key):
+            if kinds.class_rows.match(key) and value.ndim and own[key].ndim:
+                self.file_classes = len(value) - (len(own[key]) - len(classes.own))
                 value = classes.merge_rows(own[key], value)
             if value.shape == own[key].shape:
                 self.values[key] = value

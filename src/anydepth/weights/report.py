@@ -22,6 +22,7 @@ class LoadReport:
         missing: Other keys of the detector that the file lacks: they keep their initial values.
         unused: Keys of the file that match no key of the detector.
         notes: Remarks to read before using the detector.
+        file_classes: Number of classes of the file; None if it holds no class heads.
     """
 
     layout: str
@@ -32,6 +33,7 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    file_classes: int | None = None
 
     @classmethod
     def from_plan(
@@ -61,6 +63,7 @@ class LoadReport:
             missing=tuple(plan.missing),
             unused=tuple(names[name] for name in plan.unused),
             notes=tuple(shown),
+            file_classes=plan.file_classes,
         )
 
     def __str__(self) -> str:

@@ -43,6 +43,12 @@ class _Found:
         return f"{list(self.blocks)} {self.block} blocks" + (f" ({self.size[1]})" if self.size else "")
 
 
+def backbone_settings(has: Callable[[str], bool]) -> dict[str, object]:
+    """Return the settings of the backbone whose weights ``has`` knows by their plain names."""
+    found = _Found.among(has)
+    return {"block": found.block, "blocks": list(found.blocks), "stem": found.stem}
+
+
 def check_architecture(plan: Plan, origin: str) -> None:
     """Refuse backbones of another stem or depth, also where every shape happens to fit."""
     theirs = _Found.among(lambda plain: plan.find(plain) is not None)

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from anydepth.detector import Detector
-from anydepth.detr.weights.checks import KINDS, check_architecture, check_frozen_norms
+from anydepth.detr.weights.checks import (
+    KINDS,
+    backbone_settings,
+    check_architecture,
+    check_frozen_norms,
+)
 from anydepth.detr.weights.layouts import known_layouts
 from anydepth.detr.weights.sampling import check_sampling
 from anydepth.weights.files import StateDict, read_state_dict
@@ -56,6 +61,16 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
     if not any(key.startswith(("neck.", "decoder.")) for key in plan.values):
         notes.append("the file holds a backbone only: neck and decoder are untrained")
     return LoadReport.from_plan(plan, names, state.origin, notes)
+
+
+def read_sizes(state: StateDict) -> Mapping[str, object]:
+    """Return the settings of the backbone that weights are of, by which presets are found.
+
+    Raises:
+        WeightsError: An unknown layout.
+    """
+    layout, names = _detect_names(state)
+    return backbone_settings(lambda plain: all(key in names for key in layout.foreign_keys(plain) or ("",)))
 
 
 def _detect_names(state: StateDict) -> tuple[Layout, dict[str, str]]:

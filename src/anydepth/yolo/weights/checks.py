@@ -104,6 +104,16 @@ def _count_units(shape_of: Callable[[str], Collection[int] | None], chain: str) 
     return count
 
 
+def network_settings(shape_of: Callable[[str], Collection[int] | None]) -> dict[str, object]:
+    """Return widths and units of the network whose shapes ``shape_of`` knows by plain names."""
+    found = _Network.from_shapes(shape_of)
+    return {
+        "widths": list(found.widths),
+        "backbone_units": list(found.backbone_units),
+        "neck_units": list(found.neck_units),
+    }
+
+
 def check_variant(names: Collection[str], origin: str) -> None:
     """Check that a published checkpoint is of the turbo network and has separate norms.
 

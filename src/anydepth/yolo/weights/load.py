@@ -6,9 +6,19 @@ Everything is checked before the first value is copied: a detector is loaded com
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from anydepth.detector import Detector
-from anydepth.weights.files import read_state_dict
-from anydepth.weights.plan import Classes, Plan, check_finite, check_shapes, detect_layout, plain_names
+from anydepth.weights.files import StateDict, read_state_dict
+from anydepth.weights.plan import (
+    Classes,
+    Layout,
+    Plan,
+    check_finite,
+    check_shapes,
+    detect_layout,
+    plain_names,
+)
 from anydepth.weights.report import LoadReport
 from anydepth.yolo.weights.checks import (
     KINDS,
@@ -16,6 +26,7 @@ from anydepth.yolo.weights.checks import (
     check_skip_state,
     check_variant,
     flatten_bins,
+    network_settings,
 )
 from anydepth.yolo.weights.layouts import LAYOUTS, remove_layer_prefix
 
@@ -37,10 +48,7 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
             detector is not changed.
     """
     state = read_state_dict(source)
-    plain = plain_names(remove_layer_prefix(key) for key in state.tensors)
-    names = {plain[remove_layer_prefix(key)]: key for key in state.tensors}
-    check_variant(names, state.origin)
-    layout, _ = detect_layout(state, names, LAYOUTS)
+    layout, names = _detect_names(state)
     tensors = {name: state.tensors[key] for name, key in names.items()}
     for key in layout.foreign_keys("head.bins"):
         if key in tensors:
@@ -53,3 +61,27 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
     check_finite(plan.values, state.origin)
     plan.apply()
     return LoadReport.from_plan(plan, names, state.origin)
+
+
+def read_sizes(state: StateDict) -> Mapping[str, object]:
+    """Return the settings of the network that weights are of, by which presets are found.
+
+    Raises:
+        WeightsError: An unknown layout, or a variant of the network that no detector has.
+    """
+    layout, names = _detect_names(state)
+
+    def shape_of(plain: str) -> torch.Size | None:
+        (key,) = layout.foreign_keys(plain) or ("",)
+        return state.tensors[names[key]].shape if key in names else None
+
+    return network_settings(shape_of)
+
+
+def _detect_names(state: StateDict) -> tuple[Layout, dict[str, str]]:
+    """Return the layout of a state dict, and its keys by their names in that layout."""
+    plain = plain_names(remove_layer_prefix(key) for key in state.tensors)
+    names = {plain[remove_layer_prefix(key)]: key for key in state.tensors}
+    check_variant(names, state.origin)
+    layout, _ = detect_layout(state, names, LAYOUTS)
+    return layout, names
