@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from anydepth.detr.weights import layouts as detr_layouts
 from anydepth.weights.plan import Layout, plain_names
 from anydepth.yolo.weights.layouts import YOLOV12
 
-SMALL_DETR = {"num_queries": 20, "input_size": [64, 64]}
+SMALL_DETR: dict[str, Any] = {"num_queries": 20, "input_size": [64, 64]}
 
 
 def _fixed(name: str, **settings: object) -> Detector:
@@ -25,6 +26,8 @@ def _fixed(name: str, **settings: object) -> Detector:
     detector = anydepth.build(name, num_classes=3, any_depth=False, **settings).eval()
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
     return detector
