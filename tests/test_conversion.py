@@ -102,8 +102,8 @@ def test_full_depth_of_a_converted_yolo_is_the_source_bit_for_bit(yolo: Detector
 
 
 def test_every_filled_tensor_is_listed_and_is_a_copy_or_a_part() -> None:
-    # Some of its fusions have kernels of their own where a stage skips.
-    made = convert(_fixed("yolo_n").state_dict(), "yolo_n", input_size=[64, 64])
+    # Its last two fusions have kernels of their own where a stage skips.
+    made = convert(_fixed("yolo_s").state_dict(), "yolo_s", input_size=[64, 64])
     assert any(".skip_conv." in key for key in made.report.copied_to_skip)
     state = made.detector.state_dict()
     loaded, copied = set(made.report.loaded), set(made.report.copied_to_skip)
