@@ -48,6 +48,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         folder,
         batch=config["batch"],
         graph=config["graph"],
+        graph_format=config["format"],
         category_ids=config["category_ids"],
         curve=curve,
         engine=config["engine"],

@@ -11,9 +11,9 @@ from anydepth.config.compose import check_config, entry_point, instantiate
 from anydepth.data.coco.layout import SPLIT_NAMES, SplitName
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.dataset import DetectionDataset
-from anydepth.deploy.runtime.bundle import Bundle, read_bundle
+from anydepth.deploy.runtime.bundle import GRAPH_SUFFIXES, Bundle, read_bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
-from anydepth.deploy.runtime.engines import check_engine, check_precision
+from anydepth.deploy.runtime.engines import check_engine, check_graphs, choose_engine
 from anydepth.evaluation.classes import category_ids_of
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve
@@ -52,9 +52,13 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     check_output(config["output"])
     source = read_bundle(config["bundle"])
     depths = _parse_depths(config["depths"], source)
+    graph_format = config["format"]
+    if graph_format not in GRAPH_SUFFIXES:
+        raise ValueError(f"got format={graph_format}, expected {' or '.join(GRAPH_SUFFIXES)}")
     if config["engine"] is not None:
+        config["engine"] = choose_engine(config["engine"], graph_format)
         check_engine(config["engine"])
-        check_precision(config["engine"], "int8")
+        check_graphs(config["engine"], graph_format, "int8")
     write = _import_writer()
     cfg = cfg.copy()
     cfg.data.input_size, cfg.data.fit = list(source.input.size), source.input.fit
@@ -66,6 +70,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         config["output"],
         _calibration_images(data, config["calibration"]["split"], count),
         evaluate=evaluate,
+        graph_format=graph_format,
         on_step=print_lines,
     )
     size, before = _mebibytes(bundle), _mebibytes(source)
@@ -169,7 +174,7 @@ def _warning(bundle: Bundle) -> list[str]:
         return []
     return [
         f"Warning: at {', '.join(lossy)}, int8 loses more than {100 * _MAX_LOSS:.0f} AP in this engine; use "
-        "the float bundle, or measure with the other engine (engine=onnxruntime)"
+        "the float bundle, or more images to calibrate with (calibration.images)"
     ]
 
 

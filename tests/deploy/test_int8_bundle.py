@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from anydepth.deploy import load
 from anydepth.deploy.export import int8_bundle, quantization
 from anydepth.deploy.export.graph import ExportError
 from anydepth.deploy.export.int8_bundle import write_int8_bundle
+from anydepth.deploy.export.openvino_graph import to_openvino
 from anydepth.deploy.export.quantization import QuantizationError
 from anydepth.deploy.runtime.bundle import Bundle, BundleError, read_bundle
 from anydepth.deploy.runtime.engines.base import EngineError
@@ -117,9 +119,34 @@ def test_a_graph_of_several_depths_is_refused(source: Bundle, tmp_path: Path):
     assert not (tmp_path / "int8").exists()
 
 
+def test_int8_for_openvino_has_graphs_of_its_own(
+    source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("openvino")
+
+    def read(path: Path, batches: list[np.ndarray]) -> Any:
+        return to_openvino(ir.external_data.load_to_model(ir.load(path)))
+
+    monkeypatch.setattr(int8_bundle, "quantize_for_openvino", read)
+    made = write_int8_bundle(source, ["full", "minimal"], tmp_path / "int8", IMAGES, graph_format="openvino")
+    assert (made.graph_format, made.precision) == ("openvino", "int8")
+    assert [entry.graph for entry in made.depths] == ["full.xml", "minimal.xml"]
+    detector, images = (
+        load(made.folder, threads=1),
+        np.random.default_rng(1).random((2, 3, SIDE, SIDE), np.float32),
+    )
+    for one, other in zip(detector.run(images, "full"), load(source.folder).run(images, "full"), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    with pytest.raises(QuantizationError, match="give the bundle of ONNX graphs"):
+        write_int8_bundle(made, ["full"], tmp_path / "again", IMAGES)
+    with pytest.raises(QuantizationError, match="got format='tflite', expected onnx or openvino"):
+        write_int8_bundle(source, ["full"], tmp_path / "again", IMAGES, graph_format="tflite")
+    assert not (tmp_path / "again").exists()
+
+
 def test_openvino_refuses_int8_which_it_computes_wrongly(source: Bundle, tmp_path: Path):
     write_int8_bundle(source, ["full"], tmp_path / "int8", IMAGES)
-    with pytest.raises(EngineError, match="got engine=openvino for a bundle in int8"):
+    with pytest.raises(EngineError, match="got engine=openvino for a bundle of ONNX graphs in int8"):
         load(tmp_path / "int8", engine="openvino")
 
 
@@ -222,7 +249,8 @@ def test_the_command_calibrates_on_images_of_the_data_set(
         ("calibration.split=best", "expected one of train, val, test"),
         ("calibration.images=0", r"calibration\.images"),
         ("engine=tensorflow", "expected onnxruntime or openvino"),
-        ("engine=openvino", "got engine=openvino for a bundle in int8"),
+        ("engine=openvino", "got engine=openvino for a bundle of ONNX graphs in int8"),
+        ("format=tflite", "got format=tflite, expected onnx or openvino"),
         ("data.root=/nowhere", "nowhere"),
     ],
 )

@@ -16,6 +16,7 @@ from anydepth.deploy.runtime.benchmark import (
     record_measurements,
 )
 from anydepth.deploy.runtime.bundle import read_bundle
+from anydepth.deploy.runtime.engines import choose_engine
 from anydepth.deploy.runtime.engines.base import EngineOptions
 from anydepth.measurement import Measurement
 from anydepth.utils.version import package_version
@@ -114,7 +115,7 @@ def run(options: Options) -> None:
 
 def _measure_bundle(options: Options) -> Outcome:
     values, bundle = options.values, read_bundle(options.path)
-    engine = "onnxruntime" if values["engine"] == "auto" else values["engine"]
+    engine = choose_engine(values["engine"], bundle.graph_format)
     depths = _listed(values["depths"])
     found = measure_bundle(
         bundle,

@@ -17,6 +17,7 @@ from anydepth.commands.plain_options import (
     whole,
 )
 from anydepth.deploy.runtime.bundle import read_bundle
+from anydepth.deploy.runtime.engines import choose_engine
 from anydepth.deploy.runtime.engines.base import EngineOptions
 from anydepth.utils.version import package_version
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from anydepth.deploy.serve.server import ServerOptions
 
 SETTINGS: Final = """\
-  engine=onnxruntime  inference engine; or openvino
+  engine=auto         inference engine: onnxruntime, or openvino
   device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu
   threads=null        threads of one pass; null: as many as the engine chooses
   precision=fp32      auto: what the engine chooses
@@ -56,7 +57,7 @@ example:
   curl -F image=@photo.jpg -F depth=1/2 http://127.0.0.1:8000/predict"""
 
 OPTIONS: Final[Mapping[str, Option]] = {
-    "engine": text("onnxruntime"),
+    "engine": text("auto"),
     "device": text("cpu"),
     "threads": whole(None),
     "precision": text("fp32"),
@@ -92,12 +93,10 @@ def server_options(bundle: Path, values: Mapping[str, Any]) -> "ServerOptions":
             f"serving needs the package {error.name}, which is not installed; install it with `pip install "
             "litserve`, or the extra `serve` of this package"
         ) from error
-    engine, options = (
-        values["engine"],
-        EngineOptions(values["device"], values["threads"], values["precision"]),
-    )
-    limits = Limits(int(values["upload"] * 2**20), int(values["pixels"] * 10**6), values["queue"])
     found = read_bundle(bundle)
+    engine = choose_engine(values["engine"], found.graph_format)
+    options = EngineOptions(values["device"], values["threads"], values["precision"])
+    limits = Limits(int(values["upload"] * 2**20), int(values["pixels"] * 10**6), values["queue"])
     measured = measure_missing(found, engine, options) if values["measure"] else {}
     return ServerOptions(
         DetectorSource(found.folder.resolve(), engine, options, values["memory_limit"], measured),

@@ -152,6 +152,7 @@ class Export(TypedDict, total=False):
 
     weights: str | None
     depths: Depths
+    format: str
     graph: str
     input_size: Size
     batch: int | None
@@ -209,6 +210,7 @@ class Quantize(TypedDict, total=False):
     bundle: str | None
     depths: Depths
     calibration: Calibration
+    format: str
     engine: str | None
     split: str
     backend: str

@@ -143,7 +143,7 @@ def open_bundle(
 
     Args:
         path: Folder of the bundle.
-        engine: ``auto`` for ONNX Runtime, or another engine of bundles.
+        engine: An engine of bundles, or ``auto`` for the one of the bundle's format.
         device: ``auto`` for the CPU, or a device of the engine.
         precision: ``fp32``, or ``auto`` for what the engine chooses.
         threads: Threads of one pass on a CPU; None: as many as the engine chooses.
@@ -155,7 +155,7 @@ def open_bundle(
         raise ValueError(f"engine={engine}: {path} is a bundle; allowed are {', '.join(ENGINES)}")
     return load(
         path,
-        engine=next(iter(ENGINES)) if engine == AUTO else engine,
+        engine=engine,
         device="cpu" if device == AUTO else device,
         precision=precision,
         threads=threads,

@@ -19,19 +19,21 @@ from anydepth.deploy.export.card import model_card
 from anydepth.deploy.export.equality import measure_equality
 from anydepth.deploy.export.graph import OUTPUTS, ExportError, export_graph, shorten_names
 from anydepth.deploy.export.one_graph import merge_graphs
+from anydepth.deploy.export.openvino_graph import to_openvino, write_openvino
 from anydepth.deploy.export.weights_file import WeightsFile, weights_file
 from anydepth.deploy.runtime.bundle import (
     CARD,
     DESCRIPTION,
     FORMAT,
     FORMAT_VERSION,
+    GRAPH_SUFFIXES,
     LICENSE_ID,
     WEIGHTS,
     Bundle,
     BundleError,
     read_bundle,
 )
-from anydepth.deploy.runtime.engines import check_engine
+from anydepth.deploy.runtime.engines import check_engine, check_graphs, choose_engine
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, evaluating
 from anydepth.evaluation.cost import count_depth
@@ -44,7 +46,7 @@ from anydepth.utils.version import package_version
 # What Hydra and a multirun leave in the folder of an export.
 _LEFTOVERS = {"export.log", "outcome.json"}
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
-_ONE_GRAPH: Final = "depths.onnx"
+_ONE_GRAPH: Final = "depths"
 # Held while a complete folder takes its place: exports of several threads may have the same one.
 _REPLACING = Lock()
 
@@ -57,8 +59,9 @@ def write_bundle(
     batch: int | None = None,
     category_ids: Sequence[int] | None = None,
     curve: DepthCurve | None = None,
-    engine: str | None = "onnxruntime",
+    engine: str | None = "auto",
     graph: str = "each",
+    graph_format: str = "onnx",
     license_id: str | None = None,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Bundle:
@@ -73,9 +76,11 @@ def write_bundle(
         batch: Images of a pass; None: any number.
         category_ids: Category id of each class in results files; None: 1, 2, ...
         curve: Depth curve of these weights, whose figures the bundle repeats.
-        engine: Engine whose results are compared with PyTorch's; None: no comparison.
+        engine: Engine whose results are compared with PyTorch's; ``auto``: the usual one for the format;
+            None: no comparison.
         graph: ``each``: every depth has a graph; ``one``: one graph has all depths, see
             :func:`anydepth.deploy.export.one_graph.merge_graphs`.
+        graph_format: ``onnx``, or ``openvino`` for graphs in OpenVINO's own format.
         license_id: Licence of the weights for the model card, as the hub names it; None: none is stated.
         on_step: Function that is called with each step as it begins, because an export takes minutes.
 
@@ -90,6 +95,14 @@ def write_bundle(
     folder, depths = Path(folder).resolve(), list(dict.fromkeys(depths))
     if graph not in ("each", "one"):
         raise ExportError(f"got graph={graph!r}, expected each or one")
+    if graph_format not in GRAPH_SUFFIXES:
+        raise ExportError(f"got format={graph_format!r}, expected {' or '.join(GRAPH_SUFFIXES)}")
+    if engine is not None:
+        engine = choose_engine(engine, graph_format)
+        check_engine(engine)
+        check_graphs(engine, graph_format, "fp32")
+    if graph_format == "openvino":
+        check_engine("openvino")
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     _check_license(license_id)
     ids = list(category_ids or range(1, detector.num_classes + 1))
@@ -98,12 +111,15 @@ def write_bundle(
         with weights_file(partial / WEIGHTS) as weights:
             models = _exported(detector, depths, batch, on_step)
             if graph == "one":
-                _write_one_graph(models, entries, partial, weights, on_step)
+                _write_one_graph(models, entries, partial, weights, graph_format, on_step)
             else:
                 for depth, model, entry in zip(depths, models, entries, strict=True):
-                    entry["graph"] = graph_name(depth)
+                    entry["graph"] = graph_name(depth, graph_format)
                     _write_graph(model, partial / entry["graph"], weights)
         description = {**_describe(detector, entries, ids, batch), "license": license_id}
+        description["graph_format"] = graph_format
+        if graph_format == "openvino":
+            description["versions"]["openvino"] = version("openvino")
         description["files"] = {path.name: file_entry(path) for path in sorted(partial.iterdir())}
         write_description(partial, description)
         if engine is not None:
@@ -128,6 +144,7 @@ def _write_one_graph(
     entries: Sequence[dict[str, Any]],
     folder: Path,
     weights: WeightsFile,
+    graph_format: str,
     on_step: Callable[[str], object],
 ) -> None:
     """Write one graph of all depths, and its name and their numbers into their entries."""
@@ -137,23 +154,26 @@ def _write_one_graph(
     model = merge_graphs([model for model, _ in pairs])
     shorten_names(model)
     for number, (_, entry) in enumerate(pairs):
-        entry.update(graph=_ONE_GRAPH, number=number)
-    _write_graph(model, folder / _ONE_GRAPH, weights)
+        entry.update(graph=f"{_ONE_GRAPH}{GRAPH_SUFFIXES[graph_format]}", number=number)
+    _write_graph(model, folder / entry["graph"], weights)
 
 
 def _write_graph(model: ir.Model, path: Path, weights: WeightsFile) -> None:
+    if path.suffix == GRAPH_SUFFIXES["openvino"]:
+        write_openvino(to_openvino(model), path, weights)
+        return
     weights.move_from(model)
     path.write_bytes(ir.to_proto(model).SerializeToString())
 
 
-def graph_name(depth: DepthConfig) -> str:
+def graph_name(depth: DepthConfig, graph_format: str = "onnx") -> str:
     """Return the name of the file of a depth.
 
     Example:
         >>> graph_name(DepthConfig((True, False), None, "1/2"))
         '1-2.onnx'
     """
-    return f"{str(depth).replace('/', '-')}.onnx"
+    return f"{str(depth).replace('/', '-')}{GRAPH_SUFFIXES[graph_format]}"
 
 
 def _check(

@@ -19,6 +19,7 @@ def model_card(bundle: Bundle) -> str:
         else "each side on its own"
     )
     batch = bundle.input.batch or "any number of"
+    engines = "onnxruntime or openvino" if bundle.graph_format == "onnx" else "openvino"
     depths = [str(entry.config) for entry in bundle.depths]
     return "\n".join(
         [
@@ -40,10 +41,10 @@ def model_card(bundle: Bundle) -> str:
             "## Use",
             "",
             "```python",
-            "from anydepth.deploy import load  # needs numpy, Pillow and onnxruntime or openvino, not torch",
+            f"from anydepth.deploy import load  # needs numpy, Pillow and {engines}, not torch",
             "",
             "# This folder, or the name OWNER/NAME of its repository on the Hugging Face hub.",
-            'detector = load("FOLDER", engine="onnxruntime")',
+            f'detector = load("FOLDER", engine="{engines.split()[0]}")',
             f'detections = detector.predict("photo.jpg", depth="{depths[-1]}")',
             "```",
             "",
@@ -65,7 +66,7 @@ def _front_matter(bundle: Bundle) -> list[str]:
         *([f"license: {bundle.license}"] if bundle.license else []),
         "tags:",
         "- any-depth",
-        "- onnx",
+        f"- {bundle.graph_format}",
         "---",
         "",
     ]

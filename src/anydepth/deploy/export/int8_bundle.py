@@ -10,9 +10,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from anydepth.deploy.export.bundle_writer import check_folder, file_entry, replaced_folder, write_description
+from anydepth.deploy.export.openvino_graph import write_openvino
+from anydepth.deploy.export.openvino_int8 import quantize_for_openvino
 from anydepth.deploy.export.quantization import QuantizationError, is_quantised, quantize_graph, versions
 from anydepth.deploy.export.weights_file import weights_file
-from anydepth.deploy.runtime.bundle import DESCRIPTION, WEIGHTS, Bundle, BundledDepth, read_bundle
+from anydepth.deploy.runtime.bundle import (
+    DESCRIPTION,
+    GRAPH_SUFFIXES,
+    WEIGHTS,
+    Bundle,
+    BundledDepth,
+    read_bundle,
+)
 from anydepth.depth import DepthConfig
 from anydepth.evaluation.depth_curve import DepthCurve
 
@@ -27,6 +36,7 @@ def write_int8_bundle(
     images: NDArray[np.uint8],
     *,
     evaluate: Evaluate | None = None,
+    graph_format: str = "onnx",
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Bundle:
     """Quantise depths of a float bundle to a new bundle.
@@ -40,6 +50,8 @@ def write_int8_bundle(
         images: [N, 3, H, W] uint8 RGB, calibration images that were resized for this bundle.
         evaluate: Function that returns the figures of a bundle at these depths, called for both; None: the
             figures of the float bundle are not repeated, as they are not those of int8.
+        graph_format: ``onnx`` for ONNX Runtime, or ``openvino`` for OpenVINO, each of which computes its own
+            form rightly.
         on_step: Function that is called with each step as it begins, because a depth takes a minute.
 
     Returns:
@@ -55,16 +67,20 @@ def write_int8_bundle(
     folder = Path(folder).resolve()
     entries = list({entry.config: entry for entry in map(bundle.depth, depths)}.values())
     batches = _batches(images, bundle)
-    _check(bundle, entries, folder)
+    _check(bundle, entries, folder, graph_format)
     before = _evaluate(evaluate, bundle, "before", on_step)
     with replaced_folder(folder) as partial:
         with weights_file(partial / WEIGHTS) as weights:
             for number, entry in enumerate(entries, start=1):
                 on_step(f"quantises {entry.config} ({number} of {len(entries)})")
-                model = quantize_graph(bundle.folder / entry.graph, batches)
+                source, target = bundle.folder / entry.graph, partial / _renamed(entry.graph, graph_format)
+                if graph_format == "openvino":
+                    write_openvino(quantize_for_openvino(source, batches), target, weights)
+                    continue
+                model = quantize_graph(source, batches)
                 weights.move_from(model)
-                (partial / entry.graph).write_bytes(ir.to_proto(model).SerializeToString())
-        description = _describe(bundle, entries, len(images))
+                target.write_bytes(ir.to_proto(model).SerializeToString())
+        description = _describe(bundle, entries, len(images), graph_format)
         description["files"] = {path.name: file_entry(path) for path in sorted(partial.iterdir())}
         write_description(partial, description)
         after = _evaluate(evaluate, read_bundle(partial), "after", on_step)
@@ -75,7 +91,18 @@ def write_int8_bundle(
     return read_bundle(folder)
 
 
-def _check(bundle: Bundle, entries: Sequence[BundledDepth], folder: Path) -> None:
+def _renamed(graph: str, graph_format: str) -> str:
+    return f"{graph.removesuffix('.onnx')}{GRAPH_SUFFIXES[graph_format]}"
+
+
+def _check(bundle: Bundle, entries: Sequence[BundledDepth], folder: Path, graph_format: str) -> None:
+    if graph_format not in GRAPH_SUFFIXES:
+        raise QuantizationError(f"got format={graph_format!r}, expected {' or '.join(GRAPH_SUFFIXES)}")
+    if bundle.graph_format != "onnx":
+        raise QuantizationError(
+            f"{bundle.folder}: holds graphs in the format of OpenVINO; give the bundle of ONNX graphs "
+            "(anydepth-export format=onnx), of which format=openvino makes one in int8 for OpenVINO"
+        )
     if not entries:
         raise QuantizationError("got no depth to quantise, expected at least one of the bundle")
     bundle.check_files(WEIGHTS, *(entry.graph for entry in entries))
@@ -125,16 +152,20 @@ def _known(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value >= 0}
 
 
-def _describe(bundle: Bundle, entries: Sequence[BundledDepth], images: int) -> dict[str, Any]:
+def _describe(
+    bundle: Bundle, entries: Sequence[BundledDepth], images: int, graph_format: str
+) -> dict[str, Any]:
     """Return the description of the float bundle without what int8 changes."""
     description: dict[str, Any] = json.loads((bundle.folder / DESCRIPTION).read_text(encoding="utf-8"))
     graphs = {entry.graph for entry in entries}
     kept = [entry for entry in description["depths"] if entry["graph"] in graphs]
     for entry in kept:
         # Latency, memory and equality with PyTorch are those of the float graphs.
-        entry |= {"figures": {}, "measurements": [], "equality": {}}
+        graph = _renamed(entry["graph"], graph_format)
+        entry |= {"graph": graph, "figures": {}, "measurements": [], "equality": {}}
     description["depths"] = kept
     description["precision"] = "int8"
+    description["graph_format"] = graph_format
     description["quantization"] = {"calibration_images": images}
     description["versions"] |= versions()
     return description

@@ -5,6 +5,7 @@ share a kernel share its int8 form. Ranges of activations are those of each dept
 quantisation itself is that of NNCF (post-training, with fast bias correction).
 """
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -50,11 +51,11 @@ def quantize_graph(path: Path, batches: Sequence[NDArray[np.uint8]]) -> ir.Model
         )
     _resolve_kernels(model)
     _number_nodes(model)
-    nncf = _import_nncf()
+    nncf = import_nncf()
     try:
         quantised = nncf.quantize(
             ir.to_proto(model),
-            nncf.Dataset(batches, _to_input),
+            nncf.Dataset(batches, to_input),
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=float_nodes(model.graph), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
@@ -164,13 +165,26 @@ def _resolve_kernels(model: ir.Model) -> None:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
+def load_kernels(path: Path) -> list[NDArray[np.float32]]:
+    """Return the kernels of a graph, [out, in / groups, h, w] each, without their norms."""
+    model = ir.external_data.load_to_model(ir.load(path))
+    _resolve_kernels(model)
+    kernels = {id(node.inputs[1]): node.inputs[1] for node in model.graph if node.op_type == "Conv"}
+    return [
+        value.const_value.numpy()
+        for value in kernels.values()
+        if value is not None and value.const_value is not None
+    ]
+
+
 def _number_nodes(model: ir.Model) -> None:
     """Give nodes names, by which NNCF addresses them."""
     for number, node in enumerate(model.graph.all_nodes()):
         node.name = f"node{number}"
 
 
-def _to_input(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+def to_input(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Return calibration images [B, 3, H, W] as the input of a graph."""
     return {INPUT: to_unit_range(torch.from_numpy(images)).numpy()}
 
 
@@ -187,10 +201,13 @@ def is_quantised(path: Path) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
 
 
-def _import_nncf() -> Any:
+def import_nncf() -> Any:
     """Import NNCF, without the reports on its use that it sends otherwise."""
     os.environ.setdefault("NNCF_CI", "1")
-    return import_module("nncf")
+    nncf = import_module("nncf")
+    # A line for each operation that stays float.
+    nncf.set_log_level(logging.ERROR)
+    return nncf
 
 
 def versions() -> Mapping[str, str]:

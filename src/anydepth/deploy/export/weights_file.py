@@ -40,18 +40,24 @@ class WeightsFile:
             tensor = value.const_value
             if tensor is None or tensor.nbytes < _SMALLEST:
                 continue
-            offset, length = self._store(tensor.tobytes())
+            offset, length = self.store(tensor.tobytes())
             value.const_value = ir.ExternalTensor(
                 self._name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
             )
 
-    def _store(self, content: bytes) -> tuple[int, int]:
+    def store(self, content: bytes | memoryview) -> tuple[int, int]:
+        """Return place and length of a content, which is added unless it is there.
+
+        Args:
+            content: Bytes of a tensor.
+        """
         key = hashlib.sha256(content).digest()
         if key not in self._places:
             step = _PAGE if len(content) >= _LARGE else _LINE
             end = self._file.tell()
             offset = -(-end // step) * step
-            self._file.write(bytes(offset - end) + content)
+            self._file.write(bytes(offset - end))
+            self._file.write(content)
             self._places[key] = (offset, len(content))
         return self._places[key]
 

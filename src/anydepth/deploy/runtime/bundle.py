@@ -1,7 +1,7 @@
 """A bundle: one folder with graphs of several depths, their common weights, and a description of all.
 
-The folder holds ``bundle.json``, one ``.onnx`` file per depth or one for all, ``weights.bin``, and a model
-card for people.
+The folder holds ``bundle.json``, one graph per depth or one for all (``.onnx``, or ``.xml`` for OpenVINO),
+``weights.bin``, and a model card for people.
 A bundle is untrusted: every name, size and number is checked before anything is opened, and nothing in it is
 executed but the graphs, by the engine.
 """
@@ -11,11 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from anydepth.deploy.runtime.onnx_file import external_tensors
+from anydepth.deploy.runtime.ir_file import constants, parse_graph
+from anydepth.deploy.runtime.onnx_file import ExternalTensor, external_tensors
 from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace
 from anydepth.measurement import Measurement
 from anydepth.selection import Selection, parse_selection
@@ -24,6 +26,8 @@ from anydepth.utils.messages import join_few, short_repr
 DESCRIPTION: Final = "bundle.json"
 WEIGHTS: Final = "weights.bin"
 PRECISIONS: Final = ("fp32", "int8")
+GRAPH_SUFFIXES: Final = MappingProxyType({"onnx": ".onnx", "openvino": ".xml"})
+"""Suffix of the files of graphs by the format of a bundle: ONNX, or OpenVINO's own."""
 CARD: Final = "README.md"
 FORMAT: Final = "anydepth_bundle"
 FORMAT_VERSION: Final = 1
@@ -129,6 +133,7 @@ class Bundle:
         versions: Versions of the packages that made it.
         license: Identifier of the licence of the weights; None: none is stated.
         precision: Numbers that the graphs compute with: ``fp32``, or ``int8`` for most of them.
+        graph_format: One of :data:`GRAPH_SUFFIXES`.
     """
 
     folder: Path
@@ -146,6 +151,7 @@ class Bundle:
     versions: Mapping[str, str]
     license: str | None = None
     precision: str = "fp32"
+    graph_format: str = "onnx"
 
     def depth(self, depth: str | DepthConfig) -> BundledDepth:
         """Return an exported depth.
@@ -203,15 +209,17 @@ class Bundle:
             The number of bytes of weights that it reads.
 
         Raises:
-            BundleError: It is no ONNX graph, or names another file or a place outside the file.
+            BundleError: It is no graph of the bundle's format, or names another file or a place outside the
+                file.
         """
         self.check_sizes(name, WEIGHTS)
         path, limit = self.folder / name, self.files[WEIGHTS].bytes
         try:
-            tensors = external_tensors(path.read_bytes())
+            tensors = _read_places(path, self.graph_format)
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(
-                f"{path}: not a readable ONNX graph ({error}); export the bundle again"
+                f"{path}: not a readable graph in the format {self.graph_format} ({error}); export the "
+                "bundle again"
             ) from error
         for tensor in tensors:
             end = limit if tensor.length is None else tensor.offset + tensor.length
@@ -221,6 +229,19 @@ class Bundle:
                     f"{end}, expected {WEIGHTS} with {limit:,} bytes; do not use a bundle from this source"
                 )
         return sum({(tensor.offset, tensor.length): tensor.length or 0 for tensor in tensors}.values())
+
+
+def _read_places(path: Path, graph_format: str) -> list[ExternalTensor]:
+    """Return the places of the tensors that a graph takes from files.
+
+    Raises:
+        ValueError: The file is of another format.
+    """
+    content = path.read_bytes()
+    if graph_format == "onnx":
+        return external_tensors(content)
+    # All constants of a graph of OpenVINO are in the file that is given with it.
+    return [replace(place, location=WEIGHTS) for _, place in constants(parse_graph(content))]
 
 
 def read_bundle(folder: str | Path) -> Bundle:
@@ -282,6 +303,7 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
     if len({entry.config for entry in depths}) < len(depths):
         raise BundleError(f"got {len(depths)} depths of which two are equal")
     _check_numbers(depths)
+    graph_format = _parse_format(values.get("graph_format", "onnx"), depths)
     output, detector = _take(values, "output", dict), _take(values, "detector", dict)
     return Bundle(
         folder=folder,
@@ -299,12 +321,25 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         versions={name: str(text) for name, text in _take(values, "versions", dict).items()},
         license=_parse_license(values.get("license")),
         precision=_parse_precision(values.get("precision", "fp32")),
+        graph_format=graph_format,
     )
 
 
 def _parse_license(value: object) -> str | None:
     if value is not None and not (isinstance(value, str) and LICENSE_ID.fullmatch(value)):
         raise BundleError(f"got license={short_repr(value)}, expected an identifier such as apache-2.0")
+    return value
+
+
+def _parse_format(value: object, depths: Sequence[BundledDepth]) -> str:
+    if not isinstance(value, str) or value not in GRAPH_SUFFIXES:
+        raise BundleError(f"got graph_format={short_repr(value)}, expected {' or '.join(GRAPH_SUFFIXES)}")
+    suffix = GRAPH_SUFFIXES[value]
+    others = [entry.graph for entry in depths if not entry.graph.endswith(suffix)]
+    if others:
+        raise BundleError(
+            f"got the graphs {join_few(others)}, expected files *{suffix} of graph_format={value}"
+        )
     return value
 
 
@@ -344,7 +379,7 @@ def _parse_file(name: str, values: object) -> BundledFile:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise BundleError(f"{name}: got the hash {short_repr(digest)}, expected 64 hexadecimal digits")
     size = _take(values, "bytes", int)
-    if size < 0 or (name.endswith(".onnx") and size > _MAX_GRAPH_BYTES):
+    if size < 0 or (name.endswith(tuple(GRAPH_SUFFIXES.values())) and size > _MAX_GRAPH_BYTES):
         raise BundleError(f"{name}: {size:,} bytes, expected at most {_MAX_GRAPH_BYTES:,} of a graph")
     return BundledFile(name, size, digest)
 

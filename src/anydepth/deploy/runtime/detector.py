@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from anydepth.budget import DepthFigures, choose_depth, parse_budget
 from anydepth.deploy.runtime.bundle import WEIGHTS, Bundle, BundledDepth, BundleError, read_bundle
-from anydepth.deploy.runtime.engines import check_engine, check_precision, conditions_here, open_session
+from anydepth.deploy.runtime.engines import (
+    check_engine,
+    check_graphs,
+    choose_engine,
+    conditions_here,
+    open_session,
+)
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
 from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.deploy.runtime.selection import select
@@ -35,7 +41,8 @@ class DeployedDetector:
 
     Args:
         bundle: A bundle whose description was read.
-        engine: Name of the inference engine, see :data:`anydepth.deploy.runtime.engines.ENGINES`.
+        engine: Name of the inference engine, see :data:`anydepth.deploy.runtime.engines.ENGINES`; ``auto``:
+            ONNX Runtime, or OpenVINO for a bundle in its own format.
         options: Device, threads and precision.
         memory_limit: Limit in MiB of the weights of all open depths; None: no limit. The depths that were not
             used for longest are closed first. The engine's own buffers are not counted.
@@ -51,17 +58,17 @@ class DeployedDetector:
         self,
         bundle: Bundle,
         *,
-        engine: str = "onnxruntime",
+        engine: str = "auto",
         options: EngineOptions | None = None,
         memory_limit: float | None = None,
         verify: bool = True,
     ) -> None:
         self.bundle = bundle
-        self.engine = engine
+        self.engine = engine = choose_engine(engine, bundle.graph_format)
         self.depths = tuple(str(entry.config) for entry in bundle.depths)
         self._options = options or EngineOptions()
         check_engine(engine).check_device(self._options.device)
-        check_precision(engine, bundle.precision)
+        check_graphs(engine, bundle.graph_format, bundle.precision)
         self._limit = math.inf if memory_limit is None else _check_memory_limit(memory_limit) * 2**20
         self._verify = verify
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
@@ -366,7 +373,7 @@ def depth_figures(bundle: Bundle, engine: str, options: EngineOptions) -> list[D
 def load(
     path: str | Path,
     *,
-    engine: str = "onnxruntime",
+    engine: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
     precision: str = "fp32",
@@ -380,7 +387,8 @@ def load(
     Args:
         path: Folder that ``anydepth-export`` wrote; or as a text the name ``OWNER/NAME`` of a repository of
             the Hugging Face hub with such a bundle, if there is no such folder (extra ``hub``).
-        engine: ``onnxruntime`` or ``openvino``.
+        engine: ``onnxruntime`` or ``openvino``; ``auto``: the first, or OpenVINO for a bundle in its own
+            format.
         device: ``cpu``; with ONNX Runtime also ``cuda``, ``tensorrt`` or ``coreml``, with OpenVINO ``gpu`` or
             ``npu``.
         threads: Threads of one pass on a CPU; None: as many as the engine chooses.

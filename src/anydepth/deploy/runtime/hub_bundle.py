@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from anydepth import hub
-from anydepth.deploy.runtime.bundle import CARD, DESCRIPTION, Bundle, read_bundle
+from anydepth.deploy.runtime.bundle import CARD, DESCRIPTION, GRAPH_SUFFIXES, Bundle, read_bundle
 from anydepth.utils.files import atomic_path
 
 # What engines read; anything else in a repository stays there.
-_SUFFIXES: Final = (".onnx", ".bin")
+_SUFFIXES: Final = (*GRAPH_SUFFIXES.values(), ".bin")
 # Threads of a process share the hidden names of unfinished files.
 _LAYING_OUT: Final = threading.Lock()
 

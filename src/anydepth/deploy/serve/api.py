@@ -45,7 +45,7 @@ class DetectorSource:
     """
 
     folder: Path
-    engine: str = "onnxruntime"
+    engine: str = "auto"
     options: EngineOptions = field(default_factory=EngineOptions)
     memory_limit: float | None = None
     measured: Mapping[str, Measurement] | None = None

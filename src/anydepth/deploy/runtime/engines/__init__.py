@@ -13,6 +13,10 @@ from anydepth.measurement import Conditions, machine_name
 ENGINES: Final[Mapping[str, str]] = MappingProxyType({"onnxruntime": "onnxruntime", "openvino": "openvino"})
 """Package, and extra of this package, that an engine needs, by its name."""
 
+_READERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
+)
+
 
 def open_session(
     engine: str, graph: Path, options: EngineOptions, *, several_depths: bool = False
@@ -21,7 +25,7 @@ def open_session(
 
     Args:
         engine: One of :data:`ENGINES`.
-        graph: An ONNX file; its weights lie beside it.
+        graph: A file of a bundle; its weights lie beside it.
         options: Threads and device.
         several_depths: Whether the graph has several depths, and an input that chooses among them.
 
@@ -49,21 +53,38 @@ def check_engine(engine: str) -> Any:
         ) from error
 
 
-def check_precision(engine: str, precision: str) -> None:
-    """Check that an engine computes graphs of these numbers rightly.
+def choose_engine(engine: str, graph_format: str) -> str:
+    """Return the engine that is named, or for ``auto`` the first that reads graphs of a format.
+
+    Args:
+        engine: One of :data:`ENGINES`, or ``auto``.
+        graph_format: See :attr:`anydepth.deploy.runtime.bundle.Bundle.graph_format`.
+    """
+    return _READERS[graph_format][0] if engine == "auto" else engine
+
+
+def check_graphs(engine: str, graph_format: str, precision: str) -> None:
+    """Check that an engine reads graphs of a format, and computes them rightly.
 
     Args:
         engine: One of :data:`ENGINES`.
+        graph_format: See :attr:`anydepth.deploy.runtime.bundle.Bundle.graph_format`.
         precision: ``fp32`` or ``int8``, see :attr:`anydepth.deploy.runtime.bundle.Bundle.precision`.
 
     Raises:
-        EngineError: It does not: OpenVINO 2026.4.1 computed other scores with graphs in int8 than ONNX
+        EngineError: It does not: OpenVINO 2026.4.1 computed other scores with ONNX graphs in int8 than ONNX
             Runtime, by which AP fell from 31 to below 1.
     """
-    if precision == "int8" and engine == "openvino":
+    readers = _READERS[graph_format]
+    if engine not in readers:
         raise EngineError(
-            "got engine=openvino for a bundle in int8, whose graphs it computes wrongly; use "
-            "engine=onnxruntime, or the float bundle"
+            f"got engine={engine} for a bundle of graph_format={graph_format}, which is read by "
+            f"{' and '.join(readers)} alone; use engine={readers[0]}, or export it again with format=onnx"
+        )
+    if (engine, graph_format, precision) == ("openvino", "onnx", "int8"):
+        raise EngineError(
+            "got engine=openvino for a bundle of ONNX graphs in int8, which it computes wrongly; use "
+            "engine=onnxruntime, the float bundle, or one that was quantised with format=openvino"
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from anydepth.deploy.runtime.bundle import WEIGHTS
 from anydepth.deploy.runtime.engines.base import (
     OUTPUTS,
     EngineError,
@@ -85,7 +86,7 @@ class OpenVinoSession(Session):
     def _compile(self, batch: int | None) -> _Compiled:
         try:
             core = _core()
-            model = core.read_model(self._graph)
+            model = _read(core, self._graph)
             images = model.input(0)
             shape = images.partial_shape
             if shape[0].is_dynamic and batch is not None:
@@ -99,6 +100,13 @@ class OpenVinoSession(Session):
             links = [path.name for path in self._graph.parent.iterdir() if path.is_symlink()]
             remedy = f". {join_few(links)} are links: copy the bundle with `cp -rL`" if links else ""
             raise EngineError(f"{self._graph}: OpenVINO cannot open the graph: {error}{remedy}") from error
+
+
+def _read(core: Any, graph: Path) -> Any:
+    """Read a graph; one of OpenVINO's own takes its weights from a file that must be named."""
+    return (
+        core.read_model(graph, graph.with_name(WEIGHTS)) if graph.suffix == ".xml" else core.read_model(graph)
+    )
 
 
 @cache
