@@ -105,7 +105,7 @@ def run(options: Options) -> None:
         EngineError: The engine is not installed, or cannot open a graph.
     """
     for sentence in disturbances():
-        print(f"Warning: {sentence}", file=sys.stderr)
+        _warn(sentence)
     outcome = (_measure_weights if options.path.is_file() else _measure_bundle)(options)
     _print(outcome, options)
     # Last of all: what was measured is printed even if it cannot be written.
@@ -122,6 +122,7 @@ def _measure_bundle(options: Options) -> Outcome:
         engine,
         EngineOptions(values["device"], values["threads"], values["precision"]),
         _protocol(values, bundle.input.batch or 1),
+        _warn,
     )
     rows = [
         DepthFigures(name, 2 * entry.gmacs, entry.figures.get("AP"), one.median_ms, one.memory_mb)
@@ -146,7 +147,7 @@ def _measure_weights(options: Options) -> Outcome:
     depths = ["ladder"] if values["depths"] == "auto" else _listed(values["depths"])
     engine = SPECIALISED if values["engine"] == "auto" else values["engine"]
     found = benchmark.measure_weights(
-        detector, depths, engine, values["precision"], _protocol(values, batch=1)
+        detector, depths, engine, values["precision"], _protocol(values, batch=1), _warn
     )
     return Outcome(benchmark.figures_of(detector, found), found, partial(benchmark.record, detector, found))
 
@@ -173,11 +174,14 @@ def _print(outcome: Outcome, options: Options) -> None:
     print(figures_table(outcome.rows))
     print(f"p90 in ms: {', '.join(f'{depth} {one.p90_ms:.1f}' for depth, one in found.items())}")
     if spread > aimed:
-        print(
-            f"Warning: the medians are not known within {aimed:.1%} after "
-            f"{options.values['seconds']:g} seconds; give seconds= more, or free the machine",
-            file=sys.stderr,
+        _warn(
+            f"the medians are not known within {aimed:.1%} after {options.values['seconds']:g} seconds; give "
+            "seconds= more, or free the machine"
         )
+
+
+def _warn(sentence: str) -> None:
+    print(f"Warning: {sentence}", file=sys.stderr)
 
 
 def main() -> None:
