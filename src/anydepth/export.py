@@ -38,7 +38,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["hub"] is not None:  # An export takes minutes.
         hub.check_publishing(config["hub"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
-    weights = hub.find_file(config["weights"], hub.WEIGHTS)
+    weights = detector.weights_file
+    assert weights is not None, "anydepth.load sets it"
     depths = detector.resolve_list(config["depths"], specialised=True)
     curve = _read_curve(config["curve"], weights, detector.input_size)
     writer = _import_writer()

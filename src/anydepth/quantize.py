@@ -14,6 +14,7 @@ from anydepth.data.dataset import DetectionDataset
 from anydepth.deploy.runtime.bundle import Bundle, read_bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.runtime.engines import check_engine, check_precision
+from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.evaluation.classes import category_ids_of
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve
@@ -50,7 +51,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             raise ValueError(f"got the split {name}, expected one of {', '.join(SPLIT_NAMES)}")
     count = check_count("calibration.images", config["calibration"]["images"])
     check_output(config["output"])
-    source = read_bundle(config["bundle"])
+    source = read_bundle(find_bundle(config["bundle"]))
     depths = _parse_depths(config["depths"], source)
     if config["engine"] is not None:
         check_engine(config["engine"])

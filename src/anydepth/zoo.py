@@ -48,6 +48,9 @@ _LARGEST_OTHER = 65_536
 _REPETITIONS = ("blocks", "backbone_units", "neck_units", "neck_blocks", "decoder_layers")
 
 
+_GIVE = "give the weights.safetensors of a run"
+
+
 class ZooError(ValueError):
     """A detector name, override or weights file that cannot be used; the message says what to change."""
 
@@ -245,8 +248,9 @@ def load(path: str | Path, *, revision: str | None = None, cache_dir: str | Path
     the file holds its weights.
 
     Args:
-        path: A file, which wins, or as a text the name ``OWNER/NAME`` of a repository of the Hugging Face
-            hub, from which ``weights.safetensors`` is downloaded (extra ``hub``).
+        path: A file, or the folder of a training run, which win; or as a text the name ``OWNER/NAME`` of a
+            repository of the Hugging Face hub, from which ``weights.safetensors`` is downloaded (extra
+            ``hub``).
         revision: Branch, tag or commit of the repository; None: the main branch.
         cache_dir: Folder for downloads; None: that of ``huggingface_hub``.
 
@@ -282,7 +286,7 @@ def load_for_evaluation(weights: str | Path | None, input_size: Sequence[int] | 
     """Load the detector that :func:`save` wrote, at the input size that an entry point asks for.
 
     Args:
-        weights: File of weights; None is an error that says how to give one.
+        weights: File of weights, or what else :func:`load` takes; None is an error that says how to give one.
         input_size: (height, width) in pixels; None: the one the detector was trained for.
 
     Raises:
@@ -341,8 +345,16 @@ class _Contents:
 
 
 def _read(path: Path) -> _Contents:
+    if (path / hub.BUNDLE).is_file():
+        raise FileNotFoundError(
+            f"{path}: a bundle, which inference engines run (anydepth.deploy.load); {_GIVE}"
+        )
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: a folder without {hub.WEIGHTS}, which a training writes when it ends; {_GIVE}"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; give the weights.safetensors of a run")
+        raise FileNotFoundError(f"{path}: no such weights file; {_GIVE}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

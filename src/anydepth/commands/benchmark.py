@@ -17,17 +17,20 @@ from anydepth.deploy.runtime.benchmark import (
 )
 from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.deploy.runtime.hub_bundle import find_weights_or_bundle
 from anydepth.measurement import Measurement
 from anydepth.utils.version import package_version
 
 HELP: Final = """\
 anydepth-benchmark BUNDLE [KEY=VALUE ...]
 anydepth-benchmark WEIGHTS.safetensors [KEY=VALUE ...]
+anydepth-benchmark OWNER/NAME [KEY=VALUE ...]
 
 Measures latency, throughput and memory of each depth of a bundle, or of weights in PyTorch, on this machine,
 and prints them. They are written into bundle.json, or beside the weights into WEIGHTS.measurements.json, and
 budgets such as depth="<=8ms" find them there. One measurement is one pass of the network over noise; depths
-take turns until the medians are known well enough.
+take turns until the medians are known well enough. A folder of a training run stands for its weights, and
+OWNER/NAME for the bundle, or else the weights, in that repository of the Hugging Face hub (extra hub).
 
   engine=auto         of a bundle onnxruntime, or openvino; of weights torch (each depth specialised), or
                       eager (the detector of all depths, as Detector.predict runs it)
@@ -64,11 +67,11 @@ class Options:
     """Options of the command.
 
     Attributes:
-        path: Folder of a bundle, or file of weights.
+        path: Folder of a bundle, file of weights, or name of a repository, as typed.
         values: Value of each key of the help.
     """
 
-    path: Path
+    path: str
     values: dict[str, Any]
 
 
@@ -106,14 +109,15 @@ def run(options: Options) -> None:
     """
     for sentence in disturbances():
         _warn(sentence)
-    outcome = (_measure_weights if options.path.is_file() else _measure_bundle)(options)
+    path = find_weights_or_bundle(options.path, options.values["engine"])
+    outcome = (_measure_weights if path.is_file() else _measure_bundle)(path, options.values)
     _print(outcome, options)
     # Last of all: what was measured is printed even if it cannot be written.
     print(f"written to {outcome.record()}" if options.values["record"] else "not written")
 
 
-def _measure_bundle(options: Options) -> Outcome:
-    values, bundle = options.values, read_bundle(options.path)
+def _measure_bundle(folder: Path, values: Mapping[str, Any]) -> Outcome:
+    bundle = read_bundle(folder)
     engine = "onnxruntime" if values["engine"] == "auto" else values["engine"]
     depths = _listed(values["depths"])
     found = measure_bundle(
@@ -137,13 +141,12 @@ def _measure_bundle(options: Options) -> Outcome:
     return Outcome(rows, found, record)
 
 
-def _measure_weights(options: Options) -> Outcome:
+def _measure_weights(path: Path, values: Mapping[str, Any]) -> Outcome:
     # Only here: a bundle is measured without PyTorch.
     from anydepth.commands import weights_benchmark as benchmark
     from anydepth.weights.figures import SPECIALISED
 
-    values = options.values
-    detector = benchmark.load_to_measure(options.path, values["device"], values["threads"])
+    detector = benchmark.load_to_measure(path, values["device"], values["threads"])
     depths = ["ladder"] if values["depths"] == "auto" else _listed(values["depths"])
     engine = SPECIALISED if values["engine"] == "auto" else values["engine"]
     found = benchmark.measure_weights(

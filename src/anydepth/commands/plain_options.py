@@ -54,8 +54,8 @@ def texts() -> Option:
 
 def parse_options(
     argv: Sequence[str], options: Mapping[str, Option]
-) -> tuple[tuple[Path, ...], dict[str, Any]]:
-    """Split a command line into paths and the value of each option.
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Split a command line into paths, as they were typed, and the value of each option.
 
     Args:
         argv: Words of the command line.
@@ -68,7 +68,7 @@ def parse_options(
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or (key not in options and Path(word).exists()):
-            paths.append(Path(word))
+            paths.append(word)
         elif key not in options:
             raise OptionError(f"got {word!r}, expected one of {', '.join(options)}; see --help")
         else:
@@ -76,11 +76,11 @@ def parse_options(
     return tuple(paths), values
 
 
-def one_path(paths: Sequence[Path], kinds: str = "bundles") -> Path:
-    """Return the only file or folder of a command line.
+def one_path(paths: Sequence[str], kinds: str = "bundles") -> str:
+    """Return the only file, folder or repository of a command line.
 
     Args:
-        paths: Files and folders that were given.
+        paths: Those that were given.
         kinds: What they are, in the plural, for the message.
 
     Raises:

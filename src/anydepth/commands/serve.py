@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from anydepth.commands.plain_options import (
@@ -18,6 +17,7 @@ from anydepth.commands.plain_options import (
 )
 from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.utils.version import package_version
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ SETTINGS: Final = """\
 
 HELP: Final = f"""\
 anydepth-serve BUNDLE [KEY=VALUE ...]
+
+Serves a bundle: a folder, or a repository OWNER/NAME of the Hugging Face hub (extra hub).
 
 Detects in pictures that are sent to /predict, at the depth or within the budget of each request. /info
 describes the depths, /metrics counts, /health says whether it is ready.
@@ -75,8 +77,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
 }
 
 
-def server_options(bundle: Path, values: Mapping[str, Any]) -> "ServerOptions":
+def server_options(bundle: str, values: Mapping[str, Any]) -> "ServerOptions":
     """Return what a server is told, after measuring latency if that is wanted.
+
+    Args:
+        bundle: Folder of a bundle, or name of a repository of the hub.
+        values: Value of each option.
 
     Raises:
         ValueError: A bundle or a setting that cannot be used.
@@ -97,7 +103,7 @@ def server_options(bundle: Path, values: Mapping[str, Any]) -> "ServerOptions":
         EngineOptions(values["device"], values["threads"], values["precision"]),
     )
     limits = Limits(int(values["upload"] * 2**20), int(values["pixels"] * 10**6), values["queue"])
-    found = read_bundle(bundle)
+    found = read_bundle(find_bundle(bundle))
     measured = measure_missing(found, engine, options) if values["measure"] else {}
     return ServerOptions(
         DetectorSource(found.folder.resolve(), engine, options, values["memory_limit"], measured),
