@@ -22,6 +22,7 @@ from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
 from anydepth.utils.arguments import check_count
 from anydepth.utils.console import print_lines
+from anydepth.utils.optional_packages import needing_packages
 
 # Loss of AP, in [0, 1], above which int8 is not worth its speed.
 _MAX_LOSS: Final = 0.01
@@ -39,6 +40,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     Raises:
         ValueError: A setting, a bundle or a data set that cannot be used; the message says what to change.
+        MissingPackageError: A package that this needs is not installed.
         EngineError: The engine in which AP is measured is not installed.
         ExportError: A folder that holds something else.
         QuantizationError: A bundle that cannot be quantised, or NNCF is not installed.
@@ -56,12 +58,13 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["engine"] is not None:
         check_engine(config["engine"])
         check_precision(config["engine"], "int8")
-    write = _import_writer()
+    with needing_packages("int8", "the extras `export` and `int8` of this package"):
+        from anydepth.deploy.export.int8_bundle import write_int8_bundle
     cfg = cfg.copy()
     cfg.data.input_size, cfg.data.fit = list(source.input.size), source.input.fit
     data: DetectionDataModule = instantiate(cfg.data)
     evaluate = None if config["engine"] is None else _evaluation(config, data, source, depths)
-    bundle: Bundle = write(
+    bundle: Bundle = write_int8_bundle(
         source,
         depths,
         config["output"],
@@ -89,22 +92,6 @@ def _parse_depths(given: Any, bundle: Bundle) -> list[str]:
         return [str(entry.config) for entry in bundle.depths]
     listed = [given] if isinstance(given, str | int | float) else given
     return [str(bundle.depth(str(depth)).config) for depth in listed]
-
-
-def _import_writer() -> Any:
-    """Import what makes bundles, which needs packages of its own.
-
-    Raises:
-        ValueError: One of them is not installed.
-    """
-    try:
-        from anydepth.deploy.export.int8_bundle import write_int8_bundle
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"int8 needs the package {error.name}, which is not installed; install the extras `export` and "
-            "`int8` of this package"
-        ) from error
-    return write_int8_bundle
 
 
 def _evaluation(

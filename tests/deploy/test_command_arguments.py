@@ -122,9 +122,7 @@ def test_a_server_takes_a_repository(server: HubServer, monkeypatch: pytest.Monk
     assert [(one.source.folder / "bundle.json").is_file() for one in seen] == [True, True]
 
 
-def test_evaluation_analysis_and_quantisation_take_a_repository(
-    server: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_analysis_and_quantisation_take_a_repository(server: HubServer) -> None:
     """Up to the data set, which is missing: what is wrong with the first argument is found before."""
 
     def message(command: Callable[[DictConfig], object], name: str, *settings: str) -> str:
@@ -139,7 +137,6 @@ def test_evaluation_analysis_and_quantisation_take_a_repository(
         assert "nowhere" in message(analyze.run, "analyze", f"weights={weights}", "curve=all")
     assert "it holds no weights.safetensors" in message(analyze.run, "analyze", "weights=ann/bundle")
     assert "local: a bundle, which inference engines run" in message(analyze.run, "analyze", "weights=local")
-    monkeypatch.setattr(quantize, "_import_writer", lambda: None)
     assert "nowhere" in message(quantize.run, "quantize", "bundle=ann/bundle")
     GlobalHydra.instance().clear()
 

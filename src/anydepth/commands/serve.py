@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anydepth.commands.plain_options import (
     Option,
-    OptionError,
     number,
     one_path,
     parse_options,
@@ -18,6 +17,7 @@ from anydepth.commands.plain_options import (
 from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
 from anydepth.deploy.runtime.hub_bundle import find_bundle
+from anydepth.utils.optional_packages import needing_packages
 from anydepth.utils.version import package_version
 
 if TYPE_CHECKING:
@@ -86,18 +86,13 @@ def server_options(bundle: str, values: Mapping[str, Any]) -> "ServerOptions":
 
     Raises:
         ValueError: A bundle or a setting that cannot be used.
-        OptionError: The packages of the server are not installed.
+        MissingPackageError: The packages of the server are not installed.
     """
-    try:
+    with needing_packages("serving", "it with `pip install litserve`, or the extra `serve` of this package"):
         from anydepth.deploy.serve.api import DetectorSource
         from anydepth.deploy.serve.measured import measure_missing
         from anydepth.deploy.serve.requests import Limits
         from anydepth.deploy.serve.server import ServerOptions
-    except ModuleNotFoundError as error:
-        raise OptionError(
-            f"serving needs the package {error.name}, which is not installed; install it with `pip install "
-            "litserve`, or the extra `serve` of this package"
-        ) from error
     engine, options = (
         values["engine"],
         EngineOptions(values["device"], values["threads"], values["precision"]),
