@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from anydepth.budget import DepthFigures, figures_table
-from anydepth.commands.plain_options import number, one_path, parse_options, switch, text, whole
+from anydepth.commands.plain_options import number, one_path, parse_options, start, switch, text, whole
 from anydepth.deploy.runtime.benchmark import (
     Protocol,
     disturbances,
@@ -19,7 +19,6 @@ from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
 from anydepth.deploy.runtime.hub_bundle import find_weights_or_bundle
 from anydepth.measurement import Measurement
-from anydepth.utils.version import package_version
 
 HELP: Final = """\
 anydepth-benchmark BUNDLE [KEY=VALUE ...]
@@ -193,14 +192,7 @@ def main() -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         raise SystemExit(0 if argv else 2)
-    if "--version" in argv:
-        print(f"anydepth-benchmark {package_version()}")
-        return
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    start("anydepth-benchmark", argv, lambda words: run(parse(words)))
 
 
 if __name__ == "__main__":

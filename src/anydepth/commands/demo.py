@@ -5,8 +5,8 @@ import webbrowser
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from anydepth.commands.plain_options import Option, one_path, parse_options, switch
-from anydepth.commands.serve import OPTIONS, SETTINGS, server_options, start
+from anydepth.commands.plain_options import Option, one_path, parse_options, start, switch
+from anydepth.commands.serve import OPTIONS, SETTINGS, server_options
 
 HELP: Final = f"""\
 anydepth-demo [BUNDLE] [KEY=VALUE ...]

@@ -1,11 +1,13 @@
 """Command lines of paths and ``key=value`` settings, for commands that start without Hydra and torch."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anydepth.utils.messages import join_few
+from anydepth.utils.version import package_version
 
 
 class OptionError(ValueError):
@@ -89,6 +91,25 @@ def one_path(paths: Sequence[str], kinds: str = "bundles") -> str:
     if len(paths) != 1:
         raise OptionError(f"got the {kinds} {join_few(paths) or '(none)'}, expected one; see --help")
     return paths[0]
+
+
+def start(name: str, argv: Sequence[str], command: Callable[[Sequence[str]], object]) -> None:
+    """Run a command; what it refuses becomes one line on stderr and exit code 1.
+
+    Args:
+        name: Name of the command, which ``--version`` prints.
+        argv: Words of the command line.
+        command: Function that gets them.
+    """
+    if "--version" in argv:
+        print(f"{name} {package_version()}")
+        return
+    try:
+        command(argv)
+    except (ValueError, OSError, MemoryError) as error:
+        what = "memory ran out: " if isinstance(error, MemoryError) else ""
+        print(f"\nError: {what}{error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _convert(key: str, value: str, option: Option) -> Any:

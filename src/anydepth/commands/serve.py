@@ -9,6 +9,7 @@ from anydepth.commands.plain_options import (
     number,
     one_path,
     parse_options,
+    start,
     switch,
     text,
     texts,
@@ -18,7 +19,6 @@ from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines.base import EngineOptions
 from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.utils.optional_packages import needing_packages
-from anydepth.utils.version import package_version
 
 if TYPE_CHECKING:
     from anydepth.deploy.serve.server import ServerOptions
@@ -133,18 +133,6 @@ def main() -> None:
         print(HELP)
         raise SystemExit(0 if argv else 2)
     start("anydepth-serve", argv, run)
-
-
-def start(name: str, argv: Sequence[str], command: Any) -> None:
-    """Run a command; what it refuses becomes one line on stderr and exit code 1."""
-    if "--version" in argv:
-        print(f"{name} {package_version()}")
-        return
-    try:
-        command(argv)
-    except (ValueError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

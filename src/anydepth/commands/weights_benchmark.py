@@ -25,7 +25,7 @@ from anydepth.detector import Detector, evaluating
 from anydepth.evaluation.cost import count_depth, networks_of
 from anydepth.evaluation.device import autocast, resolve_device
 from anydepth.measurement import Measurement
-from anydepth.utils.arguments import check_count
+from anydepth.utils.arguments import check_threads
 from anydepth.weights.figures import EAGER, SPECIALISED, conditions_here, read_curve, record_measurements
 
 ENGINES: Final = (SPECIALISED, EAGER)
@@ -91,7 +91,7 @@ def load_to_measure(weights: Path, device: str, threads: int | None) -> Detector
         ValueError: A file, a device or a number of threads that cannot be used.
     """
     if threads is not None:
-        torch.set_num_threads(check_count("threads", threads))
+        torch.set_num_threads(check_threads(threads))
     return zoo.load(weights).to(resolve_device(device))
 
 

@@ -20,7 +20,7 @@ from anydepth.deploy.runtime.bundle import DESCRIPTION, Bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.runtime.engines import conditions_here
 from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions
-from anydepth.measurement import Conditions, Measurement
+from anydepth.measurement import Conditions, Measurement, add_measurement
 from anydepth.utils.files import write_text
 
 _WARM_UP: Final = 3
@@ -118,7 +118,7 @@ def summarize(times: Sequence[float], conditions: Conditions, memory_mb: float |
 
 
 def record_measurements(bundle: Bundle, found: dict[str, Measurement]) -> None:
-    """Write measurements into the bundle; former ones under the same conditions are replaced.
+    """Write measurements into the bundle, see :func:`anydepth.measurement.add_measurement`.
 
     Raises:
         OSError: The description cannot be written; it is unchanged then.
@@ -129,8 +129,7 @@ def record_measurements(bundle: Bundle, found: dict[str, Measurement]) -> None:
         measured = found.get(entry["depth"])
         if measured is not None:
             former = map(Measurement.from_dict, entry["measurements"])
-            kept = [one for one in former if one.conditions != measured.conditions]
-            entry["measurements"] = [one.to_dict() for one in (*kept, measured)]
+            entry["measurements"] = [one.to_dict() for one in add_measurement(former, measured)]
     write_text(path, json.dumps(description, indent=2, allow_nan=False) + "\n")
 
 
