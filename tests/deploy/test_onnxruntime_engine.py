@@ -21,5 +21,5 @@ def test_threads_of_a_depth_that_is_not_running_leave_the_processor_to_others(tm
 def test_a_pass_that_fails_is_an_error_of_the_engine(tmp_path: Path):
     session = open_session(write_bundle(tmp_path / "bundle") / "full.onnx", EngineOptions())
     # Images of two channels; what else fails, such as memory, is as rare as it is hard to make.
-    with pytest.raises(EngineError, match="ONNX Runtime failed on 5 images: .* Got invalid dimensions"):
+    with pytest.raises(EngineError, match=r"ONNX Runtime failed on 5 images: .* Got invalid dimensions"):
         session.run(np.zeros((5, 2, 32, 32), np.float32))
