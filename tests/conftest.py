@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Callbacks and builders of the tests themselves.
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from anydepth import zoo
 from anydepth.config.compose import compose
 from anydepth.detector import Detector
+from chromium import running_chromium
 from kept_compositions import kept_compositions
 from small_networks import SMALL_DETECTOR
 
@@ -60,6 +62,13 @@ def _one_thread() -> None:
 def _compositions() -> Iterator[None]:
     with kept_compositions():
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One Chromium for the tests of a file, as it starts slowly."""
+    with running_chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         number, files = commit
         if path not in files:
-            self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+            found = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit_hash(number)}
+            self._json({"error": "Entry not found"}, 404, found)
             return
         if self.command == "GET":
             self.server.downloaded.append(path)

@@ -175,7 +175,8 @@ def _dependencies(
     config: Mapping[str, Any], detector: Detector, index: CocoIndex, device: torch.device
 ) -> dict[str, str]:
     """Return everything that the figures of the curve depend on; parts with other values are refused."""
-    with Path(config["weights"]).open("rb") as file:
+    assert detector.weights_file is not None, "anydepth.load sets it"
+    with detector.weights_file.open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "weights": weights,

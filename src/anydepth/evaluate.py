@@ -13,6 +13,7 @@ from anydepth.data.coco.layout import SPLIT_NAMES
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.deploy.evaluation import evaluate_bundle, record_figures
 from anydepth.deploy.runtime.detector import DeployedDetector
+from anydepth.deploy.runtime.hub_bundle import find_weights_or_bundle
 from anydepth.deploy.task import AUTO, check_weights_engine, limited_threads, open_bundle
 from anydepth.detector import Detector
 from anydepth.evaluation.classes import category_ids_of
@@ -48,7 +49,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["split"] not in SPLIT_NAMES:
         raise ValueError(f"split={config['split']}: allowed are {', '.join(SPLIT_NAMES)}")
     check_output(config["output"])
-    weights = Path(config["weights"]) if config["weights"] else None
+    given = config["weights"]
+    weights = find_weights_or_bundle(given, config["engine"]) if given else None
     with limited_threads(cfg.threads):
         if weights is not None and weights.is_dir():
             return _run_bundle(cfg.copy(), config, weights)

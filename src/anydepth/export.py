@@ -13,6 +13,7 @@ from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
 from anydepth.utils.console import print_lines
+from anydepth.utils.optional_packages import needing_packages
 
 CURVE: Final = "depth_curve.json"
 
@@ -28,6 +29,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     Raises:
         ValueError: A setting or a file that cannot be used; the message says what to change.
+        MissingPackageError: A package that this needs is not installed.
         ExportError: A detector or a folder that cannot be exported to.
         EngineError: The engine of the comparison is not installed.
         HubError: The hub cannot be reached, or refuses. The bundle is complete if it was written by then.
@@ -38,11 +40,13 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["hub"] is not None:  # An export takes minutes.
         hub.check_publishing(config["hub"])
     detector = zoo.load_for_evaluation(config["weights"], config["input_size"])
-    weights = hub.find_file(config["weights"], hub.WEIGHTS)
+    weights = detector.weights_file
+    assert weights is not None, "anydepth.load sets it"
     depths = detector.resolve_list(config["depths"], specialised=True)
     curve = _read_curve(config["curve"], weights, detector.input_size)
-    writer = _import_writer()
-    bundle: Bundle = writer(
+    with needing_packages("exporting", "the extra `export` of this package"):
+        from anydepth.deploy.export.bundle_writer import write_bundle
+    bundle: Bundle = write_bundle(
         detector,
         depths,
         folder,
@@ -60,22 +64,6 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config["hub"] is not None:
         _publish(bundle, weights, config["hub"], private=config["private"])
     return {"mebibytes": size, "depths": float(len(bundle.depths))}, {"bundle": bundle}
-
-
-def _import_writer() -> Any:
-    """Import what makes bundles, which needs packages of its own.
-
-    Raises:
-        ValueError: One of them is not installed.
-    """
-    try:
-        from anydepth.deploy.export.bundle_writer import write_bundle
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"exporting needs the package {error.name}, which is not installed; install the extra `export` "
-            "of this package"
-        ) from error
-    return write_bundle
 
 
 def _publish(bundle: Bundle, weights: Path, name: str, *, private: bool) -> None:

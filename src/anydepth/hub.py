@@ -28,6 +28,10 @@ class HubError(FileNotFoundError):
     """A text is neither a local path nor a repository that can be used; the message says what to change."""
 
 
+class MissingFileError(HubError):
+    """A repository that exists lacks a file."""
+
+
 def is_repository(path: str | Path) -> bool:
     """Return whether a path is the name of a repository: a text ``OWNER/NAME`` at which no local file lies.
 
@@ -49,8 +53,8 @@ def find_file(
     """Return the local path of a file, which is downloaded if it lies in a repository.
 
     Args:
-        path: A local file, which wins, or the name of a repository.
-        name: Name of the file in the repository.
+        path: A local file, or a folder that holds it, which win; or the name of a repository.
+        name: Name of the file in the folder or repository.
         revision: Branch, tag or commit; None: the main branch.
         cache_dir: Folder for downloads; None: that of ``huggingface_hub``.
 
@@ -60,12 +64,18 @@ def find_file(
     """
     if not is_repository(path):
         check_local(path, revision, cache_dir)
-        return Path(path)
+        inside = Path(path) / name
+        return inside if inside.is_file() else Path(path)
     hub = _import_hub(str(path))
+    where = {"revision": revision, "cache_dir": cache_dir}
     with _explained(str(path), revision, name):
-        return Path(
-            hub.hf_hub_download(str(path), name, revision=revision, cache_dir=cache_dir, **_library())
-        )
+        try:
+            return Path(hub.hf_hub_download(str(path), name, **where, **_library()))
+        except hub.errors.LocalEntryNotFoundError:
+            # Without a connection, the cache still knows of files that the repository lacked.
+            if hub.try_to_load_from_cache(str(path), name, **where) is hub._CACHED_NO_EXIST:
+                raise hub.errors.EntryNotFoundError(name) from None
+            raise
 
 
 def check_local(path: str | Path, revision: str | None, cache_dir: str | Path | None) -> None:
@@ -202,7 +212,7 @@ def _explained(name: str, revision: str | None, files: str) -> Iterator[None]:
             "the path, or download it once with a connection"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise HubError(
+        raise MissingFileError(
             f"{both} it holds no {files}, so that anydepth-export did not write it; give another one"
         ) from error
     except errors.LocalTokenNotFoundError as error:

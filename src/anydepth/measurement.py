@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +93,18 @@ class Measurement:
                     f"got {field.name}={short_repr(value)} of a measurement, expected 0 to {_LARGEST:g}"
                 )
         return cls(**values)
+
+
+def add_measurement(former: Iterable[Measurement], measured: Measurement) -> list[Measurement]:
+    """Return measurements of a depth with a new one in place of those under the same conditions.
+
+    If the new one is of time alone, it keeps the memory that was known.
+    """
+    former = list(former)
+    before = newest(former, measured.conditions)
+    if before is not None and measured.memory_mb is None:
+        measured = replace(measured, memory_mb=before.memory_mb)
+    return [*(one for one in former if one.conditions != measured.conditions), measured]
 
 
 def newest(measured: Iterable[Measurement], conditions: Conditions) -> Measurement | None:

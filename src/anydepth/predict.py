@@ -13,6 +13,7 @@ from torch import Tensor
 from anydepth import zoo
 from anydepth.budget import parse_budget
 from anydepth.config.compose import check_config, entry_point, resolve_config
+from anydepth.deploy.runtime.hub_bundle import find_weights_or_bundle
 from anydepth.deploy.task import (
     BundleTask,
     Task,
@@ -116,7 +117,7 @@ def _predict(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     source = Path(cfg.source)
     task = _open_task(
-        Path(cfg.weights),
+        find_weights_or_bundle(cfg.weights, cfg.engine),
         str(cfg.depth),
         **{name: cfg[name] for name in ("engine", "device", "precision", "threads")},
     )

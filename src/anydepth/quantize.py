@@ -14,6 +14,7 @@ from anydepth.data.dataset import DetectionDataset
 from anydepth.deploy.runtime.bundle import GRAPH_SUFFIXES, Bundle, read_bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.runtime.engines import check_engine, check_graphs, choose_engine
+from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.evaluation.classes import category_ids_of
 from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve
@@ -21,6 +22,7 @@ from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
 from anydepth.utils.arguments import check_count
 from anydepth.utils.console import print_lines
+from anydepth.utils.optional_packages import needing_packages
 
 # Loss of AP, in [0, 1], above which int8 is not worth its speed.
 _MAX_LOSS: Final = 0.01
@@ -38,6 +40,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     Raises:
         ValueError: A setting, a bundle or a data set that cannot be used; the message says what to change.
+        MissingPackageError: A package that this needs is not installed.
         EngineError: The engine in which AP is measured is not installed.
         ExportError: A folder that holds something else.
         QuantizationError: A bundle that cannot be quantised, or NNCF is not installed.
@@ -50,7 +53,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             raise ValueError(f"got the split {name}, expected one of {', '.join(SPLIT_NAMES)}")
     count = check_count("calibration.images", config["calibration"]["images"])
     check_output(config["output"])
-    source = read_bundle(config["bundle"])
+    source = read_bundle(find_bundle(config["bundle"]))
     depths = _parse_depths(config["depths"], source)
     graph_format = config["format"]
     if graph_format not in GRAPH_SUFFIXES:
@@ -59,12 +62,13 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         config["engine"] = choose_engine(config["engine"], graph_format)
         check_engine(config["engine"])
         check_graphs(config["engine"], graph_format, "int8")
-    write = _import_writer()
+    with needing_packages("int8", "the extras `export` and `int8` of this package"):
+        from anydepth.deploy.export.int8_bundle import write_int8_bundle
     cfg = cfg.copy()
     cfg.data.input_size, cfg.data.fit = list(source.input.size), source.input.fit
     data: DetectionDataModule = instantiate(cfg.data)
     evaluate = None if config["engine"] is None else _evaluation(config, data, source, depths)
-    bundle: Bundle = write(
+    bundle: Bundle = write_int8_bundle(
         source,
         depths,
         config["output"],
@@ -93,22 +97,6 @@ def _parse_depths(given: Any, bundle: Bundle) -> list[str]:
         return [str(entry.config) for entry in bundle.depths]
     listed = [given] if isinstance(given, str | int | float) else given
     return [str(bundle.depth(str(depth)).config) for depth in listed]
-
-
-def _import_writer() -> Any:
-    """Import what makes bundles, which needs packages of its own.
-
-    Raises:
-        ValueError: One of them is not installed.
-    """
-    try:
-        from anydepth.deploy.export.int8_bundle import write_int8_bundle
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"int8 needs the package {error.name}, which is not installed; install the extras `export` and "
-            "`int8` of this package"
-        ) from error
-    return write_int8_bundle
 
 
 def _evaluation(

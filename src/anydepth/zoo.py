@@ -28,6 +28,7 @@ from anydepth.detector import Detector, Objective
 from anydepth.utils.files import atomic_path
 from anydepth.utils.messages import short_repr
 from anydepth.weights.files import WeightsError
+from anydepth.weights.materialise import materialise
 from anydepth.weights.plan import check_finite
 from anydepth.weights.report import LoadReport
 
@@ -45,6 +46,9 @@ _LARGEST = {
 _LARGEST_OTHER = 65_536
 # How often parts are repeated: each repetition has weights of its own.
 _REPETITIONS = ("blocks", "backbone_units", "neck_units", "neck_blocks", "decoder_layers")
+
+
+_GIVE = "give the weights.safetensors of a run"
 
 
 class ZooError(ValueError):
@@ -249,12 +253,13 @@ def save(detector: Detector, path: str | Path) -> Path:
 def load(path: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Detector:
     """Load the detector that :func:`save` wrote, on the CPU, in eval mode, with its class names.
 
-    The file is untrusted: the detector that it describes is first built without memory, and for real only if
+    The file is untrusted: the detector that it describes is first built without memory, and gets some only if
     the file holds its weights.
 
     Args:
-        path: A file, which wins, or as a text the name ``OWNER/NAME`` of a repository of the Hugging Face
-            hub, from which ``weights.safetensors`` is downloaded (extra ``hub``).
+        path: A file, or the folder of a training run, which win; or as a text the name ``OWNER/NAME`` of a
+            repository of the Hugging Face hub, from which ``weights.safetensors`` is downloaded (extra
+            ``hub``).
         revision: Branch, tag or commit of the repository; None: the main branch.
         cache_dir: Folder for downloads; None: that of ``huggingface_hub``.
 
@@ -280,8 +285,7 @@ def load(path: str | Path, *, revision: str | None = None, cache_dir: str | Path
         check_finite(contents.weights, str(path))
     except WeightsError as error:
         raise ZooError(str(error)) from None
-    detector = blueprint.build()
-    detector.load_state_dict(dict(contents.weights))
+    detector = materialise(blueprint.build, sketch, contents.weights)
     detector.reset_classes(contents.class_names)
     detector.weights_file = Path(path)
     return detector.eval()
@@ -291,7 +295,7 @@ def load_for_evaluation(weights: str | Path | None, input_size: Sequence[int] | 
     """Load the detector that :func:`save` wrote, at the input size that an entry point asks for.
 
     Args:
-        weights: File of weights; None is an error that says how to give one.
+        weights: File of weights, or what else :func:`load` takes; None is an error that says how to give one.
         input_size: (height, width) in pixels; None: the one the detector was trained for.
 
     Raises:
@@ -350,8 +354,16 @@ class _Contents:
 
 
 def _read(path: Path) -> _Contents:
+    if (path / hub.BUNDLE).is_file():
+        raise FileNotFoundError(
+            f"{path}: a bundle, which inference engines run (anydepth.deploy.load); {_GIVE}"
+        )
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: a folder without {hub.WEIGHTS}, which a training writes when it ends; {_GIVE}"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; give the weights.safetensors of a run")
+        raise FileNotFoundError(f"{path}: no such weights file; {_GIVE}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -29,7 +29,7 @@ def test_words_are_folders_and_settings_of_their_types(tmp_path: Path):
     folders, values = parse_options(
         ["bundle", str(odd), "port=9000", "threads=null", "wait=2.5", "names=[a, b]", "open=True"], OPTIONS
     )
-    assert folders == (Path("bundle"), odd)
+    assert folders == ("bundle", str(odd))
     assert values == {
         "port": 9000,
         "threads": None,
@@ -65,7 +65,7 @@ def test_every_option_is_in_the_help():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing"], "not a bundle"),
+        (["nothing"], "nothing: no such folder; give a folder that anydepth-export wrote"),
         (["a", "b"], "got the bundles a, b, expected one"),
         ([], "got the bundles (none), expected one"),
     ],

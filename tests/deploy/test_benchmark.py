@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +178,63 @@ def test_the_command_measures_prints_and_records(folder: Path, capsys: pytest.Ca
     command.run(parse([str(folder), "threads=1", "seconds=1e-9", "memory=false", "record=false", "batch=2"]))
     assert "not written" in capsys.readouterr().out
     assert len(read_bundle(folder).depths[0].measurements) == 1
+
+
+def test_a_measurement_of_time_alone_keeps_the_memory_that_was_known(folder: Path):
+    record_measurements(read_bundle(folder), {"full": MEASUREMENT})
+    later = replace(MEASUREMENT, median_ms=7.0, memory_mb=None, date="2099-01-01T00:00:00+00:00")
+    record_measurements(read_bundle(folder), {"full": later})
+    (found,) = read_bundle(folder).depth("full").measurements
+    assert (found.median_ms, found.memory_mb, found.date) == (7.0, 30.0, later.date)
+    # Under other conditions, nothing is known.
+    record_measurements(read_bundle(folder), {"full": replace(later, threads=2)})
+    assert [one.memory_mb for one in read_bundle(folder).depth("full").measurements] == [30.0, None]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("batch=10000000000", "Error: memory ran out: "),
+        ("threads=100000", "Error: got threads=100000, expected a whole number from 1 to 1024, or None"),
+        ("threads=0", "Error: got threads=0, expected a whole number from 1 to 1024, or None"),
+    ],
+)
+def test_what_the_machine_cannot_do_ends_in_one_line(
+    setting: str,
+    message: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(sys, "argv", ["anydepth-benchmark", str(folder), setting])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_times_are_kept_if_the_process_that_measures_memory_fails(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    real = subprocess.run
+
+    def fail_at_full(words: list[str], **options: Any) -> Any:
+        if '"depth": "full"' not in words[-1]:
+            return real(words, **options)
+        # As the kernel ends a process when memory is short: without a word.
+        return real([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)
+
+    monkeypatch.setattr(benchmark.subprocess, "run", fail_at_full)
+    command.run(parse([str(folder), "threads=1", "seconds=1e-9", "depths=[full, minimal]"]))
+    printed = capsys.readouterr()
+    assert "the memory at depth full is not known" in printed.err
+    assert "ended with exit code -9: it said nothing" in printed.err
+    assert "depth minimal" not in printed.err
+    assert "written to" in printed.out
+    measured = {str(entry.config): entry.measurements for entry in read_bundle(folder).depths}
+    assert measured["full"][0].memory_mb is None
+    assert measured["full"][0].median_ms > 0
+    assert measured["minimal"][0].memory_mb is not None
 
 
 @pytest.mark.parametrize(

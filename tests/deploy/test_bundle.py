@@ -145,7 +145,7 @@ def test_a_description_that_is_no_json_is_refused(content: bytes, tmp_path: Path
 def test_a_folder_without_a_description_is_no_bundle(tmp_path: Path):
     with pytest.raises(BundleError, match=r"not a bundle, because it has no bundle.json"):
         read_bundle(tmp_path)
-    with pytest.raises(BundleError, match="not a bundle"):
+    with pytest.raises(BundleError, match="no such folder"):
         read_bundle(tmp_path / "missing")
 
 

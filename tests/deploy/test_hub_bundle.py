@@ -85,7 +85,7 @@ def test_local_folders_win(server: HubServer, tmp_path: Path):
     assert server.downloaded == []
     with pytest.raises(ValueError, match="got revision='v1' for ann/boats, which is read as a local path"):
         load("ann/boats", revision="v1")
-    with pytest.raises(BundleError, match="not a bundle"):
+    with pytest.raises(BundleError, match="cats: no such folder"):
         load(Path("ann/cats"))
 
 

@@ -11,7 +11,7 @@ from hand_made import SIDE, outputs_of, write_bundle
 
 pytest.importorskip("openvino")
 
-from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions
 from anydepth.deploy.runtime.engines.openvino_engine import OpenVinoSession, open_session
 
 
@@ -84,3 +84,9 @@ def test_signals_are_handled_after_a_graph_was_closed_in_another_thread(tmp_path
     command = [sys.executable, "-c", _SIGNALLED, str(graph), str(SIDE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_a_pass_that_fails_is_an_error_of_the_engine(tmp_path: Path):
+    session = open_session(write_bundle(tmp_path / "bundle") / "full.onnx", EngineOptions())
+    with pytest.raises(EngineError, match="OpenVINO failed on 5 images: "):
+        session.run(np.zeros((5, 2, SIDE, SIDE), np.float32))

@@ -193,6 +193,41 @@ def answers(api: DetectionApi, jobs: list[Job]) -> list[tuple[int, dict[str, Any
     return found
 
 
+@pytest.mark.parametrize(
+    ("exported", "most", "expected"), [(None, 8, [1, 1, 1, 2, 2, 2]), (None, 1, [1, 1, 1]), (3, 8, [3, 3, 3])]
+)
+def test_a_worker_has_run_passes_of_the_sizes_that_come(
+    exported: int | None, most: int, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    passes: list[int] = []
+    original = TimedDetector._run
+
+    def counted(self: TimedDetector, images: Any, entry: Any) -> Any:
+        passes.append(len(images))
+        return original(self, images, entry)
+
+    monkeypatch.setattr(TimedDetector, "_run", counted)
+    source = DetectorSource(
+        write_bundle(tmp_path / "bundle", batch=exported), options=EngineOptions(threads=1)
+    )
+    DetectionApi(source, max_batch=most).setup("cpu")
+    assert passes == expected
+
+
+def test_openvino_compiles_nothing_after_the_start(served_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = pytest.importorskip("anydepth.deploy.runtime.engines.openvino_engine")
+    api = DetectionApi(DetectorSource(served_bundle, "openvino", EngineOptions(threads=1)))
+    api.setup("cpu")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled while requests wait")
+
+    monkeypatch.setattr(engine.OpenVinoSession, "_compile", refuse)
+    for count in (1, 2, 5):
+        found = answers(api, [Job(png(40, 60, seed=index), "minimal", 0.0) for index in range(count)])
+        assert [status for status, _ in found] == [200] * count
+
+
 def test_a_batch_of_mixed_depths_gives_what_single_requests_give(
     api: DetectionApi, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,7 +1,6 @@
 """The page of the demonstration in headless Chromium, on a real server."""
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,61 +8,21 @@ import pytest
 from served import get
 
 from anydepth.deploy.serve.page import EXAMPLES, PAGE, page_policy
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    # A webcam that shows a moving pattern, and no question whether it may.
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip(f"no {' or '.join(NAMES)} on the PATH: `apt install chromium` to test pages in a browser")
-    playwright = pytest.importorskip("playwright.sync_api", reason="`pip install playwright` drives Chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=list(ARGUMENTS))
-        yield started
-        started.close()
+from chromium import opened_pages
 
 
 @pytest.fixture
 def open_page(browser: Any, server_address: str) -> Iterator[Callable[..., Any]]:
-    """Opens the page; at the end there must have been no error, and no request to anybody else."""
-    contexts: list[Any] = []
-    troubles: list[str] = []
-
-    def opened(**options: object) -> Any:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-        # Refused requests are part of the tests, and Chromium writes each to the console.
-        page.on(
-            "console",
-            lambda line: line.type == "error" and "422" not in line.text and troubles.append(line.text),
-        )
-        page.on("request", lambda one: _is_foreign(one.url, server_address) and troubles.append(one.url))
-        page.goto(server_address)
-        page.wait_for_selector("html[data-ready=true]", state="attached")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert troubles == []
-
-
-def _is_foreign(url: str, address: str) -> bool:
-    return not url.startswith((address, "data:", "blob:"))
+    """Opens the page."""
+    # Refused requests are part of the tests, and Chromium writes each to the console.
+    with opened_pages(
+        browser,
+        server_address,
+        viewport=(1280, 800),
+        own=(server_address, "data:", "blob:"),
+        expected_error="422",
+    ) as opened:
+        yield opened
 
 
 def _figure(page: Any, pane: int, name: str) -> str:

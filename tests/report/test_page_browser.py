@@ -1,7 +1,6 @@
 """The comparison page in a real browser: headless Chromium, driven by Playwright."""
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,10 @@ from page_samples import (
 
 from anydepth.report.claims.questions import Finding
 from anydepth.report.page.page import render_page
+from chromium import opened_pages
 
 EVIL = "</script><img src=x onerror=\"document.title='broken in'\">"
 LONG = "depth_schedule=extremes_no_distillation,losses.weights.prediction=0.25,recipe.learning_rate=0.00025"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One Chromium for all tests, as it starts slowly."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip(f"no {' or '.join(NAMES)} on the PATH: `apt install chromium` to test pages in a browser")
-    playwright = pytest.importorskip("playwright.sync_api", reason="`pip install playwright` drives Chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=list(ARGUMENTS))
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,28 +52,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_page(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
-    """Opens the page; at the end there must have been no error, and no request but of the file itself."""
-    contexts: list[Any] = []
-    troubles: list[str] = []
-
-    def opened(**options: object) -> Any:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options}))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-        page.on("console", lambda line: line.type == "error" and troubles.append(f"console: {line.text}"))
-        page.on("request", lambda request: troubles.append(request.url) if _foreign(request.url) else None)
-        page.goto(page_file.as_uri())
-        page.wait_for_selector("html[data-ready=true]", state="attached")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert troubles == []
-
-
-def _foreign(url: str) -> bool:
-    return not url.startswith(("file:", "data:"))
+    """Opens the page."""
+    with opened_pages(browser, page_file.as_uri(), viewport=(1440, 900), own=("file:", "data:")) as opened:
+        yield opened
 
 
 def _show_all(page: Any) -> None:

@@ -69,7 +69,7 @@ def test_operations_need_neither_a_file_nor_a_measurement(small_detector: Detect
 
 def test_operations_are_counted_once(small_detector: Detector, monkeypatch: pytest.MonkeyPatch):
     first = small_detector.resolve("<=99gflops")
-    monkeypatch.setattr("anydepth.detector.count_forward", None)
+    monkeypatch.setattr("anydepth.detector.contract.count_forward", None)
     assert small_detector.resolve("<=99gflops") == first == small_detector.depth_space.full
 
 

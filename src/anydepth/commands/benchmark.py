@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from anydepth.budget import DepthFigures, figures_table
-from anydepth.commands.plain_options import number, one_path, parse_options, switch, text, whole
+from anydepth.commands.plain_options import number, one_path, parse_options, start, switch, text, whole
 from anydepth.deploy.runtime.benchmark import (
     Protocol,
     disturbances,
@@ -18,17 +18,19 @@ from anydepth.deploy.runtime.benchmark import (
 from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines import choose_engine
 from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.deploy.runtime.hub_bundle import find_weights_or_bundle
 from anydepth.measurement import Measurement
-from anydepth.utils.version import package_version
 
 HELP: Final = """\
 anydepth-benchmark BUNDLE [KEY=VALUE ...]
 anydepth-benchmark WEIGHTS.safetensors [KEY=VALUE ...]
+anydepth-benchmark OWNER/NAME [KEY=VALUE ...]
 
 Measures latency, throughput and memory of each depth of a bundle, or of weights in PyTorch, on this machine,
 and prints them. They are written into bundle.json, or beside the weights into WEIGHTS.measurements.json, and
 budgets such as depth="<=8ms" find them there. One measurement is one pass of the network over noise; depths
-take turns until the medians are known well enough.
+take turns until the medians are known well enough. A folder of a training run stands for its weights, and
+OWNER/NAME for the bundle, or else the weights, in that repository of the Hugging Face hub (extra hub).
 
   engine=auto         of a bundle onnxruntime, or openvino; of weights torch (each depth specialised), or
                       eager (the detector of all depths, as Detector.predict runs it)
@@ -65,11 +67,11 @@ class Options:
     """Options of the command.
 
     Attributes:
-        path: Folder of a bundle, or file of weights.
+        path: Folder of a bundle, file of weights, or name of a repository, as typed.
         values: Value of each key of the help.
     """
 
-    path: Path
+    path: str
     values: dict[str, Any]
 
 
@@ -106,15 +108,16 @@ def run(options: Options) -> None:
         EngineError: The engine is not installed, or cannot open a graph.
     """
     for sentence in disturbances():
-        print(f"Warning: {sentence}", file=sys.stderr)
-    outcome = (_measure_weights if options.path.is_file() else _measure_bundle)(options)
+        _warn(sentence)
+    path = find_weights_or_bundle(options.path, options.values["engine"])
+    outcome = (_measure_weights if path.is_file() else _measure_bundle)(path, options.values)
     _print(outcome, options)
     # Last of all: what was measured is printed even if it cannot be written.
     print(f"written to {outcome.record()}" if options.values["record"] else "not written")
 
 
-def _measure_bundle(options: Options) -> Outcome:
-    values, bundle = options.values, read_bundle(options.path)
+def _measure_bundle(folder: Path, values: Mapping[str, Any]) -> Outcome:
+    bundle = read_bundle(folder)
     engine = choose_engine(values["engine"], bundle.graph_format)
     depths = _listed(values["depths"])
     found = measure_bundle(
@@ -123,6 +126,7 @@ def _measure_bundle(options: Options) -> Outcome:
         engine,
         EngineOptions(values["device"], values["threads"], values["precision"]),
         _protocol(values, bundle.input.batch or 1),
+        _warn,
     )
     rows = [
         DepthFigures(name, 2 * entry.gmacs, entry.figures.get("AP"), one.median_ms, one.memory_mb)
@@ -137,17 +141,16 @@ def _measure_bundle(options: Options) -> Outcome:
     return Outcome(rows, found, record)
 
 
-def _measure_weights(options: Options) -> Outcome:
+def _measure_weights(path: Path, values: Mapping[str, Any]) -> Outcome:
     # Only here: a bundle is measured without PyTorch.
     from anydepth.commands import weights_benchmark as benchmark
     from anydepth.weights.figures import SPECIALISED
 
-    values = options.values
-    detector = benchmark.load_to_measure(options.path, values["device"], values["threads"])
+    detector = benchmark.load_to_measure(path, values["device"], values["threads"])
     depths = ["ladder"] if values["depths"] == "auto" else _listed(values["depths"])
     engine = SPECIALISED if values["engine"] == "auto" else values["engine"]
     found = benchmark.measure_weights(
-        detector, depths, engine, values["precision"], _protocol(values, batch=1)
+        detector, depths, engine, values["precision"], _protocol(values, batch=1), _warn
     )
     return Outcome(benchmark.figures_of(detector, found), found, partial(benchmark.record, detector, found))
 
@@ -174,11 +177,14 @@ def _print(outcome: Outcome, options: Options) -> None:
     print(figures_table(outcome.rows))
     print(f"p90 in ms: {', '.join(f'{depth} {one.p90_ms:.1f}' for depth, one in found.items())}")
     if spread > aimed:
-        print(
-            f"Warning: the medians are not known within {aimed:.1%} after "
-            f"{options.values['seconds']:g} seconds; give seconds= more, or free the machine",
-            file=sys.stderr,
+        _warn(
+            f"the medians are not known within {aimed:.1%} after {options.values['seconds']:g} seconds; give "
+            "seconds= more, or free the machine"
         )
+
+
+def _warn(sentence: str) -> None:
+    print(f"Warning: {sentence}", file=sys.stderr)
 
 
 def main() -> None:
@@ -187,14 +193,7 @@ def main() -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         raise SystemExit(0 if argv else 2)
-    if "--version" in argv:
-        print(f"anydepth-benchmark {package_version()}")
-        return
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    start("anydepth-benchmark", argv, lambda words: run(parse(words)))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@ import webbrowser
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from anydepth.commands.plain_options import Option, one_path, parse_options, switch
-from anydepth.commands.serve import OPTIONS, SETTINGS, server_options, start
+from anydepth.commands.plain_options import Option, one_path, parse_options, start, switch
+from anydepth.commands.serve import OPTIONS, SETTINGS, server_options
 
 HELP: Final = f"""\
 anydepth-demo [BUNDLE] [KEY=VALUE ...]
 
-Serves a page that detects in pictures, videos and the webcam, at two depths side by side. Without a bundle
-it shows a small detector of tree crowns that comes with this package.
+Serves a page that detects in pictures, videos and the webcam, at two depths side by side. BUNDLE is a
+folder, or a repository OWNER/NAME of the Hugging Face hub (extra hub). Without one, the page shows a small
+detector of tree crowns that comes with this package.
 
 {SETTINGS}
   measure=true        whether latency is measured at the start where the bundle does not know it
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     else:
         from anydepth.deploy.serve.demo_weights import demo_bundle
 
-        folder = demo_bundle()
+        folder = str(demo_bundle())
     options = server_options(folder, values)
     from anydepth.deploy.serve.server import build_server, run_server
 

@@ -1,11 +1,13 @@
 """Command lines of paths and ``key=value`` settings, for commands that start without Hydra and torch."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anydepth.utils.messages import join_few
+from anydepth.utils.version import package_version
 
 
 class OptionError(ValueError):
@@ -54,8 +56,8 @@ def texts() -> Option:
 
 def parse_options(
     argv: Sequence[str], options: Mapping[str, Option]
-) -> tuple[tuple[Path, ...], dict[str, Any]]:
-    """Split a command line into paths and the value of each option.
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Split a command line into paths, as they were typed, and the value of each option.
 
     Args:
         argv: Words of the command line.
@@ -68,7 +70,7 @@ def parse_options(
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or (key not in options and Path(word).exists()):
-            paths.append(Path(word))
+            paths.append(word)
         elif key not in options:
             raise OptionError(f"got {word!r}, expected one of {', '.join(options)}; see --help")
         else:
@@ -76,11 +78,11 @@ def parse_options(
     return tuple(paths), values
 
 
-def one_path(paths: Sequence[Path], kinds: str = "bundles") -> Path:
-    """Return the only file or folder of a command line.
+def one_path(paths: Sequence[str], kinds: str = "bundles") -> str:
+    """Return the only file, folder or repository of a command line.
 
     Args:
-        paths: Files and folders that were given.
+        paths: Those that were given.
         kinds: What they are, in the plural, for the message.
 
     Raises:
@@ -89,6 +91,25 @@ def one_path(paths: Sequence[Path], kinds: str = "bundles") -> Path:
     if len(paths) != 1:
         raise OptionError(f"got the {kinds} {join_few(paths) or '(none)'}, expected one; see --help")
     return paths[0]
+
+
+def start(name: str, argv: Sequence[str], command: Callable[[Sequence[str]], object]) -> None:
+    """Run a command; what it refuses becomes one line on stderr and exit code 1.
+
+    Args:
+        name: Name of the command, which ``--version`` prints.
+        argv: Words of the command line.
+        command: Function that gets them.
+    """
+    if "--version" in argv:
+        print(f"{name} {package_version()}")
+        return
+    try:
+        command(argv)
+    except (ValueError, OSError, MemoryError) as error:
+        what = "memory ran out: " if isinstance(error, MemoryError) else ""
+        print(f"\nError: {what}{error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _convert(key: str, value: str, option: Option) -> Any:

@@ -2,15 +2,14 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from anydepth.commands.plain_options import (
     Option,
-    OptionError,
     number,
     one_path,
     parse_options,
+    start,
     switch,
     text,
     texts,
@@ -19,7 +18,8 @@ from anydepth.commands.plain_options import (
 from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.deploy.runtime.engines import choose_engine
 from anydepth.deploy.runtime.engines.base import EngineOptions
-from anydepth.utils.version import package_version
+from anydepth.deploy.runtime.hub_bundle import find_bundle
+from anydepth.utils.optional_packages import needing_packages
 
 if TYPE_CHECKING:
     from anydepth.deploy.serve.server import ServerOptions
@@ -44,6 +44,8 @@ SETTINGS: Final = """\
 
 HELP: Final = f"""\
 anydepth-serve BUNDLE [KEY=VALUE ...]
+
+Serves a bundle: a folder, or a repository OWNER/NAME of the Hugging Face hub (extra hub).
 
 Detects in pictures that are sent to /predict, at the depth or within the budget of each request. /info
 describes the depths, /metrics counts, /health says whether it is ready.
@@ -76,24 +78,23 @@ OPTIONS: Final[Mapping[str, Option]] = {
 }
 
 
-def server_options(bundle: Path, values: Mapping[str, Any]) -> "ServerOptions":
+def server_options(bundle: str, values: Mapping[str, Any]) -> "ServerOptions":
     """Return what a server is told, after measuring latency if that is wanted.
+
+    Args:
+        bundle: Folder of a bundle, or name of a repository of the hub.
+        values: Value of each option.
 
     Raises:
         ValueError: A bundle or a setting that cannot be used.
-        OptionError: The packages of the server are not installed.
+        MissingPackageError: The packages of the server are not installed.
     """
-    try:
+    with needing_packages("serving", "it with `pip install litserve`, or the extra `serve` of this package"):
         from anydepth.deploy.serve.api import DetectorSource
         from anydepth.deploy.serve.measured import measure_missing
         from anydepth.deploy.serve.requests import Limits
         from anydepth.deploy.serve.server import ServerOptions
-    except ModuleNotFoundError as error:
-        raise OptionError(
-            f"serving needs the package {error.name}, which is not installed; install it with `pip install "
-            "litserve`, or the extra `serve` of this package"
-        ) from error
-    found = read_bundle(bundle)
+    found = read_bundle(find_bundle(bundle))
     engine = choose_engine(values["engine"], found.graph_format)
     options = EngineOptions(values["device"], values["threads"], values["precision"])
     limits = Limits(int(values["upload"] * 2**20), int(values["pixels"] * 10**6), values["queue"])
@@ -131,18 +132,6 @@ def main() -> None:
         print(HELP)
         raise SystemExit(0 if argv else 2)
     start("anydepth-serve", argv, run)
-
-
-def start(name: str, argv: Sequence[str], command: Any) -> None:
-    """Run a command; what it refuses becomes one line on stderr and exit code 1."""
-    if "--version" in argv:
-        print(f"{name} {package_version()}")
-        return
-    try:
-        command(argv)
-    except (ValueError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ or all run in the detector itself (engine ``eager``). The protocol is that of bu
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,7 @@ from anydepth.detector import Detector, evaluating
 from anydepth.evaluation.cost import count_depth, networks_of
 from anydepth.evaluation.device import autocast, resolve_device
 from anydepth.measurement import Measurement
-from anydepth.utils.arguments import check_count
+from anydepth.utils.arguments import check_threads
 from anydepth.weights.figures import EAGER, SPECIALISED, conditions_here, read_curve, record_measurements
 
 ENGINES: Final = (SPECIALISED, EAGER)
@@ -37,6 +38,7 @@ def measure_weights(
     engine: str,
     precision: str,
     protocol: Protocol,
+    on_failure: Callable[[str], object] = warnings.warn,
 ) -> dict[str, Measurement]:
     """Measure depths of a detector that was loaded from a file.
 
@@ -47,13 +49,14 @@ def measure_weights(
         precision: ``fp32``, ``bf16`` or ``fp16``.
         protocol: How to measure. Memory is the peak of a process that loads the file, and then specialises
             the depth if the engine is ``torch``; on a GPU, that of the tensors there.
+        on_failure: Function that gets a sentence if the memory of a depth cannot be measured.
 
     Returns:
         The measurements by the text of the depth.
 
     Raises:
         DepthError: A depth that does not exist.
-        EngineError: Another engine, or the process that measures memory failed.
+        EngineError: Another engine.
         ValueError: An unknown precision.
     """
     if engine not in ENGINES:
@@ -75,10 +78,9 @@ def measure_weights(
         "device": str(device),
         **{name: getattr(conditions, name) for name in ("engine", "precision", "threads", "batch")},
     }
-    memory = {
-        name: measure_memory("anydepth.commands.weights_benchmark", {**request, "depth": name})
-        for name in (names if protocol.memory else ())
-    }
+    memory = measure_memory(
+        "anydepth.commands.weights_benchmark", request, names if protocol.memory else (), on_failure
+    )
     return {name: summarize(times[name], conditions, memory.get(name)) for name in names}
 
 
@@ -89,7 +91,7 @@ def load_to_measure(weights: Path, device: str, threads: int | None) -> Detector
         ValueError: A file, a device or a number of threads that cannot be used.
     """
     if threads is not None:
-        torch.set_num_threads(check_count("threads", threads))
+        torch.set_num_threads(check_threads(threads))
     return zoo.load(weights).to(resolve_device(device))
 
 

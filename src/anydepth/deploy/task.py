@@ -19,7 +19,7 @@ from anydepth.depth import DepthConfig
 from anydepth.detections import BaseDetections
 from anydepth.detector import Detector
 from anydepth.evaluation.device import autocast
-from anydepth.utils.arguments import check_count
+from anydepth.utils.arguments import check_threads
 from anydepth.weights.figures import SPECIALISED
 
 # From so many images, a specialised detector pays: making it takes as long as one to four passes on a CPU,
@@ -180,11 +180,11 @@ def limited_threads(number: int | None) -> Iterator[None]:
     """Within the block, PyTorch runs operations on a CPU in so many threads; None: in as many as before.
 
     Raises:
-        ValueError: A number below 1.
+        ValueError: A number below 1, or one that is too large.
     """
     former = torch.get_num_threads()
     if number is not None:
-        torch.set_num_threads(check_count("threads", number))
+        torch.set_num_threads(check_threads(number))
     try:
         yield
     finally:

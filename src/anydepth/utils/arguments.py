@@ -2,7 +2,7 @@
 
 import math
 from numbers import Integral, Real
-from typing import cast
+from typing import Final, cast
 
 
 def check_share(name: str, value: object) -> float:
@@ -20,6 +20,21 @@ def check_share(name: str, value: object) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"got {name}={value!r}, expected a number from 0 to 1")
     return share
+
+
+MAX_THREADS: Final = 1024
+"""Most threads of one pass, far above any use: ONNX Runtime starts all that it is told to, for minutes."""
+
+
+def check_threads(value: object) -> int:
+    """Return a number of threads of one pass.
+
+    Raises:
+        ValueError: Anything but a whole number from 1 to :data:`MAX_THREADS`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= MAX_THREADS:
+        raise ValueError(f"got threads={value!r}, expected a whole number from 1 to {MAX_THREADS}, or None")
+    return int(value)
 
 
 def check_count(name: str, value: object) -> int:

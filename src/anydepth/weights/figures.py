@@ -15,7 +15,7 @@ import torch
 
 from anydepth.budget import Budget, DepthFigures
 from anydepth.depth import DepthConfig, DepthError, DepthSpace
-from anydepth.measurement import Conditions, Measurement, machine_name, newest
+from anydepth.measurement import Conditions, Measurement, add_measurement, machine_name, newest
 from anydepth.utils.command_line import setting
 from anydepth.utils.files import write_text
 from anydepth.utils.messages import join_few, short_repr
@@ -214,8 +214,7 @@ def record_measurements(weights: Path, network: Network, found: Mapping[str, Mea
     """
     depths = {depth: list(measured) for depth, measured in read_measurements(weights, network).items()}
     for depth, measured in found.items():
-        kept = [one for one in depths.get(depth, []) if one.conditions != measured.conditions]
-        depths[depth] = [*kept, measured]
+        depths[depth] = add_measurement(depths.get(depth, []), measured)
     document = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,

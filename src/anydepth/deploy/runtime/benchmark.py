@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from anydepth.deploy.runtime.bundle import DESCRIPTION, Bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.runtime.engines import conditions_here
 from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions
-from anydepth.measurement import Conditions, Measurement
+from anydepth.measurement import Conditions, Measurement, add_measurement
 from anydepth.utils.files import write_text
 
 _WARM_UP: Final = 3
@@ -59,7 +60,12 @@ class Protocol:
 
 
 def measure_bundle(
-    bundle: Bundle, depths: Sequence[str], engine: str, options: EngineOptions, protocol: Protocol
+    bundle: Bundle,
+    depths: Sequence[str],
+    engine: str,
+    options: EngineOptions,
+    protocol: Protocol,
+    on_failure: Callable[[str], object] = warnings.warn,
 ) -> dict[str, Measurement]:
     """Measure depths of a bundle.
 
@@ -69,6 +75,7 @@ def measure_bundle(
         engine: Name of the engine.
         options: Device, threads and precision.
         protocol: How to measure.
+        on_failure: Function that gets a sentence if the memory of a depth cannot be measured.
 
     Returns:
         The measurements by the text of the depth.
@@ -83,10 +90,9 @@ def measure_bundle(
     times = time_in_turns({name: partial(detector.run, images, name) for name in names}, protocol)
     conditions = conditions_here(engine, options, protocol.batch)
     request = {"folder": str(bundle.folder), "engine": engine, "batch": protocol.batch, **asdict(options)}
-    memory = {
-        name: measure_memory("anydepth.deploy.runtime.memory", {**request, "depth": name})
-        for name in (names if protocol.memory else ())
-    }
+    memory = measure_memory(
+        "anydepth.deploy.runtime.memory", request, names if protocol.memory else (), on_failure
+    )
     return {name: summarize(times[name], conditions, memory.get(name)) for name in names}
 
 
@@ -112,7 +118,7 @@ def summarize(times: Sequence[float], conditions: Conditions, memory_mb: float |
 
 
 def record_measurements(bundle: Bundle, found: dict[str, Measurement]) -> None:
-    """Write measurements into the bundle; former ones under the same conditions are replaced.
+    """Write measurements into the bundle, see :func:`anydepth.measurement.add_measurement`.
 
     Raises:
         OSError: The description cannot be written; it is unchanged then.
@@ -123,8 +129,7 @@ def record_measurements(bundle: Bundle, found: dict[str, Measurement]) -> None:
         measured = found.get(entry["depth"])
         if measured is not None:
             former = map(Measurement.from_dict, entry["measurements"])
-            kept = [one for one in former if one.conditions != measured.conditions]
-            entry["measurements"] = [one.to_dict() for one in (*kept, measured)]
+            entry["measurements"] = [one.to_dict() for one in add_measurement(former, measured)]
     write_text(path, json.dumps(description, indent=2, allow_nan=False) + "\n")
 
 
@@ -180,19 +185,40 @@ def time_in_turns(passes: Mapping[str, Callable[[], object]], protocol: Protocol
     return times
 
 
-def measure_memory(module: str, request: Mapping[str, object]) -> float | None:
-    """Return the memory of a process that runs one depth alone, in units of 10^6 bytes; None: not known.
+def measure_memory(
+    module: str,
+    request: Mapping[str, object],
+    depths: Sequence[str],
+    on_failure: Callable[[str], object] = warnings.warn,
+) -> dict[str, float | None]:
+    """Return the memory of processes that run one depth alone, in units of 10^6 bytes; None: not known.
 
     Args:
         module: Module whose ``main`` takes a request as JSON and prints the memory.
-        request: What it runs, as plain values.
-
-    Raises:
-        EngineError: The process failed.
+        request: What it runs, as plain values, without the depth.
+        depths: Texts of the depths.
+        on_failure: Function that gets a sentence for each process that fails. Its depth has no memory then:
+            what else was measured took minutes, and stays right.
     """
+    found: dict[str, float | None] = {}
+    for depth in depths:
+        try:
+            found[depth] = _measure_memory(module, {**request, "depth": depth})
+        except (EngineError, OSError) as error:
+            on_failure(f"the memory at depth {depth} is not known, because {error}")
+            found[depth] = None
+    return found
+
+
+def _measure_memory(module: str, request: Mapping[str, object]) -> float | None:
     command = [sys.executable, "-m", module, json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EngineError(f"the process that measures memory failed: {done.stderr.strip()[-500:]}")
-    found: float | None = json.loads(done.stdout)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # Libraries may have printed something before.
+    printed = done.stdout.splitlines()[-1:]
+    if done.returncode or not printed:
+        said = done.stderr.strip() or done.stdout.strip() or "it said nothing"
+        raise EngineError(
+            f"the process that measures it ended with exit code {done.returncode}: {said[-500:]}"
+        )
+    found: float | None = json.loads(printed[0])
     return found

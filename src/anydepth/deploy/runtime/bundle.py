@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+from anydepth import hub
 from anydepth.deploy.runtime.ir_file import constants, parse_graph
 from anydepth.deploy.runtime.onnx_file import ExternalTensor, external_tensors
 from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace
@@ -23,7 +24,7 @@ from anydepth.measurement import Measurement
 from anydepth.selection import Selection, parse_selection
 from anydepth.utils.messages import join_few, short_repr
 
-DESCRIPTION: Final = "bundle.json"
+DESCRIPTION: Final = hub.BUNDLE
 WEIGHTS: Final = "weights.bin"
 PRECISIONS: Final = ("fp32", "int8")
 GRAPH_SUFFIXES: Final = MappingProxyType({"onnx": ".onnx", "openvino": ".xml"})
@@ -256,10 +257,7 @@ def read_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise BundleError(
-            f"{folder}: not a bundle, because it has no {DESCRIPTION}; give a folder that anydepth-export "
-            "wrote"
-        )
+        raise BundleError(f"{folder}: {_describe_other(folder)}")
     if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
         raise BundleError(
             f"{path}: {path.stat().st_size:,} bytes, expected at most {_MAX_DESCRIPTION_BYTES:,}"
@@ -274,6 +272,18 @@ def read_bundle(folder: str | Path) -> Bundle:
     except (ValueError, RecursionError, OverflowError) as error:
         raise BundleError(f"{path}: damaged ({short_repr(str(error))}); copy or export it again") from error
     return bundle
+
+
+def _describe_other(folder: Path) -> str:
+    """Return why a path is no bundle, and what to do."""
+    weights = folder / hub.WEIGHTS if folder.is_dir() else folder
+    if weights.is_file() and weights.suffix == ".safetensors":
+        what = "a file of weights" if weights == folder else f"not a bundle, but {hub.WEIGHTS} is in it"
+        return f"{what}; make a bundle of it: anydepth-export weights={weights} output=FOLDER"
+    if folder.exists() and not folder.is_dir():
+        return "a file, expected the folder of a bundle that anydepth-export wrote"
+    missing = f"not a bundle, because it has no {DESCRIPTION}" if folder.exists() else "no such folder"
+    return f"{missing}; give a folder that anydepth-export wrote"
 
 
 def _check_version(values: object) -> None:

@@ -1,4 +1,7 @@
-"""Bundles of the Hugging Face hub: downloaded once, and laid out as a folder of ordinary files."""
+"""Bundles of the Hugging Face hub: downloaded once, and laid out as a folder of ordinary files.
+
+And what a command means that takes a bundle as well as weights.
+"""
 
 import os
 import shutil
@@ -10,6 +13,8 @@ from anydepth import hub
 from anydepth.deploy.runtime.bundle import CARD, DESCRIPTION, GRAPH_SUFFIXES, Bundle, read_bundle
 from anydepth.utils.files import atomic_path
 
+# Engines that run weights.
+_PYTORCH: Final = ("torch", "eager")
 # What engines read; anything else in a repository stays there.
 _SUFFIXES: Final = (*GRAPH_SUFFIXES.values(), ".bin")
 # Threads of a process share the hidden names of unfinished files.
@@ -49,6 +54,36 @@ def find_bundle(
         for file in (*files, DESCRIPTION):
             _lay_out(downloads / file, folder / file)
     return folder
+
+
+def find_weights_or_bundle(given: str | Path, engine: str) -> Path:
+    """Return the file of weights or the folder of a bundle that a command got, of which each will do.
+
+    A folder or repository may hold both, as ``anydepth-export hub=...`` publishes them.
+
+    Args:
+        given: File of weights, folder of a training run or of a bundle, which win; or the name of a
+            repository.
+        engine: Engine that was asked for; one of PyTorch prefers weights, any other the bundle.
+
+    Raises:
+        HubError: The repository cannot be read, or holds neither.
+        BundleError: The description of a bundle in it is damaged, of another version or not allowed.
+    """
+    names = (hub.WEIGHTS, DESCRIPTION) if engine in _PYTORCH else (DESCRIPTION, hub.WEIGHTS)
+    if not hub.is_repository(given):
+        inside = [Path(given) / name for name in names]
+        found = next((path for path in inside if path.is_file()), Path(given))
+        return found.parent if found.name == DESCRIPTION else found
+    for name in names:
+        try:
+            return find_bundle(given) if name == DESCRIPTION else hub.find_file(given, name)
+        except hub.MissingFileError:
+            continue
+    raise hub.MissingFileError(
+        f"{given}: no such local path, and the repository of the Hugging Face hub holds neither "
+        f"{hub.WEIGHTS} nor {DESCRIPTION}; give another one"
+    )
 
 
 def _needed(bundle: Bundle) -> list[str]:

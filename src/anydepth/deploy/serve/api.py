@@ -162,17 +162,20 @@ class DetectionApi(LitAPI):
         self._detector: TimedDetector | None = None
 
     def setup(self, device: str) -> None:
-        """Load the detector in a worker and open its depths, so that no request waits for that.
+        """Load the detector in a worker and run its depths, so that no request waits for what that begins.
 
         Args:
             device: Device that LitServe chose, which says nothing: the engine's own is used.
         """
         self._detector = self._source.load()
         if self._source.memory_limit is None:
-            batch = self._detector.bundle.input.batch or 1
-            images = np.zeros((batch, 3, *self._detector.input_size), np.float32)
-            for depth in self._detector.depths:
-                self._detector.run(images, depth)
+            fixed = self._detector.bundle.input.batch
+            # OpenVINO compiles a graph once more, for any number, at the first pass of several images.
+            batches = (fixed,) if fixed else (1,) if self.max_batch_size == 1 else (1, 2)
+            for batch in batches:
+                images = np.zeros((batch, 3, *self._detector.input_size), np.float32)
+                for depth in self._detector.depths:
+                    self._detector.run(images, depth)
 
     # The annotation is what FastAPI runs in the process that listens: bad requests never reach a worker.
     def decode_request(self, request: Annotated[Job, Depends(read_job)], **_: object) -> Picture | Refusal:

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from anydepth.utils.arguments import check_threads
 from anydepth.utils.messages import join_few
 
 OUTPUTS: Final = ("boxes", "scores")
@@ -32,7 +33,7 @@ class EngineOptions:
             processor has it.
 
     Raises:
-        EngineError: A number of threads below 1, or an unknown precision.
+        EngineError: A number of threads that is none or too large, or an unknown precision.
     """
 
     device: str = "cpu"
@@ -40,9 +41,11 @@ class EngineOptions:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        number = self.threads
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-            raise EngineError(f"got threads={self.threads!r}, expected a whole number from 1, or None")
+        if self.threads is not None:
+            try:
+                check_threads(self.threads)
+            except ValueError as error:
+                raise EngineError(str(error)) from None
         if self.precision not in ("fp32", "auto"):
             raise EngineError(f"got precision={self.precision!r}, expected fp32 or auto")
 
@@ -62,6 +65,9 @@ class Session(ABC):
 
         Returns:
             Its outputs ``boxes`` and ``scores``.
+
+        Raises:
+            EngineError: The engine cannot run it, as when memory is short.
         """
 
 

@@ -41,7 +41,11 @@ class OnnxRuntimeSession(Session):
         inputs: dict[str, object] = {self._input: images}
         if number is not None:
             inputs[DEPTH] = np.array(number, np.int64)
-        boxes, scores = self._session.run(list(OUTPUTS), inputs)
+        try:
+            boxes, scores = self._session.run(list(OUTPUTS), inputs)
+        # Its exceptions have no common base but Exception.
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed on {len(images)} images: {error}") from error
         return boxes, scores
 
 
@@ -63,7 +67,6 @@ def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = 
         settings.intra_op_num_threads = options.threads
     try:
         session = onnxruntime.InferenceSession(graph, settings, providers=providers)
-    # Its exceptions have no common base but Exception.
     except Exception as error:
         raise EngineError(f"{graph}: ONNX Runtime cannot open the graph: {error}") from error
     check_outputs([output.name for output in session.get_outputs()], graph)

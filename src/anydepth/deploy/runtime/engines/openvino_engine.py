@@ -70,8 +70,11 @@ class OpenVinoSession(Session):
             request = compiled.idle.get_nowait()
         except Empty:
             request = compiled.model.create_infer_request()
+        try:
+            outputs = request.infer([images] if number is None else [images, np.array(number, np.int64)])
+        except Exception as error:
+            raise EngineError(f"OpenVINO failed on {len(images)} images: {error}") from error
         # Copied: the request's own memory holds the next pass.
-        outputs = request.infer([images] if number is None else [images, np.array(number, np.int64)])
         boxes, scores = (np.array(outputs[name]) for name in OUTPUTS)
         compiled.idle.put(request)
         return boxes, scores

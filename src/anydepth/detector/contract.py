@@ -1,9 +1,8 @@
-"""The contracts of a detector and of its losses, whatever family or package they are from."""
+"""The contract of a detector, whatever family or package it is from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
@@ -11,7 +10,6 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from anydepth import distributed
 from anydepth.budget import DepthFigures, choose_depth, parse_budget
 from anydepth.depth import DepthConfig, DepthCosts, DepthSpace
 from anydepth.fixed_depth import FixedDepthSpace
@@ -29,9 +27,6 @@ from anydepth.utils.arguments import check_count, check_share
 from anydepth.weights import figures
 from anydepth.weights.own_layout import load_own_layout
 from anydepth.weights.report import LoadReport
-
-# Every detector's coarsest stride: the sides of an image must be multiples of it.
-SIZE_DIVISOR = 32
 
 
 class NonFiniteOutputError(ArithmeticError):
@@ -382,83 +377,6 @@ class Detector(nn.Module, ABC):
         return found
 
 
-class NonFiniteError(FloatingPointError):
-    """Predictions or ground truth that hold NaN or infinity, so that their losses mean nothing.
-
-    Attributes:
-        images: Positions in the batch of the images concerned.
-    """
-
-    def __init__(self, message: str, images: tuple[int, ...]) -> None:
-        super().__init__(message)
-        self.images = images
-
-
-@dataclass(frozen=True)
-class PassLosses:
-    """Losses of one pass through the detector.
-
-    Attributes:
-        terms: Weighted scalars by name; their sum is the loss of the pass.
-        assignment: Which predictions were assigned to which ground truth; a teacher's assignment is
-            handed to the distillation, so that nothing is matched twice.
-        fault: Error about values of the predictions or the ground truth that are NaN or infinite; None: none.
-    """
-
-    terms: Mapping[str, Tensor]
-    assignment: object = field(default=None, repr=False)
-    fault: NonFiniteError | None = None
-
-    @property
-    def total(self) -> Tensor:
-        """Sum of all terms, a scalar."""
-        return torch.stack(list(self.terms.values())).sum()
-
-
-class Objective(nn.Module, ABC):
-    """The losses of one family: a pass that learns from ground truth, and one that learns from a deeper pass.
-
-    NaN and infinity raise nothing: they are in the terms, and :attr:`PassLosses.fault` says where they came
-    from. One of several processes must not leave a step alone, because the others wait for it.
-    """
-
-    @property
-    @abstractmethod
-    def distilled_levels(self) -> frozenset[str]:
-        """Levels of the deeper pass that :meth:`distilled` learns from, by name.
-
-        ``predictions`` and ``features`` are those of the method; an objective may name others. Empty if the
-        shallower pass learns from ground truth alone. A run records it, and the comparison of runs reads it
-        from there.
-        """
-
-    @abstractmethod
-    def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
-        """Return the losses of a training-mode output against ground truth, in float32.
-
-        Args:
-            output: Output of the detector in training mode.
-            targets: Ground truth per image; images without boxes are allowed.
-        """
-
-    @abstractmethod
-    def distilled(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Targets],
-        teacher_losses: PassLosses,
-    ) -> PassLosses:
-        """Return the losses of a shallower pass that learns from a deeper one of the same step, in float32.
-
-        Args:
-            student: Training-mode output of the shallower pass.
-            teacher: Training-mode output of the deeper pass; it is detached here.
-            targets: Ground truth per image.
-            teacher_losses: Losses of the teacher from :meth:`supervised`; their assignment is reused.
-        """
-
-
 @contextmanager
 def evaluating(module: ModuleT) -> Iterator[ModuleT]:
     """Run the block without gradients, and provide the module in eval mode; the module is never switched.
@@ -468,46 +386,6 @@ def evaluating(module: ModuleT) -> Iterator[ModuleT]:
     """
     with torch.inference_mode():
         yield in_eval_mode(module)
-
-
-def check_images(images: Tensor, *, training: bool = False) -> None:
-    """Refuse images that no detector can take.
-
-    Args:
-        images: Batch for the network.
-        training: Whether batch norms compute statistics of this batch.
-
-    Raises:
-        ValueError: Not [B, 3, H, W] float with H and W multiples of 32, or in training a single cell.
-    """
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(
-            f"got images of shape {tuple(images.shape)} and type {images.dtype}, "
-            "expected [B, 3, H, W] float RGB in [0, 1]"
-        )
-    batch, _, height, width = images.shape
-    check_input_size(height, width)
-    # Synchronised norms may see the images of other processes.
-    if training and batch * height * width <= SIZE_DIVISOR**2 and distributed.world_size() == 1:
-        raise ValueError(
-            f"got {batch} training image of {height}x{width}: its coarsest map is a single cell, of which "
-            "batch norms have no statistics; give two images (data.batch_size) or larger ones "
-            "(detector.input_size)"
-        )
-
-
-def check_input_size(height: int, width: int) -> None:
-    """Refuse image sizes that the coarsest stride does not divide.
-
-    Raises:
-        ValueError: With the nearest smaller size that works.
-    """
-    if height % SIZE_DIVISOR or width % SIZE_DIVISOR or min(height, width) < SIZE_DIVISOR:
-        lower = [max(SIZE_DIVISOR, side // SIZE_DIVISOR * SIZE_DIVISOR) for side in (height, width)]
-        raise ValueError(
-            f"got image size {height}x{width}, expected multiples of {SIZE_DIVISOR}; give e.g. "
-            f"{lower[0]}x{lower[1]}"
-        )
 
 
 def plain_config(values: Mapping[str, object]) -> dict[str, object]:

@@ -1,0 +1,18 @@
+"""The contracts of a detector and of its losses, whatever family or package they are from."""
+
+from anydepth.detector.contract import Detector, NonFiniteOutputError, evaluating, plain_config
+from anydepth.detector.inputs import SIZE_DIVISOR, check_images, check_input_size
+from anydepth.detector.objective import NonFiniteError, Objective, PassLosses
+
+__all__ = [
+    "SIZE_DIVISOR",
+    "Detector",
+    "NonFiniteError",
+    "NonFiniteOutputError",
+    "Objective",
+    "PassLosses",
+    "check_images",
+    "check_input_size",
+    "evaluating",
+    "plain_config",
+]
