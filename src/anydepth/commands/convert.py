@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from anydepth.commands.plain_options import OptionError, one_path, parse_options, switch, text
-from anydepth.utils.version import package_version
+from anydepth.commands.plain_options import OptionError, one_path, parse_options, start, switch, text
 
 HELP: Final = """\
 anydepth-convert SOURCE [KEY=VALUE ...]
@@ -62,7 +61,7 @@ def parse(argv: Sequence[str]) -> Options:
         raise OptionError(f"got output={output}, expected the name of a .safetensors file")
     if output.exists() and not values["overwrite"]:
         raise OptionError(f"{output}: exists; give another output=, or overwrite=true to replace it")
-    return Options(one_path(paths, "weights"), values)
+    return Options(Path(one_path(paths, "files of weights")), values)
 
 
 def run(options: Options) -> None:
@@ -108,14 +107,7 @@ def main() -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         raise SystemExit(0 if argv else 2)
-    if "--version" in argv:
-        print(f"anydepth-convert {package_version()}")
-        return
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    start("anydepth-convert", argv, lambda words: run(parse(words)))
 
 
 if __name__ == "__main__":

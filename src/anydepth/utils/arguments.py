@@ -32,7 +32,7 @@ def check_threads(value: object) -> int:
     Raises:
         ValueError: Anything but a whole number from 1 to :data:`MAX_THREADS`.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= MAX_THREADS:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= MAX_THREADS:
         raise ValueError(f"got threads={value!r}, expected a whole number from 1 to {MAX_THREADS}, or None")
     return int(value)
 

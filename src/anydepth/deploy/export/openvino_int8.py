@@ -135,7 +135,7 @@ def find_factors(folded: Floats, kernels: Sequence[Floats]) -> tuple[Floats, Flo
         # A channel of zeros has any factor.
         factors = np.take_along_axis(wanted, places, 1) / np.where(largest == 0, 1, largest)
         if np.allclose(rows * factors, wanted, rtol=0, atol=_SAME * float(np.abs(wanted).max())):
-            return kernel, factors[:, 0]
+            return kernel, factors[:, 0].astype(np.float32)
     return None
 
 

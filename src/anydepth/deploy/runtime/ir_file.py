@@ -32,7 +32,7 @@ def parse_graph(text: bytes) -> ElementTree.Element:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise ValueError(f"not complete XML: {error}") from error
-    if root.tag != "net" or root.get("version") not in map(str, _VERSIONS):
+    if root.tag != "net" or root.get("version") not in [str(version) for version in _VERSIONS]:
         raise ValueError(
             f"got <{root.tag[:40]} version={str(root.get('version'))[:40]}>, expected <net> of version "
             f"{' or '.join(map(str, _VERSIONS))}"
