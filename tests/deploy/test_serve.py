@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +101,21 @@ def test_it_describes_its_depths_and_says_that_it_is_ready(server_address: str, 
 CUT = JPEG[: len(JPEG) // 2]
 
 
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    length, check = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(kind + content))
+    return length + kind + content + check
+
+
+# A file of 100 bytes with a header of 3.6 billion pixels, more than Pillow opens at all.
+BOMB = b"".join(
+    (
+        b"\x89PNG\r\n\x1a\n",
+        _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
+        _chunk(b"IDAT", zlib.compress(bytes(100))),
+    )
+)
+
+
 @pytest.mark.parametrize(
     ("body", "query", "status", "message"),
     [
@@ -110,6 +127,7 @@ CUT = JPEG[: len(JPEG) // 2]
         (bytes(100_001), "", 413, "got 100,001 bytes, expected at most 100,000"),
         # 400 x 501 is more than the limit of 200,000 pixels, and a file of 2 kB.
         (png(501, 400), "", 413, "400 x 501 pixels, expected at most 200,000"),
+        (BOMB, "", 413, "got more pixels, expected at most .*, because it may be a decompression bomb"),
         (CUT, "", 422, "truncated"),
         (JPEG, "?depth=1/5", 422, "got depth='1/5', expected one of full, a@1, minimal, or a budget such as"),
         (JPEG, "?depth=../../etc", 422, "expected one of full, a@1, minimal"),
