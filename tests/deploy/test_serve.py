@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -228,7 +229,9 @@ def test_a_worker_has_run_passes_of_the_sizes_that_come(
     source = DetectorSource(
         write_bundle(tmp_path / "bundle", batch=exported), options=EngineOptions(threads=1)
     )
-    DetectionApi(source, max_batch=most).setup("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DetectionApi(source, max_batch=most).setup("cpu")
     assert passes == expected
 
 
@@ -384,6 +387,7 @@ def test_latency_is_measured_where_the_bundle_does_not_know_it(
         ({"host": "192.0.2.1"}, "got host=192.0.2.1, expected 127.0.0.1"),
         ({"port": 80}, "got port=80, expected 1024 to 65535"),
         ({"workers": 0}, "got workers=0, expected more than 0"),
+        ({"workers": 100_000}, "got workers=100000, expected at most 128: each is a process with all depths"),
         ({"batch": 0}, "got batch=0"),
         ({"wait_ms": 30_000}, "got wait=30000, expected milliseconds from 0"),
     ],
