@@ -79,7 +79,8 @@ class ServerOptions:
                 raise ServerError(f"got {name}={value:g}, expected more than 0")
         if self.workers > MAX_WORKERS:
             raise ServerError(
-                f"got workers={self.workers}, expected at most {MAX_WORKERS}: each is a process with all depths"
+                f"got workers={self.workers}, expected at most {MAX_WORKERS}: each is a process with all "
+                "depths"
             )
         if not 0 <= self.wait_ms < 1000 * self.timeout:
             raise ServerError(
