@@ -12,6 +12,7 @@ from anydepth.deploy.runtime.bundle import DESCRIPTION, Bundle
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
+from anydepth.training.checkpointing.sigterm import terminate_on_sigterm
 from anydepth.utils.console import print_lines
 from anydepth.utils.optional_packages import needing_packages
 
@@ -46,19 +47,20 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     curve = _read_curve(config["curve"], weights, detector.input_size)
     with needing_packages("exporting", "the extra `export` of this package"):
         from anydepth.deploy.export.bundle_writer import write_bundle
-    bundle: Bundle = write_bundle(
-        detector,
-        depths,
-        folder,
-        batch=config["batch"],
-        graph=config["graph"],
-        graph_format=config["format"],
-        category_ids=config["category_ids"],
-        curve=curve,
-        engine=config["engine"],
-        license_id=config["license"],
-        on_step=print_lines,
-    )
+    with terminate_on_sigterm():
+        bundle: Bundle = write_bundle(
+            detector,
+            depths,
+            folder,
+            batch=config["batch"],
+            graph=config["graph"],
+            graph_format=config["format"],
+            category_ids=config["category_ids"],
+            curve=curve,
+            engine=config["engine"],
+            license_id=config["license"],
+            on_step=print_lines,
+        )
     size = sum(file.bytes for file in bundle.files.values()) / 2**20
     print_lines(*_report(bundle, size, with_curve=curve is not None))
     if config["hub"] is not None:

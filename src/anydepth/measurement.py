@@ -22,6 +22,11 @@ class Conditions(NamedTuple):
     precision: str
     batch: int
 
+    def __str__(self) -> str:
+        threads = "threads of the engine's choice" if self.threads is None else f"{self.threads} threads"
+        engine = f"{self.engine} {self.engine_version}"
+        return f"{engine}, {self.machine}, {self.device}, {threads}, {self.precision}, batch {self.batch}"
+
 
 @dataclass(frozen=True)
 class Measurement:

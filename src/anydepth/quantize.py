@@ -20,6 +20,7 @@ from anydepth.evaluation.coco_eval import CocoEvaluator, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job
+from anydepth.training.checkpointing.sigterm import terminate_on_sigterm
 from anydepth.utils.arguments import check_count
 from anydepth.utils.console import print_lines
 from anydepth.utils.optional_packages import needing_packages
@@ -68,15 +69,16 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     cfg.data.input_size, cfg.data.fit = list(source.input.size), source.input.fit
     data: DetectionDataModule = instantiate(cfg.data)
     evaluate = None if config["engine"] is None else _evaluation(config, data, source, depths)
-    bundle: Bundle = write_int8_bundle(
-        source,
-        depths,
-        config["output"],
-        _calibration_images(data, config["calibration"]["split"], count),
-        evaluate=evaluate,
-        graph_format=graph_format,
-        on_step=print_lines,
-    )
+    with terminate_on_sigterm():
+        bundle: Bundle = write_int8_bundle(
+            source,
+            depths,
+            config["output"],
+            _calibration_images(data, config["calibration"]["split"], count),
+            evaluate=evaluate,
+            graph_format=graph_format,
+            on_step=print_lines,
+        )
     size, before = _mebibytes(bundle), _mebibytes(source)
     print_lines(
         *(_describe(entry.figures, entry.float_figures, str(entry.config)) for entry in bundle.depths),

@@ -68,6 +68,9 @@ def test_every_option_is_in_the_help():
         (["nothing"], "nothing: no such folder; give a folder that anydepth-export wrote"),
         (["a", "b"], "got the bundles a, b, expected one"),
         ([], "got the bundles (none), expected one"),
+        (["a", "upload=nan"], "got upload=nan, expected a number above 0"),
+        (["a", "pixels=inf"], "got pixels=inf, expected a number above 0"),
+        (["a", "upload=-1"], "got upload=-1, expected a number above 0"),
     ],
 )
 def test_what_cannot_be_served_ends_in_one_line(

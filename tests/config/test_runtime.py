@@ -1,6 +1,9 @@
 """Configuration directory, composition inside a job, provenance, and readable errors."""
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -189,9 +192,37 @@ def test_user_errors_end_in_a_message(
     assert "Traceback" not in printed
 
 
-def test_defects_keep_their_traceback() -> None:
-    with pytest.raises(ValueError, match="invalid literal"), readable_errors():
-        int("x")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        # As `write` raises it, without the name of a file.
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "Error: the disk is full: free space, or",
+        ),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS), "out/a"), "give another output (.*'out/a')"),
+        (
+            MemoryError("Unable to allocate 732. GiB"),
+            r"memory ran out \(Unable to allocate 732. GiB\)",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_no_defect(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped, readable_errors():
+        raise error
+    assert stopped.value.code == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(ValueError("invalid literal"), "invalid"), (OSError(errno.ECHILD, "No child processes"), "No child")],
+)
+def test_defects_keep_their_traceback(error: Exception, message: str) -> None:
+    with pytest.raises(type(error), match=message), readable_errors():
+        raise error
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

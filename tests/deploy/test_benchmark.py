@@ -180,6 +180,14 @@ def test_the_command_measures_prints_and_records(folder: Path, capsys: pytest.Ca
     assert len(read_bundle(folder).depths[0].measurements) == 1
 
 
+def test_an_unknown_latency_names_what_was_measured(folder: Path):
+    record_measurements(read_bundle(folder), {"full": replace(MEASUREMENT, machine="A chip, 4 cores")})
+    with pytest.raises(BudgetError) as raised:
+        load(folder, threads=1).resolve("<=8ms")
+    wanted = f"onnxruntime {engine_version('onnxruntime')}, A chip, 4 cores, cpu, 1 threads, fp32, batch 1"
+    assert str(raised.value).endswith(f"; what it holds was measured with {wanted}")
+
+
 def test_a_measurement_of_time_alone_keeps_the_memory_that_was_known(folder: Path):
     record_measurements(read_bundle(folder), {"full": MEASUREMENT})
     later = replace(MEASUREMENT, median_ms=7.0, memory_mb=None, date="2099-01-01T00:00:00+00:00")

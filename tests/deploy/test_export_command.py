@@ -1,5 +1,7 @@
 """``anydepth-export``: settings, the depth curve beside the weights, and what is printed."""
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +108,21 @@ def test_settings_that_cannot_be_used_are_refused_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         _run(weights, "engine=null", override)
     assert not (weights.parent.parent / "bundle").exists()
+
+
+def test_sigterm_leaves_nothing_half_written(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    before = sorted(weights.parent.parent.iterdir())
+
+    def terminate(step: str) -> None:
+        if step.startswith("exports   minimal"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(export, "print_lines", terminate)
+    with pytest.raises(SystemExit) as ended:
+        _run(weights, "depths=[full,minimal]")
+    assert ended.value.code == 143
+    assert sorted(weights.parent.parent.iterdir()) == before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_missing_packages_are_named(weights: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,9 @@
 import asyncio
 import json
 import re
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +102,21 @@ def test_it_describes_its_depths_and_says_that_it_is_ready(server_address: str, 
 CUT = JPEG[: len(JPEG) // 2]
 
 
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    length, check = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(kind + content))
+    return length + kind + content + check
+
+
+# A file of 100 bytes with a header of 3.6 billion pixels, more than Pillow opens at all.
+BOMB = b"".join(
+    (
+        b"\x89PNG\r\n\x1a\n",
+        _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
+        _chunk(b"IDAT", zlib.compress(bytes(100))),
+    )
+)
+
+
 @pytest.mark.parametrize(
     ("body", "query", "status", "message"),
     [
@@ -110,6 +128,7 @@ CUT = JPEG[: len(JPEG) // 2]
         (bytes(100_001), "", 413, "got 100,001 bytes, expected at most 100,000"),
         # 400 x 501 is more than the limit of 200,000 pixels, and a file of 2 kB.
         (png(501, 400), "", 413, "400 x 501 pixels, expected at most 200,000"),
+        (BOMB, "", 413, "got more pixels, expected at most .*, because it may be a decompression bomb"),
         (CUT, "", 422, "truncated"),
         (JPEG, "?depth=1/5", 422, "got depth='1/5', expected one of full, a@1, minimal, or a budget such as"),
         (JPEG, "?depth=../../etc", 422, "expected one of full, a@1, minimal"),
@@ -210,7 +229,9 @@ def test_a_worker_has_run_passes_of_the_sizes_that_come(
     source = DetectorSource(
         write_bundle(tmp_path / "bundle", batch=exported), options=EngineOptions(threads=1)
     )
-    DetectionApi(source, max_batch=most).setup("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DetectionApi(source, max_batch=most).setup("cpu")
     assert passes == expected
 
 
@@ -366,6 +387,7 @@ def test_latency_is_measured_where_the_bundle_does_not_know_it(
         ({"host": "192.0.2.1"}, "got host=192.0.2.1, expected 127.0.0.1"),
         ({"port": 80}, "got port=80, expected 1024 to 65535"),
         ({"workers": 0}, "got workers=0, expected more than 0"),
+        ({"workers": 100_000}, "got workers=100000, expected at most 128: each is a process with all depths"),
         ({"batch": 0}, "got batch=0"),
         ({"wait_ms": 30_000}, "got wait=30000, expected milliseconds from 0"),
     ],

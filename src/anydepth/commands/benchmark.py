@@ -167,13 +167,8 @@ def _protocol(values: Mapping[str, Any], batch: int) -> Protocol:
 
 def _print(outcome: Outcome, options: Options) -> None:
     found, first = outcome.found, next(iter(outcome.found.values()))
-    threads = "threads of the engine's choice" if first.threads is None else f"{first.threads} threads"
     spread, aimed = max(one.spread for one in found.values()), options.values["spread"]
-    print(
-        f"{first.engine} {first.engine_version}, {first.machine}, {first.device}, {threads}, "
-        f"{first.precision}, batch {first.batch}, {first.repetitions} passes per depth in turn, medians "
-        f"within {spread:.1%}"
-    )
+    print(f"{first.conditions}, {first.repetitions} passes per depth in turn, medians within {spread:.1%}")
     print(figures_table(outcome.rows))
     print(f"p90 in ms: {', '.join(f'{depth} {one.p90_ms:.1f}' for depth, one in found.items())}")
     if spread > aimed:

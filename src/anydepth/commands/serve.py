@@ -1,11 +1,13 @@
 """``anydepth-serve``: detect with a bundle over HTTP; needs no torch."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from anydepth.commands.plain_options import (
     Option,
+    OptionError,
     number,
     one_path,
     parse_options,
@@ -97,7 +99,9 @@ def server_options(bundle: str, values: Mapping[str, Any]) -> "ServerOptions":
     found = read_bundle(find_bundle(bundle))
     engine = choose_engine(values["engine"], found.graph_format)
     options = EngineOptions(values["device"], values["threads"], values["precision"])
-    limits = Limits(int(values["upload"] * 2**20), int(values["pixels"] * 10**6), values["queue"])
+    limits = Limits(
+        _whole_units(values, "upload", 2**20), _whole_units(values, "pixels", 10**6), values["queue"]
+    )
     measured = measure_missing(found, engine, options) if values["measure"] else {}
     return ServerOptions(
         DetectorSource(found.folder.resolve(), engine, options, values["memory_limit"], measured),
@@ -110,6 +114,17 @@ def server_options(bundle: str, values: Mapping[str, Any]) -> "ServerOptions":
         values["wait"],
         values["timeout"],
     )
+
+
+def _whole_units(values: Mapping[str, Any], key: str, unit: int) -> int:
+    """Return a number of millions as a whole number.
+
+    Raises:
+        OptionError: Not above 0, or no number.
+    """
+    if not 0 < values[key] < math.inf:
+        raise OptionError(f"got {key}={values[key]:g}, expected a number above 0")
+    return max(1, int(values[key] * unit))
 
 
 def run(argv: Sequence[str]) -> None:

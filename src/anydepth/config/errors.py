@@ -1,5 +1,6 @@
 """Readable errors: one message without a traceback, unless the program itself is at fault."""
 
+import errno
 import os
 import sys
 import traceback
@@ -10,6 +11,18 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+# What the machine lacks, whoever's code asks for it: space, a quota, a disk that may be written, open files.
+_REMEDIES = {
+    "ENOSPC": "the disk is full: free space, or give another output",
+    "EDQUOT": "the quota of this user is used up: free space, or give another output",
+    "EROFS": "the disk may not be written: give another output",
+    "EFBIG": "the file system allows no files of this size: give another output",
+    "ENAMETOOLONG": "the name of a file is too long: give another output",
+    "EMFILE": "too many files are open: raise the limit with `ulimit -n`",
+}
+# Windows has some of these numbers alone.
+_MACHINE_LIMITS = {getattr(errno, name): text for name, text in _REMEDIES.items() if hasattr(errno, name)}
+
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 
 
@@ -18,9 +31,9 @@ def readable_errors() -> Iterator[None]:
     """Turn user errors into one readable message on stderr and exit code 1; also usable as a decorator.
 
     A user error is: an error class of this package, a built-in error raised by this package's own checks, a
-    file that is missing or not accessible, and a wrong configuration. A worker process that the system killed
-    ends with such a message too. Anything else is a defect and keeps its traceback, as does everything while
-    the environment variable ANYDEPTH_TRACEBACK is 1.
+    file that is missing or not accessible, a disk or memory that is full, and a wrong configuration. A worker
+    process that the system killed ends with such a message too. Anything else is a defect and keeps its
+    traceback, as does everything while the environment variable ANYDEPTH_TRACEBACK is 1.
     """
     try:
         yield
@@ -44,6 +57,8 @@ def _is_user_error(error: Exception) -> bool:
     if type(error).__name__ == "MisconfigurationException":
         return True
     if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MACHINE_LIMITS):
         return True
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
         return True
@@ -71,6 +86,10 @@ def _message(error: Exception) -> str:
     if "Original Traceback (most recent call last)" in text:
         # A data loader worker sends its traceback as part of the message.
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
-    if isinstance(error, FileNotFoundError) and error.filename and error.strerror:
+    if isinstance(error, MemoryError):
+        text = f"memory ran out ({text})"
+    elif isinstance(error, OSError) and error.errno in _MACHINE_LIMITS:
+        text = f"{_MACHINE_LIMITS[error.errno]} ({text})"
+    elif isinstance(error, FileNotFoundError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     return "\n".join([text, *getattr(error, "__notes__", [])])

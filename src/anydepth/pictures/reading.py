@@ -139,6 +139,8 @@ def open_picture(file: str | Path | BytesIO) -> Iterator[Image.Image]:
 def _open(file: str | Path | BytesIO) -> Image.Image:
     try:
         return Image.open(file, formats=_known_formats())
+    except Image.DecompressionBombError:
+        raise ImageError(_size_message("more pixels", max_pixels())) from None
     except ValueError:
         stripped = _without_metadata(file)
         if stripped is None:

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +158,12 @@ class DetectionApi(LitAPI):
     def __init__(self, source: DetectorSource, *, max_batch: int = 8, wait_ms: float = 0.0) -> None:
         # LitServe's loops have a constructor without annotations.
         loop = WaitingLoop()  # type: ignore[no-untyped-call]
-        super().__init__(max_batch_size=max_batch, batch_timeout=wait_ms / 1000, api_path=PREDICT, loop=loop)
+        with warnings.catch_warnings():
+            # It thinks that passes of one picture were a mistake.
+            warnings.filterwarnings("ignore", ".*the max_batch_size parameter was not set")
+            super().__init__(
+                max_batch_size=max_batch, batch_timeout=wait_ms / 1000, api_path=PREDICT, loop=loop
+            )
         self._source = source
         self._detector: TimedDetector | None = None
 

@@ -26,6 +26,8 @@ from anydepth.deploy.serve.requests import JobReader, Limits
 
 LOOPBACK: Final = "127.0.0.1"
 EVERYWHERE: Final = "0.0.0.0"
+MAX_WORKERS: Final = 128
+"""Most processes that detect, far above any use: a typing mistake must not bring a machine down."""
 _LOCAL_NAMES: Final = ("127.0.0.1", "localhost")
 # What LitServe takes; lower ones belong to the system.
 _PORTS: Final = (1024, 65535)
@@ -75,6 +77,11 @@ class ServerOptions:
         for name, value in (counts | sizes).items():
             if not value > 0:
                 raise ServerError(f"got {name}={value:g}, expected more than 0")
+        if self.workers > MAX_WORKERS:
+            raise ServerError(
+                f"got workers={self.workers}, expected at most {MAX_WORKERS}: each is a process with all "
+                "depths"
+            )
         if not 0 <= self.wait_ms < 1000 * self.timeout:
             raise ServerError(
                 f"got wait={self.wait_ms:g}, expected milliseconds from 0 to less than the timeout"
