@@ -96,12 +96,12 @@ def server_options(bundle: str, values: Mapping[str, Any]) -> "ServerOptions":
         from anydepth.deploy.serve.measured import measure_missing
         from anydepth.deploy.serve.requests import Limits
         from anydepth.deploy.serve.server import ServerOptions
-    found = read_bundle(find_bundle(bundle))
-    engine = choose_engine(values["engine"], found.graph_format)
     options = EngineOptions(values["device"], values["threads"], values["precision"])
     limits = Limits(
         _whole_units(values, "upload", 2**20), _whole_units(values, "pixels", 10**6), values["queue"]
     )
+    found = read_bundle(find_bundle(bundle))
+    engine = choose_engine(values["engine"], found.graph_format)
     measured = measure_missing(found, engine, options) if values["measure"] else {}
     return ServerOptions(
         DetectorSource(found.folder.resolve(), engine, options, values["memory_limit"], measured),
