@@ -36,12 +36,12 @@ def test_it_finds_trees_at_every_depth(folder: Path):
         truth = json.loads((DATA / "annotations/instances_val.json").read_text())
         image = next(one for one in truth["images"] if one["file_name"] == EXAMPLES[0])
         boxes = [one["bbox"] for one in truth["annotations"] if one["image_id"] == image["id"]]
-        (found,) = detector.predict(DATA / "images/val" / image["file_name"], depth, threshold=0.15)
-        # Seen when it was made: 48 and 36 detections, 94 % and 89 % of them centred on a crown.
+        (found,) = detector.predict(DATA / "images/val" / image["file_name"], depth, threshold=0.25)
+        # Seen when it was made: 24 detections at both depths of 25 crowns, 96 % of them centred on one.
         centres = (found.boxes_xyxy[:, :2] + found.boxes_xyxy[:, 2:]) / 2
         inside = [any(x <= cx <= x + w and y <= cy <= y + h for x, y, w, h in boxes) for cx, cy in centres]
-        assert len(found) >= 20
-        assert np.mean(inside) > 0.8
+        assert 18 <= len(found) <= 30
+        assert np.mean(inside) > 0.9
 
 
 def test_it_is_unpacked_once_and_again_if_something_is_damaged(folder: Path):
