@@ -72,7 +72,7 @@ def measure_bundle(
     Args:
         bundle: The bundle; it is not changed.
         depths: Depths of it.
-        engine: Name of the engine.
+        engine: Name of the engine, or ``auto``.
         options: Device, threads and precision.
         protocol: How to measure.
         on_failure: Function that gets a sentence if the memory of a depth cannot be measured.
@@ -85,6 +85,7 @@ def measure_bundle(
         EngineError: The engine is not installed, or cannot open a graph.
     """
     detector = DeployedDetector(bundle, engine=engine, options=options)
+    engine = detector.engine
     names = list(dict.fromkeys(str(bundle.depth(depth).config) for depth in depths))
     images = noise(protocol.batch, detector.input_size)
     times = time_in_turns({name: partial(detector.run, images, name) for name in names}, protocol)

@@ -144,7 +144,7 @@ def describe(detector: DeployedDetector, options: ServerOptions) -> dict[str, ob
         "detector": detector.bundle.detector,
         "class_names": list(detector.class_names),
         "input_size": list(detector.input_size),
-        "engine": source.engine,
+        "engine": detector.engine,
         "device": source.options.device,
         "depths": [
             {
@@ -154,7 +154,7 @@ def describe(detector: DeployedDetector, options: ServerOptions) -> dict[str, ob
                 "latency_ms": row.milliseconds,
                 "memory_mb": row.megabytes,
             }
-            for row in depth_figures(detector.bundle, source.engine, source.options)
+            for row in depth_figures(detector.bundle, detector.engine, source.options)
         ],
         "limits": {
             "upload_bytes": options.limits.upload_bytes,
