@@ -82,7 +82,34 @@ def test_what_is_no_comparison_is_no_budget(text: object):
 
 
 @pytest.mark.parametrize(
-    "text", ["<8ms", ">=8ms", "<=95%ap", "<=8", "<=ms", "<=-3ms", "<=8fps", "<=nanms", "<=8ms+1"]
+    ("text", "wanted"),
+    [
+        ("<=.5GFLOPs", Budget(0.5, "gflops")),
+        ("≤ 8. ms", Budget(8, "ms")),
+        (" ≥95 % ap ", Budget(95, "%ap")),
+        ("<=0.25MB", Budget(0.25, "mb")),
+    ],
+)
+def test_a_budget_may_be_written_in_several_ways(text: str, wanted: Budget):
+    assert parse_budget(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<=.ms",
+        "<=1.2.3ms",
+        "≤=8ms",
+        "<8ms",
+        ">=8ms",
+        "<=95%ap",
+        "<=8",
+        "<=ms",
+        "<=-3ms",
+        "<=8fps",
+        "<=nanms",
+        "<=8ms+1",
+    ],
 )
 def test_comparisons_that_are_no_budget_are_refused(text: str):
     with pytest.raises(BudgetError, match="expected one of <=8ms, <=120mb, <=40gflops or >=95%ap"):

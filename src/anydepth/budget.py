@@ -13,7 +13,7 @@ from typing import Final, Literal
 from anydepth.depth import DepthError
 
 Unit = Literal["ms", "mb", "gflops", "%ap"]
-_BUDGET: Final = re.compile(r"(<=|>=)\s*(\d+(?:\.\d+)?)\s*(ms|mb|gflops|%\s*ap)", re.IGNORECASE)
+_BUDGET: Final = re.compile(r"(<=|>=)\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|mb|gflops|%\s*ap)", re.IGNORECASE)
 _NAMES: Final[Mapping[str, str]] = {"ms": "latency", "mb": "memory", "gflops": "operations", "%ap": "AP"}
 _HEADINGS: Final = ("depth", "GFLOPs", "AP", "ms", "MB")
 
@@ -76,7 +76,7 @@ def parse_budget(text: object) -> Budget | None:
     """Return the budget that a text names, or None if it names none, as ``full`` does.
 
     Args:
-        text: ``<=8ms``, ``<=120mb``, ``<=40gflops`` or ``>=95%ap``, with any number.
+        text: ``<=8ms``, ``<=120mb``, ``<=40gflops`` or ``>=95%ap``, with any number; ``≤`` and ``≥`` will do.
 
     Raises:
         BudgetError: A comparison that is none of these.
@@ -85,9 +85,9 @@ def parse_budget(text: object) -> Budget | None:
         >>> parse_budget("<= 8 ms"), parse_budget("minimal")
         (Budget(limit=8.0, unit='ms'), None)
     """
-    if not isinstance(text, str) or not text.strip().startswith(("<", ">")):
+    if not isinstance(text, str) or not text.strip().startswith(("<", ">", "≤", "≥")):
         return None
-    match = _BUDGET.fullmatch(text.strip())
+    match = _BUDGET.fullmatch(text.strip().replace("≤", "<=").replace("≥", ">="))
     unit = match[3].lower().replace(" ", "") if match else ""
     if match is None or (match[1] == ">=") != (unit == "%ap"):
         raise BudgetError(

@@ -105,6 +105,17 @@ def test_a_benchmark_takes_each(
         assert not read_bundle(tmp_path / "local").depth("full").measurements
 
 
+def test_a_run_that_did_not_end_is_named(tmp_path: Path, predicted: Callable[..., object]) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    message = (
+        r"run: a folder with neither bundle.json, .* nor weights.safetensors, which a training writes when"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        predicted(str(tmp_path / "run"))
+    with pytest.raises(FileNotFoundError, match=message):
+        benchmark.run(benchmark.parse([str(tmp_path / "run")]))
+
+
 def test_a_path_with_a_dot_is_no_repository(server: HubServer) -> None:
     with pytest.raises(BundleError, match="ann/bundle: no such folder"):
         benchmark.run(benchmark.parse(["./ann/bundle", *QUICK]))

@@ -96,6 +96,8 @@ def test_a_bundle_of_a_fixed_number_of_images_takes_any(folder: Path, tmp_path: 
     free = load(folder, threads=1).predict(pictures, threshold=0.0)
     for mine, theirs in zip(fixed.predict(pictures, threshold=0.0), free, strict=True):
         np.testing.assert_allclose(mine.boxes_xyxy, theirs.boxes_xyxy, atol=1e-4)
+    with pytest.raises(ValueError, match="got batch_size=0, expected a whole number from 1"):
+        fixed.predict(pictures, batch_size=0)
     with pytest.raises(ValueError, match="got 1 images, but the bundle was exported for 2"):
         fixed.run(np.zeros((1, 3, SIDE, SIDE), np.float32))
 

@@ -17,6 +17,24 @@ from anydepth.pictures.sources import list_pictures, to_picture
 PICTURE: Pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize(
+    ("kind", "top", "remedy"),
+    [
+        (np.uint16, 65535, "convert values in [0, 65535] with (image / 257).round().astype(np.uint8)"),
+        (np.uint16, 255, "convert values in [0, 255] with image.astype(np.uint8)"),
+        (np.int64, 255, "convert values in [0, 255] with image.astype(np.uint8)"),
+        (np.float32, 1, "convert values in [0, 1] with (255 * image).round().astype(np.uint8)"),
+        (np.float64, 255, "convert values in [0, 255] with image.round().clip(0, 255).astype(np.uint8)"),
+    ],
+)
+def test_what_an_error_says_to_do_gives_the_picture(kind: type, top: int, remedy: str) -> None:
+    image = (np.linspace(0, 1, 12).reshape(2, 2, 3) * top).astype(kind)
+    with pytest.raises(ValueError, match=re.escape(f"expected [H, W, 3] uint8 RGB; {remedy}")):
+        to_picture(image)
+    picture = to_picture(eval(remedy.rpartition(" with ")[2], {"image": image, "np": np}))
+    assert (picture[0, 0, 0], picture[-1, -1, -1]) == (0, 255)
+
+
 def test_every_form_gives_the_same_picture_as_an_image(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(PICTURE).save(path)

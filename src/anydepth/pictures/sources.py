@@ -118,8 +118,12 @@ def _array_remedy(array: NDArray[np.generic]) -> str:
         return "; repeat a grey image with np.stack([image] * 3, axis=2)"
     if array.ndim == 3 and array.shape[2] == 4:
         return "; drop the transparency with image[..., :3]"
-    if array.ndim == 3 and array.shape[2] == 3:
-        if np.issubdtype(array.dtype, np.floating) and array.size and float(array.max()) > 1:
+    if array.ndim == 3 and array.shape[2] == 3 and array.size:
+        if array.dtype == np.uint16 and int(array.max()) > 255:
+            return "; convert values in [0, 65535] with (image / 257).round().astype(np.uint8)"
+        if np.issubdtype(array.dtype, np.integer):
+            return "; convert values in [0, 255] with image.astype(np.uint8)"
+        if np.issubdtype(array.dtype, np.floating) and float(array.max()) > 1:
             return "; convert values in [0, 255] with image.round().clip(0, 255).astype(np.uint8)"
         return "; convert values in [0, 1] with (255 * image).round().astype(np.uint8)"
     return ""

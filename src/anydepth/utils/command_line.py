@@ -12,7 +12,7 @@ _VALUE = re.compile(r"[0-9_.+-]*(e[0-9_+-]*)?|null|true|false|[+-]?(inf|nan)", r
 
 
 # A comparison that begins a value, or an entry of a list or a sweep, up to where that ends.
-_COMPARISON = re.compile(r"(?<=[=,\[])(\s*)([<>]=?[^,\[\]'\"]*)")
+_COMPARISON = re.compile(r"(?<=[=,\[])(\s*)((?:[<>]=?|[≤≥])[^,\[\]'\"]*)")
 
 
 def quote_comparisons(text: str) -> str:

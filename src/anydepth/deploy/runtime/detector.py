@@ -213,7 +213,8 @@ class DeployedDetector:
             NonFiniteOutputError: The network's output is NaN or infinite.
         """
         threshold = check_share("threshold", threshold)
-        batch_size = self.bundle.input.batch or check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
+        batch_size = self.bundle.input.batch or batch_size
         entry = self.resolve(depth)
         sources, read = list_pictures(source), partial(to_picture, urls=urls)
         found: list[Detections] = []

@@ -67,6 +67,7 @@ def find_weights_or_bundle(given: str | Path, engine: str) -> Path:
         engine: Engine that was asked for; one of PyTorch prefers weights, any other the bundle.
 
     Raises:
+        FileNotFoundError: A folder that holds neither.
         HubError: The repository cannot be read, or holds neither.
         BundleError: The description of a bundle in it is damaged, of another version or not allowed.
     """
@@ -74,6 +75,12 @@ def find_weights_or_bundle(given: str | Path, engine: str) -> Path:
     if not hub.is_repository(given):
         inside = [Path(given) / name for name in names]
         found = next((path for path in inside if path.is_file()), Path(given))
+        if found.is_dir():
+            raise FileNotFoundError(
+                f"{given}: a folder with neither {DESCRIPTION}, as anydepth-export writes it, nor "
+                f"{hub.WEIGHTS}, which a training writes when it ends; give one with either, or a file of "
+                "weights"
+            )
         return found.parent if found.name == DESCRIPTION else found
     for name in names:
         try:
