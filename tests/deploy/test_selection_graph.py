@@ -17,9 +17,8 @@ from anydepth.deploy.export.equality import compare_detections
 from anydepth.deploy.export.graph import ExportError
 from anydepth.deploy.export.selection_graph import MEANING, append_selection
 from anydepth.deploy.runtime.bundle import BundleError, read_bundle
-from anydepth.deploy.runtime.detector import NonFiniteOutputError
 from anydepth.deploy.runtime.engines.base import SELECTED_OUTPUTS, EngineError
-from anydepth.deploy.runtime.outputs import check_outputs
+from anydepth.deploy.runtime.outputs import NonFiniteOutputError, check_outputs
 from anydepth.deploy.runtime.selection import Selected, select
 from anydepth.selection import NmsConfig, Selection, TopScores
 

@@ -45,13 +45,14 @@ def append_selection(
         ExportError: A graph whose number of boxes or classes is not fixed.
     """
     graph = model.graph
-    boxes, scores = _candidates(graph)
-    batch = scores.shape[0] if scores.shape is not None else None
+    values = {value.name: value for value in graph.outputs}
+    boxes, scores = (values[name] for name in OUTPUTS)
     threshold = ir.Value(name=THRESHOLD, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT))
     builder = _Builder(boxes, scores, selection, threshold)
     if normalised:
         builder.scale_boxes(input_size)
     outputs = builder.select()
+    batch = scores.shape[0] if scores.shape else None
     boxes.name, scores.name = (f"candidate_{name}" for name in OUTPUTS)
     axes = ([batch, builder.detections, 4], [batch, builder.detections], [batch, builder.detections], [batch])
     for value, name, kind, shape in zip(outputs, SELECTED_OUTPUTS, _TYPES, axes, strict=True):
@@ -63,16 +64,15 @@ def append_selection(
     graph.outputs[:] = outputs
 
 
-def _candidates(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
-    values = {value.name: value for value in graph.outputs}
-    boxes, scores = (values[name] for name in OUTPUTS)
-    shape = scores.shape
-    if shape is None or len(shape) != 3 or not all(isinstance(side, int) for side in (shape[1], shape[2])):
+def _sides(scores: ir.Value) -> tuple[int, int]:
+    """Return the numbers of boxes and classes."""
+    sides = list(scores.shape or ())[1:]
+    if len(sides) != 2 or not isinstance(sides[0], int) or not isinstance(sides[1], int):
         raise ExportError(
-            f"the graph's scores have the shape {shape}, expected a fixed number of boxes and classes; "
+            f"the graph has scores of shape {scores.shape}, expected a fixed number of boxes and classes; "
             "export without the selection (selection=runtime)"
         )
-    return boxes, scores
+    return sides[0], sides[1]
 
 
 class _Builder:
@@ -83,14 +83,13 @@ class _Builder:
     """
 
     def __init__(self, boxes: ir.Value, scores: ir.Value, selection: Selection, threshold: ir.Value) -> None:
-        assert scores.shape is not None
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []
         self._named = 0
         self._boxes, self._scores, self._threshold = boxes, scores, threshold
         self._selection = selection
-        self._classes = int(scores.shape[2])
-        self._pairs = self._most_pairs = int(scores.shape[1]) * self._classes
+        count, self._classes = _sides(scores)
+        self._pairs = self._most_pairs = count * self._classes
         self.detections = min(selection.detections, self._pairs)
         # A sum is finite if all of it is.
         sums = [self._op("ReduceSum", value, self._ints(1, 2), keepdims=0) for value in (boxes, scores)]
