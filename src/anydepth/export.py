@@ -55,6 +55,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             batch=config["batch"],
             graph=config["graph"],
             graph_format=config["format"],
+            selection=config["selection"],
             category_ids=config["category_ids"],
             curve=curve,
             engine=config["engine"],

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from anydepth.deploy.export import bundle_writer
 from anydepth.deploy.export.graph import ExportError
+from anydepth.detector import Detector
 
 
 def replace_export(monkeypatch: pytest.MonkeyPatch, *, fail: str = "") -> Sequence[str]:
@@ -35,3 +37,30 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, *, fail: str = "") -> Sequen
 
     monkeypatch.setattr(bundle_writer, "export_graph", export)
     return exported
+
+
+def grey_graph(detector: Detector, depth: object) -> ir.Model:
+    """A graph whose ten boxes and scores of two classes are an image's mean times those of the depth."""
+    random = np.random.default_rng(len(str(depth)))
+    low = random.uniform(0, 0.5, (1, 10, 2))
+    boxes = np.concatenate([low, low + random.uniform(0.1, 0.9, (1, 10, 2))], axis=2)
+    tensors = {
+        "axes": np.array([2, 3]),
+        "channels": np.array([1]),
+        "boxes_of_white": boxes.astype(np.float32),
+    }
+    tensors["scores_of_white"] = random.uniform(0.2, 1.8, (1, 10, 2)).astype(np.float32)
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, *detector.input_size])
+    nodes = [
+        helper.make_node("ReduceMean", ["images", "axes"], ["means"], keepdims=0),
+        helper.make_node("ReduceMean", ["means", "channels"], ["mean"]),
+        helper.make_node("Unsqueeze", ["mean", "channels"], ["grey"]),  # [B, 1, 1]
+        *(helper.make_node("Mul", ["grey", f"{name}_of_white"], [name]) for name in ("boxes", "scores")),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 10, last])
+        for name, last in (("boxes", 4), ("scores", 2))
+    ]
+    constants = [numpy_helper.from_array(values, name) for name, values in tensors.items()]
+    graph = helper.make_graph(nodes, "grey", [images], outputs, constants)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))

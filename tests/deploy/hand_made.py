@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from onnx import TensorProto, helper
+
+from anydepth.deploy.export.selection_graph import append_selection
+from anydepth.selection import Selection, TopScores, selection_to_dict
 
 SIDE = 32
 BOXES, CLASSES = 6, 2
@@ -44,6 +48,7 @@ def write_bundle(
     fill: float | None = None,
     swap: bool = False,
     one: bool = False,
+    selection: Selection | None = None,
 ) -> Path:
     """Write a bundle.
 
@@ -57,6 +62,7 @@ def write_bundle(
         fill: Value of all weights.
         swap: Whether the graphs' outputs are in the other order.
         one: Whether one graph has all depths, with an ``If`` whose branches hold the weights.
+        selection: How the graphs select detections; None: they end at the candidates.
     """
     folder.mkdir()
     content = b""
@@ -72,6 +78,7 @@ def write_bundle(
         places_by_depth.append(places)
         name = "depths.onnx" if one else f"{depth}.onnx"
         model = _one_graph(places_by_depth, location) if one else _graph(places, location, batch, swap)
+        model = model if selection is None else _selecting(model, selection)
         (folder / name).write_bytes(model.SerializeToString())
         entries.append({**_entry(depth, name), "number": number if one else None})
     (folder / "weights.bin").write_bytes(content)
@@ -92,9 +99,10 @@ def write_bundle(
         "category_ids": [7, 3],
         "input": {"size": [SIDE, SIDE], "fit": "stretch", "batch": batch},
         "output": {
-            "normalised_boxes": True,
+            "normalised_boxes": selection is None,
             "clips_boxes": False,
-            "selection": {"kind": "top_scores", "detections": BOXES},
+            "selection": selection_to_dict(selection or TopScores(BOXES)),
+            "selects": selection is not None,
         },
         "depths": entries,
         "files": files,
@@ -103,6 +111,12 @@ def write_bundle(
     edit(description)
     (folder / "bundle.json").write_text(json.dumps(description))
     return folder
+
+
+def _selecting(model: Any, selection: Selection) -> Any:
+    graph = ir.from_proto(model)
+    append_selection(graph, selection, normalised=True, input_size=(SIDE, SIDE))
+    return ir.to_proto(graph)
 
 
 def _entry(depth: str, graph: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from PIL import Image
 from anydepth.deploy import load
 from anydepth.deploy.runtime import engines
 from anydepth.deploy.runtime.bundle import BundleError
-from anydepth.deploy.runtime.detector import NonFiniteOutputError
 from anydepth.deploy.runtime.engines.base import EngineError
+from anydepth.deploy.runtime.outputs import NonFiniteOutputError
 from anydepth.depth import DepthError
 from anydepth.pictures.reading import ImageError
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hand_made import AP, CLASSES, NAMES, outputs_of, write_bundle
+from hand_made import AP, BOXES, CLASSES, NAMES, outputs_of, write_bundle
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
@@ -18,6 +19,7 @@ from anydepth.config.compose import compose
 from anydepth.deploy import load
 from anydepth.deploy.runtime.bundle import read_bundle
 from anydepth.evaluation.depth_curve import DepthCurve
+from anydepth.selection import TopScores
 
 HEIGHT, WIDTH, GREY = 60, 90, 90
 
@@ -94,6 +96,19 @@ def test_a_bundle_has_the_files_of_weights(
     results = json.loads(Path(objects["files"]["full"]).read_text())
     assert {row["category_id"] for row in results} == {19, 20}
     assert (bundle / "bundle.json").read_text() == before
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_figures_are_those_of_the_runtime_if_graphs_select(
+    config: Callable[..., DictConfig], bundle: Path, engine: str
+):
+    wanted, _ = evaluate.run(config(f"engine={engine}", "threads=1"))
+    shutil.rmtree(bundle)
+    write_bundle(bundle, selection=TopScores(BOXES))
+    found, _ = evaluate.run(config(f"engine={engine}", "threads=1"))
+    assert {name: found[name] for name in wanted if "AP" in name} == pytest.approx(
+        {name: value for name, value in wanted.items() if "AP" in name}
+    )
 
 
 def test_figures_are_recorded_on_request_and_budgets_use_them(

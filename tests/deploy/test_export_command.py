@@ -1,5 +1,6 @@
 """``anydepth-export``: settings, the depth curve beside the weights, and what is printed."""
 
+import json
 import os
 import signal
 import sys
@@ -7,15 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from fake_graphs import replace_export
+from fake_graphs import grey_graph, replace_export
 
 import anydepth
 from anydepth import export, hub, zoo
 from anydepth.config.compose import compose
+from anydepth.deploy import load
+from anydepth.deploy.export import bundle_writer
 from anydepth.deploy.export.graph import ExportError
 from anydepth.deploy.runtime.bundle import Bundle, read_bundle
+from anydepth.deploy.runtime.engines.base import SELECTED_OUTPUTS
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
 from anydepth.hub import HubError
 from hub_server import serve_hub
@@ -63,6 +68,33 @@ def test_a_bundle_of_the_depths_is_written(weights: Path, capsys: pytest.Capture
     assert "no AP     is in the bundle: give curve=depth_curve.json of an evaluation" in printed
 
 
+@pytest.mark.parametrize(
+    "overrides", [(), ("graph=one",), ("format=openvino",), ("format=openvino", "graph=one")]
+)
+def test_graphs_select_by_choice(
+    overrides: tuple[str, ...], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        bundle_writer, "export_graph", lambda detector, depth, batch: grey_graph(detector, depth)
+    )
+    depths = ("full", "minimal")
+    _, plain = _run(weights, "depths=[full,minimal]", *overrides)
+    plain.folder.rename(tmp_path / "plain")
+    _, bundle = _run(weights, "depths=[full,minimal]", "selection=graph", *overrides)
+    assert (bundle.selects, bundle.normalised_boxes, plain.normalised_boxes) == (True, False, True)
+    description = json.loads((bundle.folder / "bundle.json").read_text())
+    assert description["output"]["names"] == [*description["output"]["meaning"]] == [*SELECTED_OUTPUTS]
+    assert "Graphs select detections" in (bundle.folder / "README.md").read_text()
+    photo = np.random.default_rng(0).integers(0, 255, (30, 50, 3), np.uint8)
+    for engine in ("openvino",) if "format=openvino" in overrides else ("onnxruntime", "openvino"):
+        ours, wanted = (load(one, engine=engine, threads=1) for one in (bundle.folder, tmp_path / "plain"))
+        for depth in depths:
+            (found,), (expected,) = (one.predict(photo, depth, threshold=0.7) for one in (ours, wanted))
+            assert found.labels.tolist() == expected.labels.tolist()
+            np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=1e-4)
+            assert 0 < len(found) < 10
+
+
 def test_the_curve_beside_the_weights_gives_ap(weights: Path, capsys: pytest.CaptureFixture[str]):
     _write_curve(weights.parent)
     _, bundle = _run(weights, "depths=[full,minimal]")
@@ -99,6 +131,7 @@ def test_a_curve_of_another_input_size_is_left_out_or_refused(
             "got 1 category ids, 1 of them different, expected one for each of the 2 classes",
         ),
         ("batch=0", "got batch=0, expected a number of images from 1, or null"),
+        ("selection=nms", "got selection='nms', expected runtime or graph"),
         ("engine=torch", "got engine='torch', expected onnxruntime or openvino"),
     ],
 )

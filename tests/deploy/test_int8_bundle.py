@@ -23,6 +23,7 @@ from anydepth.deploy.runtime.bundle import Bundle, BundleError, read_bundle
 from anydepth.deploy.runtime.engines.base import EngineError
 from anydepth.depth import DepthError
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from anydepth.selection import TopScores
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (5, 3, SIDE, SIDE), np.uint8)
 
@@ -108,6 +109,23 @@ def test_bundles_that_cannot_be_quantised_are_refused(source: Bundle, tmp_path: 
     with pytest.raises(BundleError, match="got 0 bytes"):
         write_int8_bundle(source, ["full"], tmp_path / "again", IMAGES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "int8"]
+
+
+def test_graphs_that_select_stay_what_they_are(source: Bundle, tmp_path: Path):
+    bundle = read_bundle(write_bundle(tmp_path / "selecting", selection=TopScores(5)))
+    made = write_int8_bundle(bundle, ["full"], tmp_path / "int8", IMAGES)
+    assert (made.selects, made.selection) == (True, TopScores(5))
+    photo = np.random.default_rng(1).integers(0, 255, (20, 30, 3), np.uint8)
+    (found,), (expected,) = (
+        load(one.folder, threads=1).predict(photo, threshold=0.0) for one in (made, bundle)
+    )
+    assert len(found) == 5
+    np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
+    with pytest.raises(
+        QuantizationError, match=r"its graphs select .* export the bundle again with selection="
+    ):
+        write_int8_bundle(bundle, ["full"], tmp_path / "openvino", IMAGES, graph_format="openvino")
+    assert not (tmp_path / "openvino").exists()
 
 
 def test_a_graph_of_several_depths_is_refused(source: Bundle, tmp_path: Path):

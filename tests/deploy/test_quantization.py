@@ -12,6 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from anydepth.deploy.export.quantization import QuantizationError, float_nodes, fold_norms, quantize_graph
+from anydepth.deploy.export.selection_graph import append_selection
+from anydepth.selection import TopScores
 
 RANDOM = np.random.default_rng(0)
 
@@ -176,3 +178,31 @@ def test_kernels_are_stored_in_int8_and_shared_between_depths(tmp_path: Path):
     sizes = [{len(one) for one in both} for both in quantised]
     assert all({kernel.size, 4 * 8 * 9} <= one for one in sizes)
     assert [one for one in quantised[0] & quantised[1] if len(one) == kernel.size]
+
+
+@pytest.mark.slow
+def test_the_selection_of_a_quantised_graph_stays_float(tmp_path: Path):
+    constants = {
+        "kernel": RANDOM.normal(0, 1, (6, 3, 16, 16)).astype(np.float32),
+        "box_shape": np.array([-1, 1, 4]),
+        "score_shape": np.array([-1, 1, 2]),
+        "four": np.array([4]),
+        "zero": np.array([0]),
+        "six": np.array([6]),
+        "one": np.array([1]),
+    }
+    nodes = [
+        _node("Conv", "images kernel", "map"),
+        _node("Sigmoid", "map", "values"),
+        _node("Slice", "values zero four one", "box_values"),
+        _node("Slice", "values four six one", "score_values"),
+        _node("Reshape", "box_values box_shape", "boxes"),
+        _node("Reshape", "score_values score_shape", "scores"),
+    ]
+    model = ir.from_proto(_model(nodes, constants, {"boxes": ["batch", 1, 4], "scores": ["batch", 1, 2]}))
+    append_selection(model, TopScores(2), normalised=False, input_size=(16, 16))
+    onnx.save(ir.to_proto(model), tmp_path / "full.onnx")
+    result = quantize_graph(tmp_path / "full.onnx", [RANDOM.integers(0, 255, (1, 3, 16, 16), np.uint8)] * 4)
+    kinds = {node.op_type for node in result.graph}
+    assert {"If", "TopK", "DequantizeLinear"} <= kinds
+    assert [node.op_type for node in result.graph].count("DequantizeLinear") <= 3  # image, kernel and map

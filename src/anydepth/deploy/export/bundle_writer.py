@@ -1,5 +1,6 @@
 """Writing a bundle: graphs, weights, description and model card, all or nothing."""
 
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from anydepth.deploy.export.equality import measure_equality
 from anydepth.deploy.export.graph import OUTPUTS, ExportError, export_graph, shorten_names
 from anydepth.deploy.export.one_graph import merge_graphs
 from anydepth.deploy.export.openvino_graph import to_openvino, write_openvino
+from anydepth.deploy.export.selection_graph import MEANING, append_selection
 from anydepth.deploy.export.weights_file import WeightsFile, weights_file
 from anydepth.deploy.runtime.bundle import (
     CARD,
@@ -63,6 +65,7 @@ def write_bundle(
     graph: str = "each",
     graph_format: str = "onnx",
     license_id: str | None = None,
+    selection: str = "runtime",
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Bundle:
     """Export depths of a detector to a bundle.
@@ -82,6 +85,9 @@ def write_bundle(
             :func:`anydepth.deploy.export.one_graph.merge_graphs`.
         graph_format: ``onnx``, or ``openvino`` for graphs in OpenVINO's own format.
         license_id: Licence of the weights for the model card, as the hub names it; None: none is stated.
+        selection: ``runtime``: graphs end at the candidates, among which this package selects detections;
+            ``graph``: graphs return detections, see
+            :func:`anydepth.deploy.export.selection_graph.append_selection`.
         on_step: Function that is called with each step as it begins, because an export takes minutes.
 
     Returns:
@@ -103,23 +109,30 @@ def write_bundle(
         check_graphs(engine, graph_format, "fp32")
     if graph_format == "openvino":
         check_engine("openvino")
+    if selection not in ("runtime", "graph"):
+        raise ExportError(f"got selection={selection!r}, expected runtime or graph")
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     _check_license(license_id)
     ids = list(category_ids or range(1, detector.num_classes + 1))
+    finish = _selecting(detector) if selection == "graph" else lambda model: None
     with replaced_folder(folder) as partial:
         entries = [_depth_entry(detector, depth, curve) for depth in depths]
         with weights_file(partial / WEIGHTS) as weights:
             models = _exported(detector, depths, batch, on_step)
             if graph == "one":
-                _write_one_graph(models, entries, partial, weights, graph_format, on_step)
+                _write_one_graph(models, entries, partial, weights, graph_format, finish, on_step)
             else:
                 for depth, model, entry in zip(depths, models, entries, strict=True):
                     entry["graph"] = graph_name(depth, graph_format)
+                    finish(model)
                     _write_graph(model, partial / entry["graph"], weights)
         description = {**_describe(detector, entries, ids, batch), "license": license_id}
         description["graph_format"] = graph_format
         if graph_format == "openvino":
             description["versions"]["openvino"] = version("openvino")
+        if selection == "graph":
+            description["output"] |= {"names": [*MEANING], "meaning": MEANING}
+            description["output"] |= {"selects": True, "normalised_boxes": False}
         description["files"] = {path.name: file_entry(path) for path in sorted(partial.iterdir())}
         write_description(partial, description)
         if engine is not None:
@@ -139,12 +152,25 @@ def _exported(
         yield export_graph(detector, depth, batch=batch)
 
 
+def _selecting(detector: Detector) -> Callable[[ir.Model], None]:
+    """Return a function that lets a graph of a detector select detections."""
+    selection = detector.selection
+    assert selection is not None
+    return functools.partial(
+        append_selection,
+        selection=selection,
+        normalised=_has_normalised_boxes(detector, detector.depth_space.minimal),
+        input_size=detector.input_size,
+    )
+
+
 def _write_one_graph(
     models: Iterable[ir.Model],
     entries: Sequence[dict[str, Any]],
     folder: Path,
     weights: WeightsFile,
     graph_format: str,
+    finish: Callable[[ir.Model], None],
     on_step: Callable[[str], object],
 ) -> None:
     """Write one graph of all depths, and its name and their numbers into their entries."""
@@ -153,6 +179,7 @@ def _write_one_graph(
     on_step(f"merges    {len(pairs)} depths")
     model = merge_graphs([model for model, _ in pairs])
     shorten_names(model)
+    finish(model)
     for number, (_, entry) in enumerate(pairs):
         entry.update(graph=f"{_ONE_GRAPH}{GRAPH_SUFFIXES[graph_format]}", number=number)
     _write_graph(model, folder / entry["graph"], weights)

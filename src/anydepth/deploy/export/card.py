@@ -34,6 +34,7 @@ def model_card(bundle: Bundle) -> str:
             f"- Classes ({len(bundle.class_names)}): "
             f"{join_few([*map(_escape, bundle.class_names)], _MAX_CLASSES)}",
             f"- Input: {batch} RGB images of {height} x {width} pixels in [0, 1], resized {fit}",
+            *_selection_lines(bundle),
             *_precision_lines(bundle),
             f"- Boxes are scored {'clipped' if bundle.clips_boxes else 'unclipped'}; `predict` clips them",
             f"- Made with {', '.join(f'{name} {text}' for name, text in bundle.versions.items())}",
@@ -69,6 +70,15 @@ def _front_matter(bundle: Bundle) -> list[str]:
         f"- {bundle.graph_format}",
         "---",
         "",
+    ]
+
+
+def _selection_lines(bundle: Bundle) -> list[str]:
+    if not bundle.selects:
+        return []
+    return [
+        "- Graphs select detections: inputs `images` and `threshold` (lowest score), outputs `boxes` in"
+        " pixels of the input, `scores`, `labels` and `counts`, see `bundle.json`"
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from anydepth.data.sample import sample_root
 from anydepth.deploy.runtime.bundle import Bundle
 from anydepth.deploy.runtime.engines import open_session
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
+from anydepth.deploy.runtime.outputs import split_selected
+from anydepth.deploy.runtime.selection import Selected, select
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector, evaluating
 from anydepth.images import fit_image, read_image, to_unit_range
@@ -74,10 +76,13 @@ def measure_equality(
         if entry.graph not in sessions:
             # Only the last one stays open, which further depths may share.
             path, several_depths = bundle.folder / entry.graph, entry.number is not None
-            session = open_session(engine, path, EngineOptions(), several_depths=several_depths)
+            session = open_session(
+                engine, path, EngineOptions(), several_depths=several_depths, selects=bundle.selects
+            )
             sessions = {entry.graph: session}
-        run = partial(sessions[entry.graph].run, number=entry.number)
-        found[entry.config] = _compare(detector, entry.config, run, batches)
+        threshold = 0.0 if bundle.selects else None
+        run = partial(sessions[entry.graph].run, number=entry.number, threshold=threshold)
+        found[entry.config] = _compare(detector, entry.config, run, batches, selects=bundle.selects)
     return found
 
 
@@ -94,8 +99,10 @@ def _batches(detector: Detector, paths: Sequence[str | Path], batch: int | None)
 def _compare(
     detector: Detector,
     depth: DepthConfig,
-    run: Callable[[NDArray[np.float32]], Candidates],
+    run: Callable[[NDArray[np.float32]], tuple[NDArray[Any], ...]],
     batches: Sequence[Tensor],
+    *,
+    selects: bool,
 ) -> Equality:
     height, width = detector.input_size
     results: list[tuple[float, float, float]] = []
@@ -105,6 +112,14 @@ def _compare(
         scale = np.array([width, height] * 2 if candidates.normalised else [1] * 4, dtype=np.float32)
         theirs = run(images.numpy())
         ours = candidates.boxes_xyxy.numpy(), candidates.scores.numpy()
+        if selects:
+            assert detector.selection is not None
+            wanted = [
+                select(boxes * scale, scores, detector.selection, 0.0)
+                for boxes, scores in zip(*ours, strict=True)
+            ]
+            results += map(compare_detections, wanted, split_selected(theirs))
+            continue
         results += [
             compare_candidates((boxes * scale, scores), (their_boxes * scale, their_scores))
             for boxes, scores, their_boxes, their_scores in zip(*ours, *theirs, strict=True)
@@ -138,3 +153,28 @@ def compare_candidates(first: Candidates, second: Candidates) -> tuple[float, fl
             box_differences.append(float(moved[nearest]))
             score_differences.append(float(changed[nearest]))
     return found / len(best), max(box_differences), max(score_differences)
+
+
+def compare_detections(first: Selected, second: Selected) -> tuple[float, float, float]:
+    """Compare the best detections of one image, as :func:`compare_candidates` does.
+
+    Args:
+        first: Detections of the reference, in pixels.
+        second: Those of the other.
+
+    Returns:
+        Share of the best of ``first`` that are in ``second`` (1 if there are none), and the largest
+        differences of a coordinate and of a score among these.
+    """
+    moves, changes = [0.0], [0.0]
+    for box, score, label in zip(*(values[:BEST] for values in first), strict=True):
+        moved = np.abs(second.boxes_xyxy - box).max(axis=1)  # [N]
+        changed = np.abs(second.scores - score)
+        apart = np.maximum(moved / _SAME_BOX_PIXELS, changed / _SAME_SCORE)
+        apart[second.labels != label] = np.inf
+        if len(apart) and apart.min() <= 1:
+            nearest = int(np.argmin(apart))
+            moves.append(float(moved[nearest]))
+            changes.append(float(changed[nearest]))
+    wanted = min(len(first.scores), BEST)
+    return (len(moves) - 1) / wanted if wanted else 1.0, max(moves), max(changes)

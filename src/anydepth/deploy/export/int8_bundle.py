@@ -103,6 +103,11 @@ def _check(bundle: Bundle, entries: Sequence[BundledDepth], folder: Path, graph_
             f"{bundle.folder}: holds graphs in the format of OpenVINO; give the bundle of ONNX graphs "
             "(anydepth-export format=onnx), of which format=openvino makes one in int8 for OpenVINO"
         )
+    if bundle.selects and graph_format == "openvino":
+        raise QuantizationError(
+            f"{bundle.folder}: its graphs select detections, with branches that NNCF does not quantise for "
+            "OpenVINO; give format=onnx, or export the bundle again with selection=runtime"
+        )
     if not entries:
         raise QuantizationError("got no depth to quantise, expected at least one of the bundle")
     bundle.check_files(WEIGHTS, *(entry.graph for entry in entries))

@@ -7,13 +7,15 @@ that depths with other norm sets share them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anydepth.deploy.export.quantization import QuantizationError, import_nncf, load_kernels, to_input
+from anydepth.deploy.export.quantization import QuantizationError, import_nncf, load_kernels, to_inputs
+from anydepth.deploy.runtime.engines.base import THRESHOLD
 
 _CONVOLUTIONS: Final = frozenset({"Convolution", "GroupConvolution"})
 # Products of attention were slower in int8 than in float where it was measured.
@@ -34,7 +36,7 @@ def quantize_for_openvino(path: Path, batches: Sequence[NDArray[np.uint8]]) -> A
         batches: Calibration images [B, 3, H, W] uint8 RGB, each of as many as the graph takes.
 
     Returns:
-        An ``openvino.Model`` with the same input and outputs, float32 both, whose kernels are int8.
+        An ``openvino.Model`` with the same inputs and outputs, whose kernels are int8.
 
     Raises:
         QuantizationError: NNCF cannot quantise the graph, or it has no convolutions.
@@ -47,9 +49,10 @@ def quantize_for_openvino(path: Path, batches: Sequence[NDArray[np.uint8]]) -> A
         folded = {
             node.get_friendly_name(): _data(node.input_value(1)).copy() for node in _convolutions(model)
         }
+        selects = any(THRESHOLD in value.get_names() for value in model.inputs)
         quantised = nncf.quantize(
             model,
-            nncf.Dataset(batches, to_input),
+            nncf.Dataset(batches, partial(to_inputs, selects=selects)),
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=float_nodes(model), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(

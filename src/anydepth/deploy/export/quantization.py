@@ -8,6 +8,7 @@ quantisation itself is that of NNCF (post-training, with fast bias correction).
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
 from anydepth.deploy.export.graph import INPUT, anonymise
+from anydepth.deploy.runtime.engines.base import DEPTH, THRESHOLD
 from anydepth.images import to_unit_range
 
 _MATRIX_PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
@@ -39,13 +41,16 @@ def quantize_graph(path: Path, batches: Sequence[NDArray[np.uint8]]) -> ir.Model
         batches: Calibration images [B, 3, H, W] uint8 RGB, each of as many as the graph takes.
 
     Returns:
-        A graph with the same input and outputs, float32 both, whose kernels are int8.
+        A graph with the same inputs and outputs, whose kernels are int8.
 
     Raises:
         QuantizationError: NNCF cannot quantise the graph, or it holds branches.
     """
     model = ir.external_data.load_to_model(ir.load(path))
-    if any(node.op_type == "If" for node in model.graph):
+    names = [value.name for value in model.graph.inputs]
+    # The selection of detections has branches, too, but nothing in them is quantised.
+    has_branches = THRESHOLD not in names and any(node.op_type == "If" for node in model.graph)
+    if DEPTH in names or has_branches:
         raise QuantizationError(
             f"{path}: a graph of several depths with branches; export a graph per depth, and quantise that"
         )
@@ -55,7 +60,7 @@ def quantize_graph(path: Path, batches: Sequence[NDArray[np.uint8]]) -> ir.Model
     try:
         quantised = nncf.quantize(
             ir.to_proto(model),
-            nncf.Dataset(batches, to_input),
+            nncf.Dataset(batches, partial(to_inputs, selects=THRESHOLD in names)),
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=float_nodes(model.graph), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
@@ -183,9 +188,11 @@ def _number_nodes(model: ir.Model) -> None:
         node.name = f"node{number}"
 
 
-def to_input(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Return calibration images [B, 3, H, W] as the input of a graph."""
-    return {INPUT: to_unit_range(torch.from_numpy(images)).numpy()}
+def to_inputs(images: NDArray[np.uint8], *, selects: bool) -> dict[str, NDArray[np.float32]]:
+    """Return calibration images [B, 3, H, W] as the inputs of a graph, which may select detections."""
+    inputs = {INPUT: to_unit_range(torch.from_numpy(images)).numpy()}
+    # What is behind the convolutions stays float, whatever is selected there.
+    return {**inputs, THRESHOLD: np.array(0.5, np.float32)} if selects else inputs
 
 
 def _check_quantised(model: ir.Model, path: Path) -> None:

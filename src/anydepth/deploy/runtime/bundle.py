@@ -129,6 +129,7 @@ class Bundle:
         clips_boxes: Whether boxes are clipped to the image before they are scored, see
             :attr:`anydepth.detector.Detector.clips_boxes`.
         selection: How detections are selected among the graphs' boxes.
+        selects: Whether the graphs themselves do it; their boxes are in pixels of the input then.
         depths: The depths that were exported, as listed.
         files: Files by name, without the description itself.
         versions: Versions of the packages that made it.
@@ -153,6 +154,7 @@ class Bundle:
     license: str | None = None
     precision: str = "fp32"
     graph_format: str = "onnx"
+    selects: bool = False
 
     def depth(self, depth: str | DepthConfig) -> BundledDepth:
         """Return an exported depth.
@@ -315,6 +317,9 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
     _check_numbers(depths)
     graph_format = _parse_format(values.get("graph_format", "onnx"), depths)
     output, detector = _take(values, "output", dict), _take(values, "detector", dict)
+    selects = _take({"selects": False, **output}, "selects", bool)
+    if selects and output.get("normalised_boxes") is not False:
+        raise BundleError("got normalised boxes of graphs that select detections, expected pixels")
     return Bundle(
         folder=folder,
         detector=_take(detector, "name", str),
@@ -332,6 +337,7 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         license=_parse_license(values.get("license")),
         precision=_parse_precision(values.get("precision", "fp32")),
         graph_format=graph_format,
+        selects=selects,
     )
 
 

@@ -22,18 +22,21 @@ from anydepth.deploy.runtime.engines import (
 )
 from anydepth.deploy.runtime.engines.base import EngineOptions, Session
 from anydepth.deploy.runtime.hub_bundle import find_bundle
+from anydepth.deploy.runtime.outputs import (
+    NonFiniteOutputError,
+    are_finite,
+    check_outputs,
+    split_selected,
+    to_pixels,
+)
 from anydepth.deploy.runtime.selection import select
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detections import Detections
 from anydepth.measurement import newest
-from anydepth.pictures.fitting import Fit, fit_picture, place_image, to_input
+from anydepth.pictures.fitting import Fit, fit_picture, to_input
 from anydepth.pictures.sources import list_pictures, read_member, to_picture
 from anydepth.utils.arguments import check_count, check_share
 from anydepth.utils.messages import join_few
-
-
-class NonFiniteOutputError(ArithmeticError):
-    """NaN or infinite network output, which holds no boxes."""
 
 
 class DeployedDetector:
@@ -155,18 +158,23 @@ class DeployedDetector:
             else:
                 self._sessions.pop(self.resolve(depth).graph, None)
 
-    def run(self, images: NDArray[np.float32], depth: str | DepthConfig = "full") -> tuple[Any, Any]:
-        """Run the network alone.
+    def run(
+        self, images: NDArray[np.float32], depth: str | DepthConfig = "full", threshold: float = 0.0
+    ) -> tuple[Any, ...]:
+        """Run the network alone, or with the selection if the graphs of the bundle hold it.
 
         Args:
             images: [B, 3, H, W] float32 RGB in [0, 1] of :attr:`input_size`.
             depth: A depth of the bundle.
+            threshold: Lowest score of detections that a graph selects; others take none.
 
         Returns:
-            Boxes [B, N, 4] and scores [B, N, K], as described in the bundle.
+            Boxes [B, N, 4] and scores [B, N, K]; or boxes [B, D, 4], scores [B, D], labels [B, D] and counts
+            [B] of detections; as described in the bundle.
 
         Raises:
             ValueError: Images of another shape or type.
+            BundleError: A graph that returns something else, or a file that is missing or altered.
         """
         expected = (self.bundle.input.batch, 3, *self.input_size)
         if images.ndim != 4 or images.dtype != np.float32 or images.shape[1:] != expected[1:]:
@@ -179,7 +187,7 @@ class DeployedDetector:
                 f"got {len(images)} images, but the bundle was exported for {expected[0]}; export it without "
                 "batch=... for any number"
             )
-        return self._run(images, self.resolve(depth))
+        return self._run(images, self.resolve(depth), threshold)
 
     def predict(
         self,
@@ -255,18 +263,24 @@ class DeployedDetector:
         missing = max(self.bundle.input.batch or 0, len(images)) - len(images)
         if missing:  # A fixed number of images, of which the last batch has fewer.
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        boxes, scores = self.run(images, entry.config)
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        outputs = self.run(images, entry.config, threshold)
+        if not are_finite(outputs, selects=self.bundle.selects):
             raise NonFiniteOutputError(
                 f"the network's output at depth {entry.config} holds NaN or infinite values: the weights are "
                 "damaged, or too large for the engine's precision; export the bundle again, or use "
                 "precision='fp32'"
             )
-        return [
-            self._select(own, scored, size, threshold)
-            # A batch that was filled up has more rows than images.
-            for own, scored, size in zip(boxes, scores, original_sizes, strict=False)
-        ]
+        found = split_selected(outputs) if self.bundle.selects else None
+        detections = []
+        # A batch that was filled up has more rows than images.
+        for index, size in enumerate(original_sizes):
+            if found is None:
+                boxes = to_pixels(outputs[0][index], self.bundle, size)
+                own = select(boxes, outputs[1][index], self.bundle.selection, threshold)
+            else:
+                own = found[index]._replace(boxes_xyxy=to_pixels(found[index].boxes_xyxy, self.bundle, size))
+            detections.append(Detections(*own, self.class_names))
+        return detections
 
     def _detect(
         self, pictures: Sequence[NDArray[np.uint8]], entry: BundledDepth, threshold: float
@@ -277,33 +291,16 @@ class DeployedDetector:
         found = self.detect(images, sizes, entry.config, threshold)
         return [own.clipped(*size) for own, size in zip(found, sizes, strict=True)]
 
-    def _run(self, images: NDArray[np.float32], entry: BundledDepth) -> tuple[Any, Any]:
-        boxes, scores = self._session(entry).run(images, entry.number)
-        count, classes = boxes.shape[1] if boxes.ndim == 3 else 0, len(self.class_names)
-        expected = ((len(images), count, 4), (len(images), count, classes))
-        if (boxes.shape, scores.shape) != expected or {boxes.dtype, scores.dtype} != {np.dtype(np.float32)}:
-            raise BundleError(
-                f"{self.bundle.folder}: the graph {entry.graph} returned boxes {boxes.shape} {boxes.dtype} "
-                f"and scores {scores.shape} {scores.dtype}, expected [{len(images)}, N, 4] and "
-                f"[{len(images)}, N, {classes}] float32; export the bundle again"
-            )
-        return boxes, scores
-
-    def _select(
-        self,
-        boxes: NDArray[np.float32],
-        scores: NDArray[np.float32],
-        original_size: tuple[int, int],
-        threshold: float,
-    ) -> Detections:
-        """Select the detections of one image, in pixels of the image."""
-        canvas, offset = place_image(original_size, self.input_size, cast(Fit, self.bundle.input.fit))
-        units = (1.0, 1.0) if self.bundle.normalised_boxes else self.input_size
-        scale = np.array([canvas[1] / units[1], canvas[0] / units[0]] * 2, np.float32)
-        corner = np.array([offset[1], offset[0]] * 2, np.float32)
-        pixels = boxes * scale - corner  # [N, 4]
-        selected = select(pixels, scores, self.bundle.selection, threshold)
-        return Detections(*selected, self.class_names)
+    def _run(
+        self, images: NDArray[np.float32], entry: BundledDepth, threshold: float
+    ) -> tuple[NDArray[Any], ...]:
+        selects = self.bundle.selects
+        outputs = self._session(entry).run(images, entry.number, threshold if selects else None)
+        try:
+            check_outputs(outputs, len(images), len(self.class_names), selects=selects)
+        except BundleError as error:
+            raise BundleError(f"{self.bundle.folder}: the graph {entry.graph} {error}") from None
+        return outputs
 
     def _session(self, entry: BundledDepth) -> Session:
         """Return the session of a depth, which is opened at its first use."""
@@ -342,6 +339,7 @@ class DeployedDetector:
             self.bundle.folder / entry.graph,
             self._options,
             several_depths=entry.number is not None,
+            selects=self.bundle.selects,
         )
         with self._lock:
             self._sessions[entry.graph] = (session, weights)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from starlette.responses import JSONResponse
 
 from anydepth.deploy.runtime.bundle import BundledDepth
-from anydepth.deploy.runtime.detector import DeployedDetector, NonFiniteOutputError
+from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.runtime.engines.base import EngineOptions
+from anydepth.deploy.runtime.outputs import NonFiniteOutputError
 from anydepth.deploy.serve.measured import read_measured_bundle
 from anydepth.deploy.serve.metrics import answer_headers
 from anydepth.deploy.serve.requests import NOT_ALLOWED, Job, read_job
@@ -58,7 +59,7 @@ class DetectorSource:
 
 
 class TimedDetector(DeployedDetector):
-    """A detector that notes how long its network ran, without reading, resizing and selection."""
+    """A detector that notes how long its graphs ran, without reading, resizing and selection with numpy."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -69,9 +70,11 @@ class TimedDetector(DeployedDetector):
         """Milliseconds of the last pass in this thread."""
         return float(self._last.milliseconds)
 
-    def _run(self, images: NDArray[np.float32], entry: BundledDepth) -> tuple[Any, Any]:
+    def _run(
+        self, images: NDArray[np.float32], entry: BundledDepth, threshold: float
+    ) -> tuple[NDArray[Any], ...]:
         start = time.perf_counter()
-        found = super()._run(images, entry)
+        found = super()._run(images, entry, threshold)
         self._last.milliseconds = 1000 * (time.perf_counter() - start)
         return found
 

@@ -19,7 +19,7 @@ _READERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 
 def open_session(
-    engine: str, graph: Path, options: EngineOptions, *, several_depths: bool = False
+    engine: str, graph: Path, options: EngineOptions, *, several_depths: bool = False, selects: bool = False
 ) -> Session:
     """Open a graph in an engine.
 
@@ -28,11 +28,14 @@ def open_session(
         graph: A file of a bundle; its weights lie beside it.
         options: Threads and device.
         several_depths: Whether the graph has several depths, and an input that chooses among them.
+        selects: Whether the graph selects detections, and has an input for their lowest score.
 
     Raises:
         EngineError: An unknown engine, one that is not installed, or a graph that it cannot open.
     """
-    session: Session = check_engine(engine).open_session(graph, options, several_depths=several_depths)
+    session: Session = check_engine(engine).open_session(
+        graph, options, several_depths=several_depths, selects=selects
+    )
     return session
 
 

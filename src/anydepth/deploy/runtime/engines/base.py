@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,11 @@ from anydepth.utils.arguments import check_threads
 from anydepth.utils.messages import join_few
 
 OUTPUTS: Final = ("boxes", "scores")
-"""Names of the outputs of a graph."""
+"""Names of the outputs of a graph that ends at the candidates."""
+SELECTED_OUTPUTS: Final = ("boxes", "scores", "labels", "counts")
+"""Names of the outputs of a graph that selects detections."""
+THRESHOLD: Final = "threshold"
+"""Name of the last input of a graph that selects detections: the lowest score, a number without axes."""
 DEPTH: Final = "depth"
 """Name of the second input of a graph of several depths: a number without axes."""
 
@@ -55,45 +59,53 @@ class Session(ABC):
 
     @abstractmethod
     def run(
-        self, images: NDArray[np.float32], number: int | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self, images: NDArray[np.float32], number: int | None = None, threshold: float | None = None
+    ) -> tuple[NDArray[Any], ...]:
         """Run the graph.
 
         Args:
             images: [B, 3, H, W].
             number: Number of the depth in a graph of several depths, else None.
+            threshold: Lowest score of a graph that selects detections, else None.
 
         Returns:
-            Its outputs ``boxes`` and ``scores``.
+            Its outputs :data:`OUTPUTS`; of a graph that selects detections :data:`SELECTED_OUTPUTS`.
 
         Raises:
             EngineError: The engine cannot run it, as when memory is short.
         """
 
 
-def check_inputs(names: Sequence[str], graph: Path, *, several_depths: bool) -> None:
+def output_names(*, selects: bool) -> tuple[str, ...]:
+    """Return the names of the outputs of a graph that selects detections, or ends at the candidates."""
+    return SELECTED_OUTPUTS if selects else OUTPUTS
+
+
+def check_inputs(names: Sequence[str], graph: Path, *, several_depths: bool, selects: bool = False) -> None:
     """Check the inputs of a graph.
 
     Raises:
-        EngineError: They are others than the images, and :data:`DEPTH` in a graph of several depths.
+        EngineError: They are others than the images, then :data:`DEPTH` in a graph of several depths, and
+            :data:`THRESHOLD` in one that selects detections.
     """
-    if len(names) != 1 + several_depths or (several_depths and names[1] != DEPTH):
-        kind = (
-            f"several depths, expected images and {DEPTH}" if several_depths else "one depth, expected images"
-        )
+    expected = [*([DEPTH] if several_depths else []), *([THRESHOLD] if selects else [])]
+    if list(names[1:]) != expected or not names:
+        kind = "several depths" if several_depths else "one depth"
         raise EngineError(
-            f"{graph}: got the inputs {join_few(names)} of a graph of {kind}; export the bundle again"
+            f"{graph}: got the inputs {join_few(names)} of a graph of {kind}, expected "
+            f"{' and '.join(['images', *expected])}; export the bundle again"
         )
 
 
-def check_outputs(names: Sequence[str], graph: Path) -> None:
+def check_outputs(names: Sequence[str], graph: Path, *, selects: bool = False) -> None:
     """Check the names of the outputs of a graph.
 
     Raises:
-        EngineError: They are others than :data:`OUTPUTS`.
+        EngineError: They are others than :func:`output_names`.
     """
-    if set(names) != set(OUTPUTS):
+    expected = output_names(selects=selects)
+    if set(names) != set(expected):
         raise EngineError(
-            f"{graph}: got the outputs {join_few(names)}, expected {' and '.join(OUTPUTS)}; export the "
+            f"{graph}: got the outputs {join_few(names)}, expected {' and '.join(expected)}; export the "
             "bundle again"
         )

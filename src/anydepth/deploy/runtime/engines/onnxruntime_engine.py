@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from anydepth.deploy.runtime.engines.base import (
     DEPTH,
-    OUTPUTS,
+    THRESHOLD,
     EngineError,
     EngineOptions,
     Session,
     check_inputs,
     check_outputs,
+    output_names,
 )
 
 _PROVIDERS: Final = {
@@ -30,27 +31,31 @@ _ERRORS: Final = 3
 class OnnxRuntimeSession(Session):
     """A graph in ONNX Runtime, whose ``run`` is safe to call from several threads."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, *, selects: bool = False) -> None:
         self._session = session
+        self._outputs = output_names(selects=selects)
         self._input = session.get_inputs()[0].name
 
     def run(
-        self, images: NDArray[np.float32], number: int | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the graph on images [B, 3, H, W], at the depth of a number if it has several."""
+        self, images: NDArray[np.float32], number: int | None = None, threshold: float | None = None
+    ) -> tuple[NDArray[Any], ...]:
+        """Run the graph on images [B, 3, H, W], see :meth:`Session.run`."""
         inputs: dict[str, object] = {self._input: images}
         if number is not None:
             inputs[DEPTH] = np.array(number, np.int64)
+        if threshold is not None:
+            inputs[THRESHOLD] = np.array(threshold, np.float32)
         try:
-            boxes, scores = self._session.run(list(OUTPUTS), inputs)
+            return tuple(self._session.run(list(self._outputs), inputs))
         # Its exceptions have no common base but Exception.
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on {len(images)} images: {error}") from error
-        return boxes, scores
 
 
-def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = False) -> OnnxRuntimeSession:
-    """Open a graph, of one depth or of several.
+def open_session(
+    graph: Path, options: EngineOptions, *, several_depths: bool = False, selects: bool = False
+) -> OnnxRuntimeSession:
+    """Open a graph, see :func:`anydepth.deploy.runtime.engines.open_session`.
 
     Raises:
         EngineError: An unknown device, one whose provider is not installed, or a graph that cannot be opened.
@@ -69,9 +74,10 @@ def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = 
         session = onnxruntime.InferenceSession(graph, settings, providers=providers)
     except Exception as error:
         raise EngineError(f"{graph}: ONNX Runtime cannot open the graph: {error}") from error
-    check_outputs([output.name for output in session.get_outputs()], graph)
-    check_inputs([one.name for one in session.get_inputs()], graph, several_depths=several_depths)
-    return OnnxRuntimeSession(session)
+    check_outputs([output.name for output in session.get_outputs()], graph, selects=selects)
+    names = [one.name for one in session.get_inputs()]
+    check_inputs(names, graph, several_depths=several_depths, selects=selects)
+    return OnnxRuntimeSession(session, selects=selects)
 
 
 def check_device(device: str) -> None:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from anydepth.deploy.runtime.bundle import WEIGHTS
 from anydepth.deploy.runtime.engines.base import (
-    OUTPUTS,
     EngineError,
     EngineOptions,
     Session,
     check_inputs,
     check_outputs,
+    output_names,
 )
 from anydepth.utils.messages import join_few
 
@@ -50,19 +50,27 @@ class OpenVinoSession(Session):
     """
 
     def __init__(
-        self, graph: Path, device: str, settings: Mapping[str, object], *, several_depths: bool = False
+        self,
+        graph: Path,
+        device: str,
+        settings: Mapping[str, object],
+        *,
+        several_depths: bool = False,
+        selects: bool = False,
     ) -> None:
         self._graph, self._device, self._settings = graph, device, settings
+        self._outputs = output_names(selects=selects)
         self._widening = threading.Lock()
         self._compiled = self._compile(1)
         model = self._compiled.model
-        check_outputs([output.get_any_name() for output in model.outputs], graph)
-        check_inputs([one.get_any_name() for one in model.inputs], graph, several_depths=several_depths)
+        check_outputs([output.get_any_name() for output in model.outputs], graph, selects=selects)
+        names = [one.get_any_name() for one in model.inputs]
+        check_inputs(names, graph, several_depths=several_depths, selects=selects)
 
     def run(
-        self, images: NDArray[np.float32], number: int | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the graph on images [B, 3, H, W], at the depth of a number if it has several."""
+        self, images: NDArray[np.float32], number: int | None = None, threshold: float | None = None
+    ) -> tuple[NDArray[Any], ...]:
+        """Run the graph on images [B, 3, H, W], see :meth:`Session.run`."""
         compiled = self._compiled
         if compiled.batch not in (None, len(images)):
             compiled = self._widen()
@@ -70,14 +78,19 @@ class OpenVinoSession(Session):
             request = compiled.idle.get_nowait()
         except Empty:
             request = compiled.model.create_infer_request()
+        inputs: list[NDArray[Any]] = [images]
+        if number is not None:
+            inputs.append(np.array(number, np.int64))
+        if threshold is not None:
+            inputs.append(np.array(threshold, np.float32))
         try:
-            outputs = request.infer([images] if number is None else [images, np.array(number, np.int64)])
+            outputs = request.infer(inputs)
         except Exception as error:
             raise EngineError(f"OpenVINO failed on {len(images)} images: {error}") from error
         # Copied: the request's own memory holds the next pass.
-        boxes, scores = (np.array(outputs[name]) for name in OUTPUTS)
+        found = tuple(np.array(outputs[name]) for name in self._outputs)
         compiled.idle.put(request)
-        return boxes, scores
+        return found
 
     def _widen(self) -> _Compiled:
         with self._widening:
@@ -123,8 +136,10 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = False) -> OpenVinoSession:
-    """Open a graph, of one depth or of several.
+def open_session(
+    graph: Path, options: EngineOptions, *, several_depths: bool = False, selects: bool = False
+) -> OpenVinoSession:
+    """Open a graph, see :func:`anydepth.deploy.runtime.engines.open_session`.
 
     Raises:
         EngineError: An unknown device, or a graph that cannot be opened.
@@ -136,7 +151,9 @@ def open_session(graph: Path, options: EngineOptions, *, several_depths: bool = 
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
-    return OpenVinoSession(graph, _DEVICES[options.device], settings, several_depths=several_depths)
+    return OpenVinoSession(
+        graph, _DEVICES[options.device], settings, several_depths=several_depths, selects=selects
+    )
 
 
 def check_device(device: str) -> None:
