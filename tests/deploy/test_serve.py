@@ -221,9 +221,9 @@ def test_a_worker_has_run_passes_of_the_sizes_that_come(
     passes: list[int] = []
     original = TimedDetector._run
 
-    def counted(self: TimedDetector, images: Any, entry: Any) -> Any:
+    def counted(self: TimedDetector, images: Any, entry: Any, threshold: float) -> Any:
         passes.append(len(images))
-        return original(self, images, entry)
+        return original(self, images, entry, threshold)
 
     monkeypatch.setattr(TimedDetector, "_run", counted)
     source = DetectorSource(
@@ -255,9 +255,9 @@ def test_a_batch_of_mixed_depths_gives_what_single_requests_give(
     passes: list[tuple[int, str]] = []
     original = TimedDetector._run
 
-    def run(self: TimedDetector, images: np.ndarray, entry: Any) -> Any:
+    def run(self: TimedDetector, images: np.ndarray, entry: Any, threshold: float) -> Any:
         passes.append((len(images), str(entry.config)))
-        return original(self, images, entry)
+        return original(self, images, entry, threshold)
 
     monkeypatch.setattr(TimedDetector, "_run", run)
     jobs = [
