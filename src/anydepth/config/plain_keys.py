@@ -154,6 +154,7 @@ class Export(TypedDict, total=False):
     depths: Depths
     format: str
     graph: str
+    selection: str
     input_size: Size
     batch: int | None
     curve: str | None
