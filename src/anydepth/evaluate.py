@@ -26,6 +26,7 @@ from anydepth.runs.job import check_output
 from anydepth.runs.multirun import run_job, summarize_ap
 from anydepth.runs.provenance import write_provenance
 from anydepth.utils.console import print_lines
+from anydepth.weights.figures import COMPILED
 
 WEIGHTS_DEPTHS: Final = ("full", "3/4", "1/2", "minimal")
 """Depths of weights if none are given."""
@@ -65,11 +66,14 @@ def _run_weights(
         check_weights_engine(weights, config["engine"])
     if config["record"]:
         raise ValueError(f"record=true writes AP into a bundle, but {weights} is a file of weights")
+    compiled = config["engine"] == COMPILED
     device = resolve_device(cfg.device)
     # On the device and in the precision of the evaluation, under which measurements count for budgets.
     with autocast(device, cfg.precision):
         depths = detector.to(device).resolve_list(
-            WEIGHTS_DEPTHS if config["depths"] == "auto" else config["depths"], specialised=cfg.specialised
+            WEIGHTS_DEPTHS if config["depths"] == "auto" else config["depths"],
+            specialised=cfg.specialised,
+            compiled=compiled,
         )
     subject = _Subject(cfg, detector.input_size, detector.fit, detector.class_names)
     curve = evaluate_depths(
@@ -82,6 +86,7 @@ def _run_weights(
         latency_repetitions=cfg.latency.repetitions if subject.index.has_objects else 0,
         latency_batch_size=cfg.latency.batch_size,
         specialised=cfg.specialised,
+        compiled=compiled,
     )
     return _write(cfg, config, subject, curve, detector)
 

@@ -48,6 +48,7 @@ from anydepth.training.checkpointing.sigterm import terminate_on_sigterm
 from anydepth.utils.command_line import setting
 from anydepth.utils.console import print_lines
 from anydepth.utils.messages import join_few
+from anydepth.weights.figures import COMPILED
 
 ON_BAD_IMAGE: Final = ("skip", "raise")
 _INTERRUPTED: Final = 130
@@ -160,7 +161,7 @@ def _open_task(
     Args:
         path: Folder of a bundle, or a file that :func:`anydepth.save` wrote.
         depth: Depth or budget.
-        engine: ``auto``; ``onnxruntime`` or ``openvino`` for a bundle, ``torch`` for weights.
+        engine: ``auto``; ``onnxruntime`` or ``openvino`` for a bundle, ``torch`` or ``compile`` for weights.
         device: ``auto``, or a device of the engine.
         precision: Precision of the engine.
         threads: Threads of one pass on a CPU, of a bundle; for weights, :func:`limited_threads` sets them.
@@ -172,7 +173,8 @@ def _open_task(
         detector = open_bundle(path, engine=engine, device=device, precision=precision, threads=threads)
         return BundleTask(detector, depth, device=device, precision=precision)
     check_weights_engine(path, engine)
-    return TorchTask(zoo.load(path).to(resolve_device(device)), depth, precision)
+    detector = zoo.load(path).to(resolve_device(device))
+    return TorchTask(detector, depth, precision, compiled=engine == COMPILED)
 
 
 def _make_output(cfg: DictConfig, task: Task, found: FoundImages, folder: Path) -> PredictionOutput:

@@ -65,7 +65,7 @@ def test_each_engine_runs_its_network(weights: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "message"),
     [
         (["batch=0"], "got batch=0"),
-        (["engine=onnxruntime"], "got engine='onnxruntime' for weights, expected torch or eager"),
+        (["engine=onnxruntime"], "got engine='onnxruntime' for weights, expected torch, eager, compile"),
         (["precision=auto"], "got precision=auto, expected one of fp32"),
         (["threads=0"], "got threads=0"),
         (["device=tpu"], "got device=tpu"),

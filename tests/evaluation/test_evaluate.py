@@ -27,7 +27,7 @@ from anydepth.config.compose import compose
 from anydepth.data.coco.categories import Categories
 from anydepth.data.errors import DataError
 from anydepth.depth import DepthError
-from anydepth.detector import Detector
+from anydepth.detector import Detector, compilation
 from anydepth.evaluation.coco_eval import FIGURES, EvaluationError
 from anydepth.evaluation.depth_curve import DepthCurve
 from anydepth.images import fit_image, read_image
@@ -205,6 +205,17 @@ def test_specialised_networks_give_the_same_figures(config: Callable[..., DictCo
     assert found == pytest.approx(wanted, abs=0.02)
     assert objects["curve"].protocol.specialised
     assert objects["detector"].specialised_for is None
+
+
+def test_compiled_networks_give_the_same_figures(
+    config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")  # Traced, without a compiler.
+    wanted, _ = evaluate.run(config("specialised=true", "depths=[full,minimal]"))
+    found, objects = evaluate.run(config("engine=compile", "depths=[full,minimal]", "latency.repetitions=1"))
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert (objects["curve"].protocol.compiled, objects["curve"].protocol.specialised) == (True, True)
+    assert str(objects["curve"].protocol).endswith("each specialised and compiled")
 
 
 def test_figures_of_the_results_file_are_those_of_the_curve(

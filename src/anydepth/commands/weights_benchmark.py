@@ -1,7 +1,8 @@
 """Latency, throughput and memory of the depths of a file of weights in PyTorch on this machine.
 
-Each depth runs as a network of its own (engine ``torch``, see :meth:`anydepth.detector.Detector.specialise`),
-or all run in the detector itself (engine ``eager``). The protocol is that of bundles.
+Each depth runs as a network of its own (engine ``torch``, see :meth:`anydepth.detector.Detector.specialise`;
+engine ``compile``: compiled as well, see :func:`anydepth.detector.compile_depth`), or all run in the detector
+itself (engine ``eager``). The protocol is that of bundles.
 """
 
 import json
@@ -21,14 +22,21 @@ from anydepth.deploy.runtime.benchmark import Protocol, measure_memory, noise, s
 from anydepth.deploy.runtime.engines.base import EngineError
 from anydepth.deploy.runtime.memory import peak_memory_mb
 from anydepth.depth import DepthConfig
-from anydepth.detector import Detector, evaluating
+from anydepth.detector import Detector, compile_depth, evaluating
 from anydepth.evaluation.cost import count_depth, networks_of
 from anydepth.evaluation.device import autocast, resolve_device
 from anydepth.measurement import Measurement
 from anydepth.utils.arguments import check_threads
-from anydepth.weights.figures import EAGER, SPECIALISED, conditions_here, read_curve, record_measurements
+from anydepth.weights.figures import (
+    COMPILED,
+    EAGER,
+    SPECIALISED,
+    conditions_here,
+    read_curve,
+    record_measurements,
+)
 
-ENGINES: Final = (SPECIALISED, EAGER)
+ENGINES: Final = (SPECIALISED, EAGER, COMPILED)
 _PASSES: Final = 3
 
 
@@ -45,10 +53,10 @@ def measure_weights(
     Args:
         detector: Detector on the device to measure.
         depths: Depths of its depth space, or ``ladder`` or ``all``.
-        engine: ``torch`` or ``eager``.
+        engine: ``torch``, ``eager`` or ``compile``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         protocol: How to measure. Memory is the peak of a process that loads the file, and then specialises
-            the depth if the engine is ``torch``; on a GPU, that of the tensors there.
+            the depth if the engine is ``torch``, or compiles it; on a GPU, that of the tensors there.
         on_failure: Function that gets a sentence if the memory of a depth cannot be measured.
 
     Returns:
@@ -61,14 +69,16 @@ def measure_weights(
     """
     if engine not in ENGINES:
         raise EngineError(
-            f"got engine={engine!r} for weights, expected {' or '.join(ENGINES)}; other engines run bundles, "
+            f"got engine={engine!r} for weights, expected {', '.join(ENGINES)}; other engines run bundles, "
             "which anydepth-export makes of weights"
         )
     device = next(detector.parameters()).device
     configs = detector.depth_space.parse_list(depths)
     names = [str(config) for config in configs]
     with evaluating(detector) as network, autocast(device, precision):
-        networks = networks_of(network, configs, specialised=engine == SPECIALISED)
+        networks = networks_of(
+            network, configs, specialised=engine == SPECIALISED, compiled=engine == COMPILED
+        )
         images = torch.from_numpy(noise(protocol.batch, detector.input_size)).to(device)
         runs = [partial(_run, one, images, depth) for one, depth in zip(networks, configs, strict=True)]
         times = time_in_turns(dict(zip(names, runs, strict=True)), protocol)
@@ -142,6 +152,8 @@ def main() -> None:
     depth = detector.depth_space.parse(request["depth"])
     if request["engine"] == SPECIALISED:
         detector = detector.specialise(depth)
+    elif request["engine"] == COMPILED:
+        detector = compile_depth(detector, depth)
     images = torch.from_numpy(noise(request["batch"], detector.input_size)).to(device)
     with evaluating(detector) as network, autocast(device, request["precision"]):
         for _ in range(_PASSES):

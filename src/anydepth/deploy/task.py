@@ -17,10 +17,10 @@ from anydepth.deploy.runtime.detector import DeployedDetector, load
 from anydepth.deploy.runtime.engines import ENGINES
 from anydepth.depth import DepthConfig
 from anydepth.detections import BaseDetections
-from anydepth.detector import Detector
+from anydepth.detector import Detector, compile_depth
 from anydepth.evaluation.device import autocast
 from anydepth.utils.arguments import check_threads
-from anydepth.weights.figures import SPECIALISED
+from anydepth.weights.figures import COMPILED, SPECIALISED
 
 # From so many images, a specialised detector pays: making it takes as long as one to four passes on a CPU,
 # and it saves a fifth to a third of each.
@@ -66,6 +66,7 @@ class TorchTask(Task):
         detector: Detector on its device.
         depth: Depth or budget. Latency and memory are bounded as those of the specialised network.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        compiled: Whether :meth:`prepare` compiles the network of the depth, however few the images are.
 
     Raises:
         DepthError: A depth that does not exist, or nothing is within the budget.
@@ -73,14 +74,22 @@ class TorchTask(Task):
 
     detector: Detector
 
-    def __init__(self, detector: Detector, depth: str | DepthConfig, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        depth: str | DepthConfig,
+        precision: str = "fp32",
+        *,
+        compiled: bool = False,
+    ) -> None:
         self.detector = detector
         self.precision = precision
+        self._compiled = compiled
         self._device = next(detector.parameters()).device
         budget = parse_budget(depth)
         self._must_specialise = budget is not None and budget.unit in ("ms", "mb")
         with autocast(self._device, precision):
-            self.depth = detector.resolve(depth, specialised=True)
+            self.depth = detector.resolve(depth, specialised=True, compiled=compiled)
         self.class_names = detector.class_names
 
     def detect(
@@ -97,6 +106,8 @@ class TorchTask(Task):
 
     def prepare(self, images: int | None) -> Task:
         """Return the task with the network of its depth alone, for many images."""
+        if self._compiled:
+            return TorchTask(compile_depth(self.detector, self.depth), self.depth, self.precision)
         if images is None or images >= _SPECIALISE_FROM or self._must_specialise:
             return TorchTask(self.detector.specialise(self.depth), self.depth, self.precision)
         return self
@@ -151,7 +162,7 @@ def open_bundle(
     Raises:
         ValueError: Anything of these that cannot be used.
     """
-    if engine == SPECIALISED:
+    if engine in (SPECIALISED, COMPILED):
         raise ValueError(f"engine={engine}: {path} is a bundle; allowed are {', '.join(ENGINES)}")
     return load(
         path,
@@ -168,9 +179,10 @@ def check_weights_engine(path: Path, engine: str) -> None:
     Raises:
         ValueError: It runs bundles alone, or is unknown.
     """
-    if engine not in (AUTO, SPECIALISED):
+    if engine not in (AUTO, SPECIALISED, COMPILED):
         raise ValueError(
-            f"engine={engine}: {path} is a file of weights, which run in PyTorch; give engine=auto, or a "
+            f"engine={engine}: {path} is a file of weights, which run in PyTorch; give engine=auto, "
+            "engine=compile, or a "
             "bundle that anydepth-export made of them"
         )
 

@@ -1,11 +1,13 @@
 """The contracts of a detector and of its losses, whatever family or package they are from."""
 
+from anydepth.detector.compilation import CompilationError, compile_depth
 from anydepth.detector.contract import Detector, NonFiniteOutputError, evaluating, plain_config
 from anydepth.detector.inputs import SIZE_DIVISOR, check_images, check_input_size
 from anydepth.detector.objective import NonFiniteError, Objective, PassLosses
 
 __all__ = [
     "SIZE_DIVISOR",
+    "CompilationError",
     "Detector",
     "NonFiniteError",
     "NonFiniteOutputError",
@@ -13,6 +15,7 @@ __all__ = [
     "PassLosses",
     "check_images",
     "check_input_size",
+    "compile_depth",
     "evaluating",
     "plain_config",
 ]

@@ -66,6 +66,11 @@ class Detector(nn.Module, ABC):
     weights_file: Path | None = None
 
     @property
+    def compiled(self) -> bool:
+        """Whether calls run what ``torch.compile`` made, see :func:`anydepth.detector.compile_depth`."""
+        return self._compiled_call_impl is not None
+
+    @property
     @abstractmethod
     def stage_modules(self) -> tuple[str, ...]:
         """Name of the submodule that holds each stage of :attr:`depth_space`, in its order."""
@@ -215,7 +220,9 @@ class Detector(nn.Module, ABC):
         network.specialised_for = config
         return network
 
-    def resolve(self, depth: str | DepthConfig, *, specialised: bool = False) -> DepthConfig:
+    def resolve(
+        self, depth: str | DepthConfig, *, specialised: bool = False, compiled: bool = False
+    ) -> DepthConfig:
         """Return the depth that a text or a budget names.
 
         Args:
@@ -224,6 +231,8 @@ class Detector(nn.Module, ABC):
                 measured on this machine with the same device, precision and number of threads.
             specialised: Whether latency and memory are those of the specialised network of the depth
                 (:meth:`specialise`); otherwise those of this detector (``engine=eager``).
+            compiled: Whether they are those of that network compiled, see
+                :func:`anydepth.detector.compile_depth`.
 
         Raises:
             DepthError: A depth that does not exist, or nothing is within the budget.
@@ -238,15 +247,19 @@ class Detector(nn.Module, ABC):
         budget = parse_budget(depth)
         if budget is None:
             return self.depth_space.parse(depth)
-        rows = self.depth_figures(specialised=specialised)
+        rows = self.depth_figures(specialised=specialised, compiled=compiled)
         remedy = ""
         if all(row.cost(budget.unit) is None for row in rows):
-            here = self._conditions(specialised=specialised)
+            here = self._conditions(specialised, compiled)
             remedy = figures.remedy_for(budget, self.measured_network, self.weights_file, here)
         return self.depth_space.parse(choose_depth(budget, rows, remedy=remedy))
 
     def resolve_list(
-        self, depths: str | DepthConfig | Sequence[str | DepthConfig], *, specialised: bool = False
+        self,
+        depths: str | DepthConfig | Sequence[str | DepthConfig],
+        *,
+        specialised: bool = False,
+        compiled: bool = False,
     ) -> list[DepthConfig]:
         """Return several depths: texts and budgets, or ``ladder`` or ``all``; duplicates are dropped.
 
@@ -259,16 +272,19 @@ class Detector(nn.Module, ABC):
             return self.depth_space.parse_list(depths)
         several = [given] if isinstance(given, str) else given
         return self.depth_space.parse_list(
-            [self.resolve(one, specialised=specialised) if parse_budget(one) else one for one in several]
+            [
+                self.resolve(one, specialised=specialised, compiled=compiled) if parse_budget(one) else one
+                for one in several
+            ]
         )
 
-    def depth_figures(self, *, specialised: bool = False) -> list[DepthFigures]:
+    def depth_figures(self, *, specialised: bool = False, compiled: bool = False) -> list[DepthFigures]:
         """Return what is known of the depths among which :meth:`resolve` chooses by a budget.
 
         :func:`anydepth.budget.figures_table` prints it; :func:`anydepth.weights.figures.known_figures` says
         which depths these are.
         """
-        here = self._conditions(specialised=specialised)
+        here = self._conditions(specialised, compiled)
         return figures.known_figures(
             self.depth_space, self.measured_network, self.weights_file, here, self._count_gflops
         )
@@ -280,9 +296,11 @@ class Detector(nn.Module, ABC):
         height, width = self.input_size
         return figures.Network(str(config.get("name", type(self).__name__)), config, (height, width))
 
-    def _conditions(self, *, specialised: bool) -> Conditions:
+    def _conditions(self, specialised: bool, compiled: bool) -> Conditions:
         device = next(self.parameters()).device
-        engine = figures.SPECIALISED if specialised or self.specialised_for else figures.EAGER
+        engine = figures.engine_of(
+            specialised=specialised or self.specialised_for is not None, compiled=compiled or self.compiled
+        )
         return figures.conditions_here(engine, device, figures.autocast_precision(device))
 
     def _count_gflops(self, config: DepthConfig) -> float:

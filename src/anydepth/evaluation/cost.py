@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from anydepth.depth import DepthConfig
-from anydepth.detector import Detector, evaluating
+from anydepth.detector import Detector, compile_depth, evaluating
 from anydepth.evaluation.device import autocast
 from anydepth.layers.macs import count_forward
 
@@ -50,6 +50,7 @@ class LatencyProtocol:
         repetitions: Timed passes per depth.
         specialised: Whether each depth ran as a network of its own, see
             :meth:`anydepth.detector.Detector.specialise`.
+        compiled: Whether it was compiled, too, see :func:`anydepth.detector.compile_depth`.
     """
 
     device: str
@@ -59,6 +60,7 @@ class LatencyProtocol:
     warmup: int
     repetitions: int
     specialised: bool = False
+    compiled: bool = False
 
     def __str__(self) -> str:
         height, width = self.input_size
@@ -66,6 +68,7 @@ class LatencyProtocol:
             f"{self.device}, {self.precision}, batch {self.batch_size}, {height}x{width} pixels, forward "
             f"pass only, {self.repetitions} repetitions after {self.warmup} warm-up passes, depths in turn"
             f"{', each specialised' if self.specialised else ''}"
+            f"{' and compiled' if self.compiled else ''}"
         )
 
 
@@ -111,6 +114,7 @@ def measure_latency(
     warmup: int = 3,
     repetitions: int = 20,
     specialised: bool = False,
+    compiled: bool = False,
 ) -> tuple[list[Latency], LatencyProtocol]:
     """Measure the latency of every depth on the device of the detector.
 
@@ -124,6 +128,7 @@ def measure_latency(
         repetitions: Timed passes per depth.
         specialised: Whether to measure the network that each depth is specialised to; memory holds all of
             them.
+        compiled: Whether this network is compiled by ``torch.compile`` as well; compilation is not timed.
 
     Returns:
         One entry per depth, and the protocol of the measurement.
@@ -140,23 +145,34 @@ def measure_latency(
     size = input_size or detector.input_size
     images = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     with evaluating(detector) as network, autocast(device, precision):
-        networks = networks_of(network, depths, specialised=specialised)
+        networks = networks_of(network, depths, specialised=specialised, compiled=compiled)
         runs = [partial(one, images, depth=depth) for one, depth in zip(networks, depths, strict=True)]
-        for _ in range(warmup):
+        for _ in range(max(warmup, int(compiled))):  # The first pass compiles.
             for run in runs:
                 run()
         memory = [_peak_memory_mib(run, device) for run in runs]
         times = [[_time_ms(run, device) for run in runs] for _ in range(repetitions)]  # [repetitions, depths]
     medians, tails = np.percentile(np.array(times), (50, 90), axis=0)
     protocol = LatencyProtocol(
-        _device_name(device), precision, batch_size, size, warmup, repetitions, specialised
+        _device_name(device),
+        precision,
+        batch_size,
+        size,
+        warmup,
+        repetitions,
+        specialised or compiled,
+        compiled,
     )
     measured = zip(medians, tails, memory, strict=True)
     return [Latency(float(median), float(tail), peak) for median, tail, peak in measured], protocol
 
 
-def networks_of(detector: Detector, depths: Sequence[DepthConfig], *, specialised: bool) -> list[Detector]:
+def networks_of(
+    detector: Detector, depths: Sequence[DepthConfig], *, specialised: bool, compiled: bool = False
+) -> list[Detector]:
     """Return what runs each depth: the detector itself, or a network of its own for each depth."""
+    if compiled:
+        return [compile_depth(detector, depth) for depth in depths]
     return [detector.specialise(depth) if specialised else detector for depth in depths]
 
 

@@ -165,6 +165,7 @@ def evaluate_depths(
     latency_repetitions: int = 0,
     latency_batch_size: int = 1,
     specialised: bool = False,
+    compiled: bool = False,
     progress: bool = True,
 ) -> DepthCurve:
     """Evaluate a detector at several depths in one pass over the data.
@@ -183,6 +184,7 @@ def evaluate_depths(
         specialised: Whether each depth runs as a network of its own, see
             :meth:`anydepth.detector.Detector.specialise`: faster, with figures that are equal to rounding. On
             a GPU, the peak memory of each depth includes the weights of all these networks.
+        compiled: Whether these networks are compiled as well, see :func:`anydepth.detector.compile_depth`.
         progress: Whether to show a progress bar.
 
     Warns:
@@ -192,13 +194,13 @@ def evaluate_depths(
         DepthError: A depth that the detector does not have.
         EvaluationError: The loader yields nothing, or detections that do not fit the ground truth.
     """
-    configs = detector.resolve_list(depths, specialised=specialised)
+    configs = detector.resolve_list(depths, specialised=specialised, compiled=compiled)
     device = torch.device(device)
     detector.to(device)
     evaluator.reset()
     with evaluating(detector) as network, _progress_bar(enabled=progress) as bar:
         total = len(loader) if isinstance(loader, Sized) else None
-        networks = networks_of(network, configs, specialised=specialised)
+        networks = networks_of(network, configs, specialised=specialised, compiled=compiled)
         skipped: dict[str, None] = {}
         for batch in bar.track(loader, total=total, description=f"evaluating {len(configs)} depths"):
             skipped |= dict.fromkeys(batch.skipped)
@@ -217,6 +219,7 @@ def evaluate_depths(
             batch_size=latency_batch_size,
             repetitions=latency_repetitions,
             specialised=specialised,
+            compiled=compiled,
         )
     return DepthCurve(
         detector=str(detector.config.get("name", type(detector).__name__)),
@@ -256,9 +259,11 @@ def _evaluate_batch(
     precision: str,
 ) -> None:
     images = to_unit_range(batch.images.to(device, non_blocking=True))
-    with autocast(device, precision):
-        # The same at every depth, also in networks of one depth.
-        stem = networks[0].stem_features(images)
+    stem = None
+    if not networks[0].compiled:  # Else the compiled network computes it.
+        with autocast(device, precision):
+            # The same at every depth, also in networks of one depth.
+            stem = networks[0].stem_features(images)
     for network, depth in zip(networks, depths, strict=True):
         with autocast(device, precision):
             output = network(images, depth=depth, stem=stem)

@@ -26,6 +26,8 @@ SPECIALISED: Final = "torch"
 """Engine of measurements in PyTorch of the network that a depth is specialised to."""
 EAGER: Final = "eager"
 """Engine of measurements in PyTorch of the detector of all depths."""
+COMPILED: Final = "compile"
+"""Engine of measurements in PyTorch of the network of a depth that ``torch.compile`` compiled."""
 
 _FORMAT: Final = "anydepth_measurements"
 _FORMAT_VERSION: Final = 1
@@ -60,7 +62,7 @@ def conditions_here(
     """Return the conditions of a measurement in PyTorch on this machine.
 
     Args:
-        engine: :data:`SPECIALISED` or :data:`EAGER`.
+        engine: :data:`SPECIALISED`, :data:`EAGER` or :data:`COMPILED`.
         device: Device of the detector.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         threads: Threads of one pass on a CPU; None: as many as PyTorch uses now.
@@ -72,6 +74,18 @@ def conditions_here(
     elif threads is None:
         threads = torch.get_num_threads()
     return Conditions(engine, str(torch.__version__), device.type, machine, threads, precision, batch)
+
+
+def engine_of(*, specialised: bool, compiled: bool) -> str:
+    """Return the engine of measurements of a form of a network.
+
+    Example:
+        >>> engine_of(specialised=True, compiled=False)
+        'torch'
+    """
+    if compiled:
+        return COMPILED
+    return SPECIALISED if specialised else EAGER
 
 
 def autocast_precision(device: torch.device) -> str:

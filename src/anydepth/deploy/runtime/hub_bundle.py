@@ -14,7 +14,7 @@ from anydepth.deploy.runtime.bundle import CARD, DESCRIPTION, GRAPH_SUFFIXES, Bu
 from anydepth.utils.files import atomic_path
 
 # Engines that run weights.
-_PYTORCH: Final = ("torch", "eager")
+_PYTORCH: Final = ("torch", "eager", "compile")
 # What engines read; anything else in a repository stays there.
 _SUFFIXES: Final = (*GRAPH_SUFFIXES.values(), ".bin")
 # Threads of a process share the hidden names of unfinished files.
