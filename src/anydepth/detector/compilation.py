@@ -74,6 +74,8 @@ def _compiled_call(network: Detector, config: DepthConfig, backend: str) -> Call
             torch._dynamo.maybe_mark_dynamic(images, 0)
         try:
             return program(images)
+        except torch.OutOfMemoryError:  # A RuntimeError, too, which says nothing about compilers.
+            raise
         except RuntimeError as error:
             run(images)  # Raises what is wrong with the images, if anything is.
             raise CompilationError(
