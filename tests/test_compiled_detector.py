@@ -42,7 +42,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def graphs() -> int:
-    return counters["stats"]["unique_graphs"]
+    return int(counters["stats"]["unique_graphs"])
 
 
 def boxes_and_scores(detector: Detector, images: torch.Tensor, depth: str) -> list[torch.Tensor]:
@@ -54,7 +54,7 @@ def boxes_and_scores(detector: Detector, images: torch.Tensor, depth: str) -> li
 @pytest.mark.parametrize("depth", ["full", "minimal"])
 def test_results_are_those_of_the_detector_for_any_number_of_images_in_two_compilations(
     detector: Detector, depth: str
-):
+) -> None:
     fast = compile_depth(detector, depth, backend="eager")
     assert graphs() == 0, "nothing is compiled before the first pass"
     for number in (4, 1, 3, 6, 2, 5, 1):
@@ -68,7 +68,7 @@ def test_results_are_those_of_the_detector_for_any_number_of_images_in_two_compi
     assert not detector.specialise(depth).compiled
 
 
-def test_more_depths_are_compiled_than_pytorch_keeps_forms_of_one_function():
+def test_more_depths_are_compiled_than_pytorch_keeps_forms_of_one_function() -> None:
     torch.manual_seed(0)
     detector = anydepth.build("yolo_tiny", 3, **SMALL_YOLO).eval()
     # Two forms of each depth, for one image and for several.
@@ -82,7 +82,7 @@ def test_more_depths_are_compiled_than_pytorch_keeps_forms_of_one_function():
     assert graphs() == 4
 
 
-def test_a_specialised_detector_is_compiled_and_stays_as_it_is(detector: Detector):
+def test_a_specialised_detector_is_compiled_and_stays_as_it_is(detector: Detector) -> None:
     specialised = detector.specialise("minimal")
     fast = compile_depth(specialised, "minimal", backend="eager")
     assert (fast.compiled, specialised.compiled) == (True, False)
@@ -93,7 +93,7 @@ def test_a_specialised_detector_is_compiled_and_stays_as_it_is(detector: Detecto
         assert one.scores.tolist() == pytest.approx(other.scores.tolist(), abs=1e-4)
 
 
-def test_other_depths_and_wrong_images_are_refused_as_without_compilation(detector: Detector):
+def test_other_depths_and_wrong_images_are_refused_as_without_compilation(detector: Detector) -> None:
     fast = compile_depth(detector, "minimal", backend="eager")
     with pytest.raises(DepthError, match="specialised for 'minimal'"):
         boxes_and_scores(fast, IMAGES, "full")
@@ -105,7 +105,7 @@ def test_other_depths_and_wrong_images_are_refused_as_without_compilation(detect
                 boxes_and_scores(network, images, "minimal")
 
 
-def test_without_a_compiler_the_error_says_what_to_install(detector: Detector):
+def test_without_a_compiler_the_error_says_what_to_install(detector: Detector) -> None:
     def broken(*_: object) -> Callable[..., object]:
         raise RuntimeError("no working C++ compiler\nmore")
 
@@ -113,7 +113,7 @@ def test_without_a_compiler_the_error_says_what_to_install(detector: Detector):
         boxes_and_scores(compile_depth(detector, "minimal", backend=broken), IMAGES, "minimal")  # type: ignore[arg-type]
 
 
-def test_prediction_compiles_once_however_few_the_images_are(detector: Detector, traced: None):
+def test_prediction_compiles_once_however_few_the_images_are(detector: Detector, traced: None) -> None:
     task = TorchTask(detector, "minimal", compiled=True)
     prepared = task.prepare(1)
     images = [(255 * image).to(torch.uint8) for image in IMAGES[:5]]
@@ -126,7 +126,7 @@ def test_prediction_compiles_once_however_few_the_images_are(detector: Detector,
 
 def test_a_benchmark_measures_compiled_depths_and_budgets_tell_them_from_others(
     tmp_path: Path, traced: None, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     torch.manual_seed(0)
     weights = zoo.save(anydepth.build("yolo_tiny", 3, **SMALL_YOLO), tmp_path / "w.safetensors")
     options = ["engine=compile", "threads=1", "seconds=1e-9", "memory=false", "depths=[full,minimal]"]
@@ -145,7 +145,7 @@ def test_a_benchmark_measures_compiled_depths_and_budgets_tell_them_from_others(
 @pytest.mark.slow
 def test_machine_code_gives_the_same_results(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     fast = compile_depth(detector, "minimal")
     for number in (3, 5, 1):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
 
+# All but the engine that is PyTorch, which is imported when it is chosen.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 roots = sys.argv[1:]
@@ -14,7 +15,8 @@ imported = []
 for root in roots:
     module = importlib.import_module(root)
     parts = pkgutil.walk_packages(getattr(module, "__path__", []), root + ".")
-    imported += [root, *(importlib.import_module(part.name).__name__ for part in parts)]
+    names = [root, *(part.name for part in parts if not part.name.endswith(".aotinductor_engine"))]
+    imported += [importlib.import_module(name).__name__ for name in names]
 print(len(imported), *sorted({name.partition(".")[0] for name in sys.modules}))
 """
 

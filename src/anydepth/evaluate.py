@@ -94,7 +94,7 @@ def _run_weights(
 def _run_bundle(
     cfg: DictConfig, config: dict[str, Any], folder: Path
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    engine = {name: config[name] for name in ("engine", "device", "precision", "threads")}
+    engine = {name: config[name] for name in ("engine", "device", "precision", "threads", "trust_code")}
     detector = open_bundle(folder, **engine)
     if config["specialised"] or config["input_size"] not in (None, list(detector.input_size)):
         raise ValueError(

@@ -120,7 +120,7 @@ def _predict(
     task = _open_task(
         find_weights_or_bundle(cfg.weights, cfg.engine),
         str(cfg.depth),
-        **{name: cfg[name] for name in ("engine", "device", "precision", "threads")},
+        **{name: cfg[name] for name in ("engine", "device", "precision", "threads", "trust_code")},
     )
     if parse_budget(cfg.depth):
         print_lines(f"depth     {task.depth} for {cfg.depth}")
@@ -154,27 +154,37 @@ def _predict(
 
 
 def _open_task(
-    path: Path, depth: str, *, engine: str, device: str, precision: str, threads: int | None
+    path: Path,
+    depth: str,
+    *,
+    engine: str,
+    device: str,
+    precision: str,
+    threads: int | None,
+    trust_code: bool,
 ) -> Task:
     """Load what detects: a bundle if the path is a folder, or a file of weights.
 
     Args:
         path: Folder of a bundle, or a file that :func:`anydepth.save` wrote.
         depth: Depth or budget.
-        engine: ``auto``; ``onnxruntime`` or ``openvino`` for a bundle, ``torch`` or ``compile`` for weights.
+        engine: ``auto``; one of the bundle's, ``torch`` or ``compile`` for weights.
         device: ``auto``, or a device of the engine.
         precision: Precision of the engine.
         threads: Threads of one pass on a CPU, of a bundle; for weights, :func:`limited_threads` sets them.
+        trust_code: Whether machine code in a bundle may run.
 
     Raises:
         ValueError: An engine that does not run what lies there, or anything else that cannot be used.
     """
     if path.is_dir():
-        detector = open_bundle(path, engine=engine, device=device, precision=precision, threads=threads)
+        detector = open_bundle(
+            path, engine=engine, device=device, precision=precision, threads=threads, trust_code=trust_code
+        )
         return BundleTask(detector, depth, device=device, precision=precision)
     check_weights_engine(path, engine)
-    detector = zoo.load(path).to(resolve_device(device))
-    return TorchTask(detector, depth, precision, compiled=engine == COMPILED)
+    network = zoo.load(path).to(resolve_device(device))
+    return TorchTask(network, depth, precision, compiled=engine == COMPILED)
 
 
 def _make_output(cfg: DictConfig, task: Task, found: FoundImages, folder: Path) -> PredictionOutput:

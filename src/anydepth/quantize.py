@@ -11,7 +11,7 @@ from anydepth.config.compose import check_config, entry_point, instantiate
 from anydepth.data.coco.layout import SPLIT_NAMES, SplitName
 from anydepth.data.datamodule import DetectionDataModule
 from anydepth.data.dataset import DetectionDataset
-from anydepth.deploy.runtime.bundle import GRAPH_SUFFIXES, Bundle, read_bundle
+from anydepth.deploy.runtime.bundle import INT8_FORMATS, Bundle, read_bundle
 from anydepth.deploy.runtime.detector import DeployedDetector
 from anydepth.deploy.runtime.engines import check_engine, check_graphs, choose_engine
 from anydepth.deploy.runtime.hub_bundle import find_bundle
@@ -57,8 +57,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     source = read_bundle(find_bundle(config["bundle"]))
     depths = _parse_depths(config["depths"], source)
     graph_format = config["format"]
-    if graph_format not in GRAPH_SUFFIXES:
-        raise ValueError(f"got format={graph_format}, expected {' or '.join(GRAPH_SUFFIXES)}")
+    if graph_format not in INT8_FORMATS:
+        raise ValueError(f"got format={graph_format}, expected {' or '.join(INT8_FORMATS)}")
     if config["engine"] is not None:
         config["engine"] = choose_engine(config["engine"], graph_format)
         check_engine(config["engine"])

@@ -32,12 +32,13 @@ budgets such as depth="<=8ms" find them there. One measurement is one pass of th
 take turns until the medians are known well enough. A folder of a training run stands for its weights, and
 OWNER/NAME for the bundle, or else the weights, in that repository of the Hugging Face hub (extra hub).
 
-  engine=auto         of a bundle onnxruntime, or openvino; of weights torch (each depth specialised),
-                      compile (that, by torch.compile: minutes for each depth), or eager (the detector of
+  engine=auto         of a bundle onnxruntime, openvino or aotinductor; of weights torch (each
+                      depth specialised), compile (that, by torch.compile: minutes for each depth), or eager (the detector of
                       all depths, as Detector.predict runs it)
   device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu; with weights cuda
   threads=null        threads of one pass; null: as many as the engine chooses
   precision=fp32      of a bundle also auto: what the engine chooses; of weights also bf16, fp16
+  trust_code=false    whether machine code in a bundle of format=torch may run
   batch=null          images of a pass; null: 1, or the number that the bundle was exported for
   depths=auto         all depths of a bundle, the ladder of weights; or a list, such as [full,1/2]
   spread=0.02         the medians' 95 % confidence intervals are at most twice this share wide
@@ -54,6 +55,7 @@ _OPTIONS: Final = {
     "device": text("cpu"),
     "threads": whole(None),
     "precision": text("fp32"),
+    "trust_code": switch(False),
     "batch": whole(None),
     "depths": text("auto"),
     "spread": number(0.02),
@@ -125,7 +127,7 @@ def _measure_bundle(folder: Path, values: Mapping[str, Any]) -> Outcome:
         bundle,
         [str(entry.config) for entry in bundle.depths] if depths in (["auto"], ["all"]) else depths,
         engine,
-        EngineOptions(values["device"], values["threads"], values["precision"]),
+        EngineOptions(values["device"], values["threads"], values["precision"], values["trust_code"]),
         _protocol(values, bundle.input.batch or 1),
         _warn,
     )

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from anydepth.deploy.serve.server import ServerOptions
 
 SETTINGS: Final = """\
-  engine=auto         inference engine: onnxruntime, or openvino
+  engine=auto         inference engine: onnxruntime, openvino or aotinductor, by the bundle's format
   device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu
   threads=null        threads of one pass; null: as many as the engine chooses
   precision=fp32      auto: what the engine chooses
+  trust_code=false    whether machine code in a bundle of format=torch may run
   host=127.0.0.1      this machine alone; or 0.0.0.0: every network
   port=8000           1024 to 65535
   names=[]            host names under which it may be reached; by default those of this machine if it
@@ -65,6 +66,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "device": text("cpu"),
     "threads": whole(None),
     "precision": text("fp32"),
+    "trust_code": switch(False),
     "host": text("127.0.0.1"),
     "port": whole(8000),
     "names": texts(),
@@ -96,7 +98,7 @@ def server_options(bundle: str, values: Mapping[str, Any]) -> "ServerOptions":
         from anydepth.deploy.serve.measured import measure_missing
         from anydepth.deploy.serve.requests import Limits
         from anydepth.deploy.serve.server import ServerOptions
-    options = EngineOptions(values["device"], values["threads"], values["precision"])
+    options = EngineOptions(values["device"], values["threads"], values["precision"], values["trust_code"])
     limits = Limits(
         _whole_units(values, "upload", 2**20), _whole_units(values, "pixels", 10**6), values["queue"]
     )

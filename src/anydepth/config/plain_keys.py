@@ -98,6 +98,7 @@ class Predict(TypedDict, total=False):
     device: str
     threads: int | None
     precision: str
+    trust_code: bool
     batch_size: int
     subfolders: bool
     on_bad_image: str
@@ -116,6 +117,7 @@ class Evaluate(TypedDict, total=False):
     device: str
     threads: int | None
     precision: str
+    trust_code: bool
     backend: str
     batch_size: int
     input_size: Size

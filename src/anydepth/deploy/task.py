@@ -148,7 +148,7 @@ class BundleTask(Task):
 
 
 def open_bundle(
-    path: Path, *, engine: str, device: str, precision: str, threads: int | None
+    path: Path, *, engine: str, device: str, precision: str, threads: int | None, trust_code: bool = False
 ) -> DeployedDetector:
     """Load the detector of a bundle for a command that also takes weights.
 
@@ -158,6 +158,7 @@ def open_bundle(
         device: ``auto`` for the CPU, or a device of the engine.
         precision: ``fp32``, or ``auto`` for what the engine chooses.
         threads: Threads of one pass on a CPU; None: as many as the engine chooses.
+        trust_code: Whether machine code in the bundle may run.
 
     Raises:
         ValueError: Anything of these that cannot be used.
@@ -170,6 +171,7 @@ def open_bundle(
         device="cpu" if device == AUTO else device,
         precision=precision,
         threads=threads,
+        trust_code=trust_code,
     )
 
 

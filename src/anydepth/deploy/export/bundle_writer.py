@@ -16,6 +16,7 @@ from typing import Any, Final
 import onnx_ir as ir
 import torch
 
+from anydepth.deploy.export.aot import check_compiler, write_package
 from anydepth.deploy.export.card import model_card
 from anydepth.deploy.export.equality import measure_equality
 from anydepth.deploy.export.graph import OUTPUTS, ExportError, export_graph, shorten_names
@@ -83,7 +84,8 @@ def write_bundle(
             None: no comparison.
         graph: ``each``: every depth has a graph; ``one``: one graph has all depths, see
             :func:`anydepth.deploy.export.one_graph.merge_graphs`.
-        graph_format: ``onnx``, or ``openvino`` for graphs in OpenVINO's own format.
+        graph_format: ``onnx``; ``openvino`` for graphs in OpenVINO's own format; or ``torch`` for machine
+            code for this processor, see :func:`anydepth.deploy.export.aot.write_package`.
         license_id: Licence of the weights for the model card, as the hub names it; None: none is stated.
         selection: ``runtime``: graphs end at the candidates, among which this package selects detections;
             ``graph``: graphs return detections, see
@@ -111,6 +113,13 @@ def write_bundle(
         check_engine("openvino")
     if selection not in ("runtime", "graph"):
         raise ExportError(f"got selection={selection!r}, expected runtime or graph")
+    if graph_format == "torch":
+        check_compiler()
+        if (graph, selection) != ("each", "runtime"):
+            raise ExportError(
+                f"got graph={graph} and selection={selection} with format=torch, expected each and runtime: "
+                "other graphs are of format=onnx and openvino"
+            )
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     _check_license(license_id)
     ids = list(category_ids or range(1, detector.num_classes + 1))
@@ -119,7 +128,12 @@ def write_bundle(
         entries = [_depth_entry(detector, depth, curve) for depth in depths]
         with weights_file(partial / WEIGHTS) as weights:
             models = _exported(detector, depths, batch, on_step)
-            if graph == "one":
+            if graph_format == "torch":
+                for number, (depth, entry) in enumerate(zip(depths, entries, strict=True), start=1):
+                    on_step(f"compiles  {depth} ({number} of {len(depths)})")
+                    entry["graph"] = graph_name(depth, graph_format)
+                    write_package(detector, depth, partial / entry["graph"], weights, batch=batch)
+            elif graph == "one":
                 _write_one_graph(models, entries, partial, weights, graph_format, finish, on_step)
             else:
                 for depth, model, entry in zip(depths, models, entries, strict=True):

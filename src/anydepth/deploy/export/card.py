@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from anydepth.deploy.runtime.bundle import Bundle, BundledDepth
+from anydepth.deploy.runtime.package_file import read_table
 from anydepth.utils.messages import join_few
 
 # Class names in a sentence: enough to recognise the data set.
@@ -19,7 +20,8 @@ def model_card(bundle: Bundle) -> str:
         else "each side on its own"
     )
     batch = bundle.input.batch or "any number of"
-    engines = "onnxruntime or openvino" if bundle.graph_format == "onnx" else "openvino"
+    engines = {"onnx": "onnxruntime or openvino", "torch": "torch"}.get(bundle.graph_format, "openvino")
+    compiled = bundle.graph_format == "torch"
     depths = [str(entry.config) for entry in bundle.depths]
     return "\n".join(
         [
@@ -36,16 +38,20 @@ def model_card(bundle: Bundle) -> str:
             f"- Input: {batch} RGB images of {height} x {width} pixels in [0, 1], resized {fit}",
             *_selection_lines(bundle),
             *_precision_lines(bundle),
+            *(_code_lines(bundle) if compiled else []),
             f"- Boxes are scored {'clipped' if bundle.clips_boxes else 'unclipped'}; `predict` clips them",
             f"- Made with {', '.join(f'{name} {text}' for name, text in bundle.versions.items())}",
             "",
             "## Use",
             "",
             "```python",
-            f"from anydepth.deploy import load  # needs numpy, Pillow and {engines}, not torch",
+            f"from anydepth.deploy import load  # needs numpy, Pillow and {engines}"
+            + ("" if compiled else ", not torch"),
             "",
             "# This folder, or the name OWNER/NAME of its repository on the Hugging Face hub.",
-            f'detector = load("FOLDER", engine="{engines.split()[0]}")',
+            'detector = load("FOLDER", trust_code=True)'
+            if compiled
+            else f'detector = load("FOLDER", engine="{engines.split()[0]}")',
             f'detections = detector.predict("photo.jpg", depth="{depths[-1]}")',
             "```",
             "",
@@ -79,6 +85,17 @@ def _selection_lines(bundle: Bundle) -> list[str]:
     return [
         "- Graphs select detections: inputs `images` and `threshold` (lowest score), outputs `boxes` in"
         " pixels of the input, `scores`, `labels` and `counts`, see `bundle.json`"
+    ]
+
+
+def _code_lines(bundle: Bundle) -> list[str]:
+    """Return what the reader must know of machine code: its risk, and where it runs."""
+    table = read_table((bundle.folder / bundle.depths[0].graph).read_bytes())
+    return [
+        "- **Holds machine code**, which can do whatever the program that loads it can: load it only if you "
+        "trust who made it",
+        f"- Compiled by PyTorch {table.torch} for {table.machine} processors with "
+        f"{', '.join(table.instructions)}; it runs with this version, on processors that have all of these",
     ]
 
 

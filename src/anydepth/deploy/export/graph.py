@@ -26,7 +26,7 @@ class ExportError(ValueError):
     """A detector cannot be exported as asked; the message says why."""
 
 
-class _CandidatesOnly(nn.Module):
+class CandidatesOnly(nn.Module):
     """A detector at one depth as a function of tensors."""
 
     def __init__(self, detector: Detector, depth: DepthConfig) -> None:
@@ -60,8 +60,8 @@ def export_graph(detector: Detector, depth: DepthConfig, *, batch: int | None = 
     images = torch.zeros(batch or 2, 3, *detector.input_size)
     axes = None if batch else {INPUT: {0: torch.export.Dim("batch")}}
     specialised = detector.specialise(depth, share_weights=True).to(memory_format=torch.contiguous_format)
-    _standardise_norms(specialised)
-    network = _CandidatesOnly(specialised, depth).eval()
+    standardise_norms(specialised)
+    network = CandidatesOnly(specialised, depth).eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,7 +85,7 @@ def export_graph(detector: Detector, depth: DepthConfig, *, batch: int | None = 
     return model
 
 
-def _standardise_norms(network: nn.Module) -> None:
+def standardise_norms(network: nn.Module) -> None:
     """Give norms the statistics 0 and 1, so that two vectors and not four are stored for each."""
     for norm in network.modules():
         if type(norm) is nn.BatchNorm2d and norm.running_mean is not None and norm.running_var is not None:

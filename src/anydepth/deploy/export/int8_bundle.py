@@ -17,6 +17,7 @@ from anydepth.deploy.export.weights_file import weights_file
 from anydepth.deploy.runtime.bundle import (
     DESCRIPTION,
     GRAPH_SUFFIXES,
+    INT8_FORMATS,
     WEIGHTS,
     Bundle,
     BundledDepth,
@@ -96,11 +97,11 @@ def _renamed(graph: str, graph_format: str) -> str:
 
 
 def _check(bundle: Bundle, entries: Sequence[BundledDepth], folder: Path, graph_format: str) -> None:
-    if graph_format not in GRAPH_SUFFIXES:
-        raise QuantizationError(f"got format={graph_format!r}, expected {' or '.join(GRAPH_SUFFIXES)}")
+    if graph_format not in INT8_FORMATS:
+        raise QuantizationError(f"got format={graph_format!r}, expected {' or '.join(INT8_FORMATS)}")
     if bundle.graph_format != "onnx":
         raise QuantizationError(
-            f"{bundle.folder}: holds graphs in the format of OpenVINO; give the bundle of ONNX graphs "
+            f"{bundle.folder}: holds graphs of format={bundle.graph_format}; give the bundle of ONNX graphs "
             "(anydepth-export format=onnx), of which format=openvino makes one in int8 for OpenVINO"
         )
     if bundle.selects and graph_format == "openvino":

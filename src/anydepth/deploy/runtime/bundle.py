@@ -1,9 +1,9 @@
 """A bundle: one folder with graphs of several depths, their common weights, and a description of all.
 
-The folder holds ``bundle.json``, one graph per depth or one for all (``.onnx``, or ``.xml`` for OpenVINO),
+The folder holds ``bundle.json``, one graph per depth or one for all (``.onnx``; ``.xml`` for OpenVINO),
 ``weights.bin``, and a model card for people.
 A bundle is untrusted: every name, size and number is checked before anything is opened, and nothing in it is
-executed but the graphs, by the engine.
+executed but the graphs, by the engine; packages of machine code (``.pt2``) only for a caller who trusts them.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from anydepth import hub
 from anydepth.deploy.runtime.ir_file import constants, parse_graph
 from anydepth.deploy.runtime.onnx_file import ExternalTensor, external_tensors
+from anydepth.deploy.runtime.package_file import read_table
 from anydepth.depth import DepthConfig, DepthCosts, DepthError, DepthSpace
 from anydepth.measurement import Measurement
 from anydepth.selection import Selection, parse_selection
@@ -27,8 +28,10 @@ from anydepth.utils.messages import join_few, short_repr
 DESCRIPTION: Final = hub.BUNDLE
 WEIGHTS: Final = "weights.bin"
 PRECISIONS: Final = ("fp32", "int8")
-GRAPH_SUFFIXES: Final = MappingProxyType({"onnx": ".onnx", "openvino": ".xml"})
-"""Suffix of the files of graphs by the format of a bundle: ONNX, or OpenVINO's own."""
+GRAPH_SUFFIXES: Final = MappingProxyType({"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"})
+"""Suffix of the files of graphs by the format of a bundle: ONNX, OpenVINO's own, or PyTorch's packages."""
+INT8_FORMATS: Final = ("onnx", "openvino")
+"""Formats in which graphs compute in int8."""
 CARD: Final = "README.md"
 FORMAT: Final = "anydepth_bundle"
 FORMAT_VERSION: Final = 1
@@ -243,6 +246,8 @@ def _read_places(path: Path, graph_format: str) -> list[ExternalTensor]:
     content = path.read_bytes()
     if graph_format == "onnx":
         return external_tensors(content)
+    if graph_format == "torch":
+        return [ExternalTensor(WEIGHTS, one.offset, one.length) for one in read_table(content).constants]
     # All constants of a graph of OpenVINO are in the file that is given with it.
     return [replace(place, location=WEIGHTS) for _, place in constants(parse_graph(content))]
 

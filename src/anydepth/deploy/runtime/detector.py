@@ -20,7 +20,7 @@ from anydepth.deploy.runtime.engines import (
     conditions_here,
     open_session,
 )
-from anydepth.deploy.runtime.engines.base import EngineOptions, Session
+from anydepth.deploy.runtime.engines.base import EngineOptions, Session, check_trust
 from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.deploy.runtime.outputs import (
     NonFiniteOutputError,
@@ -72,6 +72,8 @@ class DeployedDetector:
         self._options = options or EngineOptions()
         check_engine(engine).check_device(self._options.device)
         check_graphs(engine, bundle.graph_format, bundle.precision)
+        if bundle.graph_format == "torch":
+            check_trust(bundle.folder, self._options)
         self._limit = math.inf if memory_limit is None else _check_memory_limit(memory_limit) * 2**20
         self._verify = verify
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
@@ -376,6 +378,7 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     precision: str = "fp32",
+    trust_code: bool = False,
     memory_limit: float | None = None,
     verify: bool = True,
     revision: str | None = None,
@@ -386,13 +389,15 @@ def load(
     Args:
         path: Folder that ``anydepth-export`` wrote; or as a text the name ``OWNER/NAME`` of a repository of
             the Hugging Face hub with such a bundle, if there is no such folder (extra ``hub``).
-        engine: ``onnxruntime`` or ``openvino``; ``auto``: the first, or OpenVINO for a bundle in its own
-            format.
+        engine: ``onnxruntime`` or ``openvino``; ``aotinductor`` for a bundle of ``format=torch``; ``auto``:
+            the first that reads the bundle's format.
         device: ``cpu``; with ONNX Runtime also ``cuda``, ``tensorrt`` or ``coreml``, with OpenVINO ``gpu`` or
             ``npu``.
         threads: Threads of one pass on a CPU; None: as many as the engine chooses.
         precision: ``fp32``, or ``auto`` for what the engine chooses (OpenVINO: bfloat16 where the
             processor has it, which finds somewhat different boxes).
+        trust_code: Whether machine code in the bundle may run, as one of ``format=torch`` has it: it can do
+            whatever the program can.
         memory_limit: Limit in MiB of the weights of all open depths; None: no limit.
         verify: Whether files are compared with the hashes in the bundle; False saves a fraction of a second.
         revision: Branch, tag or commit of the repository; None: the main branch.
@@ -404,7 +409,7 @@ def load(
         ValueError: A revision or a folder for downloads of a local path.
         EngineError: Options that do not exist, or an engine that is not installed.
     """
-    options = EngineOptions(device, threads, precision)
+    options = EngineOptions(device, threads, precision, trust_code)
     bundle = read_bundle(find_bundle(path, revision=revision, cache_dir=cache_dir))
     return DeployedDetector(bundle, engine=engine, options=options, memory_limit=memory_limit, verify=verify)
 

@@ -38,6 +38,7 @@ def main() -> None:
         device=request["device"],
         threads=request["threads"],
         precision=request["precision"],
+        trust_code=request["trust_code"],
         # Hashing maps the file of weights into memory.
         verify=False,
     )

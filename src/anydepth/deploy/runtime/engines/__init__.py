@@ -10,11 +10,14 @@ from typing import Any, Final
 from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions, Session
 from anydepth.measurement import Conditions, machine_name
 
-ENGINES: Final[Mapping[str, str]] = MappingProxyType({"onnxruntime": "onnxruntime", "openvino": "openvino"})
-"""Package, and extra of this package, that an engine needs, by its name."""
+ENGINES: Final[Mapping[str, str]] = MappingProxyType(
+    {"onnxruntime": "onnxruntime", "openvino": "openvino", "aotinductor": "torch"}
+)
+"""Package that an engine needs, by its name; there is an extra of this package with the name of each package
+but torch."""
 
 _READERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
+    {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "torch": ("aotinductor",)}
 )
 
 
@@ -52,7 +55,8 @@ def check_engine(engine: str) -> Any:
     except ImportError as error:
         raise EngineError(
             f"engine={engine} needs the package {ENGINES[engine]}, which cannot be imported ({error}); "
-            f"install it with `pip install {ENGINES[engine]}`, or the extra `{engine}` of this package"
+            f"install it with `pip install {ENGINES[engine]}`"
+            + ("" if ENGINES[engine] == "torch" else f", or the extra `{engine}` of this package")
         ) from error
 
 

@@ -35,6 +35,7 @@ class EngineOptions:
         threads: Threads of one pass on a CPU; None: as many as the engine chooses.
         precision: ``fp32``; or ``auto``, with which OpenVINO computes in bfloat16 or half precision where the
             processor has it.
+        trust_code: Whether machine code in a bundle may run, see :func:`check_trust`.
 
     Raises:
         EngineError: A number of threads that is none or too large, or an unknown precision.
@@ -43,6 +44,7 @@ class EngineOptions:
     device: str = "cpu"
     threads: int | None = None
     precision: str = "fp32"
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -79,6 +81,24 @@ class Session(ABC):
 def output_names(*, selects: bool) -> tuple[str, ...]:
     """Return the names of the outputs of a graph that selects detections, or ends at the candidates."""
     return SELECTED_OUTPUTS if selects else OUTPUTS
+
+
+def check_trust(place: Path, options: EngineOptions) -> None:
+    """Check that the caller trusts the code of a bundle of ``format=torch``.
+
+    Args:
+        place: The bundle or its package.
+        options: Options of the caller.
+
+    Raises:
+        EngineError: The caller did not say so.
+    """
+    if options.trust_code is not True:
+        raise EngineError(
+            f"{place}: holds machine code (format=torch), which can do on this machine whatever you can; if "
+            "you made the bundle, or trust who made it, say so with trust_code=true (trust_code=True in "
+            "Python); bundles of format=onnx or openvino hold no code"
+        )
 
 
 def check_inputs(names: Sequence[str], graph: Path, *, several_depths: bool, selects: bool = False) -> None:
