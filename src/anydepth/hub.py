@@ -160,7 +160,7 @@ def publish(name: str, files: Mapping[str, Path], *, private: bool) -> str:
     with _explained(name, None, ""):
         api.create_repo(name, private=private, exist_ok=True)
         present = api.list_repo_files(name)
-        graphs = [path for path in present if path.endswith((".onnx", ".xml")) and "/" not in path]
+        graphs = [path for path in present if path.endswith((".onnx", ".xml", ".pt2")) and "/" not in path]
         stale = set(graphs) - set(files) if BUNDLE in present else set()
         commit = api.create_commit(
             name,

@@ -20,6 +20,7 @@ from anydepth.deploy.runtime.bundle import BundleError, read_bundle
 from anydepth.deploy.runtime.engines import aotinductor_engine
 from anydepth.deploy.runtime.engines.base import EngineError, EngineOptions
 from anydepth.deploy.runtime.package_file import TABLE, processor_instructions, read_table
+from anydepth.deploy.task import open_bundle
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 from small_networks import SMALL_DETECTOR, SMALL_YOLO
@@ -140,6 +141,10 @@ def test_code_runs_only_for_those_who_trust_it(folder: Path, capsys: pytest.Capt
         aotinductor_engine.open_session(folder / "full.pt2", EngineOptions())
     with pytest.raises(EngineError, match="holds machine code"):
         benchmark.run(benchmark.parse([str(folder), "memory=false", "seconds=1e-9"]))
+    common = {"engine": "auto", "device": "auto", "precision": "fp32", "threads": None}
+    with pytest.raises(EngineError, match="holds machine code"):
+        open_bundle(folder, **common)
+    assert open_bundle(folder, trust_code=True, **common).engine == "aotinductor"
     detector = load(folder, trust_code=True, threads=torch.get_num_threads())
     boxes, scores = detector.run(IMAGES[:, :, ::-1], "minimal")
     assert boxes.shape == (5, 1, 4)

@@ -33,8 +33,8 @@ take turns until the medians are known well enough. A folder of a training run s
 OWNER/NAME for the bundle, or else the weights, in that repository of the Hugging Face hub (extra hub).
 
   engine=auto         of a bundle onnxruntime, openvino or aotinductor; of weights torch (each
-                      depth specialised), compile (that, by torch.compile: minutes for each depth), or eager (the detector of
-                      all depths, as Detector.predict runs it)
+                      depth specialised), compile (that, by torch.compile: minutes for each
+                      depth), or eager (the detector of all depths, as Detector.predict runs it)
   device=cpu          with onnxruntime also cuda, tensorrt, coreml; with openvino gpu, npu; with weights cuda
   threads=null        threads of one pass; null: as many as the engine chooses
   precision=fp32      of a bundle also auto: what the engine chooses; of weights also bf16, fp16
