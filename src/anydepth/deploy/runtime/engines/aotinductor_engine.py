@@ -1,5 +1,8 @@
 """Packages of machine code that PyTorch's AOTInductor made; the only engine that needs PyTorch."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,8 @@ def open_session(
             "format=torch, or with format=onnx for any machine"
         )
     try:
-        model = torch._inductor.aoti_load_package(str(graph))
+        with _without_warnings():
+            model = torch._inductor.aoti_load_package(str(graph))
         constants = _read_constants(graph.with_name(WEIGHTS), table.constants)
         model.load_constants(constants, check_full_update=True, user_managed=True)
     except (RuntimeError, ValueError, OSError) as error:
@@ -80,6 +84,22 @@ def check_device(device: str) -> None:
     """
     if device != "cpu":
         raise EngineError(f"got device={device!r}, expected cpu for aotinductor")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep PyTorch's loader from warnings within the block.
+
+    Where there is no C++ compiler, which loading does not need, PyTorch 2.15.0 calls the package outdated and
+    loads it all the same.
+    """
+    log = logging.getLogger("torch._inductor.package.package")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _read_constants(path: Path, constants: tuple[Constant, ...]) -> dict[str, torch.Tensor]:
