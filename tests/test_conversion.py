@@ -171,7 +171,12 @@ def test_other_sources_are_refused(detr: Detector, yolo: Detector) -> None:
 
 def test_class_names_must_be_those_of_the_source(detr: Detector) -> None:
     state = detr.state_dict()
-    for names, message in ((["a", "b"], "2 class names, expected 3"), (["a", "b", "a"], "a twice")):
+    for names, message in (
+        (["a", "b"], "2 class names, expected 3"),
+        # As of an empty file, which must not become numbers without a word.
+        ([], "0 class names, expected 3"),
+        (["a", "b", "a"], "a twice"),
+    ):
         with pytest.raises(ConversionError, match=message):
             convert(state, "detr_tiny", class_names=names, **SMALL_DETR)
     made = convert(state, "detr_tiny", class_names=["x", "y", "z"], **SMALL_DETR)

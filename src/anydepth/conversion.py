@@ -62,10 +62,10 @@ def convert(
         WeightsError: The source cannot be read or does not fit the detector.
 
     Example:
-        >>> fixed = zoo.build("yolov12_l", num_classes=2)  # doctest: +SKIP
-        >>> made = convert(fixed.state_dict())  # doctest: +SKIP
-        >>> made.detector.config["name"]  # doctest: +SKIP
-        'yolo_l'
+        >>> fixed = zoo.build("yolo_tiny", num_classes=2, any_depth=False)
+        >>> made = convert(fixed.state_dict())
+        >>> made.detector.config["name"], made.detector.class_names
+        ('yolo_tiny', ('0', '1'))
     """
     state = read_state_dict(source)
     best = _choose(state, detector, settings)
@@ -201,9 +201,9 @@ def _class_names(given: Sequence[str] | None, state: StateDict, count: int | Non
     Raises:
         ConversionError: There are more or fewer than the source has.
     """
-    names = tuple(given) if given is not None else state.class_names
-    if not names:
+    if given is None and not state.class_names:
         return tuple(map(str, range(count or 0)))
+    names = state.class_names if given is None else tuple(given)
     if len(names) != count:
         raise ConversionError(
             f"got {len(names)} class names, expected {count}, the number of classes in {state.origin}"

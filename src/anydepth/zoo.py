@@ -28,7 +28,6 @@ from anydepth.detector import Detector, Objective
 from anydepth.utils.files import atomic_path
 from anydepth.utils.messages import short_repr
 from anydepth.weights.files import WeightsError
-from anydepth.weights.materialise import materialise
 from anydepth.weights.plan import check_finite
 from anydepth.weights.report import LoadReport
 
@@ -253,7 +252,7 @@ def save(detector: Detector, path: str | Path) -> Path:
 def load(path: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Detector:
     """Load the detector that :func:`save` wrote, on the CPU, in eval mode, with its class names.
 
-    The file is untrusted: the detector that it describes is first built without memory, and gets some only if
+    The file is untrusted: the detector that it describes is first built without memory, and for real only if
     the file holds its weights.
 
     Args:
@@ -285,7 +284,8 @@ def load(path: str | Path, *, revision: str | None = None, cache_dir: str | Path
         check_finite(contents.weights, str(path))
     except WeightsError as error:
         raise ZooError(str(error)) from None
-    detector = materialise(blueprint.build, sketch, contents.weights)
+    detector = blueprint.build()
+    detector.load_state_dict(dict(contents.weights))
     detector.reset_classes(contents.class_names)
     detector.weights_file = Path(path)
     return detector.eval()

@@ -11,7 +11,16 @@ from urllib.request import Request, urlopen
 import pytest
 
 from anydepth.commands import demo, serve
-from anydepth.commands.plain_options import OptionError, number, parse_options, switch, text, texts, whole
+from anydepth.commands.plain_options import (
+    OptionError,
+    number,
+    parse_options,
+    start,
+    switch,
+    text,
+    texts,
+    whole,
+)
 
 OPTIONS = {
     "port": whole(8000),
@@ -82,7 +91,7 @@ def test_what_cannot_be_served_ends_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        serve.start("anydepth-serve", words, serve.run)
+        start("anydepth-serve", words, serve.run)
     assert ended.value.code == 1
     assert message in capsys.readouterr().err
 

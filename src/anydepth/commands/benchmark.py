@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from anydepth.budget import DepthFigures, figures_table
-from anydepth.commands.plain_options import number, one_path, parse_options, start, switch, text, whole
+from anydepth.commands.plain_options import (
+    number,
+    one_path,
+    parse_options,
+    start_console,
+    switch,
+    text,
+    whole,
+)
 from anydepth.deploy.runtime.benchmark import (
     Protocol,
     disturbances,
@@ -187,11 +195,7 @@ def _warn(sentence: str) -> None:
 
 def main() -> None:
     """Console script ``anydepth-benchmark``."""
-    argv = sys.argv[1:]
-    if not argv or {"-h", "--help"} & set(argv):
-        print(HELP)
-        raise SystemExit(0 if argv else 2)
-    start("anydepth-benchmark", argv, lambda words: run(parse(words)))
+    start_console("anydepth-benchmark", HELP, lambda words: run(parse(words)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """``anydepth-convert``: an any-depth detector out of the weights of a fixed one."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from anydepth.commands.plain_options import OptionError, one_path, parse_options, start, switch, text
+from anydepth.commands.plain_options import OptionError, one_path, parse_options, start_console, switch, text
 
 HELP: Final = """\
 anydepth-convert SOURCE [KEY=VALUE ...]
@@ -103,11 +102,7 @@ def _read_names(path: Path) -> list[str]:
 
 def main() -> None:
     """Console script ``anydepth-convert``."""
-    argv = sys.argv[1:]
-    if not argv or {"-h", "--help"} & set(argv):
-        print(HELP)
-        raise SystemExit(0 if argv else 2)
-    start("anydepth-convert", argv, lambda words: run(parse(words)))
+    start_console("anydepth-convert", HELP, lambda words: run(parse(words)))
 
 
 if __name__ == "__main__":

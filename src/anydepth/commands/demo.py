@@ -1,11 +1,10 @@
 """``anydepth-demo``: a page that detects in pictures, videos and the webcam at two depths; needs no torch."""
 
-import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from anydepth.commands.plain_options import Option, one_path, parse_options, start, switch
+from anydepth.commands.plain_options import Option, one_path, parse_options, start_console, switch
 from anydepth.commands.serve import OPTIONS, SETTINGS, server_options
 
 HELP: Final = f"""\
@@ -48,11 +47,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Console script ``anydepth-demo``."""
-    argv = sys.argv[1:]
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
-        return
-    start("anydepth-demo", argv, run)
+    start_console("anydepth-demo", HELP, run, needs_words=False)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,24 @@ def one_path(paths: Sequence[str], kinds: str = "bundles") -> str:
     return paths[0]
 
 
+def start_console(
+    name: str, usage: str, command: Callable[[Sequence[str]], object], *, needs_words: bool = True
+) -> None:
+    """Run the command of a console script; ``--help``, or nothing where words are needed, prints the usage.
+
+    Args:
+        name: Name of the command.
+        usage: Text of the help.
+        command: Function that gets the words of the command line.
+        needs_words: Whether the command does nothing without any.
+    """
+    argv = sys.argv[1:]
+    if {"-h", "--help"} & set(argv) or (needs_words and not argv):
+        print(usage)
+        raise SystemExit(0 if argv else 2)
+    start(name, argv, command)
+
+
 def start(name: str, argv: Sequence[str], command: Callable[[Sequence[str]], object]) -> None:
     """Run a command; what it refuses becomes one line on stderr and exit code 1.
 

@@ -1,7 +1,6 @@
 """``anydepth-serve``: detect with a bundle over HTTP; needs no torch."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +10,7 @@ from anydepth.commands.plain_options import (
     number,
     one_path,
     parse_options,
-    start,
+    start_console,
     switch,
     text,
     texts,
@@ -144,11 +143,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Console script ``anydepth-serve``."""
-    argv = sys.argv[1:]
-    if not argv or {"-h", "--help"} & set(argv):
-        print(HELP)
-        raise SystemExit(0 if argv else 2)
-    start("anydepth-serve", argv, run)
+    start_console("anydepth-serve", HELP, run)
 
 
 if __name__ == "__main__":

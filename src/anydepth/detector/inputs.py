@@ -1,4 +1,4 @@
-"""Which images a detector takes."""
+"""Checks of the images that a detector takes."""
 
 from torch import Tensor
 

@@ -164,7 +164,7 @@ def compare_detections(first: Selected, second: Selected) -> tuple[float, float,
 
     Args:
         first: Detections of the reference, in pixels.
-        second: Those of the other.
+        second: Detections of the other.
 
     Returns:
         Share of the best of ``first`` that are in ``second`` (1 if there are none), and the largest

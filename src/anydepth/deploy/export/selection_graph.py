@@ -20,7 +20,7 @@ MEANING: Final = {
     "labels": "[B, D] int64, index of the class; -1 behind the last detection",
     "counts": "[B] int64, number of detections; -1 if the network computed NaN or infinite values",
 }
-"""What the outputs of a graph that selects mean."""
+"""Meanings of the outputs of a graph that selects detections."""
 
 _TYPES: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT64)
 _LARGEST: Final = float(np.finfo(np.float32).max)

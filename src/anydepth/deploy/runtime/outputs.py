@@ -1,4 +1,4 @@
-"""What a graph returned, checked: a bundle is untrusted, and so is what its graphs compute."""
+"""Checks of the outputs of a graph: a bundle is untrusted, and so is what its graphs compute."""
 
 from collections.abc import Sequence
 from typing import Any, cast

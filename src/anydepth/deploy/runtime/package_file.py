@@ -66,7 +66,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class PackageTable:
-    """What a package needs to run.
+    """Requirements of a package.
 
     Attributes:
         torch: Version of PyTorch that compiled it, without its build.
