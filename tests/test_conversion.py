@@ -14,8 +14,9 @@ from anydepth.commands.convert import main
 from anydepth.conversion import ConversionError, convert
 from anydepth.detector import Detector
 from anydepth.detr.weights import layouts as detr_layouts
-from anydepth.weights.plan import Layout, plain_names
+from anydepth.weights.plan import Layout
 from anydepth.yolo.weights.layouts import YOLOV12
+from written_weights import written_as
 
 SMALL_DETR: dict[str, Any] = {"num_queries": 20, "input_size": [64, 64]}
 
@@ -41,16 +42,6 @@ def detr() -> Detector:
 @pytest.fixture(scope="module")
 def yolo() -> Detector:
     return _fixed("yolo_tiny", input_size=[64, 64])
-
-
-def _written_as(detector: Detector, layout: Layout, prefix: str = "") -> dict[str, Tensor]:
-    """Return the weights under the names of another project."""
-    written: dict[str, Tensor] = {}
-    for key, plain in plain_names(detector.state_dict()).items():
-        value, keys = detector.state_dict()[key], layout.foreign_keys(plain)
-        parts = value.chunk(len(keys)) if len(keys) > 1 else [value] * len(keys)
-        written |= {prefix + name: part.clone() for name, part in zip(keys, parts, strict=True)}
-    return written
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -86,7 +77,7 @@ def _assert_full_depth_is(source: Detector, made: Detector) -> None:
     ids=lambda layout: layout.name,
 )
 def test_full_depth_of_a_converted_detr_is_the_source_bit_for_bit(detr: Detector, layout: Layout) -> None:
-    made = convert(_written_as(detr, layout), "detr_tiny", **SMALL_DETR)
+    made = convert(written_as(detr, layout), "detr_tiny", **SMALL_DETR)
     assert made.report.layout == layout.name
     assert made.report.missing == made.report.unused == made.report.reinitialised == ()
     _assert_full_depth_is(detr, made.detector)
@@ -95,7 +86,7 @@ def test_full_depth_of_a_converted_detr_is_the_source_bit_for_bit(detr: Detector
 @pytest.mark.parametrize("prefix", ["", "model.model."])
 def test_full_depth_of_a_converted_yolo_is_the_source_bit_for_bit(yolo: Detector, prefix: str) -> None:
     for layout in (YOLOV12, replace(YOLOV12, name="anydepth", rules=(), norm_name=lambda plain: plain)):
-        written = _written_as(yolo, layout, prefix if layout is YOLOV12 else "")
+        written = written_as(yolo, layout, prefix if layout is YOLOV12 else "")
         made = convert(written, "yolo_tiny", input_size=[64, 64])
         assert made.report.layout == layout.name
         _assert_full_depth_is(yolo, made.detector)
@@ -187,7 +178,7 @@ def test_the_command_writes_a_file_that_loads(
     yolo: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, names, output = tmp_path / "fixed.pt", tmp_path / "names.txt", tmp_path / "any.safetensors"
-    torch.save({"model": _written_as(yolo, YOLOV12, "model.")}, source)
+    torch.save({"model": written_as(yolo, YOLOV12, "model.")}, source)
     names.write_text("red cell\nwhite cell\n\nplatelet\n")
     words = [str(source), f"output={output}", f"class_names={names}", "detector=yolo_tiny"]
     monkeypatch.setattr("sys.argv", ["anydepth-convert", *words, "list=true"])

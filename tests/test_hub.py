@@ -1,15 +1,23 @@
 """Repositories of the Hugging Face hub: names, downloads and uploads through the real client, and errors."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save as serialize
 
 import anydepth
 from anydepth import hub, zoo
+from anydepth.conversion import convert
+from anydepth.detector import Detector
+from anydepth.detr.weights import layouts
+from anydepth.weights.files import WeightsError
 from hub_server import HubServer, commit_hash, serve_hub
 from small_networks import SMALL_DETECTOR
+from written_weights import written_as
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -118,3 +126,66 @@ def test_publishing_is_checked_ahead(server: HubServer, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(hub.HubError, match="the Hugging Face hub refused the request"):
         hub.check_publishing("ann/boats")
+
+
+def _rtdetr_of_transformers(**config: object) -> tuple[Detector, dict[str, bytes]]:
+    """A fixed detector, and the files that transformers would write of it."""
+    detector = zoo.build("detr_tiny", 3, any_depth=False, **SMALL_DETECTOR)
+    heads = {"decoder_attention_heads": 2, "encoder_attention_heads": 2}
+    description = {"model_type": "rt_detr", **heads, **config}
+    return detector, {
+        "model.safetensors": serialize(written_as(detector, layouts.TRANSFORMERS)),
+        "config.json": json.dumps(description).encode(),
+    }
+
+
+def test_a_repository_of_transformers_is_converted_with_its_class_names(server: HubServer):
+    source, files = _rtdetr_of_transformers(id2label={"0": "sofa", "1": "cat", "2": "remote"})
+    server.repositories["ann/rtdetr"] = [{**files, "run.py": b"raise SystemExit"}]
+    made = convert("ann/rtdetr", "detr_tiny", **SMALL_DETECTOR)
+    assert made.detector.class_names == ("sofa", "cat", "remote")
+    assert sorted(server.downloaded) == ["config.json", "model.safetensors"]
+    key = "decoder.enc_score_head.bias"
+    bias = source.state_dict()[key]
+    assert torch.equal(made.detector.state_dict()[key], bias)
+    other = zoo.build("detr_tiny", 3, **SMALL_DETECTOR)
+    other.reset_classes(("remote", "couch", "dog"))
+    before = other.state_dict()[key].clone()
+    report = zoo.load_weights(other, "ann/rtdetr")
+    assert "2 of 3 are in the file (couch = sofa)" in str(report)
+    assert torch.equal(other.state_dict()[key], torch.stack((bias[2], bias[0], before[2])))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        None,
+        [],
+        {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
+        {"0": "a", "2": "b"},
+        {"0": "a", "1": "a"},
+        {"0": 5},
+    ],
+    ids=str,
+)
+def test_classes_that_nobody_named_are_numbers(server: HubServer, labels: object):
+    _, files = _rtdetr_of_transformers(id2label=labels)
+    server.repositories["ann/rtdetr"] = [files]
+    assert convert("ann/rtdetr", "detr_tiny", **SMALL_DETECTOR).detector.class_names == ("0", "1", "2")
+
+
+def test_what_a_repository_says_of_its_network_counts(server: HubServer):
+    _, files = _rtdetr_of_transformers(decoder_method="discrete", model_type="rt_detr_v2")
+    server.repositories["ann/rtdetr"] = [files]
+    with pytest.raises(WeightsError, match="decoder_method='discrete'"):
+        convert("ann/rtdetr", "detr_tiny", **SMALL_DETECTOR)
+    # Without a description, its name may say so.
+    server.repositories["ann/rtdetrv2_dsp"] = [{"model.safetensors": files["model.safetensors"]}]
+    with pytest.raises(WeightsError, match=r"discrete sampling \(dsp\)"):
+        convert("ann/rtdetrv2_dsp", "detr_tiny", **SMALL_DETECTOR)
+
+
+def test_a_repository_without_weights_is_named(server: HubServer):
+    server.repositories["ann/yolo"] = [{"yolov12n.pt": b""}]
+    with pytest.raises(hub.MissingFileError, match=r"ann/yolo: .* holds none of model\.safetensors, "):
+        convert("ann/yolo")

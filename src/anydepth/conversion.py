@@ -11,7 +11,7 @@ from anydepth import zoo
 from anydepth.detector import Detector
 from anydepth.detr.weights.load import read_sizes as read_detr_sizes
 from anydepth.utils.messages import join_few
-from anydepth.weights.files import StateDict, WeightsError, read_state_dict
+from anydepth.weights.files import StateDict, WeightsError, locate, read_state_dict
 from anydepth.weights.plan import UnknownLayoutError, plain_names, skip_source
 from anydepth.weights.report import LoadReport
 from anydepth.yolo.weights.load import read_sizes as read_yolo_sizes
@@ -48,8 +48,8 @@ def convert(
     channels.
 
     Args:
-        source: A file, a folder or a state dict of a whole detector in any layout that
-            :func:`anydepth.load_weights` reads.
+        source: A file, a folder, a repository of the hub or a state dict, of a whole detector in any layout
+            that :func:`anydepth.load_weights` reads.
         detector: Name of the any-depth detector to make; ``auto``: the one whose sizes the source has.
         class_names: Names of the source's classes in their order; None: those in the file, or else their
             numbers.
@@ -60,6 +60,7 @@ def convert(
         ConversionError: No detector has the source's sizes, the source is an any-depth detector already or
             only a part of a detector, or it has another number of classes than ``class_names``.
         WeightsError: The source cannot be read or does not fit the detector.
+        HubError: A repository cannot be read, or holds no weights.
 
     Example:
         >>> fixed = zoo.build("yolo_tiny", num_classes=2, any_depth=False)
@@ -67,6 +68,8 @@ def convert(
         >>> made.detector.config["name"], made.detector.class_names
         ('yolo_tiny', ('0', '1'))
     """
+    if isinstance(source, str | Path):
+        source = locate(source)
     state = read_state_dict(source)
     best = _choose(state, detector, settings)
     names = _class_names(class_names, state, best.report.file_classes)

@@ -6,7 +6,7 @@ Its settings apply: ``HF_TOKEN``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_ENDPO
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,6 +76,42 @@ def find_file(
             if hub.try_to_load_from_cache(str(path), name, **where) is hub._CACHED_NO_EXIST:
                 raise hub.errors.EntryNotFoundError(name) from None
             raise
+
+
+def find_first(
+    name: str,
+    files: Sequence[str],
+    *,
+    beside: Sequence[str] = (),
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """Return the local path of the first of some files that a repository holds, which is downloaded.
+
+    Args:
+        name: Name of the repository.
+        files: Names of the files, best first.
+        beside: Names of files that are downloaded with it, into the same folder, if there are any such.
+        revision: Branch, tag or commit; None: the main branch.
+        cache_dir: Folder for downloads; None: that of ``huggingface_hub``.
+
+    Raises:
+        HubError: The repository cannot be read, or holds none of the files.
+    """
+    for file in files:
+        try:
+            found = find_file(name, file, revision=revision, cache_dir=cache_dir)
+        except MissingFileError:
+            continue
+        # Of the same commit: the branch may move between two requests.
+        for other in beside:
+            with suppress(MissingFileError):
+                find_file(name, other, revision=found.parent.name, cache_dir=cache_dir)
+        return found
+    raise MissingFileError(
+        f"{name}: no such local path, and the repository of the Hugging Face hub holds none of "
+        f"{', '.join(files)}; download the file that you mean, and give its path"
+    )
 
 
 def check_local(path: str | Path, revision: str | None, cache_dir: str | Path | None) -> None:

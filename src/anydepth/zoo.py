@@ -316,7 +316,8 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, Tensor]) 
 
     Args:
         detector: The detector to fill; weights without a counterpart keep their values.
-        source: A checkpoint file, or a state dict.
+        source: A checkpoint file, a folder or a repository of the hub that holds one, or a state dict; see
+            :func:`~anydepth.weights.files.read_state_dict`.
 
     Returns:
         The load report: what was loaded, kept as initialised and left over; prints as text.

@@ -364,6 +364,10 @@ def test_classes_are_matched_by_name_and_unknown_ones_refused() -> None:
         EvaluationError, match=r"val\.json: got categories cow, expected classes of the detector"
     ):
         evaluate.category_ids_of(("cat", "dog"), categories)
+    household = Categories((63, 72, 64), ("couch", "tv", "potted plant"), Path("val.json"))
+    assert evaluate.category_ids_of(("pottedplant", "sofa", "tvmonitor"), household) == [64, 63, 72]
+    # Here the spelling tells two classes apart.
+    assert evaluate.category_ids_of(("Cat", "cow", "cat", "dog"), categories) == [None, 9, 3, 5]
 
 
 def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -109,6 +109,27 @@ def test_classes_without_a_common_name_are_matched_by_their_order(
     assert note in str(report)
 
 
+def test_names_that_differ_in_spelling_only_are_the_same_classes(family: str, tmp_path: Path) -> None:
+    source = build(family, ("Potted plant", "sofa", "motorbike"), seed=0)
+    file = zoo.save(source, tmp_path / "weights.safetensors")
+    target = build(family, ("couch", "potted-plant", "motorcycle"), seed=1)
+    report = str(zoo.load_weights(target, file))
+    expected = {"sofa": "couch", "Potted plant": "potted-plant", "motorbike": "motorcycle"}
+    assert found(target) == [(expected[name], score) for name, score in found(source)]
+    assert "3 of 3 are in the file (couch = sofa, potted-plant = Potted plant, motorcycle" in report
+    # All rows in their order, also of a head that is matched by position.
+    in_order = build(family, ("potted plant", "couch", "motorcycle"), seed=1)
+    zoo.load_weights(in_order, file)
+    assert [score for _, score in found(in_order)] == [score for _, score in found(source)]
+
+
+def test_spellings_that_tell_two_classes_apart_are_kept(family: str, tmp_path: Path) -> None:
+    source = build(family, ("Dog", "dog", "cat"), seed=0)
+    target = build(family, ("cat", "dog", "Dog"), seed=1)
+    zoo.load_weights(target, zoo.save(source, tmp_path / "weights.safetensors"))
+    assert found(target) == found(source)
+
+
 @pytest.mark.parametrize("text", ["", "[", "5", '["a", 5]', "[" * 100_000])
 def test_invalid_class_names_are_ignored(family: str, source: Detector, text: str, tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"

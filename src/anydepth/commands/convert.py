@@ -13,7 +13,8 @@ anydepth-convert SOURCE [KEY=VALUE ...]
 Makes an any-depth detector out of the weights of a fixed one: RT-DETR v1 or v2, RT-DETR of transformers,
 YOLOv12 (turbo), or rtdetr_* and yolov12_* of this project. Its full depth computes what the source computes.
 What only shallower depths use starts as copies of the source's weights, and must be trained: give the result
-to anydepth-train weights=FILE.
+to anydepth-train weights=FILE. SOURCE is a file, a folder with model.safetensors, or the name OWNER/NAME of a
+repository of the Hugging Face hub that holds one.
 
   output=weights.safetensors   file to write; an existing one is refused
   detector=auto                any-depth detector to make; auto: the one whose sizes the source has
@@ -40,11 +41,11 @@ class Options:
     """Options of the command.
 
     Attributes:
-        source: File or folder of weights.
+        source: File or folder of weights, or name of a repository.
         values: Value of each key of the help.
     """
 
-    source: Path
+    source: str
     values: dict[str, Any]
 
 
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str]) -> Options:
         raise OptionError(f"got output={output}, expected the name of a .safetensors file")
     if output.exists() and not values["overwrite"]:
         raise OptionError(f"{output}: exists; give another output=, or overwrite=true to replace it")
-    return Options(Path(one_path(paths, "files of weights")), values)
+    return Options(one_path(paths, "files of weights"), values)
 
 
 def run(options: Options) -> None:

@@ -13,13 +13,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from anydepth import hub
 from anydepth.utils.messages import short_repr
 from anydepth.weights.pickles import ForeignPickleError, UnsafePickleError, load_foreign
+from anydepth.weights.transformers_config import CONFIG, ConfigError, read_class_names, read_config
 
 # Entries of a checkpoint that may hold its weights, best first: averaged weights are what authors evaluated.
 _CONTAINERS = (("ema", "module"), ("ema",), ("model",), ("state_dict",), ("module",))
 # Files that a folder of weights may hold, best first.
 _FOLDER_FILES = ("model.safetensors", "weights.safetensors", "pytorch_model.bin")
+# Those of them that transformers writes, which a description lies beside.
+_TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 # Prefixes that wrappers add to every key: DistributedDataParallel, torch.compile, our Lightning module.
 _WRAPPERS = ("module.", "_orig_mod.", "detector.")
 # Characters; keys of the networks known here are about a hundred long.
@@ -53,23 +57,45 @@ class StateDict:
     class_names: tuple[str, ...] = ()
 
 
+def locate(source: str | Path) -> Path:
+    """Return the local path of weights, which are downloaded if they lie in a repository of the hub.
+
+    Args:
+        source: A local file or folder, which wins; or as a text the name ``OWNER/NAME`` of a repository of
+            the Hugging Face hub (extra ``hub``).
+
+    Returns:
+        The local path; of a repository the folder that holds its file of weights, with the description of
+        transformers if it has one.
+
+    Raises:
+        HubError: The repository cannot be read, or holds no weights under a known name.
+    """
+    if not hub.is_repository(source):
+        return Path(source)
+    return hub.find_first(str(source), _FOLDER_FILES, beside=(CONFIG,)).parent
+
+
 def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
-    """Read the weights from a file, a folder or a dictionary.
+    """Read the weights from a file, a folder, a repository of the hub or a dictionary.
 
     Args:
         source: A ``.safetensors`` file, a file of ``torch.save``, a folder that holds
-            ``model.safetensors``, or the result of ``torch.load``: a state dict, or a checkpoint that keeps
-            one under ``ema.module``, ``ema``, ``model``, ``state_dict`` or ``module``. A file of
-            ``torch.save`` may hold whole networks there: their classes need not be installed, and none of
-            their code is imported or run, see :mod:`anydepth.weights.pickles`.
+            ``model.safetensors``, the name of a repository that does (see :func:`locate`), or the result of
+            ``torch.load``: a state dict, or a checkpoint that keeps one under ``ema.module``, ``ema``,
+            ``model``, ``state_dict`` or ``module``. A file of ``torch.save`` may hold whole networks there:
+            their classes need not be installed, and none of their code is imported or run, see
+            :mod:`anydepth.weights.pickles`.
 
     Raises:
+        HubError: A repository that cannot be read, or holds no weights.
         WeightsError: The file does not exist, is truncated or of another format, is a pickle that could run
             code or an archive that unpacks to more than its size, or holds no state dict of plain tensors.
     """
     if isinstance(source, Mapping):
         return _add_class_names(_unwrap(source, "the given dictionary"), source.get("class_names"))
-    path = Path(source)
+    path = locate(source)
+    description = _read_description(path)
     if path.is_dir():
         path = _find_file(path)
     if not path.is_file():
@@ -88,7 +114,10 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> StateDict:
         # Meta tensors are useful in a dictionary that a program passes, but a file without numbers is not.
         if tensor.device.type == "meta":
             raise WeightsError(_not_plain_message(str(path), key, "has a shape but no numbers"))
-    return _add_class_names(found, _parse_json(metadata.get("class_names")) or contents.get("class_names"))
+    names = _parse_json(metadata.get("class_names")) or contents.get("class_names")
+    if names is None and path.name in _TRANSFORMERS_FILES:
+        names = read_class_names(description)
+    return _add_class_names(found, names)
 
 
 def check_archive(path: Path) -> None:
@@ -135,6 +164,13 @@ def _find_file(folder: Path) -> Path:
     raise WeightsError(
         f"{folder}: this folder holds none of {', '.join(_FOLDER_FILES)}; give the file itself"
     )
+
+
+def _read_description(path: Path) -> Mapping[str, object]:
+    try:
+        return read_config(path)
+    except ConfigError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _add_class_names(found: StateDict, names: object) -> StateDict:

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from anydepth.utils.class_names import spell_alike
 from anydepth.utils.messages import join_few, short_repr
 from anydepth.weights.files import StateDict, WeightsError
 
@@ -184,9 +185,14 @@ class Classes:
 
     @cached_property
     def pairs(self) -> dict[int, int]:
-        """Index in the file of each shared class, by its index in the detector; empty if none is shared."""
-        indices = {name: index for index, name in enumerate(self.file)}
-        return {index: indices[name] for index, name in enumerate(self.own) if name in indices}
+        """Index in the file of each shared class, by its index in the detector; empty if none is shared.
+
+        Names are the same if they differ in spelling only, see
+        :func:`~anydepth.utils.class_names.spell_alike`.
+        """
+        own, file = spell_alike(self.own, self.file)
+        indices = {name: index for index, name in enumerate(file)}
+        return {index: indices[name] for index, name in enumerate(own) if name in indices}
 
     def merge_rows(self, own: Tensor, value: Tensor) -> Tensor:
         """Return the detector's rows, replaced by the file's for all classes that the file has.
@@ -199,7 +205,8 @@ class Classes:
             [K + R, ...]; ``value`` itself if the classes cannot be matched by name.
         """
         rest = len(own) - len(self.own)
-        known = bool(self.pairs) and self.own != self.file
+        own_names, file_names = spell_alike(self.own, self.file)
+        known = bool(self.pairs) and own_names != file_names
         if not known or rest < 0 or value.shape != (len(self.file) + rest, *own.shape[1:]):
             return value
         merged = own.clone()
@@ -213,7 +220,10 @@ class Classes:
         if self.own == self.file or not self.file or _are_numbers(self.own) or _are_numbers(self.file):
             return ""
         if self.pairs:
-            return f"classes are matched by name: {len(self.pairs)} of {len(self.own)} are in the file"
+            spelt = [index for index, other in self.pairs.items() if self.own[index] != self.file[other]]
+            examples = [f"{self.own[index]} = {self.file[self.pairs[index]]}" for index in spelt]
+            note = f"classes are matched by name: {len(self.pairs)} of {len(self.own)} are in the file"
+            return f"{note} ({join_few(examples, 3)})" if examples else note
         if len(self.own) != len(self.file):
             return ""
         names = join_few([short_repr(name) for name in self.file], 3)

@@ -18,7 +18,7 @@ from anydepth.detr.weights.checks import (
 )
 from anydepth.detr.weights.layouts import known_layouts
 from anydepth.detr.weights.sampling import check_sampling
-from anydepth.weights.files import StateDict, read_state_dict
+from anydepth.weights.files import StateDict, locate, read_state_dict
 from anydepth.weights.plan import (
     Classes,
     Layout,
@@ -47,6 +47,8 @@ def load_weights(detector: Detector, source: str | Path | Mapping[str, object]) 
         WeightsError: The source cannot be read, is of an unknown layout, or does not fit the detector, or is
             of a network that computes something else with such weights; the detector is not changed.
     """
+    if isinstance(source, str | Path):
+        source = locate(source)
     state = read_state_dict(source)
     layout, names = _detect_names(state)
     tensors = {name: state.tensors[key] for name, key in names.items()}

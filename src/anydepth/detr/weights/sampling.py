@@ -5,7 +5,6 @@ sampling*), scale the offsets otherwise, and give levels different numbers of po
 sampling of RT-DETR.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from anydepth.layers.deformable import DeformableAttention
 from anydepth.utils.messages import short_repr
 from anydepth.weights.files import WeightsError
+from anydepth.weights.transformers_config import CONFIG, ConfigError, read_config
 
-_CONFIG = "config.json"
-_MAX_CONFIG_BYTES = 1 << 20  # That of a published network has about five kilobytes.
 # How the authors name files of networks with discrete sampling, e.g. rtdetrv2_r50vd_dsp.
 _DISCRETE_NAME = re.compile(r"(?:^|[\W_])dsp(?:[\W_]|$)", re.IGNORECASE)
 # Buffers with 1 / (number of points of the level) for each point.
@@ -57,7 +55,10 @@ def check_sampling(
     scales = {key: value for key, value in tensors.items() if _POINT_SCALES.search(key)}
     _check_points(scales, attention, origin)
     path = Path(source) if isinstance(source, str | Path) else None
-    config = {} if path is None else _read_config(path)
+    try:
+        config = {} if path is None else read_config(path)
+    except ConfigError as error:
+        raise WeightsError(str(error)) from error
     _check_config(config, attention, origin)
     if path is not None and "decoder_method" not in config:
         _check_name(path)
@@ -82,23 +83,6 @@ def _check_points(scales: Mapping[str, Tensor], attention: DeformableAttention, 
             )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Return the description that transformers writes beside weights; empty if there is none."""
-    file = (path if path.is_dir() else path.parent) / _CONFIG
-    try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            return {}
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        if not path.is_dir():
-            return {}  # A file of something else may lie beside the weights.
-        raise WeightsError(f"{file}: cannot be read ({short_repr(str(error))}); copy it again") from error
-    known = isinstance(found, dict) and str(found.get("model_type", "")).startswith("rt_detr")
-    return found if known else {}
-
-
 def _check_config(config: Mapping[str, Any], attention: DeformableAttention, origin: str) -> None:
     expected: dict[str, object] = {**_EXPECTED, **dict.fromkeys(_HEADS, attention.heads)}
     if config.get("model_type") == "rt_detr_v2":
@@ -106,7 +90,7 @@ def _check_config(config: Mapping[str, Any], attention: DeformableAttention, ori
     for key, value in expected.items():
         if key in config and config[key] != value:
             raise WeightsError(
-                f"{origin}: its {_CONFIG} says {key}={short_repr(config[key])}, the detector computes "
+                f"{origin}: its {CONFIG} says {key}={short_repr(config[key])}, the detector computes "
                 f"{key}={short_repr(value)}: the same weights would give other outputs"
                 + ("; build the detector with heads as in the file" if key in _HEADS else "")
             )
@@ -114,13 +98,15 @@ def _check_config(config: Mapping[str, Any], attention: DeformableAttention, ori
     counts = points if isinstance(points, list) else [points]
     if any(count != attention.points for count in counts):
         raise WeightsError(
-            f"{origin}: its {_CONFIG} says decoder_n_points={short_repr(points)}, the detector samples "
+            f"{origin}: its {CONFIG} says decoder_n_points={short_repr(points)}, the detector samples "
             f"{attention.points} points on each level; build it with decoder_points as in the file"
         )
 
 
 def _check_name(path: Path) -> None:
-    for name in (path.name, *([] if path.is_dir() else [path.resolve().parent.name])):
+    # In the cache of the hub, the repository's name stands above the folder of a commit.
+    cached = [part for part in path.parts if part.startswith("models--")]
+    for name in (path.name, *([] if path.is_dir() else [path.resolve().parent.name]), *cached):
         if _DISCRETE_NAME.search(name):
             raise WeightsError(
                 f"{path}: {short_repr(name)} names RT-DETRv2 with discrete sampling (dsp), which the "
