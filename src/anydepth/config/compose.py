@@ -204,7 +204,7 @@ def entry_point(
         @wraps(task)
         def main(*arguments: Any) -> Any:
             if _PRINTING.intersection(text.partition("=")[0] for text in sys.argv[1:]):
-                with _ended_by_closed_pipe():
+                with ended_by_closed_pipe():
                     return run_command(*arguments)
             return run_command(*arguments)
 
@@ -233,7 +233,7 @@ def entry_point(
 
 
 @contextmanager
-def _ended_by_closed_pipe() -> Iterator[None]:
+def ended_by_closed_pipe() -> Iterator[None]:
     """End the process without a message if its output is closed early, as by ``--help | head``.
 
     Only for commands that print and do nothing else: in a run, the signal would also come from connections.
