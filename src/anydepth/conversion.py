@@ -1,5 +1,6 @@
 """Any-depth detectors out of the weights of fixed ones."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 from anydepth import zoo
 from anydepth.detector import Detector
 from anydepth.detr.weights.load import read_sizes as read_detr_sizes
-from anydepth.utils.messages import join_few
+from anydepth.utils.messages import join_few, short_repr
 from anydepth.weights.files import StateDict, WeightsError, locate, read_state_dict
 from anydepth.weights.plan import UnknownLayoutError, plain_names, skip_source
 from anydepth.weights.report import LoadReport
@@ -78,6 +79,53 @@ def convert(
     # From the file: what lies beside it may tell of a network that computes something else.
     report = zoo.load_weights(made, source)
     return Conversion(made.eval(), report)
+
+
+def convert_into(
+    detector: Detector, source: str | Path | Mapping[str, Tensor], *, new_classes: bool = False
+) -> LoadReport:
+    """Fill an any-depth detector with the weights of a fixed one, as :func:`convert` does.
+
+    Class heads hold the source's values where both have as many classes, and those of the classes that both
+    name alike where they have not.
+
+    Args:
+        detector: The detector to fill, with the class names of its data.
+        source: See :func:`convert`.
+        new_classes: Whether class heads keep their initial values if the source's classes fit neither by
+            number nor by name.
+
+    Returns:
+        What came from the source, and what was filled in.
+
+    Raises:
+        ConversionError: The detector has a fixed depth, or blocks that the source lacks, the source is of
+            another architecture, an any-depth detector already or only a part of a detector, or its classes
+            fit neither by number nor by name. The detector is not changed.
+        WeightsError: The source cannot be read.
+        HubError: A repository cannot be read, or holds no weights.
+    """
+    if isinstance(source, str | Path):
+        source = locate(source)
+    state = read_state_dict(source)
+    name = str(detector.config["name"])
+    remedy = _remedy(state, name)
+    if not detector.depth_space.stages:
+        raise ConversionError(
+            f"got detector={name}, which has a fixed depth; {remedy or 'give the any-depth detector to make'}"
+        )
+    sketch = copy.deepcopy(detector).to("meta")
+    try:
+        report = zoo.load_weights(sketch, source)
+    except WeightsError as error:
+        raise ConversionError(f"{error}{remedy and f'. For conversion, {remedy}'}") from error
+    fit = _Fit(name, {}, report)
+    _check_fixed(fit, state)
+    if not fit.is_complete:
+        raise ConversionError(f"{_incomplete(fit, state)}{remedy and f'. For conversion, {remedy}'}")
+    if report.reinitialised and not new_classes:
+        raise ConversionError(_other_classes(detector, state, report))
+    return zoo.load_weights(detector, source)
 
 
 @dataclass(frozen=True)
@@ -164,12 +212,35 @@ def _check_fixed(fit: _Fit, state: StateDict) -> _Fit:
         ConversionError: The source holds weights that only shallower depths use.
     """
     skip = [plain for plain in plain_names(fit.report.loaded).values() if skip_source(plain) is not None]
+    # One whose norms are shared between depths has no other mark than the names of its paths.
+    skip = skip or [key for key in state.tensors if ".refinement." in key]
     if skip:
         raise ConversionError(
             f"{state.origin}: an any-depth detector already ({len(skip)} tensors such as {skip[0]} are for "
-            "depths below full); train it further with anydepth-train weights=FILE"
+            "depths of an any-depth detector); train it further with anydepth-train weights=FILE, also with "
+            "the settings of recipe=convert and convert=false"
         )
     return fit
+
+
+def _remedy(state: StateDict, name: str) -> str:
+    """Return which detector a source becomes; empty if that is the detector of this name, or unknown."""
+    try:
+        found = _choose(state, "auto", {}).name
+    except WeightsError:
+        return ""
+    return "" if found == name else f"give detector={found}, whose sizes the weights have"
+
+
+def _other_classes(detector: Detector, state: StateDict, report: LoadReport) -> str:
+    known = f" ({join_few([short_repr(name) for name in state.class_names], 3)})" if state.class_names else ""
+    names = join_few([short_repr(name) for name in detector.class_names], 3)
+    return (
+        f"{state.origin}: its {report.file_classes} classes{known or ', which it does not name,'} fit the "
+        f"{detector.num_classes} of the data ({names}) neither by number nor by name: "
+        f"{len(report.reinitialised)} tensors of class heads ({join_few(report.reinitialised, 3)}) would "
+        "start anew. Give new_classes=true if they should"
+    )
 
 
 def _incomplete(fit: _Fit, state: StateDict) -> str:

@@ -20,6 +20,7 @@ from rich import get_console
 from anydepth import zoo
 from anydepth.config.compose import check_config, entry_point, instantiate, resolve_config
 from anydepth.config.resolvers import is_sweep
+from anydepth.conversion import convert_into
 from anydepth.data.coco.fingerprint import fingerprint
 from anydepth.data.coco.layout import SplitName
 from anydepth.data.datamodule import DetectionDataModule
@@ -47,6 +48,7 @@ from anydepth.training.non_finite.recorder import StepRecorder
 from anydepth.training.non_finite.watch import NonFinitePolicy, StepWatch
 from anydepth.training.norms import NormSynchronization
 from anydepth.utils.console import print_lines
+from anydepth.weights.report import LoadReport
 
 # Warnings of Lightning that recommend nothing a user of this entry point should change.
 _IGNORED_WARNINGS = (
@@ -162,11 +164,28 @@ def build_detector(config: Mapping[str, Any], data: DetectionDataModule) -> Dete
         )
     detector = zoo.build_configured(config["detector_name"], config["detector"], data.num_classes)
     detector.reset_classes(data.class_names)
-    if config["weights"]:
-        report = zoo.load_weights(detector, config["weights"])
-        if is_first_process():
-            print_lines(report)
+    report = _load_initial_weights(config, detector)
+    if report is not None and is_first_process():
+        print_lines(report)
     return detector
+
+
+def _load_initial_weights(config: Mapping[str, Any], detector: Detector) -> LoadReport | None:
+    """Load the configured weights, if there are any, and return what was loaded."""
+    weights, converts, new_classes = config["weights"], config["convert"], config["new_classes"]
+    if converts and not weights:
+        raise ValueError(
+            "recipe=convert (convert=true) trains the any-depth form of a detector of fixed depth: give its "
+            "weights with weights=FILE"
+        )
+    if new_classes and not converts:
+        raise ValueError(
+            "new_classes=true has an effect only with convert=true: weights=FILE alone starts class heads "
+            "anew that do not fit; leave it out"
+        )
+    if converts:
+        return convert_into(detector, weights, new_classes=new_classes)
+    return zoo.load_weights(detector, weights) if weights else None
 
 
 def build_module(cfg: DictConfig, detector: Detector, data: DetectionDataModule) -> DetectionModule:

@@ -42,7 +42,7 @@ GROUPS = (
 # Chosen by the detector and the data set, never by hand.
 CHOSEN = ("family", "dataset_kind")
 # Options by family and kind of data set that point to those of the group; what a study varies by family.
-POINTERS = ("augmentation/default", "experiment/space", "recipe/default")
+POINTERS = ("augmentation/default", "experiment/space", "recipe/convert", "recipe/default")
 # They set what is in other groups; options of all the others compose together.
 OVERRIDING = ("ablation", "debug", "experiment", "recipe/study")
 OPTIONS = {
@@ -267,6 +267,16 @@ def test_the_recipe_follows_the_data_unless_one_is_chosen() -> None:
     assert composed("data=custom", "data.root=x", "recipe=detr").recipe.schedule == "constant"
     assert composed("data=coco", "data.root=x").recipe.schedule == "constant"
     assert composed("data=coco", "data.root=x", "recipe.lr=3e-4").recipe.lr == 3e-4
+
+
+@pytest.mark.parametrize("suffix", ["", "_small"])
+def test_the_recipe_of_a_conversion_follows_the_family(suffix: str) -> None:
+    for detector, family in (("detr_tiny", "detr"), ("yolo_tiny", "yolo")):
+        chosen = composed(f"detector={detector}", f"recipe=convert{suffix}")
+        assert (chosen.convert, chosen.recipe.minutes) == (True, None)
+        assert chosen.recipe == composed(f"detector={detector}", f"recipe=convert/{family}{suffix}").recipe
+        assert chosen.recipe.skip_lr > chosen.recipe.lr
+    assert composed().convert is False
 
 
 @pytest.mark.parametrize(

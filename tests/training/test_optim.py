@@ -1,6 +1,7 @@
 """Parameter groups, learning-rate schedules and the checks of a recipe."""
 
 import math
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -58,6 +59,31 @@ def test_all_parameters_of_a_detector_are_trained_once(small_detector: Detector)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in small_detector.parameters() if p.requires_grad}
+
+
+def test_what_only_shallower_depths_use_may_have_a_learning_rate_of_its_own(small_detector: Detector) -> None:
+    name_of = {id(parameter): name for name, parameter in small_detector.named_parameters()}
+    for own, parts in ((None, {"backbone", "head"}), (5.0, {"backbone", "head", "skip"})):
+        groups = (
+            _recipe(backbone_lr=0.1, weight_decay=0.5, skip_lr=own).optimizer(small_detector).param_groups
+        )
+        assert {group["name"].partition("_")[0] for group in groups} == parts
+        names = [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
+        assert sorted(chain(*names)) == sorted(name_of.values())
+        for group, inside in zip(groups, names, strict=True):
+            for name in inside:
+                usual = 0.1 if name.startswith("backbone.") else 1.0
+                assert group["lr"] == (usual if own is None or ".skip." not in name else own), name
+                assert group["weight_decay"] in ((0.0,) if ".skip." in name else (0.0, 0.5))
+
+
+def test_kernels_that_only_shallower_depths_use_are_of_that_group_and_decay() -> None:
+    net = nn.Module()
+    net.backbone, net.skip_conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, bias=False)
+    net.block = nn.ModuleDict({"skip_conv": nn.Conv2d(4, 4, 1, bias=False)})
+    groups = {g["name"]: g for g in _recipe(skip_lr=5.0, weight_decay=0.5).optimizer(net).param_groups}
+    assert (groups["skip"]["lr"], groups["skip"]["weight_decay"]) == (5.0, 0.5)
+    assert [id(one) for one in groups["skip"]["params"]] == [id(net.block["skip_conv"].weight)]
 
 
 def test_a_detector_without_trainable_parameters_is_refused() -> None:
@@ -126,6 +152,7 @@ def test_time_alone_limits_a_run_without_epochs() -> None:
     [
         {"lr": 0.0},
         {"backbone_lr": -1.0},
+        {"skip_lr": -1.0},
         {"weight_decay": -1.0},
         {"no_decay": "biases"},
         {"betas": [0.9, 1.0]},

@@ -71,6 +71,8 @@ class Train(TypedDict, total=False):
 
     seed: int
     weights: str | None
+    convert: bool
+    new_classes: bool
     ckpt_path: str | None
     compile: bool
     backward: str

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from anydepth.weights.plan import skip_source
+
 NoDecay = Literal["norm_and_bias", "norm", "none"]
 Schedule = Literal["constant", "cosine", "linear", "multistep"]
 Kind = Literal["weight", "norm", "bias"]
@@ -42,6 +44,8 @@ class Recipe(ABC):
     Attributes:
         lr: Learning rate of everything but the backbone.
         backbone_lr: Learning rate of the backbone.
+        skip_lr: Learning rate of what only depths below full use, the norms and fusion kernels of skipping
+            stages, in backbone and elsewhere; None: that of their part of the detector.
         weight_decay: Weight decay of all parameters that are not exempt from it.
         schedule: ``constant``; ``cosine`` or ``linear`` to ``final_lr`` times the learning rate;
             ``multistep``, which multiplies by ``gamma`` at each of ``milestones``.
@@ -76,10 +80,12 @@ class Recipe(ABC):
     ema_warmup_steps: int = 2000
     validate_every_epochs: int = 1
     multi_scale_sizes: Sequence[int] = ()
+    skip_lr: float | None = None
 
     def __post_init__(self) -> None:
         self._check("lr", self.lr > 0, "above 0")
         self._check("backbone_lr", self.backbone_lr >= 0, "0 and above")
+        self._check("skip_lr", self.skip_lr is None or self.skip_lr >= 0, "0 and above, or null")
         self._check("weight_decay", self.weight_decay >= 0, "0 and above")
         self._check("schedule", self.schedule in get_args(Schedule), ", ".join(get_args(Schedule)))
         self._check("warmup_steps", self.warmup_steps >= 0, "0 and above")
@@ -187,6 +193,7 @@ class AdamWRecipe(Recipe):
             detector,
             lr=self.lr,
             backbone_lr=self.backbone_lr,
+            skip_lr=self.skip_lr,
             weight_decay=self.weight_decay,
             exempt=_EXEMPT[self.no_decay],
         )
@@ -232,6 +239,7 @@ class SGDRecipe(Recipe):
             detector,
             lr=self.lr,
             backbone_lr=self.backbone_lr,
+            skip_lr=self.skip_lr,
             weight_decay=self.weight_decay,
             exempt=_EXEMPT["norm_and_bias"],
             separate="bias",
@@ -273,6 +281,7 @@ def parameter_groups(
     weight_decay: float,
     exempt: frozenset[Kind],
     separate: Kind | None = None,
+    skip_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay, without frozen ones and empty groups.
 
@@ -285,9 +294,12 @@ def parameter_groups(
         weight_decay: Weight decay of parameters that are not exempt.
         exempt: Kinds without weight decay. The bias of a norm is of both kinds.
         separate: Exempt kind that gets groups of its own; biases of norms stay with the norms.
+        skip_lr: Learning rate of what only depths below full use, which gets groups of its own; None: that of
+            its part of the detector.
 
     Returns:
-        Groups named ``backbone`` and ``head``, with the suffixes ``_no_decay`` and ``_KIND`` of ``separate``.
+        Groups named ``backbone`` and ``head``, and ``skip`` if ``skip_lr`` is given, with the suffixes
+        ``_no_decay`` and ``_KIND`` of ``separate``.
 
     Raises:
         ValueError: The detector has no backbone, or nothing to train.
@@ -300,11 +312,12 @@ def parameter_groups(
         )
     in_backbone = {id(parameter) for parameter in backbone.parameters()}
     suffixes = ["", "_no_decay"] + ([f"_{separate}"] if separate else [])
-    groups: dict[str, list[nn.Parameter]] = {
-        part + suffix: [] for part in ("backbone", "head") for suffix in suffixes
-    }
-    for parameter, kinds in _trainable_parameters(detector):
+    rates = {"backbone": backbone_lr, "head": lr} | ({} if skip_lr is None else {"skip": skip_lr})
+    groups: dict[str, list[nn.Parameter]] = {part + suffix: [] for part in rates for suffix in suffixes}
+    for name, parameter, kinds in _trainable_parameters(detector):
         part = "backbone" if id(parameter) in in_backbone else "head"
+        if skip_lr is not None and skip_source(name) is not None:
+            part = "skip"
         suffix = f"_{separate}" if kinds == {separate} else "_no_decay" if kinds & exempt else ""
         groups[part + suffix].append(parameter)
     if not any(groups.values()):
@@ -315,18 +328,18 @@ def parameter_groups(
         {
             "name": name,
             "params": parameters,
-            "lr": backbone_lr if name.startswith("backbone") else lr,
-            "weight_decay": weight_decay if name in ("backbone", "head") else 0.0,
+            "lr": rates[name.partition("_")[0]],
+            "weight_decay": weight_decay if name in rates else 0.0,
         }
         for name, parameters in groups.items()
         if parameters
     ]
 
 
-def _trainable_parameters(detector: nn.Module) -> Iterator[tuple[nn.Parameter, set[Kind]]]:
-    """Yield each trainable parameter once, with its kinds."""
+def _trainable_parameters(detector: nn.Module) -> Iterator[tuple[str, nn.Parameter, set[Kind]]]:
+    """Yield each trainable parameter once, with its name and its kinds."""
     seen: set[int] = set()
-    for module in detector.modules():
+    for prefix, module in detector.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
@@ -337,4 +350,4 @@ def _trainable_parameters(detector: nn.Module) -> Iterator[tuple[nn.Parameter, s
             # nn.MultiheadAttention names its stacked bias in_proj_bias.
             if name.endswith("bias"):
                 kinds.add("bias")
-            yield parameter, kinds or {"weight"}
+            yield f"{prefix}.{name}", parameter, kinds or {"weight"}
