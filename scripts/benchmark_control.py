@@ -310,7 +310,7 @@ def main() -> None:
     )
     parser.add_argument("bundle", nargs="?", help="folder of a bundle; none: simulated detectors alone")
     parser.add_argument("--data", type=Path, default=sample_root(), help="data set in COCO layout")
-    parser.add_argument("--router", type=Path, nargs="*", default=[], help="folders of routers of statistics")
+    parser.add_argument("--router", type=Path, nargs="*", default=[], help="folders of routers")
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")

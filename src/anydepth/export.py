@@ -59,6 +59,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             category_ids=config["category_ids"],
             curve=curve,
             engine=config["engine"],
+            feature_grid=config["feature_grid"],
             license_id=config["license"],
             on_step=print_lines,
         )

@@ -24,7 +24,9 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, *, fail: str = "") -> Sequen
     """
     exported: list[str] = []
 
-    def export(detector: object, depth: object, *, batch: int | None = None) -> ir.Model:
+    def export(
+        detector: object, depth: object, *, batch: int | None = None, grid: int | None = None
+    ) -> ir.Model:
         exported.append(str(depth))
         if str(depth) == fail:
             raise ExportError("torch.onnx cannot export the network")

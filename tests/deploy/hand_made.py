@@ -17,6 +17,7 @@ SIDE = 32
 BOXES, CLASSES = 6, 2
 NAMES = ("cat", "dog")
 DEPTHS = ("full", "a@1", "minimal")
+GRID = 2
 AP = {"full": 0.25, "a@1": 0.2, "minimal": 0.1}
 
 
@@ -37,6 +38,13 @@ def outputs_of(images: np.ndarray, depth: str) -> tuple[np.ndarray, np.ndarray]:
     return boxes.reshape(-1, BOXES, 4), scores.reshape(-1, BOXES, CLASSES)
 
 
+def features_of(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Maps [B, 3, G, G] that graphs return: means of the quarters of the images, and minus these."""
+    half = SIDE // GRID
+    means = images.reshape(len(images), 3, GRID, half, GRID, half).mean(axis=(3, 5))
+    return {"backbone": means, "neck": -means}
+
+
 def write_bundle(
     folder: Path,
     *,
@@ -49,6 +57,7 @@ def write_bundle(
     swap: bool = False,
     one: bool = False,
     selection: Selection | None = None,
+    features: bool = False,
 ) -> Path:
     """Write a bundle.
 
@@ -63,6 +72,7 @@ def write_bundle(
         swap: Whether the graphs' outputs are in the other order.
         one: Whether one graph has all depths, with an ``If`` whose branches hold the weights.
         selection: How the graphs select detections; None: they end at the candidates.
+        features: Whether the graphs return feature maps, see :func:`features_of`.
     """
     folder.mkdir()
     content = b""
@@ -78,6 +88,8 @@ def write_bundle(
         places_by_depth.append(places)
         name = "depths.onnx" if one else f"{depth}.onnx"
         model = _one_graph(places_by_depth, location) if one else _graph(places, location, batch, swap)
+        if features:
+            _return_features(model.graph, batch)
         model = model if selection is None else _selecting(model, selection)
         (folder / name).write_bytes(model.SerializeToString())
         entries.append({**_entry(depth, name), "number": number if one else None})
@@ -108,6 +120,8 @@ def write_bundle(
         "files": files,
         "versions": {"anydepth": "0"},
     }
+    if features:
+        description["output"]["features"] = {"grid": GRID, "channels": {"backbone": 3, "neck": 3}}
     edit(description)
     (folder / "bundle.json").write_text(json.dumps(description))
     return folder
@@ -117,6 +131,22 @@ def _selecting(model: Any, selection: Selection) -> Any:
     graph = ir.from_proto(model)
     append_selection(graph, selection, normalised=True, input_size=(SIDE, SIDE))
     return ir.to_proto(graph)
+
+
+def _return_features(graph: Any, batch: int | None) -> None:
+    half = [SIDE // GRID] * 2
+    graph.node.extend(
+        [
+            helper.make_node(
+                "AveragePool", ["images"], ["backbone_features"], kernel_shape=half, strides=half
+            ),
+            helper.make_node("Neg", ["backbone_features"], ["neck_features"]),
+        ]
+    )
+    graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or "batch", 3, GRID, GRID])
+        for name in ("backbone_features", "neck_features")
+    )
 
 
 def _entry(depth: str, graph: str) -> dict[str, Any]:

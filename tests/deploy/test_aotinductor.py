@@ -71,7 +71,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", package)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: Loaded())
-    monkeypatch.setattr(aot, "CandidatesOnly", lambda detector, depth: _Network(detector))
+    monkeypatch.setattr(aot, "CandidatesOnly", lambda detector, depth, grid: _Network(detector))
 
 
 class _Network(nn.Module):

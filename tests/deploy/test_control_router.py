@@ -180,10 +180,10 @@ def test_a_router_that_is_cut_short_or_missing_is_refused(tmp_path: Path) -> Non
         read_router(folder)
 
 
-def test_a_router_of_maps_says_that_a_bundle_has_none() -> None:
+def test_a_frame_without_maps_is_refused() -> None:
     router = Router("gap_mlp", ("neck",), 2, (0, 1), 0.5, {})
     assert RoutedDepth(router, rungs()).statistics_threshold is None
-    with pytest.raises(ControlError, match="the graphs of a bundle return none"):
+    with pytest.raises(ControlError, match=r"without the feature maps \['neck'\].* feature_grid=2, or give"):
         router.advantage(FrameResult("full", 1.0), deep=True)
 
 

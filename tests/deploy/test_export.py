@@ -15,6 +15,7 @@ import torch
 from fake_graphs import replace_export
 from PIL import Image
 from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 import anydepth
 from anydepth import zoo
@@ -23,13 +24,19 @@ from anydepth.deploy.export import graph
 from anydepth.deploy.export.bundle_writer import write_bundle
 from anydepth.deploy.export.equality import compare_candidates
 from anydepth.deploy.export.graph import ExportError
+from anydepth.deploy.routing.networks import RouterNetwork
 from anydepth.deploy.runtime.bundle import Bundle, read_bundle
+from anydepth.deploy.runtime.control.router import Router
 from anydepth.detector import Detector
 from anydepth.evaluation.cost import count_depth
 from anydepth.evaluation.depth_curve import DepthCurve, DepthRow
+from anydepth.images import fit_image, to_unit_range
+from anydepth.pictures.sources import to_picture
 from small_networks import SMALL_DETECTOR, SMALL_YOLO
 
 FAMILIES = {"detr": ("detr_tiny", SMALL_DETECTOR), "yolo": ("yolo_tiny", SMALL_YOLO)}
+GRID = 3
+OUTPUTS = ["boxes", "scores", "backbone_features", "neck_features"]
 NAMES = ("tree", "bird_nest", "b<r>d")
 
 
@@ -84,7 +91,8 @@ def exported(
     family, texts = request.param
     detector = build(family)
     depths = detector.depth_space.parse_list(texts)
-    return detector, write_bundle(detector, depths, tmp_path_factory.mktemp(family) / "bundle")
+    folder = tmp_path_factory.mktemp(family) / "bundle"
+    return detector, write_bundle(detector, depths, folder, feature_grid=GRID)
 
 
 def _pictures() -> list[Image.Image]:
@@ -113,6 +121,37 @@ def test_engines_find_what_pytorch_finds(exported: tuple[Detector, Bundle], engi
             wanted = np.column_stack([expected.labels, expected.boxes_xyxy])[:best]
             distances = np.abs(rows[None] - wanted[:, None]).max(axis=2).min(axis=1)
             assert distances.max() < 1e-2
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_feature_maps_and_what_routers_make_of_them_are_those_of_pytorch(
+    exported: tuple[Detector, Bundle], engine: str
+):
+    detector, bundle = exported
+    features = bundle.features
+    assert features is not None
+    deployed = load(bundle.folder, engine=engine, threads=1)
+    torch.manual_seed(2)
+    networks = [RouterNetwork(kind, features.channels).eval() for kind in ("tiny_conv", "gap_mlp")]
+    for depth, picture in product(deployed.depths, _pictures()[:2]):
+        found, maps = deployed.detect_with_features(picture, depth, threshold=0.0)
+        assert len(found) == len(deployed.predict(picture, depth, threshold=0.0)[0])
+        image = torch.from_numpy(to_picture(picture)).permute(2, 0, 1)
+        output = detector(to_unit_range(fit_image(image, (64, 64), detector.fit))[None], depth)
+        wanted = {
+            "backbone": [adaptive_avg_pool2d(level, GRID) for level in output.backbone_features],
+            "neck": [adaptive_avg_pool2d(level, GRID) for level in output.neck_features],
+        }
+        for name, levels in wanted.items():
+            expected = torch.cat(levels, 1)[0].detach()
+            assert maps[name].shape == expected.shape == (features.channels[name], GRID, GRID)
+            np.testing.assert_allclose(maps[name], expected, atol=1e-5, rtol=1e-5)
+        for network in networks:
+            router = Router(network.kind, network.groups, GRID, (0, 1), 0.5, network.to_arrays())
+            inputs = {name: torch.cat(levels, 1) for name, levels in wanted.items()}
+            with torch.no_grad():
+                advantage = float(network(inputs, torch.tensor([1])))
+            assert router.predict(maps, deep=True) == pytest.approx(advantage, abs=1e-5)
 
 
 def test_the_description_says_what_the_detector_says(exported: tuple[Detector, Bundle]):
@@ -156,7 +195,7 @@ def test_graphs_take_any_number_of_images_and_keep_norms_as_nodes(exported: tupl
         model = onnx.load_model(bundle.folder / entry.graph, load_external_data=False)
         for value in (*model.graph.input, *model.graph.output):
             assert value.type.tensor_type.shape.dim[0].dim_param
-        assert [value.name for value in model.graph.output] == ["boxes", "scores"]
+        assert [value.name for value in model.graph.output] == OUTPUTS
         assert "BatchNormalization" in {node.op_type for node in model.graph.node}
         # A bias of zeros keeps engines from folding the norm behind a convolution.
         constants = {one.name: one for one in model.graph.initializer}
@@ -397,7 +436,9 @@ def test_the_description_is_plain_json(exported: tuple[Detector, Bundle]):
     _, bundle = exported
     values = json.loads((bundle.folder / "bundle.json").read_text())
     assert values["input"]["colour_order"] == "RGB"
-    assert values["output"]["names"] == ["boxes", "scores"]
+    assert values["output"]["names"] == list(values["output"]["meaning"]) == OUTPUTS
+    card = (bundle.folder / "README.md").read_text()
+    assert f"feature maps for a router of depths: {GRID} x {GRID} cells of backbone" in card
     assert set(values["files"]) == {path.name for path in bundle.folder.iterdir()} - {"bundle.json"}
 
 
@@ -447,7 +488,7 @@ def test_one_graph_finds_what_pytorch_finds(family: str, tmp_path: Path):
     detector = build(family)
     texts = ("full", "3/4", "1/2", "minimal")
     depths = detector.depth_space.parse_list(texts)
-    bundle = write_bundle(detector, depths, tmp_path / "bundle", graph="one")
+    bundle = write_bundle(detector, depths, tmp_path / "bundle", graph="one", feature_grid=GRID)
     tensors = list(detector.state_dict().values())
     once = sum(tensor.nbytes for tensor in tensors)
     # A share for copies in branches at the beginning of the network, and padding.

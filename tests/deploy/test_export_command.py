@@ -75,7 +75,7 @@ def test_graphs_select_by_choice(
     overrides: tuple[str, ...], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        bundle_writer, "export_graph", lambda detector, depth, batch: grey_graph(detector, depth)
+        bundle_writer, "export_graph", lambda detector, depth, batch, grid: grey_graph(detector, depth)
     )
     depths = ("full", "minimal")
     _, plain = _run(weights, "depths=[full,minimal]", *overrides)

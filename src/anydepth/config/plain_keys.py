@@ -159,6 +159,7 @@ class Export(TypedDict, total=False):
     format: str
     graph: str
     selection: str
+    feature_grid: int | None
     input_size: Size
     batch: int | None
     curve: str | None

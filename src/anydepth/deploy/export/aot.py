@@ -49,7 +49,13 @@ def check_compiler() -> None:
 
 
 def write_package(
-    detector: Detector, depth: DepthConfig, path: Path, weights: WeightsFile, *, batch: int | None = None
+    detector: Detector,
+    depth: DepthConfig,
+    path: Path,
+    weights: WeightsFile,
+    *,
+    batch: int | None = None,
+    grid: int | None = None,
 ) -> None:
     """Compile the network of one depth, up to the boxes and scores among which detections are selected.
 
@@ -59,13 +65,14 @@ def write_package(
         path: ``.pt2`` file to write.
         weights: File of weights beside it; equal tensors of earlier depths are used again.
         batch: Images of a pass; None: any number.
+        grid: Side of the grid that feature maps are pooled to; None: they are not returned.
 
     Raises:
         ExportError: PyTorch cannot compile the network, or only for a fixed number of images.
     """
     specialised = detector.specialise(depth, share_weights=True)
     standardise_norms(specialised)
-    network = CandidatesOnly(specialised, depth).eval()
+    network = CandidatesOnly(specialised, depth, grid).eval()
     # Two images: with one, torch would take the batch axis for a constant.
     images = torch.zeros(batch or 2, 3, *detector.input_size)
     axes = None if batch else {INPUT: {0: torch.export.Dim("batch")}}

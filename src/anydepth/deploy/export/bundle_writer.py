@@ -19,11 +19,12 @@ import torch
 from anydepth.deploy.export.aot import check_compiler, write_package
 from anydepth.deploy.export.card import model_card
 from anydepth.deploy.export.equality import measure_equality
-from anydepth.deploy.export.graph import OUTPUTS, ExportError, export_graph, shorten_names
+from anydepth.deploy.export.graph import ExportError, export_graph, shorten_names
 from anydepth.deploy.export.one_graph import merge_graphs
 from anydepth.deploy.export.openvino_graph import to_openvino, write_openvino
 from anydepth.deploy.export.selection_graph import MEANING, append_selection
 from anydepth.deploy.export.weights_file import WeightsFile, weights_file
+from anydepth.deploy.routing.features import pooled_maps
 from anydepth.deploy.runtime.bundle import (
     CARD,
     DESCRIPTION,
@@ -31,12 +32,14 @@ from anydepth.deploy.runtime.bundle import (
     FORMAT_VERSION,
     GRAPH_SUFFIXES,
     LICENSE_ID,
+    MAX_GRID,
     WEIGHTS,
     Bundle,
     BundleError,
     read_bundle,
 )
 from anydepth.deploy.runtime.engines import check_engine, check_graphs, choose_engine
+from anydepth.deploy.runtime.engines.base import FEATURES, OUTPUTS
 from anydepth.depth import DepthConfig, DepthSpace
 from anydepth.detector import Detector, evaluating
 from anydepth.evaluation.cost import count_depth
@@ -63,6 +66,7 @@ def write_bundle(
     category_ids: Sequence[int] | None = None,
     curve: DepthCurve | None = None,
     engine: str | None = "auto",
+    feature_grid: int | None = None,
     graph: str = "each",
     graph_format: str = "onnx",
     license_id: str | None = None,
@@ -82,6 +86,8 @@ def write_bundle(
         curve: Depth curve of these weights, whose figures the bundle repeats.
         engine: Engine whose results are compared with PyTorch's; ``auto``: the usual one for the format;
             None: no comparison.
+        feature_grid: Side G of a grid: graphs return the feature maps of backbone and neck, too, averaged
+            over its cells, as a router of maps needs them; None: they do not.
         graph: ``each``: every depth has a graph; ``one``: one graph has all depths, see
             :func:`anydepth.deploy.export.one_graph.merge_graphs`.
         graph_format: ``onnx``; ``openvino`` for graphs in OpenVINO's own format; or ``torch`` for machine
@@ -120,6 +126,8 @@ def write_bundle(
                 f"got graph={graph} and selection={selection} with format=torch, expected each and runtime: "
                 "other graphs are of format=onnx and openvino"
             )
+    if feature_grid is not None and not 1 <= feature_grid <= MAX_GRID:
+        raise ExportError(f"got feature_grid={feature_grid}, expected 1 to {MAX_GRID}, or null for none")
     _check(detector, depths, folder, category_ids, curve, batch, engine)
     _check_license(license_id)
     ids = list(category_ids or range(1, detector.num_classes + 1))
@@ -127,12 +135,13 @@ def write_bundle(
     with replaced_folder(folder) as partial:
         entries = [_depth_entry(detector, depth, curve) for depth in depths]
         with weights_file(partial / WEIGHTS) as weights:
-            models = _exported(detector, depths, batch, on_step)
+            models = _exported(detector, depths, batch, feature_grid, on_step)
             if graph_format == "torch":
                 for number, (depth, entry) in enumerate(zip(depths, entries, strict=True), start=1):
                     on_step(f"compiles  {depth} ({number} of {len(depths)})")
                     entry["graph"] = graph_name(depth, graph_format)
-                    write_package(detector, depth, partial / entry["graph"], weights, batch=batch)
+                    path = partial / entry["graph"]
+                    write_package(detector, depth, path, weights, batch=batch, grid=feature_grid)
             elif graph == "one":
                 _write_one_graph(models, entries, partial, weights, graph_format, finish, on_step)
             else:
@@ -147,6 +156,8 @@ def write_bundle(
         if selection == "graph":
             description["output"] |= {"names": [*MEANING], "meaning": MEANING}
             description["output"] |= {"selects": True, "normalised_boxes": False}
+        if feature_grid is not None:
+            _describe_features(description["output"], detector, feature_grid)
         description["files"] = {path.name: file_entry(path) for path in sorted(partial.iterdir())}
         write_description(partial, description)
         if engine is not None:
@@ -159,11 +170,15 @@ def write_bundle(
 
 
 def _exported(
-    detector: Detector, depths: Sequence[DepthConfig], batch: int | None, on_step: Callable[[str], object]
+    detector: Detector,
+    depths: Sequence[DepthConfig],
+    batch: int | None,
+    feature_grid: int | None,
+    on_step: Callable[[str], object],
 ) -> Iterator[ir.Model]:
     for number, depth in enumerate(depths, start=1):
         on_step(f"exports   {depth} ({number} of {len(depths)})")
-        yield export_graph(detector, depth, batch=batch)
+        yield export_graph(detector, depth, batch=batch, grid=feature_grid)
 
 
 def _selecting(detector: Detector) -> Callable[[ir.Model], None]:
@@ -396,6 +411,17 @@ def _describe(
         "depths": list(depths),
         "versions": {"anydepth": package_version(), **{name: version(name) for name in _PACKAGES}},
     }
+
+
+def _describe_features(output: dict[str, Any], detector: Detector, grid: int) -> None:
+    """Add the feature maps that graphs return to the description of their outputs."""
+    with evaluating(detector) as network:
+        images = torch.zeros(1, 3, *detector.input_size)
+        maps = pooled_maps(network(images, depth=detector.depth_space.minimal), grid)
+    output["names"] += [FEATURES[name] for name in maps]
+    about = f"[B, C, {grid}, {grid}] means over cells, finest map first, of the"
+    output["meaning"] = {**output["meaning"], **{FEATURES[name]: f"{about} {name}" for name in maps}}
+    output["features"] = {"grid": grid, "channels": {name: maps[name].shape[1] for name in maps}}
 
 
 def _has_normalised_boxes(detector: Detector, depth: DepthConfig) -> bool:

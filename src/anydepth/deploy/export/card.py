@@ -37,6 +37,7 @@ def model_card(bundle: Bundle) -> str:
             f"{join_few([*map(_escape, bundle.class_names)], _MAX_CLASSES)}",
             f"- Input: {batch} RGB images of {height} x {width} pixels in [0, 1], resized {fit}",
             *_selection_lines(bundle),
+            *_feature_lines(bundle),
             *_precision_lines(bundle),
             *(_code_lines(bundle) if compiled else []),
             f"- Boxes are scored {'clipped' if bundle.clips_boxes else 'unclipped'}; `predict` clips them",
@@ -86,6 +87,12 @@ def _selection_lines(bundle: Bundle) -> list[str]:
         "- Graphs select detections: inputs `images` and `threshold` (lowest score), outputs `boxes` in"
         " pixels of the input, `scores`, `labels` and `counts`, see `bundle.json`"
     ]
+
+
+def _feature_lines(bundle: Bundle) -> list[str]:
+    if bundle.features is None:
+        return []
+    return [f"- Graphs also return feature maps for a router of depths: {bundle.features}, see `bundle.json`"]
 
 
 def _code_lines(bundle: Bundle) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from anydepth.data.sample import sample_root
 from anydepth.deploy.runtime.bundle import Bundle
 from anydepth.deploy.runtime.engines import open_session
-from anydepth.deploy.runtime.engines.base import EngineOptions, Session
+from anydepth.deploy.runtime.engines.base import EngineOptions, Session, output_names
 from anydepth.deploy.runtime.outputs import split_selected
 from anydepth.deploy.runtime.selection import Selected, select
 from anydepth.depth import DepthConfig
@@ -82,6 +82,7 @@ def measure_equality(
                 EngineOptions(trust_code=True),
                 several_depths=several_depths,
                 selects=bundle.selects,
+                features=bundle.features is not None,
             )
             sessions = {entry.graph: session}
         threshold = 0.0 if bundle.selects else None
@@ -114,7 +115,7 @@ def _compare(
         with evaluating(detector) as network:
             candidates = network.candidates(network(images, depth=depth))
         scale = np.array([width, height] * 2 if candidates.normalised else [1] * 4, dtype=np.float32)
-        theirs = run(images.numpy())
+        theirs = run(images.numpy())[: len(output_names(selects=selects))]
         ours = candidates.boxes_xyxy.numpy(), candidates.scores.numpy()
         if selects:
             assert detector.selection is not None

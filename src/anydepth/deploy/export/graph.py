@@ -10,11 +10,12 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from anydepth.deploy.routing.features import pooled_maps
+from anydepth.deploy.runtime.engines.base import output_names
 from anydepth.depth import DepthConfig
 from anydepth.detector import Detector
 
 INPUT: Final = "images"
-OUTPUTS: Final = ("boxes", "scores")
 OPSET: Final = 18
 """From 20 on, ONNX Runtime refuses GridSample in branches, and TensorRT was reported to sample wrongly."""
 
@@ -27,31 +28,44 @@ class ExportError(ValueError):
 
 
 class CandidatesOnly(nn.Module):
-    """A detector at one depth as a function of tensors."""
+    """A detector at one depth as a function of tensors.
 
-    def __init__(self, detector: Detector, depth: DepthConfig) -> None:
+    Args:
+        detector: The detector.
+        depth: The depth.
+        grid: Side G of the grid that feature maps are pooled to; None: they are not returned.
+    """
+
+    def __init__(self, detector: Detector, depth: DepthConfig, grid: int | None = None) -> None:
         super().__init__()
         self.detector = detector
         self.depth = depth
+        self.grid = grid
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] -> boxes [B, N, 4], scores [B, N, K]."""
-        candidates = self.detector.candidates(self.detector(images, depth=self.depth))
-        return candidates.boxes_xyxy, candidates.scores
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[B, 3, H, W] -> boxes [B, N, 4], scores [B, N, K], and feature maps [B, C, G, G] of each part."""
+        output = self.detector(images, depth=self.depth)
+        candidates = self.detector.candidates(output)
+        maps = {} if self.grid is None else pooled_maps(output, self.grid)
+        return candidates.boxes_xyxy, candidates.scores, *(maps[name] for name in maps)
 
 
-def export_graph(detector: Detector, depth: DepthConfig, *, batch: int | None = None) -> ir.Model:
+def export_graph(
+    detector: Detector, depth: DepthConfig, *, batch: int | None = None, grid: int | None = None
+) -> ir.Model:
     """Export the network of one depth, up to the boxes and scores among which detections are selected.
 
     Args:
         detector: A detector in eval mode on the CPU, whose ``input_size`` the graph takes.
         depth: A depth of its space.
         batch: Images of a pass; None: any number.
+        grid: Side G of the grid that feature maps are pooled to; None: they are not returned.
 
     Returns:
         A model with the input ``images`` [B, 3, H, W] float32 RGB in [0, 1] and the outputs ``boxes``
-        [B, N, 4] and ``scores`` [B, N, K], whose constants are folded and whose norms are kept as nodes, so
-        that the kernels below them are those of every other depth.
+        [B, N, 4] and ``scores`` [B, N, K], and with a grid also those of
+        :data:`anydepth.deploy.runtime.engines.base.FEATURES` [B, C, G, G]. Its constants are folded and its
+        norms are kept as nodes, so that the kernels below them are those of every other depth.
 
     Raises:
         ExportError: PyTorch cannot export the network, or only for a fixed number of images.
@@ -61,7 +75,7 @@ def export_graph(detector: Detector, depth: DepthConfig, *, batch: int | None = 
     axes = None if batch else {INPUT: {0: torch.export.Dim("batch")}}
     specialised = detector.specialise(depth, share_weights=True).to(memory_format=torch.contiguous_format)
     standardise_norms(specialised)
-    network = CandidatesOnly(specialised, depth).eval()
+    network = CandidatesOnly(specialised, depth, grid).eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,7 +85,7 @@ def export_graph(detector: Detector, depth: DepthConfig, *, batch: int | None = 
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=list(OUTPUTS),
+                output_names=list(output_names(selects=False, features=grid is not None)),
                 dynamic_shapes=axes,
                 optimize=False,
                 verbose=False,

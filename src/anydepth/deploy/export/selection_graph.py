@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from anydepth.deploy.export.graph import OUTPUTS, ExportError
-from anydepth.deploy.runtime.engines.base import SELECTED_OUTPUTS, THRESHOLD
+from anydepth.deploy.export.graph import ExportError
+from anydepth.deploy.runtime.engines.base import OUTPUTS, SELECTED_OUTPUTS, THRESHOLD
 from anydepth.selection import NmsConfig, Selection
 
 MEANING: Final = {
@@ -36,7 +36,8 @@ def append_selection(
     Args:
         model: Graph with the outputs ``boxes`` [B, N, 4] and ``scores`` [B, N, K], whose names are final. It
             gets the further input ``threshold``, float32 without axes: detections with a lower score are left
-            out. Its outputs become those of :data:`MEANING`, with D the maximum number of detections.
+            out. Its outputs become those of :data:`MEANING`, with D the maximum number of detections, and
+            further ones, such as feature maps, stay behind them.
         selection: How the detector selects.
         normalised: Whether the boxes are shares of the input.
         input_size: (height, width) of the input in pixels.
@@ -61,7 +62,7 @@ def append_selection(
     for value in builder.constants:
         graph.register_initializer(value)
     graph.inputs.append(threshold)
-    graph.outputs[:] = outputs
+    graph.outputs[:] = [*outputs, *(value for name, value in values.items() if name not in OUTPUTS)]
 
 
 def _sides(scores: ir.Value) -> tuple[int, int]:

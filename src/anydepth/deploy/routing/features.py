@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
+from anydepth.deploy.runtime.engines.base import FEATURES
 from anydepth.detector import Detector
 from anydepth.structures import DetectorOutput
 
-GROUPS: Final = ("backbone", "neck")
+GROUPS: Final = tuple(FEATURES)
 """Parts of a detector whose maps are grouped."""
 
 
@@ -31,7 +31,21 @@ def pooled_maps(output: DetectorOutput, grid: int) -> dict[str, Tensor]:
 
 
 def _pool(maps: tuple[Tensor, ...], grid: int) -> Tensor:
-    return torch.cat([functional.adaptive_avg_pool2d(level.float(), grid) for level in maps], dim=1)
+    """Pool as ``adaptive_avg_pool2d`` does, by products of matrices, which every engine has."""
+    pooled = []
+    for level in maps:
+        rows, columns = (_cells(side, grid, level) for side in level.shape[2:])
+        pooled.append(((level.float() @ columns).transpose(2, 3) @ rows).transpose(2, 3))
+    return torch.cat(pooled, dim=1)
+
+
+def _cells(side: int, grid: int, level: Tensor) -> Tensor:
+    """Return [side, G]: the share of each row or column in the mean of each cell."""
+    cells = torch.zeros(side, grid, device=level.device)
+    for cell in range(grid):
+        start, end = cell * side // grid, -(-(cell + 1) * side // grid)
+        cells[start:end, cell] = 1 / (end - start)
+    return cells
 
 
 class FeatureTap:

@@ -216,10 +216,10 @@ def _pack(
         band=(float(predicted.min()) - _BAND_MARGIN, float(predicted.max()) + _BAND_MARGIN),
         threshold=float(np.median(predicted)),
         arrays={name: array.copy() for name, array in network.to_arrays().items()},
+        channels={} if network.kind == "statistics" else channels,
     )
     count = sum(parameter.numel() for parameter in network.parameters())
-    maps = {} if network.kind == "statistics" else channels
-    return Fitted(router, maps, pearson, epoch, seed, count, predicted)
+    return Fitted(router, router.channels, pearson, epoch, seed, count, predicted)
 
 
 def write_router(fitted: Fitted, folder: str | Path, facts: Mapping[str, Any]) -> dict[str, Path]:

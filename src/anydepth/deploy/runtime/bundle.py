@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from anydepth import hub
+from anydepth.deploy.runtime.engines.base import FEATURES
 from anydepth.deploy.runtime.ir_file import constants, parse_graph
 from anydepth.deploy.runtime.onnx_file import ExternalTensor, external_tensors
 from anydepth.deploy.runtime.package_file import read_table
@@ -36,6 +37,8 @@ CARD: Final = "README.md"
 FORMAT: Final = "anydepth_bundle"
 FORMAT_VERSION: Final = 1
 
+MAX_GRID: Final = 64
+"""Largest side of the grid that feature maps are pooled to."""
 # Limits of what a bundle may ask for, far above any detector: it is untrusted, and a number costs nothing.
 _MAX_DESCRIPTION_BYTES: Final = 64 * 2**20
 _MAX_GRAPH_BYTES: Final = 2**31
@@ -83,6 +86,24 @@ class InputFormat:
     size: tuple[int, int]
     fit: str
     batch: int | None
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """Feature maps that graphs return beside boxes and scores, averaged over a grid of cells.
+
+    Attributes:
+        grid: Side G of the grid.
+        channels: Channels of the maps of each part, by the keys of
+            :data:`anydepth.deploy.runtime.engines.base.FEATURES`.
+    """
+
+    grid: int
+    channels: Mapping[str, int]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {count}" for name, count in self.channels.items())
+        return f"{self.grid} x {self.grid} cells of {parts} channels"
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,7 @@ class Bundle:
         license: Identifier of the licence of the weights; None: none is stated.
         precision: Numbers that the graphs compute with: ``fp32``, or ``int8`` for most of them.
         graph_format: One of :data:`GRAPH_SUFFIXES`.
+        features: Feature maps that the graphs return, too; None: they return none.
     """
 
     folder: Path
@@ -158,6 +180,7 @@ class Bundle:
     precision: str = "fp32"
     graph_format: str = "onnx"
     selects: bool = False
+    features: FeatureMaps | None = None
 
     def depth(self, depth: str | DepthConfig) -> BundledDepth:
         """Return an exported depth.
@@ -343,7 +366,26 @@ def _parse(folder: Path, values: Mapping[str, Any]) -> Bundle:
         precision=_parse_precision(values.get("precision", "fp32")),
         graph_format=graph_format,
         selects=selects,
+        features=_parse_features(output.get("features")),
     )
+
+
+def _parse_features(values: object) -> FeatureMaps | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise BundleError(f"got features={short_repr(values)}, expected null or their description")
+    grid, channels = _take(values, "grid", int), _take(values, "channels", dict)
+    if not 1 <= grid <= MAX_GRID or set(channels) != set(FEATURES):
+        parts = join_few([short_repr(name) for name in channels]) or "nothing"
+        raise BundleError(
+            f"got features with grid={short_repr(grid)} of {parts}, expected 1 to {MAX_GRID} and "
+            f"{' and '.join(FEATURES)}"
+        )
+    counts = {name: _take(channels, name, int) for name in FEATURES}
+    if not all(1 <= count <= _MAX_ENTRIES for count in counts.values()):
+        raise BundleError(f"got features of {counts} channels, expected 1 to {_MAX_ENTRIES:,} of each part")
+    return FeatureMaps(grid, counts)
 
 
 def _parse_license(value: object) -> str | None:

@@ -20,7 +20,13 @@ from anydepth.deploy.runtime.engines import (
     conditions_here,
     open_session,
 )
-from anydepth.deploy.runtime.engines.base import EngineOptions, Session, check_trust
+from anydepth.deploy.runtime.engines.base import (
+    FEATURES,
+    EngineOptions,
+    Session,
+    check_trust,
+    output_names,
+)
 from anydepth.deploy.runtime.hub_bundle import find_bundle
 from anydepth.deploy.runtime.outputs import (
     NonFiniteOutputError,
@@ -74,6 +80,8 @@ class DeployedDetector:
         check_graphs(engine, bundle.graph_format, bundle.precision)
         if bundle.graph_format == "torch":
             check_trust(bundle.folder, self._options)
+        # Outputs that detections are made of; feature maps follow, if the graphs return any.
+        self._candidates = len(output_names(selects=bundle.selects))
         self._limit = math.inf if memory_limit is None else _check_memory_limit(memory_limit) * 2**20
         self._verify = verify
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
@@ -178,6 +186,10 @@ class DeployedDetector:
             ValueError: Images of another shape or type.
             BundleError: A graph that returns something else, or a file that is missing or altered.
         """
+        self._check_images(images)
+        return self._run(images, self.resolve(depth), threshold)[: self._candidates]
+
+    def _check_images(self, images: NDArray[np.float32]) -> None:
         expected = (self.bundle.input.batch, 3, *self.input_size)
         if images.ndim != 4 or images.dtype != np.float32 or images.shape[1:] != expected[1:]:
             raise ValueError(
@@ -189,7 +201,6 @@ class DeployedDetector:
                 f"got {len(images)} images, but the bundle was exported for {expected[0]}; export it without "
                 "batch=... for any number"
             )
-        return self._run(images, self.resolve(depth), threshold)
 
     def predict(
         self,
@@ -233,7 +244,7 @@ class DeployedDetector:
                 read_member(read, sources, index)
                 for index in range(start, min(start + batch_size, len(sources)))
             ]
-            found += self._detect(pictures, entry, threshold)
+            found += self._detect(pictures, entry, threshold)[0]
         return found
 
     def detect(
@@ -259,13 +270,51 @@ class DeployedDetector:
             ValueError: Images of another shape or type, or another number of sizes.
             NonFiniteOutputError: The network's output is NaN or infinite.
         """
+        return self._detect_fitted(images, original_sizes, self.resolve(depth), threshold)[0]
+
+    def detect_with_features(
+        self, source: object, depth: str | DepthConfig = "full", threshold: float = 0.5
+    ) -> tuple[Detections, dict[str, NDArray[np.float32]]]:
+        """Detect objects in one image, and return the pooled feature maps of the pass.
+
+        Args:
+            source: One image, as :meth:`predict` takes it.
+            depth: A depth of the bundle, or a budget, see :meth:`resolve`.
+            threshold: Detections with a lower score are left out.
+
+        Returns:
+            What :meth:`predict` finds, and [C, G, G] of each part of the network, see
+            :attr:`anydepth.deploy.runtime.bundle.Bundle.features`.
+
+        Raises:
+            BundleError: The graphs of the bundle return no feature maps.
+            Exception: See :meth:`predict`.
+        """
+        if self.bundle.features is None:
+            raise BundleError(
+                f"{self.bundle.folder}: its graphs return no feature maps; export it again with "
+                "feature_grid=2, the grid of the router"
+            )
+        threshold, entry = check_share("threshold", threshold), self.resolve(depth)
+        found, maps = self._detect([to_picture(source)], entry, threshold)
+        return found[0], {name: values[0] for name, values in maps.items()}
+
+    def _detect_fitted(
+        self,
+        images: NDArray[np.float32],
+        original_sizes: Sequence[tuple[int, int]],
+        entry: BundledDepth,
+        threshold: float,
+    ) -> tuple[list[Detections], dict[str, NDArray[np.float32]]]:
+        """Return the detections of each image, and the feature maps [B, C, G, G] by part, if there are."""
         if len(images) != len(original_sizes):
             raise ValueError(f"got {len(images)} images and {len(original_sizes)} sizes, expected as many")
-        entry = self.resolve(depth)
         missing = max(self.bundle.input.batch or 0, len(images)) - len(images)
         if missing:  # A fixed number of images, of which the last batch has fewer.
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        outputs = self.run(images, entry.config, threshold)
+        self._check_images(images)
+        everything = self._run(images, entry, threshold)
+        outputs, maps = everything[: self._candidates], everything[self._candidates :]
         if not are_finite(outputs, selects=self.bundle.selects):
             raise NonFiniteOutputError(
                 f"the network's output at depth {entry.config} holds NaN or infinite values: the weights are "
@@ -282,16 +331,16 @@ class DeployedDetector:
             else:
                 own = found[index]._replace(boxes_xyxy=to_pixels(found[index].boxes_xyxy, self.bundle, size))
             detections.append(Detections(*own, self.class_names))
-        return detections
+        return detections, dict(zip(FEATURES, maps, strict=False))
 
     def _detect(
         self, pictures: Sequence[NDArray[np.uint8]], entry: BundledDepth, threshold: float
-    ) -> list[Detections]:
+    ) -> tuple[list[Detections], dict[str, NDArray[np.float32]]]:
         fit = cast(Fit, self.bundle.input.fit)
         images = to_input([fit_picture(picture, self.input_size, fit) for picture in pictures])
         sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
-        found = self.detect(images, sizes, entry.config, threshold)
-        return [own.clipped(*size) for own, size in zip(found, sizes, strict=True)]
+        found, maps = self._detect_fitted(images, sizes, entry, threshold)
+        return [own.clipped(*size) for own, size in zip(found, sizes, strict=True)], maps
 
     def _run(
         self, images: NDArray[np.float32], entry: BundledDepth, threshold: float
@@ -299,7 +348,13 @@ class DeployedDetector:
         selects = self.bundle.selects
         outputs = self._session(entry).run(images, entry.number, threshold if selects else None)
         try:
-            check_outputs(outputs, len(images), len(self.class_names), selects=selects)
+            check_outputs(
+                outputs,
+                len(images),
+                len(self.class_names),
+                selects=selects,
+                features=self.bundle.features,
+            )
         except BundleError as error:
             raise BundleError(f"{self.bundle.folder}: the graph {entry.graph} {error}") from None
         return outputs
@@ -342,6 +397,7 @@ class DeployedDetector:
             self._options,
             several_depths=entry.number is not None,
             selects=self.bundle.selects,
+            features=self.bundle.features is not None,
         )
         with self._lock:
             self._sessions[entry.graph] = (session, weights)

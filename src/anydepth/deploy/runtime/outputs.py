@@ -6,8 +6,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from anydepth.deploy.runtime.bundle import Bundle, BundleError
-from anydepth.deploy.runtime.engines.base import output_names
+from anydepth.deploy.runtime.bundle import Bundle, BundleError, FeatureMaps
+from anydepth.deploy.runtime.engines.base import SELECTED_OUTPUTS, output_names
 from anydepth.deploy.runtime.selection import Floats, Selected
 from anydepth.pictures.fitting import Fit, place_image
 
@@ -16,7 +16,14 @@ class NonFiniteOutputError(ArithmeticError):
     """NaN or infinite network output, which holds no boxes."""
 
 
-def check_outputs(outputs: Sequence[NDArray[Any]], images: int, classes: int, *, selects: bool) -> None:
+def check_outputs(
+    outputs: Sequence[NDArray[Any]],
+    images: int,
+    classes: int,
+    *,
+    selects: bool,
+    features: FeatureMaps | None = None,
+) -> None:
     """Check shapes, types and ranges.
 
     Args:
@@ -25,11 +32,12 @@ def check_outputs(outputs: Sequence[NDArray[Any]], images: int, classes: int, *,
         images: Number of images that it got.
         classes: Number of classes.
         selects: Whether it selects detections.
+        features: Feature maps that it returns, too.
 
     Raises:
         BundleError: The outputs are not those of a graph of a bundle.
     """
-    names = output_names(selects=selects)
+    names = output_names(selects=selects, features=features is not None)
     count = outputs[0].shape[1] if outputs[0].ndim == 3 else 0
     shapes: tuple[tuple[int, ...], ...] = ((images, count, 4), (images, count, classes))
     kinds: tuple[str, ...] = ("float32", "float32")
@@ -41,11 +49,16 @@ def check_outputs(outputs: Sequence[NDArray[Any]], images: int, classes: int, *,
             f"boxes [{images}, D, 4] and scores [{images}, D] float32, labels [{images}, D] and counts "
             f"[{images}] int64"
         )
+    if features is not None:
+        maps = [(images, count, features.grid, features.grid) for count in features.channels.values()]
+        shapes, kinds = (*shapes, *maps), (*kinds, *("float32" for _ in maps))
+        expected += f", and features of {features} float32"
     if tuple(one.shape for one in outputs) != shapes or tuple(str(one.dtype) for one in outputs) != kinds:
-        found = (f"{name} {one.shape} {one.dtype}" for name, one in zip(names, outputs, strict=True))
+        labels = (*names, *("another output" for _ in outputs[len(names) :]))
+        found = (f"{name} {one.shape} {one.dtype}" for name, one in zip(labels, outputs, strict=False))
         raise BundleError(f"returned {', '.join(found)}, expected {expected}; export the bundle again")
     if selects:
-        _check_selected(outputs, classes)
+        _check_selected(outputs[: len(SELECTED_OUTPUTS)], classes)
 
 
 def _check_selected(outputs: Sequence[NDArray[Any]], classes: int) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from anydepth.deploy.runtime.control.policy import DepthPolicy, FrameResult, Target
+from anydepth.deploy.runtime.bundle import FeatureMaps
+from anydepth.deploy.runtime.control.policy import ControlError, DepthPolicy, FrameResult, Target
 from anydepth.detections import BaseDetections
 from anydepth.utils.arguments import check_share
 
@@ -50,15 +51,17 @@ class ControlledDetector:
         threshold: Detections with a lower score are left out.
         clock: Clock that frames are timed with.
         energy: Reader of a counter of millijoules, if energy is controlled.
-        features: Reader of the pooled feature maps of the last frame, for a router that needs them, see
-            :class:`anydepth.deploy.routing.features.FeatureTap`.
+        features: Reader of the pooled feature maps of the last frame, for a router that needs them beside a
+            PyTorch detector, see :class:`anydepth.deploy.routing.features.FeatureTap`. None: those that the
+            graphs of a bundle return.
 
     Attributes:
         policy: Chooses the depth.
         last: The frame before; None before the first one.
 
     Raises:
-        ControlError: A budget that cannot be used.
+        ControlError: A budget that cannot be used, or a policy that looks at feature maps that neither the
+            bundle returns nor ``features``.
         ValueError: A threshold outside [0, 1], or an engine's refusal to open a depth.
     """
 
@@ -81,6 +84,9 @@ class ControlledDetector:
         self._clock = clock
         self._energy = energy
         self._features = features
+        self._returns_features = policy.features is not None and features is None
+        if self._returns_features:
+            _check_features(detector, policy.features)
         # Otherwise the first frame of each depth would pay for opening its graph.
         opens: Callable[[str], object] = getattr(detector, "open", lambda depth: None)
         for depth in policy.depths:
@@ -114,16 +120,56 @@ class ControlledDetector:
         threshold = self._threshold if lowest is None else min(lowest, self._threshold)
         energy = None if self._energy is None else self._energy()
         start = self._clock()
-        found: BaseDetections[Any] = self._detector.predict(frame, depth=depth, threshold=threshold)[0]
+        found, features = self._detect(frame, depth, threshold)
         spent = 1000 * (self._clock() - start)
         self.last = FrameResult(
             depth=depth,
             milliseconds=spent,
             millijoules=None if self._energy is None or energy is None else self._energy() - energy,
             detections=None if lowest is None else found,
-            features=self._features() if self._features else {},
+            features=self._features() if self._features else features,
         )
         return found.above(self._threshold) if threshold < self._threshold else found
+
+    def _detect(
+        self, frame: Any, depth: str, threshold: float
+    ) -> tuple[BaseDetections[Any], Mapping[str, Any]]:
+        if self._returns_features:
+            detector: Any = self._detector
+            both: tuple[BaseDetections[Any], Mapping[str, Any]]
+            both = detector.detect_with_features(frame, depth=depth, threshold=threshold)
+            return both
+        found: BaseDetections[Any] = self._detector.predict(frame, depth=depth, threshold=threshold)[0]
+        return found, {}
+
+
+def _check_features(detector: object, wanted: FeatureMaps | None) -> None:
+    """Check that the graphs of a bundle return the feature maps that a policy looks at.
+
+    Raises:
+        ControlError: They do not, or the detector is none of a bundle.
+    """
+    assert wanted is not None
+    bundle = getattr(detector, "bundle", None)
+    if bundle is None:
+        raise ControlError(
+            f"the router looks at feature maps ({wanted}), which a PyTorch detector does not return: give "
+            f"features=FeatureTap(detector, {wanted.grid}) of anydepth.deploy.routing.features"
+        )
+    offered = bundle.features
+    if offered is None:
+        raise ControlError(
+            f"the router looks at feature maps ({wanted}), and the graphs of {bundle.folder} return none: "
+            f"export it again with feature_grid={wanted.grid}, or train a router of statistics "
+            "(router.kind=statistics)"
+        )
+    own = {name: offered.channels.get(name) for name in wanted.channels}
+    if offered.grid != wanted.grid or own != dict(wanted.channels):
+        raise ControlError(
+            f"the router looks at {wanted}, and the graphs of {bundle.folder} return {offered}: give a "
+            f"router that anydepth-route trained for this detector with grid={offered.grid}, or export the "
+            f"bundle again with feature_grid={wanted.grid}"
+        )
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, cast, get_args
 
+from anydepth.deploy.runtime.bundle import FeatureMaps
 from anydepth.detections import BaseDetections
 from anydepth.utils.messages import short_repr
 
@@ -118,10 +119,12 @@ class DepthPolicy(ABC):
     Attributes:
         depths: Texts of the depths that it may choose.
         statistics_threshold: Lowest score of the detections that it looks at; None: it looks at none.
+        features: Feature maps that it looks at: channels of each group, and side of the grid; None: none.
     """
 
     depths: tuple[str, ...]
     statistics_threshold: float | None = None
+    features: FeatureMaps | None = None
 
     @abstractmethod
     def choose(self, last: FrameResult | None, target: Target | None = None) -> str:

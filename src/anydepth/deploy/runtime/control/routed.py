@@ -52,6 +52,7 @@ class RoutedDepth(DepthPolicy):
         self.costs = CostTable([ordered[0], ordered[-1]])
         self.depths = (ordered[0].depth, ordered[-1].depth)
         self.statistics_threshold = None if router.needs_maps else LOWEST_SCORE
+        self.features = router.maps
         self.threshold = router.threshold if threshold is None else threshold
         if not np.isfinite(self.threshold):
             raise ControlError(f"got threshold={threshold}, expected a finite number")

@@ -7,13 +7,14 @@ left behind.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anydepth.deploy.runtime.bundle import FeatureMaps
 from anydepth.deploy.runtime.control.policy import ControlError, FrameResult
 from anydepth.deploy.runtime.control.statistics import NAMES, detection_statistics
 from anydepth.utils.messages import short_repr
@@ -43,6 +44,7 @@ class Router:
         threshold: Advantage above which full depth runs, if no budget says otherwise: the median of what it
             predicted for the validation images.
         arrays: Weights by name.
+        channels: Channels of each group; empty for ``statistics``.
     """
 
     kind: Kind
@@ -51,11 +53,17 @@ class Router:
     band: tuple[float, float]
     threshold: float
     arrays: Mapping[str, Floats]
+    channels: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def needs_maps(self) -> bool:
-        """Whether it sees feature maps, which only a PyTorch detector provides."""
+        """Whether it sees feature maps."""
         return self.kind != "statistics"
+
+    @property
+    def maps(self) -> FeatureMaps | None:
+        """The feature maps that it sees; None: it sees statistics."""
+        return FeatureMaps(self.grid, self.channels) if self.needs_maps else None
 
     def advantage(self, frame: FrameResult, *, deep: bool) -> float:
         """Return the advantage that full depth is expected to have on the frame after this one.
@@ -82,9 +90,9 @@ class Router:
         missing = [name for name in self.groups if name not in frame.features]
         if missing:
             raise ControlError(
-                f"got a frame without the feature maps {missing} that this router needs: give "
-                "features=FeatureTap(detector) (PyTorch only; the graphs of a bundle return none), or train "
-                "a router of statistics"
+                f"got a frame without the feature maps {missing} that this router needs: export the bundle "
+                f"with feature_grid={self.grid}, or give features=FeatureTap(detector, {self.grid}) beside "
+                "a PyTorch detector"
             )
         return {name: np.asarray(frame.features[name], np.float32) for name in self.groups}
 
@@ -181,8 +189,10 @@ def _parse(values: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Router:
         np.isfinite(array).all() for array in arrays.values()
     ):
         raise ControlError("holds NaN or infinite numbers; train it again")
-    groups = tuple(str(name) for name in values["channels"])
-    return Router(values["kind"], groups, int(values["grid"]), (low, high), threshold, arrays)
+    channels = {str(name): int(count) for name, count in values["channels"].items()}
+    return Router(
+        values["kind"], tuple(channels), int(values["grid"]), (low, high), threshold, arrays, channels
+    )
 
 
 def _try(router: Router, channels: Mapping[str, int]) -> None:

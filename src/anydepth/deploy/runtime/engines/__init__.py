@@ -22,7 +22,13 @@ _READERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 
 def open_session(
-    engine: str, graph: Path, options: EngineOptions, *, several_depths: bool = False, selects: bool = False
+    engine: str,
+    graph: Path,
+    options: EngineOptions,
+    *,
+    several_depths: bool = False,
+    selects: bool = False,
+    features: bool = False,
 ) -> Session:
     """Open a graph in an engine.
 
@@ -32,12 +38,13 @@ def open_session(
         options: Threads and device.
         several_depths: Whether the graph has several depths, and an input that chooses among them.
         selects: Whether the graph selects detections, and has an input for their lowest score.
+        features: Whether the graph returns feature maps, too.
 
     Raises:
         EngineError: An unknown engine, one that is not installed, or a graph that it cannot open.
     """
     session: Session = check_engine(engine).open_session(
-        graph, options, several_depths=several_depths, selects=selects
+        graph, options, several_depths=several_depths, selects=selects, features=features
     )
     return session
 

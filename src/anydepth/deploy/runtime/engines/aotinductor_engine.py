@@ -39,12 +39,16 @@ class AotInductorSession(Session):
             outputs = self._model(torch.from_numpy(np.array(images, order="C")))
         except RuntimeError as error:
             raise EngineError(f"AOTInductor failed on {len(images)} images: {error}") from error
-        boxes, scores = (output.numpy() for output in outputs)
-        return boxes, scores
+        return tuple(output.numpy() for output in outputs)
 
 
 def open_session(
-    graph: Path, options: EngineOptions, *, several_depths: bool = False, selects: bool = False
+    graph: Path,
+    options: EngineOptions,
+    *,
+    several_depths: bool = False,
+    selects: bool = False,
+    features: bool = False,
 ) -> AotInductorSession:
     """Load a package, see :func:`anydepth.deploy.runtime.engines.open_session`.
 

@@ -1,9 +1,10 @@
 """The interface of inference engines, and their options."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,10 @@ OUTPUTS: Final = ("boxes", "scores")
 """Names of the outputs of a graph that ends at the candidates."""
 SELECTED_OUTPUTS: Final = ("boxes", "scores", "labels", "counts")
 """Names of the outputs of a graph that selects detections."""
+FEATURES: Final[Mapping[str, str]] = MappingProxyType(
+    {"backbone": "backbone_features", "neck": "neck_features"}
+)
+"""Names of the last outputs of a graph that returns pooled feature maps, by the part that they are of."""
 THRESHOLD: Final = "threshold"
 """Name of the last input of a graph that selects detections: the lowest score, a number without axes."""
 DEPTH: Final = "depth"
@@ -71,16 +76,22 @@ class Session(ABC):
             threshold: Lowest score of a graph that selects detections, else None.
 
         Returns:
-            Its outputs :data:`OUTPUTS`; of a graph that selects detections :data:`SELECTED_OUTPUTS`.
+            Its outputs :data:`OUTPUTS`, or :data:`SELECTED_OUTPUTS` of a graph that selects detections; then
+            :data:`FEATURES`, if it returns feature maps.
 
         Raises:
             EngineError: The engine cannot run it, as when memory is short.
         """
 
 
-def output_names(*, selects: bool) -> tuple[str, ...]:
-    """Return the names of the outputs of a graph that selects detections, or ends at the candidates."""
-    return SELECTED_OUTPUTS if selects else OUTPUTS
+def output_names(*, selects: bool, features: bool = False) -> tuple[str, ...]:
+    """Return the names of the outputs of a graph.
+
+    Args:
+        selects: Whether it selects detections, or ends at the candidates.
+        features: Whether it returns feature maps, too.
+    """
+    return (*(SELECTED_OUTPUTS if selects else OUTPUTS), *(FEATURES.values() if features else ()))
 
 
 def check_trust(place: Path, options: EngineOptions) -> None:
@@ -117,13 +128,15 @@ def check_inputs(names: Sequence[str], graph: Path, *, several_depths: bool, sel
         )
 
 
-def check_outputs(names: Sequence[str], graph: Path, *, selects: bool = False) -> None:
+def check_outputs(
+    names: Sequence[str], graph: Path, *, selects: bool = False, features: bool = False
+) -> None:
     """Check the names of the outputs of a graph.
 
     Raises:
         EngineError: They are others than :func:`output_names`.
     """
-    expected = output_names(selects=selects)
+    expected = output_names(selects=selects, features=features)
     if set(names) != set(expected):
         raise EngineError(
             f"{graph}: got the outputs {join_few(names)}, expected {' and '.join(expected)}; export the "

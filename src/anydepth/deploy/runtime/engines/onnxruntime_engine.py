@@ -31,9 +31,9 @@ _ERRORS: Final = 3
 class OnnxRuntimeSession(Session):
     """A graph in ONNX Runtime, whose ``run`` is safe to call from several threads."""
 
-    def __init__(self, session: Any, *, selects: bool = False) -> None:
+    def __init__(self, session: Any, *, selects: bool = False, features: bool = False) -> None:
         self._session = session
-        self._outputs = output_names(selects=selects)
+        self._outputs = output_names(selects=selects, features=features)
         self._input = session.get_inputs()[0].name
 
     def run(
@@ -53,7 +53,12 @@ class OnnxRuntimeSession(Session):
 
 
 def open_session(
-    graph: Path, options: EngineOptions, *, several_depths: bool = False, selects: bool = False
+    graph: Path,
+    options: EngineOptions,
+    *,
+    several_depths: bool = False,
+    selects: bool = False,
+    features: bool = False,
 ) -> OnnxRuntimeSession:
     """Open a graph, see :func:`anydepth.deploy.runtime.engines.open_session`.
 
@@ -74,10 +79,11 @@ def open_session(
         session = onnxruntime.InferenceSession(graph, settings, providers=providers)
     except Exception as error:
         raise EngineError(f"{graph}: ONNX Runtime cannot open the graph: {error}") from error
-    check_outputs([output.name for output in session.get_outputs()], graph, selects=selects)
+    outputs = [output.name for output in session.get_outputs()]
+    check_outputs(outputs, graph, selects=selects, features=features)
     names = [one.name for one in session.get_inputs()]
     check_inputs(names, graph, several_depths=several_depths, selects=selects)
-    return OnnxRuntimeSession(session, selects=selects)
+    return OnnxRuntimeSession(session, selects=selects, features=features)
 
 
 def check_device(device: str) -> None:

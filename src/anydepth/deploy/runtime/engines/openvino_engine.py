@@ -33,11 +33,13 @@ class _Compiled:
     Attributes:
         model: Model that OpenVINO compiled.
         batch: Images of a pass; None: any number, or as the graph says.
+        branches: Whether nodes run only under a condition.
         idle: Requests that no thread uses.
     """
 
     model: Any
     batch: int | None
+    branches: bool
     idle: SimpleQueue[Any] = field(default_factory=SimpleQueue)
 
 
@@ -46,7 +48,9 @@ class OpenVinoSession(Session):
 
     A graph for any number of images is compiled for one until another number comes, which took 0.89 of the
     time (YOLO) or 0.97 (RT-DETR) and 38 to 78 MB less; then for any number, once and for all: keeping both
-    would take the weights twice.
+    would take the weights twice. A graph with branches stays compiled for one, and runs image by image, which
+    takes no longer: where the batch is not known, a branch may compute something else in the first pass of a
+    request, without a word (2026.4.1; findings/openvino_if_branch_reads_reused_memory.sh).
     """
 
     def __init__(
@@ -57,13 +61,15 @@ class OpenVinoSession(Session):
         *,
         several_depths: bool = False,
         selects: bool = False,
+        features: bool = False,
     ) -> None:
         self._graph, self._device, self._settings = graph, device, settings
-        self._outputs = output_names(selects=selects)
+        self._outputs = output_names(selects=selects, features=features)
         self._widening = threading.Lock()
         self._compiled = self._compile(1)
         model = self._compiled.model
-        check_outputs([output.get_any_name() for output in model.outputs], graph, selects=selects)
+        outputs = [output.get_any_name() for output in model.outputs]
+        check_outputs(outputs, graph, selects=selects, features=features)
         names = [one.get_any_name() for one in model.inputs]
         check_inputs(names, graph, several_depths=several_depths, selects=selects)
 
@@ -73,6 +79,10 @@ class OpenVinoSession(Session):
         """Run the graph on images [B, 3, H, W], see :meth:`Session.run`."""
         compiled = self._compiled
         if compiled.batch not in (None, len(images)):
+            if compiled.branches:
+                singles = (images[index : index + 1] for index in range(len(images)))
+                each = [self.run(image, number, threshold) for image in singles]
+                return tuple(np.concatenate(parts) for parts in zip(*each, strict=True))
             compiled = self._widen()
         try:
             request = compiled.idle.get_nowait()
@@ -110,7 +120,8 @@ class OpenVinoSession(Session):
                 model.reshape({images: shape})
             else:
                 batch = None
-            return _Compiled(core.compile_model(model, self._device, self._settings), batch)
+            branches = any(node.get_type_name() == "If" for node in model.get_ops())
+            return _Compiled(core.compile_model(model, self._device, self._settings), batch, branches)
         except Exception as error:
             # It refuses weights outside the folder of the graph, where links lead, as in caches of downloads.
             links = [path.name for path in self._graph.parent.iterdir() if path.is_symlink()]
@@ -137,7 +148,12 @@ def _core() -> Any:
 
 
 def open_session(
-    graph: Path, options: EngineOptions, *, several_depths: bool = False, selects: bool = False
+    graph: Path,
+    options: EngineOptions,
+    *,
+    several_depths: bool = False,
+    selects: bool = False,
+    features: bool = False,
 ) -> OpenVinoSession:
     """Open a graph, see :func:`anydepth.deploy.runtime.engines.open_session`.
 
@@ -152,7 +168,12 @@ def open_session(
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     return OpenVinoSession(
-        graph, _DEVICES[options.device], settings, several_depths=several_depths, selects=selects
+        graph,
+        _DEVICES[options.device],
+        settings,
+        several_depths=several_depths,
+        selects=selects,
+        features=features,
     )
 
 
