@@ -11,7 +11,7 @@ ARGS ?=
 TEST_WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-detr train-yolo ablation demo test test-slow look-at-data bench-step bench-data bench-memory bench-index \
+.PHONY: help setup train-detr train-yolo ablation evidence demo test test-slow look-at-data bench-step bench-data bench-memory bench-index \
 	bench-eval bench-logging bench-long bench-specialise bench-engines bench-control lint types docs check lock sample-data clean
 
 help: ## Show this list
@@ -40,6 +40,9 @@ train-yolo: setup ## The same with AnyDepth-YOLO
 
 ablation: setup ## Six arms of the method, two seeds each, and the page that compares them (60 to 90 minutes)
 	$(BIN)/anydepth-train -m experiment=ablation $(ARGS)
+
+evidence: setup ## Train the arms of the method and what it competes with, with intervals (half a day; docs/studies.md)
+	$(BIN)/python scripts/evidence.py $(ARGS)
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
