@@ -153,7 +153,7 @@ def test_presets_of_the_examples_compose(tmp_path: Path) -> None:
     for command in found:
         check_targets(resolve_config(composed(presets, *map(_first_job, command.overrides))))
     bees = composed(presets, "data=bees")
-    assert (bees.data.root, bees.data.batch_size, bees.recipe.epochs) == ("/data/bees", 16, 300)
+    assert (bees.data.root, bees.data.batch_size, bees.recipe.epochs) == ("/data/bees", 16, 48)
     mosaic = composed(presets, "data=bees_mosaic")
     assert (mosaic.data.root, mosaic.recipe.lr, mosaic.recipe.epochs) == ("/data/bees", 0.01, 600)
     assert mosaic.data.augmentation.affine.scale == 0.5  # that of yolo_n

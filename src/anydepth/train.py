@@ -76,7 +76,8 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         cfg: Configuration composed from ``conf/train.yaml``.
 
     Returns:
-        Metrics by name (``val/score`` of the last validation, ``val/best_score`` of the best checkpoint, and
+        Metrics by name (``val/score`` of the last validation, ``val/best_score`` of the best checkpoint,
+        ``train/steps``, ``train/ended_by_minutes`` (1 if a limit of wall time ended the run, else 0), and
         ``curve/DEPTH/FIGURE`` on the first process), and the objects of
         the run by name: ``data``, ``detector``, ``module``, ``trainer``, and on the first process ``files``
         and ``curve`` (None if the configuration asks for no curve).
@@ -105,6 +106,14 @@ def run(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | best_score(trainer)
     if math.isnan(metrics.get(SCORE, 0.0)):
         del metrics[SCORE]  # there was no object to find
+    metrics["train/steps"] = float(trainer.global_step)
+    # Such a result depends on the speed of the machine.
+    metrics["train/ended_by_minutes"] = float(module.time_progress >= 1)
+    if module.time_progress >= 1 and trainer.is_global_zero:
+        print_lines(
+            f"ended by recipe.minutes={config['recipe']['minutes']:g} after {trainer.global_step} steps: "
+            "another machine, or other load, gives another result; recipe.minutes=null counts epochs alone"
+        )
     objects: dict[str, Any] = {"data": data, "detector": detector, "module": module, "trainer": trainer}
     # The rest runs in the first process alone and must not wait for the others.
     if dist.is_available() and dist.is_initialized():

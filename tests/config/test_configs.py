@@ -269,6 +269,16 @@ def test_the_recipe_follows_the_data_unless_one_is_chosen() -> None:
     assert composed("data=coco", "data.root=x", "recipe.lr=3e-4").recipe.lr == 3e-4
 
 
+@pytest.mark.parametrize("detector", ["detr_tiny", "yolo_tiny"])
+@pytest.mark.parametrize("data", ["sample", "bccd", "coco", "custom"])
+def test_default_recipes_count_epochs(detector: str, data: str) -> None:
+    """The same command gives the same result on a slow machine and on a fast one."""
+    root = () if data in ("sample", "bccd") else ("data.root=x",)
+    recipe = composed(f"detector={detector}", f"data={data}", *root).recipe
+    assert recipe.minutes is None
+    assert recipe.epochs >= 48
+
+
 @pytest.mark.parametrize("suffix", ["", "_small"])
 def test_the_recipe_of_a_conversion_follows_the_family(suffix: str) -> None:
     for detector, family in (("detr_tiny", "detr"), ("yolo_tiny", "yolo")):

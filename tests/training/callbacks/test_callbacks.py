@@ -136,12 +136,14 @@ def test_a_run_ends_with_its_time_and_reports_on_the_console(
     limits = ("recipe.epochs=null", "recipe.minutes=1e-6", "recipe.validate_every_epochs=9", "logger=none")
     metrics, objects = run(compose_run(tmp_path, progress, *limits))
     assert objects["trainer"].global_step == 1
+    assert (metrics["train/steps"], metrics["train/ended_by_minutes"]) == (1, 1)
     assert 0 <= metrics["val/score"] <= 1
     assert read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["global_step"] == 1
     assert not (tmp_path / "logs").exists()
     printed = capsys.readouterr().out
     assert "detr_tiny, 0.04 M parameters, input 64x64" in printed
     assert "full from ground truth, minimal distilled from full" in printed
+    assert "ended by recipe.minutes=1e-06 after 1 steps: another machine" in printed
     line = next(line for line in printed.splitlines() if line.startswith("100%"))
     assert all(part in line for part in ("epoch 1", "step 1", "loss full"))
     for path in ("full", "minimal"):
