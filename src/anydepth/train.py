@@ -47,6 +47,7 @@ from anydepth.training.module import DetectionModule
 from anydepth.training.non_finite.recorder import StepRecorder
 from anydepth.training.non_finite.watch import NonFinitePolicy, StepWatch
 from anydepth.training.norms import NormSynchronization
+from anydepth.training.teaching import TeachingControl
 from anydepth.utils.console import print_lines
 from anydepth.weights.report import LoadReport
 
@@ -256,7 +257,7 @@ def build_trainer(
     schedule: DepthSchedule = instantiate(cfg.depth_schedule)
     callbacks: list[pl.Callback] = [
         build_guard(config, data),
-        SelfDistillation(schedule=schedule, seed=cfg.seed),
+        SelfDistillation(schedule=schedule, seed=cfg.seed, teaching=TeachingControl(**config["teaching"])),
         UnscoredValidation(),
         *(instantiate(node) for node in cfg.callbacks.values() if node is not None),
     ]

@@ -66,6 +66,23 @@ class Compatibility(TypedDict, total=False):
     positions: int
 
 
+class TeachingShares(TypedDict, total=False):
+    """Node ``teaching.shares``."""
+
+    predictions: float | None
+    features: float | None
+
+
+class TeachingSettings(TypedDict, total=False):
+    """Node ``teaching``."""
+
+    ramp_steps: int
+    gate: bool
+    gate_steps: int
+    shares: TeachingShares
+    measure_every: int
+
+
 class Train(TypedDict, total=False):
     """Settings of ``anydepth-train``."""
 
@@ -80,6 +97,7 @@ class Train(TypedDict, total=False):
     non_finite: NonFinite
     validation: Validation
     multi_scale: MultiScale
+    teaching: TeachingSettings
     curve: Curve
     detector_name: str
     family: Mapping[str, Any]

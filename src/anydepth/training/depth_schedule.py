@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anydepth.depth import DepthConfig, DepthSpace
+from anydepth.detector import WHOLE_TEACHING, Teaching
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class PlannedPass:
         teacher: Position in the plan of the pass that teaches it, always an earlier one; None: it learns
             from the ground truth.
         weight: Factor of its losses in the sum of the step.
+        teaching: How much it learns from its teacher.
     """
 
     name: str
     depth: DepthConfig
     teacher: int | None = None
     weight: float = 1.0
+    teaching: Teaching = WHOLE_TEACHING
 
 
 class DepthSchedule:
@@ -72,6 +75,11 @@ class DepthSchedule:
         self.random_points = random_points
         self.distill = distill
         self.weights = tuple(weights) if weights is not None else (1.0,) * kinds
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether each step has a single pass, which nothing teaches."""
+        return len(self.depths) + self.random_points == 1
 
     def __str__(self) -> str:
         names = [*self.depths, *(["random"] * self.random_points)]

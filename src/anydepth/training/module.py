@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from anydepth.detector import Detector, Objective, PassLosses
+from anydepth.detector import WHOLE_TEACHING, Detector, Objective, PassLosses
 from anydepth.evaluation.coco_eval import CocoEvaluator
 from anydepth.images import to_unit_range
 from anydepth.layers.precision import disable_autocast
@@ -223,7 +223,10 @@ class DetectionModule(pl.LightningModule):
             if planned.teacher is None:
                 return self.objective.supervised(outputs[-1], targets)
             teacher = planned.teacher
-            return self.objective.distilled(outputs[-1], outputs[teacher], targets, losses[teacher])
+            given = (outputs[-1], outputs[teacher], targets, losses[teacher])
+            if planned.teaching == WHOLE_TEACHING:
+                return self.objective.distilled(*given)
+            return self.objective.distilled(*given, planned.teaching)
 
     # -- validation --------------------------------------------------------------------------------------
 

@@ -1,11 +1,13 @@
 """The losses of AnyDepth-YOLO as the training loop sees them: a supervised pass and a distilled one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+import torch
 from torch import Tensor
 
-from anydepth.detector import Objective, PassLosses
+from anydepth.detector import WHOLE_TEACHING, Objective, PassLosses, Teaching
 from anydepth.layers.precision import disable_autocast
 from anydepth.structures import DetectorOutput, Targets
 from anydepth.yolo.assigner import Assignment, GroundTruth
@@ -14,6 +16,12 @@ from anydepth.yolo.decode import Predictions, image_size
 from anydepth.yolo.distillation import YoloDistillation
 from anydepth.yolo.finite import find_non_finite
 from anydepth.yolo.output import YoloOutput
+
+TERMS_OF_LEVELS: Final[Mapping[str, frozenset[str]]] = {
+    "predictions": frozenset({"kd_class", "kd_box", "kd_dfl"}),
+    "features": frozenset({"kd_feature"}),
+}
+"""Names of the distillation terms by level."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class YoloObjective(Objective):
         # alpha = 1 multiplies every distillation term by 0.
         return self.distillation.levels if self.alpha < 1 else frozenset()
 
+    @property
+    def distilled_terms(self) -> Mapping[str, frozenset[str]]:
+        """See :attr:`anydepth.detector.Objective.distilled_terms`."""
+        return {level: TERMS_OF_LEVELS[level] for level in self.distilled_levels}
+
     def supervised(self, output: DetectorOutput, targets: Sequence[Targets]) -> PassLosses:
         """Return the losses of an output against ground truth, in float32.
 
@@ -83,7 +96,7 @@ class YoloObjective(Objective):
             assignment = self.criterion.assign(predictions, truth)
             terms = self.criterion.terms(predictions, truth, assignment)
             fault = find_non_finite(predictions, truth)
-        return PassLosses(terms, Supervision(truth, assignment), fault)
+        return PassLosses(terms, Supervision(truth, assignment), fault, _detached_sum(terms))
 
     def distilled(
         self,
@@ -91,6 +104,7 @@ class YoloObjective(Objective):
         teacher: DetectorOutput,
         targets: Sequence[Targets],
         teacher_losses: PassLosses,
+        teaching: Teaching = WHOLE_TEACHING,
     ) -> PassLosses:
         """Return the losses of a shallower pass that learns from a deeper one of the same step, in float32.
 
@@ -100,6 +114,7 @@ class YoloObjective(Objective):
             targets: Ground truth of the B images; the teacher's, already collected, is used.
             teacher_losses: Losses of the teacher from :meth:`supervised` or :meth:`distilled`; their
                 ground truth and assignment are reused.
+            teaching: How much is learnt from the teacher; ground truth has the rest of its share.
 
         Raises:
             ValueError: An output of another family, or losses that another objective made.
@@ -115,16 +130,26 @@ class YoloObjective(Objective):
         with disable_autocast(student.maps[0].device):
             predictions = Predictions.decode(student.maps)
             assignment = self.criterion.assign(predictions, given.truth)
-            if self.alpha > 0:
+            against_truth = None
+            # What the teacher does not have of its share is left to the ground truth.
+            alpha = 1 - (1 - self.alpha) * teaching.strength if teaching.strength < 1 else self.alpha
+            if alpha > 0 or teaching.compares:
                 found = self.criterion.terms(predictions, given.truth, assignment)
-                terms |= {name: self.alpha * term for name, term in found.items()}
-            if self.alpha < 1:
+                against_truth = _detached_sum(found)
+                terms |= {name: alpha * term for name, term in found.items() if alpha > 0}
+            if alpha < 1:
                 decoded = Predictions.decode([level.detach() for level in teacher.maps])
                 found = self.distillation.predictions(predictions, decoded, assignment, given.assignment)
-                found |= self.distillation.features(student, teacher)
+                found = {name: teaching.factor("predictions") * term for name, term in found.items()}
+                features = self.distillation.features(student, teacher)
+                found |= {name: teaching.factor("features") * term for name, term in features.items()}
                 terms |= {name: (1 - self.alpha) * term for name, term in found.items()}
             fault = find_non_finite(predictions, given.truth)
-        return PassLosses(terms, Supervision(given.truth, assignment), fault)
+        return PassLosses(terms, Supervision(given.truth, assignment), fault, against_truth)
+
+
+def _detached_sum(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([term.detach() for term in terms.values()]).sum()
 
 
 def _as_yolo(output: DetectorOutput) -> YoloOutput:

@@ -28,6 +28,12 @@ SETTINGS = (
     "recipe.multi_scale_sizes=[64,96]",
     "trainer.accumulate_grad_batches=2",
     "trainer.limit_train_batches=4",
+    # What is observed of the teaching is part of a checkpoint.
+    "teaching.ramp_steps=5",
+    "teaching.gate=true",
+    "teaching.gate_steps=2",
+    "teaching.shares.predictions=0.3",
+    "teaching.measure_every=1",
 )
 
 
@@ -80,6 +86,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed["global_step"] == uninterrupted["global_step"] == 4
     for part in ("state_dict", "weights_in_training", "optimizer_states", "lr_schedulers"):
         assert _differences(resumed[part], uninterrupted[part], part) == []
+    teaching = uninterrupted["callbacks"]["SelfDistillation"]
+    assert teaching["factors"]["predictions"] != 1
+    assert set(teaching["averages"]) == {"minimal", "random1"}
 
 
 def test_a_checkpoint_holds_averaged_weights_and_those_in_training(

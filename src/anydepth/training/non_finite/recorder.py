@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anydepth.depth import DepthSpace
+from anydepth.detector import Teaching
 from anydepth.structures import Batch, Targets
 from anydepth.training.depth_schedule import PlannedPass
 from anydepth.training.step_context import StepPlace
@@ -30,7 +31,7 @@ class RecordedStep:
     Attributes:
         batch: Images and boxes of this process.
         place: Position of the step in the run.
-        plan: Passes that ran: ``name``, ``depth`` as text, ``teacher`` and ``weight`` of each.
+        plan: Passes that ran: ``name``, ``depth`` as text, ``teacher``, ``weight`` and ``teaching`` of each.
         terms: Losses by pass and name, as computed in training.
         message: Description of what was wrong.
         rank: Rank of the process, from 0.
@@ -54,7 +55,14 @@ class RecordedStep:
             DepthError: A depth that the detector does not have.
         """
         return tuple(
-            PlannedPass(str(one["name"]), space.parse(one["depth"]), one["teacher"], float(one["weight"]))
+            PlannedPass(
+                str(one["name"]),
+                space.parse(one["depth"]),
+                one["teacher"],
+                float(one["weight"]),
+                # Files of earlier versions have none.
+                Teaching(**one.get("teaching", {})),
+            )
             for one in self.plan
         )
 
@@ -228,6 +236,11 @@ def pass_to_plain(planned: PlannedPass) -> dict[str, Any]:
         "depth": str(planned.depth),
         "teacher": planned.teacher,
         "weight": planned.weight,
+        "teaching": {
+            "strength": planned.teaching.strength,
+            "factors": dict(planned.teaching.factors),
+            "compares": planned.teaching.compares,
+        },
     }
 
 
