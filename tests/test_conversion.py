@@ -128,15 +128,20 @@ def test_the_stem_of_published_weights_is_built() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("yolov12_s", "yolo_s has more units and a narrower last stage"),
-        ("yolov12_m", "AnyDepth-YOLO has no size m"),
-    ],
+    "size", ["n", pytest.param("s", marks=pytest.mark.slow), pytest.param("m", marks=pytest.mark.slow)]
 )
-def test_public_sizes_without_an_any_depth_form_are_refused(name: str, message: str) -> None:
-    with pytest.raises(ConversionError, match=message):
-        convert(anydepth.build(name, num_classes=2).state_dict())
+def test_small_public_networks_become_the_any_depth_form_of_their_own_stages(size: str) -> None:
+    source = _fixed(f"yolov12_{size}", input_size=[64, 64])
+    made = convert(written_as(source, YOLOV12, "model.model."))
+    assert made.detector.config["name"] == f"yolov12_any_{size}"
+    assert made.report.missing == made.report.unused == made.report.reinitialised == ()
+    _assert_full_depth_is(source, made.detector)
+    # Norms alone are added, and every depth runs.
+    assert all(".norm.skip." in key for key in made.report.copied_to_skip)
+    with torch.inference_mode():
+        for depth in ("3/4", "1/2", "minimal", "stage3+neck2"):
+            output = made.detector(torch.rand(1, 3, 64, 64), depth=depth)
+            assert all(bool(value.isfinite().all()) for value in _tensors(output))
 
 
 def test_other_sources_are_refused(detr: Detector, yolo: Detector) -> None:

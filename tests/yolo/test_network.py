@@ -48,6 +48,8 @@ CONVOLUTIONS = {
     "yolo_s": (22.23, 16.25),
     "yolo_l": (82.39, 61.48),
 }
+# Widths at the nominal 512 and 1024, and what each size multiplies the others by.
+OWN_STAGES = {"n": (128, 256, 0.25), "s": (256, 512, 0.5), "m": (512, 512, 1.0)}
 SPLIT_AS_RELEASED = {"yolo_n": "unit", "yolo_s": "unit", "yolo_l": "bottleneck", "yolo_x": "bottleneck"}
 
 
@@ -183,3 +185,42 @@ def test_image_sizes_that_are_not_multiples_of_the_stride_are_refused(size: tupl
     detector = anydepth.build("yolo_tiny", 1).eval()
     with pytest.raises(ValueError, match=r"expected multiples of 32; give e\.g\."):
         detector(torch.rand(1, 3, *size))
+
+
+def _attention_saving(width: int, pixels: int, area: int) -> float:
+    """MACs of one unit of two attention blocks, MLP ratio 2, and of its part of the fusion kernel."""
+    hidden = width // 2
+    per_pixel = 4 * hidden**2 + 25 * hidden + 4 * hidden**2
+    products = 2 * pixels * (pixels // area) * hidden
+    return 2 * (pixels * per_pixel + products) + pixels * hidden * width
+
+
+def _bottleneck_saving(channels: int, pixels: int) -> float:
+    """MACs of two 3x3 convolutions of as many channels."""
+    return 2 * 9 * channels**2 * pixels
+
+
+@pytest.mark.parametrize("size", OWN_STAGES)
+def test_any_depth_forms_of_yolov12_skip_half_of_each_of_its_own_stages(size: str) -> None:
+    """What each flag saves follows from the published layer graph, and full depth is the fixed network."""
+    detector, fixed = build(f"yolov12_any_{size}"), build(f"yolov12_{size}")
+    w512, w1024, factor = OWN_STAGES[size]
+    w256 = int(256 * factor)
+    # Bottlenecks have an eighth of the channels of a C3k2 stage, which has none inside a unit at n and s, and
+    # a quarter of those of a stage of the neck.
+    early = [_bottleneck_saving(width // 8, pixels) for width, pixels in ((w256, 25600), (w512, 6400))]
+    wanted = [
+        *(early if size == "m" else (0, 0)),
+        _attention_saving(w512, 1600, 4),
+        _attention_saving(w1024, 400, 1),
+        _bottleneck_saving(w512 // 4, 1600),
+        _bottleneck_saving(w256 // 4, 6400),
+        _bottleneck_saving(w512 // 4, 1600),
+        _bottleneck_saving(w1024 // 4, 400),
+    ]
+    assert detector.depth_space.costs.refinements == pytest.approx(wanted, rel=1e-3)
+    assert macs(detector, "full") == macs(fixed, "full")
+    assert macs(detector, "full") - macs(detector, "minimal") == pytest.approx(sum(wanted), rel=1e-3)
+    assert 0.8 < macs(detector, "minimal") / macs(detector, "full") < 0.83
+    skip = sum(value.numel() for name, value in detector.named_parameters() if ".norm.skip." in name)
+    assert parameters(detector) == parameters(fixed) + skip

@@ -10,7 +10,7 @@ from anydepth.yolo.backbone import YoloBackbone
 from anydepth.yolo.detector import YoloDetector
 from anydepth.yolo.head import YoloHead
 from anydepth.yolo.neck import YoloNeck
-from anydepth.yolo.stages import C3k2Split, C3k2Unit
+from anydepth.yolo.stages import C3k2Split, C3k2Unit, C3kSplit
 
 
 def build_yolo(
@@ -21,6 +21,7 @@ def build_yolo(
     neck_units: Sequence[int],
     backbone_c3k2_unit: C3k2Unit,
     c3k2_split: C3k2Split,
+    c3k_split: C3kSplit,
     mlp_ratio: float,
     residual_scale: bool,
     any_depth: bool,
@@ -42,6 +43,8 @@ def build_yolo(
         neck_units: Units of neck stages 1 to 4.
         backbone_c3k2_unit: Units of backbone stages 1 and 2: ``bottleneck`` or ``c3k``.
         c3k2_split: What C3k2 stages skip: the second ``bottleneck`` inside each unit, or the second ``unit``.
+        c3k_split: What the first three stages of the neck skip: the second ``bottleneck`` inside each unit,
+            or the last half of the units (``unit``).
         mlp_ratio: Hidden over outer channels in the attention blocks.
         residual_scale: Attention stages add their input, with a learnt scale on the rest.
         any_depth: Split stages into essential and refinement paths.
@@ -61,6 +64,8 @@ def build_yolo(
     _check_lengths(widths, backbone_units, neck_units, input_size)
     if c3k2_split not in get_args(C3k2Split):
         raise ValueError(f"c3k2_split={c3k2_split!r}: allowed are 'bottleneck' and 'unit'")
+    if c3k_split not in get_args(C3kSplit):
+        raise ValueError(f"c3k_split={c3k_split!r}: allowed are 'bottleneck' and 'unit'")
     if backbone_c3k2_unit not in get_args(C3k2Unit):
         raise ValueError(f"backbone_c3k2_unit={backbone_c3k2_unit!r}: allowed are 'bottleneck' and 'c3k'")
     if class_names is not None and len(class_names) != num_classes:
@@ -79,6 +84,7 @@ def build_yolo(
         in_channels=backbone.out_channels,
         widths=widths[2:],
         units=neck_units,
+        c3k_split=c3k_split,
         c3k2_split=c3k2_split,
         any_depth=any_depth,
         switchable_norms=switchable_norms,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anydepth.yolo.blocks import conv
-from anydepth.yolo.stages import C3k2Split, c3k2_stage, c3k_stage
+from anydepth.yolo.stages import C3k2Split, C3kSplit, c3k2_stage, c3k_stage
 
 
 class YoloNeck(nn.Module):
@@ -17,6 +17,7 @@ class YoloNeck(nn.Module):
         in_channels: Channels of the backbone's maps, finest first.
         widths: Channels at the nominal widths 256, 512 and 1024, those of the outputs.
         units: Number of units of each of the four stages.
+        c3k_split: Part that is the refinement in the first three stages.
         c3k2_split: Part that is the refinement in the last stage.
         any_depth: Whether the stages are split; otherwise everything is essential.
         switchable_norms: Whether everything essential has two norm sets; only with ``any_depth``.
@@ -31,6 +32,7 @@ class YoloNeck(nn.Module):
         in_channels: Sequence[int],
         widths: Sequence[int],
         units: Sequence[int],
+        c3k_split: C3kSplit,
         c3k2_split: C3k2Split,
         any_depth: bool,
         switchable_norms: bool,
@@ -51,6 +53,7 @@ class YoloNeck(nn.Module):
                 in_channels=source,
                 out_channels=target,
                 units=count,
+                split=c3k_split,
                 any_depth=any_depth,
                 switchable=switchable,
             )

@@ -13,6 +13,7 @@ from anydepth.yolo.blocks import AttentionUnit, Bottleneck, C3k, FusionConv, con
 
 C3k2Split = Literal["bottleneck", "unit"]
 C3k2Unit = Literal["bottleneck", "c3k"]
+C3kSplit = Literal["bottleneck", "unit"]
 # Number of units from which the fusion of a skipping A2C2f has a kernel of its own: with four units it sees
 # 3/5 of the channels, and the shared kernel got conflicting gradients (AnyDepth-YOLO).
 DEDICATED_FUSION_UNITS = 4
@@ -154,17 +155,29 @@ def c3k_stage(
     in_channels: int,
     out_channels: int,
     units: int,
+    split: C3kSplit,
     any_depth: bool,
     switchable: bool,
 ) -> ElanStage:
-    """Build an A2C2f stage with C3k units, as in the neck; the last half of the units is the refinement."""
-    make = partial(_c3k_unit, out_channels // 2, switchable)
+    """Build an A2C2f stage with C3k units, as in the neck.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        units: Number of units in the chain.
+        split: Part that is the refinement: ``unit`` is the last half of the units, of which a single one has
+            none, ``bottleneck`` the second bottleneck inside each unit.
+        any_depth: Whether the stage is split.
+        switchable: Whether everything essential has two norm sets.
+    """
+    inside = any_depth and split == "bottleneck"
+    make = partial(_c3k_unit, out_channels // 2, switchable, inside)
     return _a2c2f(
         make,
         in_channels=in_channels,
         out_channels=out_channels,
         units=units,
-        any_depth=any_depth,
+        any_depth=any_depth and not inside,
         switchable=switchable,
         residual=False,
     )
@@ -205,8 +218,8 @@ def _attention_unit(
     )
 
 
-def _c3k_unit(channels: int, switchable: bool, is_essential: bool) -> C3k:
-    return C3k(channels=channels, switchable=switchable and is_essential)
+def _c3k_unit(channels: int, switchable: bool, split: bool, is_essential: bool) -> C3k:
+    return C3k(channels=channels, switchable=switchable and is_essential, split=split)
 
 
 def _chain(make: Callable[[bool], nn.Module], units: int, essential: int) -> DepthStage:

@@ -28,20 +28,21 @@ FIXED_DEPTH: dict[_Size, str] = {
     ((96, 192, 384, 768, 768), (2, 2, 4, 4), (2, 2, 2, 2)): "yolov12_x",
 }
 ANY_DEPTH: dict[_Size, str] = {
+    # AnyDepth-YOLO as published has other networks of the sizes n and s, and none of the size m.
+    ((16, 32, 64, 128, 256), (1, 1, 2, 2), (1, 1, 1, 1)): "yolov12_any_n",
+    ((32, 64, 128, 256, 512), (1, 1, 2, 2), (1, 1, 1, 1)): "yolov12_any_s",
+    ((64, 128, 256, 512, 512), (1, 1, 2, 2), (1, 1, 1, 1)): "yolov12_any_m",
     ((16, 32, 64, 128, 256), (2, 2, 3, 3), (2, 2, 2, 2)): "yolo_n",
     ((32, 64, 128, 256, 256), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_s",
     ((64, 128, 256, 512, 512), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_l",
     ((96, 192, 384, 768, 768), (2, 2, 4, 4), (2, 2, 2, 2)): "yolo_x",
 }
-# Published networks whose sizes no any-depth detector has, and why.
-_NO_CONVERSION = {
-    "yolov12_n": "yolo_n has more units",
-    "yolov12_s": "yolo_s has more units and a narrower last stage",
-    "yolov12_m": "AnyDepth-YOLO has no size m",
-}
-# A skip norm that every any-depth network has, and one that those with c3k2_split=bottleneck lack.
+# A skip norm that every any-depth network has, and those that networks lack which split bottlenecks.
 _ANY_SKIP = "backbone.downs.0.norm.skip.weight"
-_SPLIT_BY_UNIT = "neck.stages.3.chain.0.bottlenecks.1.conv1.norm.skip.weight"
+_SPLIT_BY_UNIT = {
+    setting: f"neck.stages.{stage}.chain.0.bottlenecks.1.conv1.norm.skip.weight"
+    for setting, stage in (("c3k2_split", 3), ("c3k_split", 0))
+}
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,9 @@ def check_architecture(plan: Plan, origin: str) -> None:
     tables = (ANY_DEPTH,) if any_depth else (FIXED_DEPTH, ANY_DEPTH)
     known = [table[theirs.size] for table in tables if theirs.size in table]
     remedy = " or ".join(known) if known and theirs.size != ours.size else f"a detector with {wanted}"
-    reason = "" if any_depth or not known else _NO_CONVERSION.get(known[0], "")
     raise WeightsError(
         f"{origin}: its network has {wanted}, the detector's has {ours.differing_settings(theirs)}: build "
-        f"{remedy}" + (f"; it has no any-depth form, because {reason}" if reason else "")
+        f"{remedy}"
     )
 
 
@@ -196,13 +196,15 @@ def check_skip_state(plan: Plan, origin: str) -> None:
     copied = [key for key in plan.copied if ".norm.skip." in key]
     if plan.find(_ANY_SKIP) is None or not copied:
         return
-    theirs = "bottleneck" if plan.find(_SPLIT_BY_UNIT) is None else "unit"
-    ours = "unit" if _SPLIT_BY_UNIT in plain_names(plan.own).values() else "bottleneck"
-    if theirs != ours:
-        raise WeightsError(
-            f"{origin}: its C3k2 stages skip the second {theirs}, the detector's the second {ours}, so that "
-            f"other norms have two sets: build it with c3k2_split={theirs}"
-        )
+    own = plain_names(plan.own).values()
+    for setting, mark in _SPLIT_BY_UNIT.items():
+        theirs = "bottleneck" if plan.find(mark) is None else "unit"
+        ours = "unit" if mark in own else "bottleneck"
+        if theirs != ours:
+            raise WeightsError(
+                f"{origin}: its stages skip by {setting}={theirs}, the detector's by {setting}={ours}, so "
+                f"that other norms have two sets: build it with {setting}={theirs}"
+            )
     raise WeightsError(
         f"{origin}: it has some norms of skipping stages but lacks {len(copied)} ({join_few(copied, 3)}), so "
         "it is incomplete; copy it again, or build the detector whose stages it has"
