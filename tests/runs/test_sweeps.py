@@ -261,11 +261,10 @@ def test_one_job_of_a_study_needs_all_its_settings_but_the_seed(
         with pytest.raises(SystemExit):
             execute(job("experiment=ablation", given, sweep=False), trainer)
         assert "by giving ablation (of both,prediction_only," in capsys.readouterr().err
+    some = ("losses.distillation.giou_weight=1", "teaching.shares.features=0.1")
     with pytest.raises(SystemExit):
-        execute(
-            job("experiment=ablation_loss_weights", "losses.distillation.neck_weight=1", sweep=False), trainer
-        )
-    assert "by giving losses.distillation.backbone_weight (of 0.25,1.0,4.0)" in capsys.readouterr().err
+        execute(job("experiment=ablation_loss_weights", *some, sweep=False), trainer)
+    assert "by giving losses.distillation.softmax_kl_weight (of auto,12.0)" in capsys.readouterr().err
     assert trainer.seen == []
     assert execute(job("experiment=ablation", "ablation=both", sweep=False), trainer) == 0.25
     assert execute(job("experiment=seeds", "seed=3", sweep=False), trainer) == 0.25
