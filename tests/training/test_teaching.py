@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from steps import make_batch, make_module
 
+from anydepth import zoo
 from anydepth.detector import WHOLE_TEACHING, Objective, PassLosses, Teaching
 from anydepth.train import run
 from anydepth.training.callbacks.loss_shares import TermNorms, gradient_shares, term_norms
@@ -213,6 +214,9 @@ def test_settings_that_could_have_no_effect_are_refused() -> None:
     trainer: Any = SimpleNamespace()
     with pytest.raises(ValueError, match=r"in this run none does \(full from ground truth\)"):
         _callback(ramp_steps=5, depths=("full",)).on_fit_start(trainer, module)
+    module.objective = zoo.build_losses("detr_none")
+    with pytest.raises(ValueError, match=r"none does \(the losses have no term of distillation\): leave"):
+        _callback(gate=True).on_fit_start(trainer, module)
     module.objective = detr_losses(distillation__backbone_weight=0, distillation__neck_weight=0)
     with pytest.raises(ValueError, match=r"teaching\.shares\.features: .* allowed here are predictions"):
         _callback(shares={"features": 0.1}).on_fit_start(trainer, module)

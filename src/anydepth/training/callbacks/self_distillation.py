@@ -66,10 +66,14 @@ class SelfDistillation(PassObserver):
             super().on_fit_start(trainer, pl_module)
 
     def _check_teaching(self, objective: Objective) -> None:
-        if not (self.schedule.distill and objective.distilled_levels) or self.schedule.is_alone:
+        schedule = self.schedule
+        if schedule.is_alone or not schedule.distill or not objective.distilled_levels:
+            reason = (
+                str(schedule) if objective.distilled_levels else "the losses have no term of distillation"
+            )
             raise ValueError(
                 "the settings `teaching` are about learning from a deeper pass, and in this run none does "
-                f"({self.schedule}): leave them out, or choose other losses or another depth_schedule"
+                f"({reason}): leave them out, or choose other losses or another depth_schedule"
             )
         if "teaching" not in inspect.signature(objective.distilled).parameters:
             raise ValueError(
